@@ -1,0 +1,167 @@
+"""A rule's verdict as data, and the warnings and the error that tell it. No torch, no rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+
+class Severity(IntEnum):
+    """How bad a finding is. INFO never warns and never fails a check."""
+
+    INFO = 0
+    WARNING = 1
+    ERROR = 2
+
+    @property
+    def label(self) -> str:
+        """Lower-case name, as the command line spells it."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Action:
+    """One change that a program can make to the training code's objects."""
+
+    kind: str
+    """Such as ``replace_activation``, ``initialize``, ``add_skip_connections``, ``set_learning_rate``."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers or sites to change."""
+    arguments: tuple[tuple[str, Any], ...] = ()
+    """Name and plain value, such as ``("with", "ReLU")``."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to do, twice: as data that a program can apply, and as a sentence."""
+
+    text: str
+    actions: tuple[Action, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule's verdict about a run."""
+
+    code: str
+    name: str
+    severity: Severity
+    layers: tuple[str, ...]
+    """Names of the layers or sites, in execution order."""
+    first_step: int
+    last_step: int
+    value: float
+    threshold: float
+    cause: str
+    remedy: Remedy
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; `from_dict` reads it back."""
+        return {
+            "code": self.code,
+            "name": self.name,
+            "severity": self.severity.label,
+            "layers": list(self.layers),
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+            "value": self.value,
+            "threshold": self.threshold,
+            "cause": self.cause,
+            "remedy": {
+                "text": self.remedy.text,
+                "actions": [
+                    {"kind": action.kind, "targets": list(action.targets), "arguments": dict(action.arguments)}
+                    for action in self.remedy.actions
+                ],
+            },
+            "message": self.message,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Finding:
+        """Build from what `to_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data isn't a finding.
+        """
+        remedy = data["remedy"]
+        return cls(
+            code=str(data["code"]),
+            name=str(data["name"]),
+            severity=Severity[str(data["severity"]).upper()],
+            layers=tuple(data["layers"]),
+            first_step=int(data["first_step"]),
+            last_step=int(data["last_step"]),
+            value=float(data["value"]),
+            threshold=float(data["threshold"]),
+            cause=str(data["cause"]),
+            remedy=Remedy(
+                text=str(remedy["text"]),
+                actions=tuple(
+                    Action(
+                        kind=str(action["kind"]),
+                        targets=tuple(action["targets"]),
+                        arguments=tuple(action["arguments"].items()),
+                    )
+                    for action in remedy["actions"]
+                ),
+            ),
+            message=str(data["message"]),
+        )
+
+
+class GradWatchError(RuntimeError):
+    """Raised by ``fail_on`` before the next optimizer step; `findings` holds what made it fail."""
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.findings)
+
+
+class GradWatchWarning(UserWarning):
+    """Any warning of the monitor; filter this class to filter them all."""
+
+
+class VanishingGradientWarning(GradWatchWarning):
+    """GW101: the gradient shrinks on its way to the early layers."""
+
+
+class UnreachedLayerWarning(VanishingGradientWarning):
+    """GW104: no gradient, or one that is exactly zero, reaches a layer."""
+
+
+class ExplodingGradientWarning(GradWatchWarning):
+    """GW102: the gradient grows on its way to the early layers, or over the steps."""
+
+
+class NonFiniteGradientWarning(GradWatchWarning):
+    """GW103: NaN or infinity in the loss, the activations or the gradients."""
+
+
+class DeadUnitsWarning(GradWatchWarning):
+    """GW201: units that are inactive in every observation of the window."""
+
+
+class SaturatedUnitsWarning(GradWatchWarning):
+    """GW202: hidden units that sit on the flat outer side of their activation function."""
+
+
+class StalledUpdateWarning(GradWatchWarning):
+    """GW301: a weight layer hardly moves while others do."""
+
+
+class OversizedUpdateWarning(GradWatchWarning):
+    """GW302: a weight layer moves by a large part of itself at each step."""
+
+
+class InitializationWarning(GradWatchWarning):
+    """GW401: the weights at the start can't carry the signal through this depth."""

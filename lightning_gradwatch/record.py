@@ -1,0 +1,249 @@
+"""What one measured step and one run hold: plain numpy, so that rules and readers never need torch.
+
+Layers and sites only ever grow during a run (one used later is appended), so an older record is a prefix of a newer one
+and a record names its column lists by a hash, its *layout*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatVector: TypeAlias = npt.NDArray[np.float64]
+Role: TypeAlias = Literal["hidden", "gate", "output"]
+
+SCHEMA_VERSION = 1
+
+LAYER_METRICS: tuple[str, ...] = ("grad_norm", "grad_rms", "weight_rms", "update_ratio")
+SITE_METRICS: tuple[str, ...] = (
+    "dead_fraction",
+    "saturated_fraction",
+    "inactive_share",
+    "signal_norm",
+    "activation_gain",
+    "weight_gain",
+)
+METRICS: tuple[str, ...] = LAYER_METRICS + SITE_METRICS
+
+
+class LayerState(IntEnum):
+    """What the gradient of a layer was in one measured step; decided by its entries, never by a norm."""
+
+    UNMEASURED = 0
+    """Not looked at: no optimizer that holds the layer stepped."""
+    OK = 1
+    NONE = 2
+    """Trainable, held by an optimizer that stepped, and no parameter of the layer has a gradient."""
+    ZERO = 3
+    """There are gradients, and every entry is exactly zero."""
+    FROZEN = 4
+    NON_FINITE = 5
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One column of a layer metric."""
+
+    name: str
+    kind: str
+    """Class name of the module that owns the parameters, such as ``Linear``; ``Parameter`` for one the root owns."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Shapes of the trainable parameters that the layer owns directly, in registration order."""
+    parameters: int
+    """Number of trainable entries."""
+    weight: bool
+    """Whether it is a weight layer: a parameter of two or more dimensions, not an embedding, not a norm."""
+    used: bool | None = True
+    """Whether the forward pass was seen to use it; None where the forward pass can't be seen (compiled)."""
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """One column of a site metric."""
+
+    name: str
+    function: str
+    """Name of the activation function, such as ``relu`` (a row of the table of activation functions)."""
+    role: Role
+    units: int
+    """Number of units (size of the unit axis); 0 for a function without unit fractions (softmax)."""
+    predecessors: tuple[str, ...] = ()
+    """Sites whose outputs reach this one through no other site; filled in with the weight gain."""
+
+
+@dataclass(frozen=True)
+class NotCovered:
+    """One thing that isn't measured, and why."""
+
+    name: str
+    """Fully qualified name of the module, layer or site; ``""`` for the whole run."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """An optimizer of the run and the settings that the rules ask about."""
+
+    name: str
+    """Class name, such as ``Adam``."""
+    settings: Mapping[str, Any]
+    """Plain numbers, strings and booleans of its ``defaults`` (learning rate, eps, momentum, …)."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers whose parameters it holds."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What stays true over a run: the columns of the metrics, and the settings that a verdict depends on."""
+
+    layers: tuple[LayerInfo, ...] = ()
+    sites: tuple[SiteInfo, ...] = ()
+    optimizers: tuple[OptimizerInfo, ...] = ()
+    precision: str = "32-true"
+    accumulation: int = 1
+    clipping: str = ""
+    """Such as ``norm 1.0`` or ``value 0.5``; empty without clipping."""
+    planned_steps: int | None = None
+    every_n_steps: int | None = None
+    coverage: tuple[NotCovered, ...] = ()
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Thresholds in force, by rule code and field; a rule that was ignored isn't there."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def layout(self) -> str:
+        """Twelve hexadecimal digits that tell one pair of column lists from another."""
+        names = [[layer.name for layer in self.layers], [[site.name, site.function] for site in self.sites]]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+
+    def names(self, metric: str) -> tuple[str, ...]:
+        """Return the column names of a metric.
+
+        Raises:
+            ValueError: no metric has that name.
+        """
+        if metric in LAYER_METRICS:
+            return tuple(layer.name for layer in self.layers)
+        if metric in SITE_METRICS:
+            return tuple(site.name for site in self.sites)
+        raise ValueError(f"metric={metric!r} is not one of {', '.join(METRICS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunInfo:
+        """Build from what `to_dict` gave; keys of a newer schema are left out.
+
+        Raises:
+            KeyError, TypeError, ValueError: the data isn't a run's description.
+        """
+        return cls(
+            layers=tuple(
+                LayerInfo(
+                    **{
+                        **_known(LayerInfo, layer),
+                        "shapes": tuple(tuple(int(size) for size in shape) for shape in layer["shapes"]),
+                    }
+                )
+                for layer in data["layers"]
+            ),
+            sites=tuple(
+                SiteInfo(**{**_known(SiteInfo, site), "predecessors": tuple(site.get("predecessors", ()))})
+                for site in data["sites"]
+            ),
+            optimizers=tuple(
+                OptimizerInfo(**{**_known(OptimizerInfo, entry), "layers": tuple(entry.get("layers", ()))})
+                for entry in data.get("optimizers", ())
+            ),
+            coverage=tuple(NotCovered(**_known(NotCovered, entry)) for entry in data.get("coverage", ())),
+            **{
+                key: data[key]
+                for key in (
+                    "precision",
+                    "accumulation",
+                    "clipping",
+                    "planned_steps",
+                    "every_n_steps",
+                    "rules",
+                    "versions",
+                    "schema_version",
+                )
+                if key in data
+            },
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StepRecord:
+    """One measured step: every number that the rules and the dashboard see.
+
+    Vectors over layers have length L, over sites length S, of the `RunInfo` with the same `layout`.
+    NaN is "not measured" in each of them.
+    """
+
+    step: int
+    """The logger's step, counted from 0: how many batches had stepped before."""
+    layout: str
+    metrics: Mapping[str, FloatVector]
+    """By metric name; a metric that isn't there was measured for no column."""
+    layer_state: npt.NDArray[np.uint8]
+    """`LayerState` codes, shape [L]."""
+    window_fill: FloatVector
+    """How full each site's window is, 0 to 1, shape [S]."""
+    forward_rms: FloatVector
+    """rms of each site's output in this step, shape [S]."""
+    batch_idx: int = 0
+    optimizers: tuple[int, ...] = (0,)
+    """Indices of the optimizers that stepped."""
+    loss: float = float("nan")
+    learning_rates: tuple[float, ...] = ()
+    """Largest learning rate over the parameter groups of each of the run's optimizers."""
+    gradient_scale: float = 1.0
+    skipped: bool = False
+    """The gradient scaler left the optimizer step out (inf or NaN in scaled gradients)."""
+    partial: bool = False
+    """The last, shorter window of accumulation: fewer micro-batches than the loss was divided by."""
+    clip_factor: float = float("nan")
+    """Global norm after clipping over before; NaN where nothing was clipped or it isn't known."""
+    global_grad_norm: float = float("nan")
+    world_size: int = 1
+
+    def values(self, metric: str, length: int) -> FloatVector:
+        """Return a metric as float64[length], NaN where this record has no column yet."""
+        found = np.full(length, np.nan)
+        vector = self.metrics.get(metric)
+        if vector is not None:
+            found[: len(vector)] = vector[:length]
+        return found
+
+
+def series(
+    records: Sequence[StepRecord], infos: Mapping[str, RunInfo], metric: str, names: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], FloatVector]:
+    """Return steps, int64[R], and a metric's values, float64[R, N], with columns matched by name; NaN where absent."""
+    column = {name: index for index, name in enumerate(names)}
+    values = np.full((len(records), len(names)), np.nan)
+    for row, record in enumerate(records):
+        vector = record.metrics.get(metric)
+        if vector is None:
+            continue
+        for name, value in zip(infos[record.layout].names(metric), vector, strict=False):
+            if name in column:
+                values[row, column[name]] = value
+    return np.array([record.step for record in records], dtype=np.int64), values
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {entry.name for entry in dataclasses.fields(cls)}
+    return {key: value for key, value in data.items() if key in fields}
