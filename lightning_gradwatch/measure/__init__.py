@@ -1,0 +1,1 @@
+"""How each number is taken from a running step, in torch and nothing else."""

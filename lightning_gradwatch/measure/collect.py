@@ -1,0 +1,160 @@
+"""What one step gathers of each site, on the device, until it is packed for the transfer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_gradwatch.measure.norms import l2_norm
+from lightning_gradwatch.measure.windows import Chunk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_gradwatch.measure.counting import Counts
+    from lightning_gradwatch.measure.pack import Pack, Slot
+    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.record import FloatVector
+
+
+@dataclass
+class SiteSums:
+    """The sums of one site over the calls and micro-batches of a step."""
+
+    counted: bool = False
+    inactive: Tensor | None = None
+    saturated: Tensor | None = None
+    either: Tensor | None = None
+    observations: int = 0
+    batch_elements: int = 0
+    batch_of_pass: int = 0
+    """Batch elements of the micro-batch under way: the calls of an unrolled loop see the same ones."""
+    output_entries: int = 0
+    output_norms: list[Tensor] = field(default_factory=list)
+    signal_norms: list[Tensor] = field(default_factory=list)
+    signal_complete: bool = True
+    """False where a call's δ can't be had, so that a sum over the others would be wrong."""
+
+    def count(self, counts: Counts, batch_elements: int) -> None:
+        """Add the counts of one call."""
+        self.counted = True
+        self.inactive = _sum(self.inactive, counts.inactive)
+        self.saturated = _sum(self.saturated, counts.saturated)
+        self.either = _sum(self.either, counts.either)
+        self.observations += counts.observations
+        self.batch_of_pass = max(self.batch_of_pass, batch_elements)
+
+    def output(self, tensor: Tensor) -> None:
+        """Add the norm of one call's output."""
+        self.output_norms.append(l2_norm(tensor))
+        self.output_entries += tensor.numel()
+
+    def end_pass(self) -> None:
+        """Close a micro-batch."""
+        self.batch_elements += self.batch_of_pass
+        self.batch_of_pass = 0
+
+
+@dataclass
+class SiteSlots:
+    """Where a site's numbers are in a transfer."""
+
+    site: Site
+    sums: SiteSums
+    inactive: Slot | None
+    saturated: Slot | None
+    either: Slot | None
+    output: list[Slot]
+    signal: list[Slot]
+
+    def chunk(self, values: list[FloatVector]) -> Chunk | None:
+        """Return the step's counts for the site's window; None for a site without unit fractions."""
+        if not self.sums.counted or self.site.units == 0:
+            return None
+        zeros = np.zeros(self.site.units, dtype=np.int64)
+        return Chunk(
+            inactive=zeros if self.inactive is None else values[self.inactive].astype(np.int64),
+            saturated=None if self.saturated is None else values[self.saturated].astype(np.int64),
+            observations=self.sums.observations,
+            batch_elements=self.sums.batch_elements,
+        )
+
+    def inactive_share(self, values: list[FloatVector]) -> float:
+        """Return the share of the step's observations that are inactive or saturated."""
+        if not self.sums.counted or self.site.units == 0 or not self.sums.observations:
+            return float("nan")
+        slot = next((slot for slot in (self.either, self.inactive, self.saturated) if slot is not None), None)
+        if slot is None:
+            return 0.0
+        return float(values[slot].sum() / (self.sums.observations * self.site.units))
+
+    def signal_norm(self, values: list[FloatVector]) -> float:
+        """Return ‖δ‖ over all calls and micro-batches of the step, still multiplied by the gradient scale."""
+        if not self.signal or not self.sums.signal_complete:
+            return float("nan")
+        return _combined(values, self.signal)
+
+    def forward_rms(self, values: list[FloatVector]) -> float:
+        """Return the rms of the site's output over the step."""
+        if not self.sums.output_entries:
+            return float("nan")
+        return _combined(values, self.output) / math.sqrt(self.sums.output_entries)
+
+
+class Collected:
+    """The sums of a step by site."""
+
+    def __init__(self) -> None:
+        self.sites: dict[Site, SiteSums] = {}
+
+    def of(self, site: Site) -> SiteSums:
+        """Return a site's sums, empty ones at its first call."""
+        sums = self.sites.get(site)
+        if sums is None:
+            sums = self.sites[site] = SiteSums()
+        return sums
+
+    def end_pass(self) -> None:
+        """Close a micro-batch."""
+        for sums in self.sites.values():
+            sums.end_pass()
+
+    def pack(self, pack: Pack) -> list[SiteSlots]:
+        """Hand everything over for the transfer."""
+
+        known: dict[int, Slot] = {}
+
+        def slot(tensor: Tensor | None) -> Slot | None:
+            # One mask can be two counts (Hardtanh's outer sides are inactive and saturated): it travels once.
+            if tensor is None:
+                return None
+            if id(tensor) not in known:
+                known[id(tensor)] = pack.add(tensor)
+            return known[id(tensor)]
+
+        return [
+            SiteSlots(
+                site=site,
+                sums=sums,
+                inactive=slot(sums.inactive),
+                saturated=slot(sums.saturated),
+                either=slot(sums.either),
+                output=[pack.add(norm) for norm in sums.output_norms],
+                signal=[pack.add(norm) for norm in sums.signal_norms],
+            )
+            for site, sums in self.sites.items()
+        ]
+
+
+def _sum(total: Tensor | None, counts: Tensor | None) -> Tensor | None:
+    if total is None or counts is None:
+        return counts if total is None else total
+    return total + counts
+
+
+def _combined(values: list[FloatVector], slots: list[Slot]) -> float:
+    # hypot scales, so that squares of the smallest float64 values don't vanish.
+    return math.hypot(*(float(values[slot][0]) for slot in slots))

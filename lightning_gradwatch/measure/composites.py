@@ -1,0 +1,106 @@
+"""Activation functions written by hand, recognised by what they compute.
+
+``x * sigmoid(c * x)`` shows as a sigmoid that is multiplied by another tensor, as a gate does. What tells it apart is that
+both factors are functions of one tensor. So each tensor remembers of which tensor it is an elementwise function, as long
+as nothing else came in, and which activation call it carries.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_gradwatch.measure.sites import GATES
+from lightning_gradwatch.measure.tags import Op, Tag, Tags
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from lightning_gradwatch.measure.collect import SiteSums
+    from lightning_gradwatch.measure.sites import Roles, Site
+
+
+class SiteCall:
+    """One call of a site, for as long as the forward pass may show what it is part of."""
+
+    __slots__ = ("argument", "handles", "inner", "site", "sums")
+
+    def __init__(
+        self,
+        site: Site,
+        sums: SiteSums,
+        argument: Tensor | None = None,
+        handles: Sequence[RemovableHandle] = (),
+        inner: SiteCall | None = None,
+    ) -> None:
+        self.site = site
+        self.sums = sums
+        self.argument = argument
+        """The argument of the function, kept while the site is new: it may be a hand-written one's inner step."""
+        self.handles = handles
+        self.inner = inner
+        """The call whose output is the argument, as softplus is of the tanh in Mish."""
+
+
+class Composite(NamedTuple):
+    """A hand-written activation function whose last step was just done."""
+
+    function: str
+    call: SiteCall | None
+    """Its inner activation call; None where that is no activation function by itself (erf)."""
+    u: Tensor | None
+    """The argument of the inner function, where it isn't an activation function."""
+    root: Tensor
+    """z, of which all of it is a function."""
+
+
+def combine(op: Op, arguments: Sequence[Tensor], tag: Tag, tags: Tags, roles: Roles) -> Composite | None:
+    """Complete the tag of an arithmetic result; return the activation function that it completes, if it does."""
+    operands = [argument for argument in arguments if argument.dim() > 0]
+    if not operands:
+        return None
+    # References by identity: their equality is that of tensors, which is elementwise.
+    roots = [tags.root(operand) for operand in operands]
+    known = [tags.get(operand) for operand in operands]
+    if op is Op.MULTIPLY and len(operands) == 2:
+        for factor, root in zip(known, reversed(roots), strict=True):
+            if factor is not None and factor.of is root and (function := _function(factor)) is not None:
+                z = root()
+                return None if z is None else Composite(function, factor.call, factor.u, z)
+    if all(root is roots[0] for root in roots):
+        tag.root = roots[0]
+        carried = next((found for found in known if found is not None and found.of is not None), None)
+        if carried is not None:
+            tag.call, tag.u, tag.of = carried.call, carried.u, carried.of
+            tag.shifted = carried.shifted or (op is Op.ARITHMETIC and len(operands) == 1)
+    elif op is Op.MULTIPLY and not any(isinstance(operand, nn.Parameter) for operand in operands):
+        for factor in known:
+            if factor is not None and factor.call is not None and factor.call.site.function in GATES:
+                roles.gates(factor.call.site)
+    return None
+
+
+def reference(tensor: Tensor) -> weakref.ref[Tensor]:
+    """Return the plain weak reference to a tensor; there is one, so references compare by identity."""
+    return weakref.ref(tensor)
+
+
+def _function(factor: Tag) -> str | None:
+    """Name what a tensor times this function of the same tensor computes."""
+    if factor.u is not None:
+        return "gelu" if factor.shifted else None
+    assert factor.call is not None
+    site = factor.call.site
+    if site.composite is not None:
+        return site.composite
+    if site.function == "sigmoid" and not factor.shifted:
+        return "silu"
+    if site.function == "tanh":
+        if factor.shifted:
+            return "gelu"
+        if factor.call.inner is not None and factor.call.inner.site.function == "softplus":
+            return "mish"
+    return None

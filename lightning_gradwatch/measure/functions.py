@@ -1,0 +1,302 @@
+"""The table of activation functions: what each is called, and where its units are inactive or saturated.
+
+One row a function; the spellings that torch offers (function, method, in-place form, alias) are found by the row's
+name. `identify` is called for every torch operation of a measured step, so what isn't in the table costs it one
+dictionary lookup, and nothing here reads a tensor's values.
+
+The regions follow the mathematical derivative; which kink belongs to them follows torch's backward (torch 2.13: every
+kink at the edge of a zero piece has gradient 0, Hardswish's at -3 included; ELU's kink belongs to its negative side).
+Single points where a smooth derivative crosses 0 are no region.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import types
+from functools import lru_cache
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+Comparison: TypeAlias = Literal["<", "<=", ">", ">="]
+Inner: TypeAlias = Literal["sigmoid", "tanh", "erf"]
+
+FLAT = math.cosh(2.0) ** -2
+"""sech²(2) = 0.0706508…: an outer bounded side is flat where |f'| is below this share of its maximum."""
+
+# |f'(z)| = FLAT * max|f'|, the solution farthest out on the bounded side. Where there is no closed form the constant
+# was solved once with 40 digits; a test solves it again.
+SIGMOID_BOUND = 4.0  # f' / max f' = sech²(z / 2)
+TANH_BOUND = 2.0
+LOGISTIC_BOUND = 2.0 * math.log(math.sinh(2.0))  # sigmoid(-z) = FLAT: Softplus and LogSigmoid, whose f' is a sigmoid
+EXPONENTIAL_BOUND = 2.0 * math.log(math.cosh(2.0))  # exp(-z) = FLAT
+SOFTSIGN_BOUND = math.cosh(2.0) - 1.0  # f' = 1 / (1 + |z|)²
+GELU_BOUND = -2.0507762548328534
+GELU_TANH_BOUND = -2.0587640546960086
+SILU_BOUND = -3.298184345921125
+MISH_BOUND = -3.3991870993640134
+GELU_ERF_ARGUMENT = -1.450117796488662  # x / sqrt(2) at GELU_BOUND
+GELU_TANH_ARGUMENT = -1.9539803588372064  # sqrt(2 / pi) * (x + 0.044715 * x**3) at GELU_TANH_BOUND
+MISH_ARGUMENT = 0.03285473375720755  # softplus(x) at MISH_BOUND
+
+
+class Region(NamedTuple):
+    """A set of z: ``z < bound``, ``|z| >= bound`` and the like."""
+
+    comparison: Comparison
+    bound: float
+    absolute: bool = False
+    """Whether it is |z| that is compared."""
+
+
+class Zones(NamedTuple):
+    """Where a function with its parameters is inactive and saturated; the regions of one tuple are disjoint."""
+
+    name: str
+    inactive: tuple[Region, ...] = ()
+    """Where the mathematical derivative is exactly 0; empty for a function that can't be inactive."""
+    saturated: tuple[Region, ...] | None = None
+    """Where an outer bounded side is flat; None: not applicable. Inside `inactive` wherever neither is empty."""
+    fractions: bool = True
+    """False: no fraction of units can be given (softmax; a parameter that only the device knows)."""
+    gate_dim: int | None = None
+    """The axis whose second half is the gate that is judged (GLU); None: all of z is judged."""
+
+
+class Call(NamedTuple):
+    """One call of an activation function."""
+
+    zones: Zones
+    z: Tensor
+    """What the function was called with."""
+    in_place: bool
+    """Whether z is, or may be, overwritten by the call."""
+
+    @property
+    def function(self) -> str:
+        """Name of the function, as in ``torch.nn.functional``."""
+        return self.zones.name
+
+
+class Activation(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    judge: Callable[..., Zones]
+    """From the parameters of a call to its zones; its own parameters are those that matter, in torch's order."""
+    aliases: tuple[str, ...] = ()
+    """Other names in torch's namespaces."""
+
+
+def _always(name: str, **zones: Any) -> Callable[[], Zones]:
+    return lambda: Zones(name, **zones)
+
+
+RELU = Zones("relu", (Region("<=", 0.0),))
+
+
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Zones:
+    if (min_val, max_val) == (0.0, 6.0):  # as which nn.ReLU6 arrives
+        return Zones("relu6", (Region("<=", 0.0), Region(">=", 6.0)), (Region(">=", 6.0),))
+    if min_val == -max_val != 0.0:
+        sides: tuple[Region, ...] = (Region(">=", max_val, absolute=True),)
+    else:
+        # Equal limits leave one point, which must not count twice.
+        sides = (Region("<=", min_val), Region(">" if min_val == max_val else ">=", max_val))
+    return Zones("hardtanh", sides, sides)
+
+
+def _leaky_relu(negative_slope: float = 0.01) -> Zones:
+    return Zones("leaky_relu") if negative_slope else RELU
+
+
+def _rrelu(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Zones:
+    flat = lower == upper == 0.0 if training else lower + upper == 0.0
+    return RELU if flat else Zones("rrelu")
+
+
+def _exponential(name: str, steepest: float, rate: float = 1.0) -> Zones:
+    """Judge a function with |f'| = steepest * exp(rate * z) on its negative side and 1 on its positive one."""
+    bound = math.log(FLAT * max(1.0, steepest) / steepest) / rate
+    # A slope that is flat from the start is saturated up to the kink.
+    return Zones(name, saturated=(Region("<", bound) if bound < 0.0 else Region("<=", 0.0),))
+
+
+def _elu(alpha: float = 1.0) -> Zones:
+    return _exponential("elu", abs(alpha)) if alpha else RELU
+
+
+def _celu(alpha: float = 1.0) -> Zones:
+    # f = alpha * (exp(z / alpha) - 1); with a negative alpha that side is steep, not bounded.
+    return _exponential("celu", 1.0, rate=1.0 / alpha) if alpha > 0.0 else Zones("celu")
+
+
+def _gelu(approximate: str = "none") -> Zones:
+    bound = GELU_TANH_BOUND if approximate == "tanh" else GELU_BOUND
+    return Zones("gelu", saturated=(Region("<", bound),))
+
+
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Zones:
+    if not beta:
+        return Zones("softplus")
+    # Where beta * z exceeds the threshold the function is linear, so the flat side ends there at the latest.
+    bound = min(-LOGISTIC_BOUND, threshold)
+    below: Comparison = "<=" if bound == threshold else "<"
+    above: Comparison = ">=" if bound == threshold else ">"
+    return Zones("softplus", saturated=(Region(below if beta > 0.0 else above, bound / beta),))
+
+
+def _threshold(threshold: float, value: float) -> Zones:  # noqa: ARG001  # its own constant doesn't matter
+    return Zones("threshold", (Region("<=", threshold),))
+
+
+def _shrink(name: str) -> Callable[..., Zones]:
+    def judge(lambd: float = 0.5) -> Zones:
+        return Zones(name, (Region("<=", lambd, absolute=True),) if lambd >= 0.0 else ())
+
+    return judge
+
+
+def _glu(dim: int = -1) -> Zones:
+    return Zones("glu", saturated=(Region(">", SIGMOID_BOUND, absolute=True),), gate_dim=dim)
+
+
+_CONSTANT_SIDES = (Region(">=", 3.0, absolute=True),)
+
+ACTIVATIONS: tuple[Activation, ...] = (
+    Activation("relu", lambda: RELU),
+    Activation("relu6", lambda: _hardtanh(0.0, 6.0)),
+    Activation("leaky_relu", _leaky_relu),
+    Activation("prelu", _always("prelu")),
+    Activation("rrelu", _rrelu),
+    Activation("elu", _elu),
+    Activation("celu", _celu),
+    Activation("selu", lambda: _exponential("selu", 1.6732632423543772)),  # alpha: the slope left of 0 over that right
+    Activation("gelu", _gelu),
+    Activation("silu", _always("silu", saturated=(Region("<", SILU_BOUND),))),
+    Activation("mish", _always("mish", saturated=(Region("<", MISH_BOUND),))),
+    Activation("hardswish", _always("hardswish", inactive=(Region("<=", -3.0),))),
+    Activation("hardsigmoid", _always("hardsigmoid", inactive=_CONSTANT_SIDES, saturated=_CONSTANT_SIDES)),
+    Activation("hardtanh", _hardtanh),
+    Activation("hardshrink", _shrink("hardshrink")),
+    Activation("softshrink", _shrink("softshrink")),
+    Activation("sigmoid", _always("sigmoid", saturated=(Region(">", SIGMOID_BOUND, absolute=True),)), ("expit",)),
+    Activation("logsigmoid", _always("logsigmoid", saturated=(Region(">", LOGISTIC_BOUND),)), ("log_sigmoid",)),
+    Activation("tanh", _always("tanh", saturated=(Region(">", TANH_BOUND, absolute=True),))),
+    Activation("softsign", _always("softsign", saturated=(Region(">", SOFTSIGN_BOUND, absolute=True),))),
+    Activation("tanhshrink", _always("tanhshrink")),
+    Activation("softplus", _softplus),
+    Activation("threshold", _threshold),
+    Activation("glu", _glu),
+    Activation("softmax", _always("softmax", fractions=False)),
+    Activation("log_softmax", _always("log_softmax", fractions=False)),
+)
+
+COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
+    # x * sigmoid(u) with u = c * x is silu(u) / c, so SiLU's own bound holds for every c; the other arguments grow with x.
+    ("silu", "sigmoid"): Zones("silu", saturated=(Region("<", SILU_BOUND),)),
+    ("gelu", "tanh"): Zones("gelu", saturated=(Region("<", GELU_TANH_ARGUMENT),)),
+    ("gelu", "erf"): Zones("gelu", saturated=(Region("<", GELU_ERF_ARGUMENT),)),
+    ("mish", "tanh"): Zones("mish", saturated=(Region("<", MISH_ARGUMENT),)),
+}
+"""Functions written out by hand, by name and inner function; the regions are of u, the inner function's argument."""
+
+ERF: frozenset[Any] = frozenset((torch.erf, torch.erf_, torch.Tensor.erf, torch.Tensor.erf_, torch.special.erf))
+"""The inner function that is no activation function by itself."""
+
+
+def composite(name: str, inner: Inner, u: Tensor, *, in_place: bool = False) -> Call:
+    """Return the call of a function that was written out by hand, judged at its inner function's argument.
+
+    Raises:
+        ValueError: no such composite is in the table.
+    """
+    zones = COMPOSITES.get((name, inner))
+    if zones is None:
+        known = ", ".join(f"{outer} of {argument}" for outer, argument in COMPOSITES)
+        raise ValueError(f"name={name!r}, inner={inner!r} is no known composite; there are {known}")
+    return Call(zones, u, in_place)
+
+
+def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Call | None:
+    """Return which activation function a ``TorchFunctionMode`` handler was called for; None if it is none.
+
+    None too for an input that isn't a strided float tensor. Never raises, and never waits for a device.
+    """
+    try:
+        spelling = _SPELLINGS.get(func)
+    except TypeError:  # an unhashable callable
+        return None
+    if spelling is None:
+        return None
+    z = args[0] if args else kwargs.get("input") if kwargs else None
+    if not isinstance(z, Tensor) or z.dtype not in _DTYPES or z.layout is not torch.strided:
+        return None
+    given: dict[str, Any] = dict(zip(spelling.parameters, args[1:], strict=False))
+    if kwargs:
+        given.update(kwargs)
+    wanted = spelling.wanted
+    zones = _zones(spelling.activation, tuple((name, _plain(given[name])) for name in wanted if name in given))
+    dim = zones.gate_dim
+    if dim is not None and not (-z.dim() <= dim < z.dim() and z.shape[dim] % 2 == 0):
+        return None  # torch itself is about to refuse it
+    return Call(zones, z, spelling.in_place or bool(_plain(given.get("inplace"))) or given.get("out") is not None)
+
+
+class _Spelling(NamedTuple):
+    activation: Activation
+    parameters: tuple[str, ...]
+    """Names of the positional parameters after the input."""
+    wanted: tuple[str, ...]
+    """Names of those that the zones depend on."""
+    in_place: bool
+
+
+_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
+def _plain(value: object) -> float | str | None:
+    """Return a number or a string as it is; None for what would have to be read from a tensor."""
+    if isinstance(value, (int, float, str)):
+        return value
+    return float(value) if isinstance(value, Real) else None
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
+@lru_cache(maxsize=1024)
+def _zones(activation: Activation, key: tuple[tuple[str, Any], ...]) -> Zones:
+    given = dict(key)
+    if None not in given.values():
+        try:
+            return activation.judge(**given)
+        except (ArithmeticError, TypeError, ValueError):  # torch itself is about to refuse it
+            pass
+    return Zones(activation.name, fractions=False)
+
+
+def _find_spellings() -> dict[object, _Spelling]:
+    spellings: dict[object, _Spelling] = {}
+    spaces = (functional, torch, torch.Tensor, torch.special, torch._C._nn)  # noqa: SLF001  # F.silu and others end there
+    for row in ACTIVATIONS:
+        wanted = _parameters(row.judge)
+        for name, space, suffix in itertools.product((row.name, *row.aliases), spaces, ("", "_")):
+            found = getattr(space, name + suffix, None)
+            if found is not None:
+                # Builtins have no signature; theirs is the row's own.
+                positional = _parameters(found)[1:] if isinstance(found, types.FunctionType) else wanted
+                spellings[found] = _Spelling(row, positional, wanted, bool(suffix))
+    return spellings
+
+
+_SPELLINGS = _find_spellings()

@@ -1,0 +1,140 @@
+"""Layers: who owns which trainable parameter, under which name, in which order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
+
+from lightning_gradwatch.record import LayerInfo, NotCovered
+
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def qualified_name(name: str) -> str:
+    """Strip the prefixes that wrappers put into fully qualified names.
+
+    >>> qualified_name("_orig_mod.net.0._orig_mod.weight")
+    'net.0.weight'
+    """
+    return _WRAPPERS.sub("", name)
+
+
+@dataclass
+class Layer:
+    """A module that directly owns trainable parameters."""
+
+    name: str
+    kind: str
+    normalizes: bool = False
+    """Whether it is an embedding or a norm, whose matrices are no weight layer's."""
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    used: bool = False
+
+    @property
+    def weight(self) -> bool:
+        """Whether it is a weight layer."""
+        return not self.normalizes and bool(self.matrices)
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """The parameters of two or more dimensions."""
+        return [parameter for parameter in self.parameters if parameter.dim() > 1]
+
+    def info(self, *, seen: bool) -> LayerInfo:
+        """Describe the layer; `seen` says whether the forward pass can be watched at all."""
+        return LayerInfo(
+            name=self.name,
+            kind=self.kind,
+            shapes=tuple(tuple(parameter.shape) for parameter in self.parameters),
+            parameters=sum(parameter.numel() for parameter in self.parameters),
+            weight=self.weight,
+            used=True if self.used else (False if seen else None),
+        )
+
+
+class Layers:
+    """All layers of a model, in the order of their first use; a layer once in the list keeps its place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = _unwrapped(model)
+        self._by_name: dict[str, Layer] = {}
+        self._by_parameter: dict[int, Layer] = {}
+        self.ordered: list[Layer] = []
+        self._listed: set[str] = set()
+        self.unused = 0
+        """Layers that no forward pass was seen to use; while there are none, nothing needs to look."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in parameters that came, or became trainable, since; those that are known keep their layer."""
+        modules = {qualified_name(f"{name}."): module for name, module in self._model.named_modules()}
+        for name, parameter in self._model.named_parameters():
+            if id(parameter) in self._by_parameter or not parameter.requires_grad:
+                continue
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                continue
+            full = qualified_name(name)
+            prefix, _, own = full.rpartition(".")
+            layer = self._by_name.get(prefix or own)
+            if layer is None:
+                module = modules.get(f"{prefix}." if prefix else "")
+                layer = Layer(
+                    name=prefix or own,
+                    kind=type(module).__name__ if prefix and module is not None else "Parameter",
+                    normalizes=isinstance(module, _NOT_WEIGHT),
+                )
+                self._by_name[layer.name] = layer
+                self.unused += 1
+            layer.parameters.append(parameter)
+            self._by_parameter[id(parameter)] = layer
+
+    def __contains__(self, parameter: object) -> bool:
+        return id(parameter) in self._by_parameter
+
+    def owner(self, parameter: object) -> Layer | None:
+        """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
+        return self._by_parameter.get(id(parameter))
+
+    def use(self, layer: Layer) -> None:
+        """Note that the forward pass uses a layer."""
+        if not layer.used:
+            layer.used = True
+            self.unused -= 1
+            self._list(layer)
+
+    def list_unused(self) -> None:
+        """Append what no forward pass used so far, in registration order."""
+        for layer in self._by_name.values():
+            self._list(layer)
+
+    def _list(self, layer: Layer) -> None:
+        if layer.name not in self._listed:
+            self._listed.add(layer.name)
+            self.ordered.append(layer)
+
+    def without_optimizer(self, optimizers: Sequence[Optimizer]) -> Iterator[NotCovered]:
+        """Yield the layers with trainable parameters that no optimizer holds."""
+        held = {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}
+        for layer in self.ordered:
+            if not any(id(parameter) in held for parameter in layer.parameters):
+                yield NotCovered(layer.name, "no optimizer holds its parameters")
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    """Yield the parameters an optimizer updates."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while isinstance(model, _PARALLEL):
+        model = model.module
+    return model

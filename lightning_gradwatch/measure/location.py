@@ -1,0 +1,111 @@
+"""Where in the user's program an activation function is called, told from the call stack.
+
+No hook is put on any module: hooks on a compiled module cost a recompilation or never fire, and a module that is called
+through ``forward`` directly has none. Only `nn.Module._call_impl`'s own locals are looked at, as reading the locals of a
+user's frame would keep its tensors alive.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import CodeType
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointFunction
+
+Place: TypeAlias = tuple[CodeType, int]
+"""A code object and the offset of an instruction in it: two calls on one line are two places."""
+
+_CALL_IMPL = nn.Module._call_impl.__code__  # noqa: SLF001 - the frame that knows which module is being called
+_REENTRANT_CHECKPOINT = CheckpointFunction.forward.__code__
+_DEEPEST = 200
+
+
+def _folder(path: str | None) -> str:
+    return str(Path(path or "").resolve().parent) + os.sep
+
+
+_OURS = _folder(str(Path(__file__).parent))
+_INTERNAL_FOLDERS = (_folder(torch.__file__), _OURS)
+_LIGHTNING = (f"{os.sep}lightning{os.sep}pytorch{os.sep}", f"{os.sep}lightning{os.sep}fabric{os.sep}",
+              f"{os.sep}pytorch_lightning{os.sep}", f"{os.sep}lightning_fabric{os.sep}")
+_is_internal: dict[CodeType, bool] = {}
+
+
+class Location(NamedTuple):
+    """Where an activation function is called."""
+
+    module: str
+    """Fully qualified name of the innermost module whose forward is running; ``""`` for the root."""
+    leaf: bool
+    """Whether that module is nothing but an activation function (no children, no parameters of a layer)."""
+    place: Place | None
+    """The user's own line: of the call, or, for a leaf, of the call of the module."""
+    inner: Place | None
+    """For a leaf that the user wrote: the line inside it."""
+    checkpointed: bool
+    """Whether a reentrant checkpoint runs this forward without gradients, to run it again in the backward pass."""
+
+
+def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
+    """Find the innermost known module and the nearest line that isn't torch's, Lightning's or ours.
+
+    Args:
+        names: Fully qualified names by the `id` of each module of the model.
+        above: How many frames to leave out, counted from the caller.
+    """
+    frame = sys._getframe(above + 1)  # noqa: SLF001 - the documented way to look at the caller's stack
+    module: str | None = None
+    leaf = checkpointed = False
+    place: Place | None = None
+    inner: Place | None = None
+    depth = 0
+    current: object = frame
+    while current is not None and depth < _DEEPEST:
+        code = frame.f_code
+        if code is _CALL_IMPL:
+            if module is None:
+                owner = frame.f_locals["self"]
+                module = names.get(id(owner))
+                if module is not None and is_leaf(owner):
+                    leaf, inner, place = True, place, None
+        elif code is _REENTRANT_CHECKPOINT:
+            checkpointed = True
+        elif place is None and not _internal(code):
+            place = (code, frame.f_lasti)
+        elif code in _OUTERMOST:
+            break
+        if module is not None and place is not None:
+            break
+        depth += 1
+        current = frame.f_back
+        if frame.f_back is not None:
+            frame = frame.f_back
+    return Location(module or "", leaf, place, inner, checkpointed)
+
+
+_OUTERMOST: set[CodeType] = set()
+
+
+def mark_outermost(code: CodeType) -> None:
+    """Name a function of ours above which there is nothing of the user's forward pass."""
+    _OUTERMOST.add(code)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is an activation function by itself, so that its own name says all."""
+    return not module._modules and (not module._parameters or isinstance(module, nn.PReLU))  # noqa: SLF001 - no copies
+
+
+def _internal(code: CodeType) -> bool:
+    known = _is_internal.get(code)
+    if known is None:
+        path = code.co_filename
+        known = path.startswith(_INTERNAL_FOLDERS) or any(part in path for part in _LIGHTNING) or path.startswith("<")
+        _is_internal[code] = known
+    return known

@@ -1,0 +1,79 @@
+"""One transfer a measured step: everything counted on the device, gathered into one float64 vector.
+
+Nothing is read while the step runs. What is handed over here are sums and norms of a few numbers a layer and a count or
+two a unit; integers up to 2^53 and float32 values go through float64 unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.record import FloatVector
+
+Slot: TypeAlias = int
+Sent: TypeAlias = "tuple[list[int], list[int], Tensor, torch.cuda.Event | None]"
+
+
+class Pack:
+    """Device tensors of one step, in the order of their slots."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def add(self, tensor: Tensor) -> Slot:
+        """Take a tensor of any real dtype along; its slot finds it again after the transfer."""
+        self._tensors.append(tensor.detach())
+        return len(self._tensors) - 1
+
+    def send(self) -> Pending:
+        """Start the transfer: one for each device that holds something (as a rule one)."""
+        tensors, self._tensors = self._tensors, []
+        devices: dict[torch.device, list[int]] = {}
+        for slot, tensor in enumerate(tensors):
+            devices.setdefault(tensor.device, []).append(slot)
+        sent: list[Sent] = []
+        for device, slots in devices.items():
+            scalars = [slot for slot in slots if tensors[slot].dim() == 0]
+            vectors = [slot for slot in slots if tensors[slot].dim() > 0]
+            flat = [tensors[slot].reshape(-1).to(torch.float64) for slot in vectors]
+            if scalars:
+                flat.insert(0, torch.stack([tensors[slot].to(torch.float64) for slot in scalars]))
+            sizes = [1] * len(scalars) + [tensors[slot].numel() for slot in vectors]
+            packed = torch.cat(flat)
+            if device.type == "cuda":
+                host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+                host.copy_(packed, non_blocking=True)
+                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                arrived.record()
+                sent.append((scalars + vectors, sizes, host, arrived))
+            else:
+                sent.append((scalars + vectors, sizes, packed.cpu(), None))
+        return Pending(len(tensors), sent)
+
+
+class Pending:
+    """A transfer under way."""
+
+    def __init__(self, length: int, sent: list[Sent]) -> None:
+        self._length = length
+        self._sent = sent
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `wait` would return at once."""
+        return all(event is None or event.query() for _, _, _, event in self._sent)  # type: ignore[no-untyped-call]  # as above
+
+    def wait(self) -> list[FloatVector]:
+        """Return the values by slot, each flattened."""
+        values: list[FloatVector] = [np.empty(0)] * self._length
+        for slots, sizes, host, event in self._sent:
+            if event is not None:
+                event.synchronize()
+            pieces = np.split(host.numpy(), np.cumsum(sizes)[:-1])
+            for slot, piece in zip(slots, pieces, strict=True):
+                values[slot] = piece
+        return values

@@ -1,0 +1,151 @@
+"""The signal δ = dL/dz of an activation call, taken where autograd computes it.
+
+A hook on the node that the call made gets the gradients of that node's own inputs: δ through this activation only, even
+where the tensor is also used elsewhere (a tensor hook would read the total) and even where the output is changed in
+place afterwards (a module hook would fail). A hand-written function makes several nodes; there δ is the sum of what
+they pass on to z, and the parts are held from the first of them to the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+from lightning_gradwatch.measure.norms import l2_norm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
+
+    from lightning_gradwatch.measure.collect import SiteSums
+    from lightning_gradwatch.measure.faults import Faults
+
+Grads: TypeAlias = "tuple[Tensor | None, ...]"
+
+_LARGEST_COMPOSITE = 40
+"""Nodes that a hand-written activation function has at most (the tanh form of GELU has ten)."""
+
+
+class Origin:
+    """Where gradients for a tensor go: to output `index` of a node, or into a leaf."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._node = tensor.grad_fn
+        self._index = tensor.output_nr
+        self._leaf = tensor if tensor.grad_fn is None else None
+
+    def takes(self, node: Node | None, index: int) -> bool:
+        """Whether an edge of the graph leads to the tensor."""
+        if node is None:
+            return False
+        if self._leaf is not None:
+            return getattr(node, "variable", None) is self._leaf
+        return node is self._node and index == self._index
+
+
+class SignalHooks:
+    """The hooks of one step on nodes of the user's graph."""
+
+    def __init__(self, faults: Faults, *, off: bool = False) -> None:
+        self._faults = faults
+        self._off = off
+        self._handles: list[RemovableHandle] = []
+        self.ignoring = False
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Leave out a backward pass that isn't the step's own, such as a gradient penalty's."""
+        before, self.ignoring = self.ignoring, True
+        try:
+            yield
+        finally:
+            self.ignoring = before
+
+    def watch(self, sums: SiteSums, output: Tensor, origin: Origin) -> list[RemovableHandle]:
+        """Add ‖δ‖ of a call to `sums` when the backward pass gets there.
+
+        Args:
+            sums: The sums of the call's site.
+            output: What the activation function returned.
+            origin: Of its argument z, made before the call (an in-place function changes it).
+
+        Returns:
+            The handles, for a call that turns out to be a step inside a larger function.
+        """
+        node = output.grad_fn
+        if node is None or self._off or not self._faults.on("signal"):
+            return []
+        ends = _ends(node, origin)
+        if not ends:
+            sums.signal_complete = False
+            return []
+        seen = _Parts(sums, len(ends))
+        handles = [end.register_hook(self._hook(seen, places)) for end, places in ends]
+        self._handles += handles
+        return handles
+
+    def _hook(self, parts: _Parts, places: list[int]) -> Callable[[Grads, Grads], None]:
+        def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
+            del grad_outputs
+            if self.ignoring or not self._faults.on("signal"):
+                return
+            try:
+                parts.take([grad_inputs[place] for place in places])
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the user's backward pass; it is reported
+                self._faults.report("signal", error)
+
+        return hook
+
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class _Parts:
+    """The gradients that a call's nodes pass on to z, until all of them came."""
+
+    def __init__(self, sums: SiteSums, nodes: int) -> None:
+        self._sums = sums
+        self._missing = nodes
+        self._delta: Tensor | None = None
+
+    def take(self, gradients: list[Tensor | None]) -> None:
+        self._missing -= 1
+        if self._missing < 0:
+            # A second backward pass through the same graph: the norm of the sum isn't the sum of the norms.
+            self._sums.signal_complete = False
+            return
+        for gradient in gradients:
+            if gradient is not None:
+                self._delta = gradient.detach() if self._delta is None else self._delta + gradient.detach()
+        if self._missing == 0 and self._delta is not None:
+            self._sums.signal_norms.append(l2_norm(self._delta))
+            self._delta = None
+
+
+def _ends(node: Node, origin: Origin) -> list[tuple[Node, list[int]]]:
+    """Return the nodes below `node` that pass a gradient to the origin, each with the places of those gradients."""
+    direct = [place for place, edge in enumerate(node.next_functions) if origin.takes(*edge)]
+    if direct and len(direct) == sum(following is not None for following, _ in node.next_functions):
+        return [(node, direct)]
+    ends: list[tuple[Node, list[int]]] = []
+    seen = {node}
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        places = []
+        for place, (following, index) in enumerate(current.next_functions):
+            if origin.takes(following, index):
+                places.append(place)
+            elif following is not None and following not in seen:
+                if len(seen) > _LARGEST_COMPOSITE:
+                    return []
+                seen.add(following)
+                waiting.append(following)
+        if places:
+            ends.append((current, places))
+    return ends

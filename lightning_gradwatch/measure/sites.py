@@ -1,0 +1,152 @@
+"""Activation sites: which call belongs to which site, what a site is called, and which role it plays."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_gradwatch.record import Role, SiteInfo
+
+if TYPE_CHECKING:
+    from torch.autograd.graph import Node
+
+    from lightning_gradwatch.measure.layers import Layer
+    from lightning_gradwatch.measure.location import Location
+
+GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh"})
+"""Bounded functions that gate when their output multiplies another tensor."""
+
+
+@dataclass(eq=False)
+class Site:
+    """One place where an activation function is called."""
+
+    key: Hashable
+    location: Location
+    function: str
+    units: int
+    """Size of the unit axis; 0 without unit fractions."""
+    role: Role | None = None
+    """None until the first forward pass that called it has ended."""
+    composite: str | None = None
+    """The function that the place turned out to compute, such as ``silu`` for ``x * sigmoid(x)``."""
+    part: bool = False
+    """Whether it turned out to be a step inside a hand-written function, and so no site."""
+    name: str = ""
+
+    def info(self) -> SiteInfo:
+        """Describe the site."""
+        return SiteInfo(
+            name=self.name, function=self.composite or self.function, role=self.role or "hidden", units=self.units
+        )
+
+
+class Sites:
+    """All sites of a model, in the order of their first call; a site once named keeps its place."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, Site] = {}
+        self._names: set[str] = set()
+        self.ordered: list[Site] = []
+        """Those with a name and a role."""
+        self._fresh: list[Site] = []
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether some site still has no role, so that the pass must keep track of what consumes it."""
+        return bool(self._fresh)
+
+    def find(self, location: Location, function: str, layer: Layer | None, units: int) -> Site:
+        """Return the site of a call, a new one at its first call.
+
+        The layer that produced the argument tells the turns of a loop over layers apart (a net written as ``for layer in
+        layers: x = relu(layer(x))`` has a site a layer), while an unrolled loop, which reuses its layers, stays one site.
+        """
+        key = (location.module, location.place, location.inner, function, layer.name if layer else None, units)
+        site = self._by_key.get(key)
+        if site is None:
+            site = Site(key=key, location=location, function=function, units=units)
+            self._by_key[key] = site
+            self._fresh.append(site)
+        return site
+
+    def drop(self, site: Site) -> None:
+        """Leave a site out that turned out to be a step inside a hand-written function."""
+        if site in self._fresh:
+            self._fresh.remove(site)
+            site.part = True
+
+    def settle(self, roles: Roles) -> None:
+        """Give each new site its role and its name, at the end of the first forward pass that called it."""
+        for site in self._fresh:
+            site.role = roles.of(site)
+            site.name = self._name(site)
+            self.ordered.append(site)
+        self._fresh.clear()
+
+    def _name(self, site: Site) -> str:
+        location = site.location
+        plain = location.module
+        if not location.leaf or any(
+            other.location.module == plain and (other.location.inner, other.function) != (location.inner, site.function)
+            for other in self.ordered
+        ):
+            plain = f"{location.module}:{site.composite or site.function}"
+        name, count = plain, 1
+        while name in self._names:
+            count += 1
+            name = f"{plain}#{count}"
+        self._names.add(name)
+        return name
+
+
+class Roles:
+    """What the forward pass showed of the consumers of each new site's output."""
+
+    def __init__(self) -> None:
+        self._gates: set[Site] = set()
+        self._nodes: dict[Node, Site] = {}
+        self._consumers: list[Node] = []
+        self._unseen: list[Site] = []
+        """Sites whose output has no node (recomputed by a reentrant checkpoint), in the order of their calls."""
+        self._followed: set[Site] = set()
+        self._hidden: set[Site] | None = None
+
+    def called(self, site: Site, node: Node | None) -> None:
+        """Note the node of a site's output."""
+        if node is None:
+            self._unseen.append(site)
+        else:
+            self._nodes[node] = site
+
+    def gates(self, site: Site) -> None:
+        """Note that a site's output multiplies another tensor."""
+        self._gates.add(site)
+
+    def parameterised(self, node: Node | None) -> None:
+        """Note the node of an operation that takes a parameter."""
+        if node is not None:
+            self._consumers.append(node)
+        self._followed.update(self._unseen)
+        self._unseen.clear()
+
+    def of(self, site: Site) -> Role:
+        """Return the role of a site, once the forward pass is complete."""
+        if site in self._gates or site.function == "glu":
+            return "gate"
+        if self._hidden is None:
+            self._hidden = {self._nodes[node] for node in _upstream(self._consumers) if node in self._nodes}
+        return "hidden" if site in self._hidden or site in self._followed else "output"
+
+
+def _upstream(nodes: Iterable[Node]) -> set[Node]:
+    """Return all nodes from which gradient-carrying values flow into one of `nodes`, without those themselves."""
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        for following, _ in waiting.pop().next_functions:
+            if following is not None and following not in found:
+                found.add(following)
+                waiting.append(following)
+    return found

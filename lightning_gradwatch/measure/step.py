@@ -1,0 +1,172 @@
+"""One measured step on the device: from the first forward pass to the transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lightning_gradwatch.measure.activations import Activations
+from lightning_gradwatch.measure.collect import Collected, SiteSlots
+from lightning_gradwatch.measure.gradients import OptimizerGradients
+from lightning_gradwatch.measure.pack import Pack, Pending, Slot
+from lightning_gradwatch.measure.signal import SignalHooks
+from lightning_gradwatch.measure.tags import Tags
+from lightning_gradwatch.measure.tracer import Tracer
+from lightning_gradwatch.measure.updates import Limits, WeightSnapshot
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from lightning_gradwatch.measure.faults import Faults
+    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.sites import Sites
+
+
+class OptimizerStep:
+    """What one optimizer's step was measured by."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.learning_rate = max((float(group["lr"]) for group in optimizer.param_groups if "lr" in group), default=float("nan"))
+        self.gradients: OptimizerGradients | None = None
+        self.clipped: OptimizerGradients | None = None
+        self.snapshot: WeightSnapshot | None = None
+        self.done = False
+        """Whether the step was really taken; a gradient scaler leaves one with inf out."""
+
+
+class Measured:
+    """A step whose numbers are on their way to the host."""
+
+    def __init__(self, step: StepMeter) -> None:
+        self.steps = step.steps
+        self.slots: list[SiteSlots] = step.collected.pack(step.pack) if step.faults.on("activations") else []
+        self.losses = step.losses
+        self.scale = step.scale
+        self.pending: Pending = step.pack.send()
+
+
+class StepMeter:
+    """Measures one step: forward passes within `tracing`, gradients and weights around each optimizer step."""
+
+    def __init__(
+        self,
+        *,
+        layers: Layers,
+        sites: Sites,
+        faults: Faults,
+        names: Mapping[int, str],
+        limits: Limits,
+        activations_only: bool = False,
+    ) -> None:
+        self.faults = faults
+        self.collected = Collected()
+        self.pack = Pack()
+        self.steps: dict[int, OptimizerStep] = {}
+        self.losses: list[Slot] = []
+        self.scale: Slot | None = None
+        self.activations_only = activations_only
+        self._layers = layers
+        self._limits = limits
+        self._tags = Tags()
+        self.hooks = SignalHooks(faults, off=activations_only)
+        self.activations = Activations(
+            sites=sites, collected=self.collected, hooks=self.hooks, tags=self._tags, names=names
+        )
+        self.takes_losses = True
+        self.tracer = Tracer(
+            layers=layers,
+            activations=self.activations,
+            tags=self._tags,
+            faults=faults,
+            before_backward=self._saw_backward,
+        )
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Watch one forward pass; nothing of it is kept afterwards but sums."""
+        try:
+            with self.tracer:
+                yield
+        finally:
+            self.end_pass()
+
+    def end_pass(self) -> None:
+        """Close a forward pass."""
+        try:
+            self.activations.end_pass()
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the user's step; it is reported
+            self.faults.report("activations", error)
+
+    def _saw_backward(self, loss: Any) -> None:
+        self.end_pass()
+        if self.takes_losses:
+            self.add_loss(loss)
+
+    def add_loss(self, loss: Any, scale: Tensor | None = None) -> None:
+        """Take the loss of one backward pass; those of a step add up."""
+        if isinstance(loss, (list, tuple)) and len(loss) == 1:
+            loss = loss[0]
+        if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+            value = loss.detach().reshape(()).double()
+            self.losses.append(self.pack.add(value if scale is None else value / scale))
+
+    def set_scale(self, scale: Tensor) -> None:
+        """Take the factor by which the loss, and so every signal of this step, is multiplied."""
+        self.scale = self.pack.add(scale)
+
+    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, scale: Tensor | None = None) -> bool:
+        """Measure the gradients an optimizer is about to use and remember its weights; the first time in a step only.
+
+        Args:
+            optimizer: The optimizer.
+            index: Its place in the run's list.
+            scale: The factor its gradients are still multiplied by, for one that unscales them itself.
+
+        Returns:
+            Whether this was the first time, so that `after_optimizer_step` is wanted.
+        """
+        if index in self.steps:
+            return False
+        step = self.steps[index] = OptimizerStep(optimizer)
+        if self.activations_only:
+            return True
+        if self.faults.on("gradients"):
+            try:
+                step.gradients = OptimizerGradients(optimizer, self._layers, self.pack, scale=scale)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.faults.report("gradients", error)
+        if self.faults.on("updates"):
+            try:
+                step.snapshot = WeightSnapshot(optimizer, self._layers, self.pack, self._limits)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.faults.report("updates", error)
+        return True
+
+    def after_optimizer_step(self, index: int, *, clipped: bool = False) -> None:
+        """Compare the weights with those before; with `clipped`, read the gradients again, as the step used them."""
+        step = self.steps[index]
+        step.done = True
+        if step.snapshot is not None and self.faults.on("updates"):
+            try:
+                step.snapshot.measure(self.pack)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.faults.report("updates", error)
+        if clipped and step.gradients is not None and self.faults.on("gradients"):
+            try:
+                step.clipped = OptimizerGradients(step.optimizer, self._layers, self.pack)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.faults.report("gradients", error)
+
+    def finish(self) -> Measured:
+        """Take every hook away and start the transfer."""
+        self.close()
+        return Measured(self)
+
+    def close(self) -> None:
+        """Take every hook away; fine to call again."""
+        self.hooks.remove()
+        self._tags.clear()

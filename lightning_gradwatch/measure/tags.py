@@ -1,0 +1,188 @@
+"""What is remembered of a tensor between the call that made it and the call that takes it.
+
+The unit axis is decided by the operation that produced a tensor (shapes alone can't tell [batch, channel, position] from
+[batch, position, feature]), so each result inherits or changes what its argument had. Tags live in a table of the
+tracer and die with the step: an attribute on a user's tensor would outlive it, in a checkpoint for instance.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.measure.layers import Layer
+    from lightning_gradwatch.measure.composites import SiteCall
+
+
+class Op(IntEnum):
+    """What an operation does to the unit axis."""
+
+    IGNORE = 0
+    """Gives no tensor that an activation could take (sizes, properties, in-place fills)."""
+    KEEP = 1
+    """Same axis as its first tagged argument of the same rank: elementwise, pooling, concatenation, slices."""
+    ARITHMETIC = 2
+    """KEEP, and a function of one tensor as long as all its tensor arguments are functions of that one."""
+    MULTIPLY = 3
+    LAST = 4
+    """Makes features along the last axis: linear, matmul, layer norm, embedding."""
+    CHANNEL = 5
+    """Makes channels along axis 1 (0 without a batch axis): convolutions, batch, group and instance norm."""
+    RESHAPE = 6
+    TRANSPOSE = 7
+    ERF = 8
+    GRAD = 9
+    """``autograd.grad``: whatever backward it runs isn't the step's own."""
+    BACKWARD = 10
+
+
+_NAMES: dict[Op, str] = {
+    Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
+    "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "
+    "register_hook retain_grad detach_ cpu_ isnan isinf isfinite eq ne lt le gt ge equal allclose argmax argmin "
+    "__len__ __bool__ __float__ __int__ __repr__ __format__ __hash__ __contains__ __get__ __set__ __delete__ "
+    "zeros ones empty rand randn full arange zeros_like ones_like empty_like rand_like randn_like "
+    "_set_grad_enabled is_grad_enabled set_grad_enabled _record_function_enter_new _record_function_exit "
+    "new_zeros new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
+    Op.ARITHMETIC: "add sub rsub div true_divide divide subtract pow square neg negative add_ sub_ div_ neg_ pow_ "
+    "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __truediv__ __rtruediv__ __itruediv__ __div__ __rdiv__ "
+    "__pow__ __ipow__ __neg__ float half bfloat16 double to type clone contiguous type_as",
+    Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
+    Op.LAST: "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
+    "embedding_bag scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh rnn_relu lstm_cell "
+    "gru_cell rnn_tanh_cell rnn_relu_cell scaled_mm _scaled_mm grouped_mm _grouped_mm native_layer_norm",
+    Op.CHANNEL: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution "
+    "batch_norm group_norm instance_norm native_batch_norm native_group_norm local_response_norm",
+    Op.RESHAPE: "view reshape flatten unflatten view_as reshape_as squeeze unsqueeze expand expand_as ravel "
+    "_unsafe_view squeeze_ unsqueeze_ repeat",
+    Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
+}
+_OP_OF_NAME = {name: op for op, names in _NAMES.items() for name in names.split()}
+_RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for transposed in ("", "_transpose")}
+
+
+def classify(func: Callable[..., Any]) -> Op:
+    """Say what an operation does to the unit axis, by its name; what isn't known keeps it."""
+    if func is torch.autograd.grad:
+        return Op.GRAD
+    if func is torch.autograd.backward or func is Tensor.backward:
+        return Op.BACKWARD
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        # Properties: T and mT give tensors with their axes exchanged, the others nothing that we follow.
+        owner = getattr(func, "__self__", None)
+        return Op.TRANSPOSE if getattr(owner, "__name__", "") in ("T", "mT", "H", "mH") else Op.IGNORE
+    return _OP_OF_NAME.get(name, Op.KEEP)
+
+
+class Tag:
+    """What is known of one tensor."""
+
+    __slots__ = ("axis", "call", "layer", "of", "ref", "root", "shifted", "u")
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        axis: int | None,
+        layer: Layer | None,
+    ) -> None:
+        self.ref = weakref.ref(tensor)
+        self.axis = axis
+        self.layer = layer
+        self.root: weakref.ref[Tensor] | None = None
+        """The tensor of which this is an arithmetic function (no activation function between); None for itself."""
+        self.call: SiteCall | None = None
+        """The activation call whose output this is, up to views, constants and casts."""
+        self.of: weakref.ref[Tensor] | None = None
+        """The tensor of which the argument of `call`, or `u`, is an arithmetic function."""
+        self.u: Tensor | None = None
+        """The argument of an error function, for as long as it may turn out to be a hand-written GELU."""
+        self.shifted = False
+        """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
+
+
+class Tags:
+    """The tags of one forward pass."""
+
+    def __init__(self) -> None:
+        self._tags: dict[int, Tag] = {}
+
+    def get(self, tensor: object) -> Tag | None:
+        """Return what is known of a tensor; an id that was reused by another tensor is not it."""
+        tag = self._tags.get(id(tensor))
+        return tag if tag is not None and tag.ref() is tensor else None
+
+    def put(self, tensor: Tensor, tag: Tag) -> None:
+        """Remember a tag."""
+        self._tags[id(tensor)] = tag
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._tags.clear()
+
+    def root(self, tensor: Tensor) -> weakref.ref[Tensor]:
+        """Return a reference to the tensor of which this one is an arithmetic function (itself, when of none)."""
+        tag = self.get(tensor)
+        # A second plain weak reference to one object is the first one, so references compare by identity.
+        return tag.root if tag is not None and tag.root is not None else weakref.ref(tensor)
+
+    def unit_axis(self, tensor: Tensor) -> int:
+        """Return the unit axis of a tensor: its producer's, else 1 for four or more axes, else the last."""
+        tag = self.get(tensor)
+        rank = tensor.dim()
+        if tag is not None and tag.axis is not None and tag.axis < rank:
+            return tag.axis
+        return 1 if rank >= 4 else max(rank - 1, 0)
+
+
+def tensors_in(args: Iterable[Any]) -> Iterable[Tensor]:
+    """Yield the tensors among arguments, one level of lists and tuples deep."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, (list, tuple)):
+            for entry in arg:
+                if isinstance(entry, Tensor):
+                    yield entry
+
+
+def axis_after(op: Op, func: Callable[..., Any], source: Tensor | None, axis: int | None, result: Tensor) -> int | None:
+    """Return the unit axis of a result whose first tagged argument `source` had `axis`; None where it is lost."""
+    rank = result.dim()
+    if op is Op.LAST:
+        return rank - 1 if rank else None
+    if op is Op.CHANNEL:
+        full = _RANK_OF_CONVOLUTION.get(getattr(func, "__name__", ""))
+        return 0 if full is not None and rank == full - 1 else min(1, rank - 1)
+    if source is None or axis is None:
+        return None
+    if op is Op.RESHAPE:
+        return _axis_after_reshape(tuple(source.shape), axis, tuple(result.shape))
+    if op is Op.TRANSPOSE:
+        return _axis_after_transpose(source, axis, result)
+    return axis if rank == source.dim() else None
+
+
+def _axis_after_reshape(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
+    if before[: axis + 1] == after[: axis + 1]:
+        return axis
+    shift = len(after) - len(before)
+    if axis + shift >= 0 and before[axis:] == after[axis + shift :]:
+        return axis + shift
+    # Features that were split or merged with others stay at the end, where they were.
+    return len(after) - 1 if axis == len(before) - 1 and after else None
+
+
+def _axis_after_transpose(source: Tensor, axis: int, result: Tensor) -> int | None:
+    """Find where the axis went by its stride, which no permutation changes."""
+    stride, size = source.stride(axis), source.size(axis)
+    places = [
+        place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size
+    ]
+    return places[0] if len(places) == 1 else None

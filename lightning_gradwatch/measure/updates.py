@@ -1,0 +1,136 @@
+"""How far one optimizer step moves the weights, measured: the weights before against the weights after.
+
+Measured, not predicted from the learning rate, so it holds for every optimizer. The copy is made after the backward
+pass, when the activations are gone. Above a limit of memory a fixed part of each layer's entries stands for all.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.measure.layers import parameters_of
+from lightning_gradwatch.measure.norms import l2_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from lightning_gradwatch.measure.layers import Layer, Layers
+    from lightning_gradwatch.measure.pack import Pack, Slot
+    from lightning_gradwatch.record import FloatVector
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From how much memory on a part of the entries is compared."""
+
+    copied_bytes: int = 64 * 2**20
+    """Bytes of weights copied on a device; above, the part is taken."""
+    entries: int = 1_000_000
+    """Entries a layer in that part."""
+
+
+class WeightSnapshot:
+    """The weights of one optimizer before a step, and, once it has stepped, how far they moved."""
+
+    def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, limits: Limits) -> None:
+        held = {id(parameter) for parameter in parameters_of(optimizer)}
+        owned = [
+            (layer, parameter)
+            for layer in layers.ordered
+            for parameter in layer.matrices
+            if id(parameter) in held and parameter.requires_grad and parameter.layout is torch.strided
+        ]
+        weights: dict[torch.device, int] = {}
+        for _, parameter in owned:
+            weights[parameter.device] = weights.get(parameter.device, 0) + parameter.numel() * parameter.element_size()
+        large = {device for device, size in weights.items() if size > limits.copied_bytes}
+        self.estimated = bool(large)
+        self._groups: list[_Group] = []
+        for device in weights:
+            members = [(layer, parameter) for layer, parameter in owned if parameter.device == device]
+            self._groups.append(_Group(members, limits.entries if device in large else None, pack))
+
+    def measure(self, pack: Pack) -> None:
+        """Compare with the weights as they are now, after the step."""
+        for group in self._groups:
+            group.measure(pack)
+
+    def read(self, values: Sequence[FloatVector]) -> dict[str, tuple[float, float]]:
+        """Return (rms(w) before the step, update ratio) by layer; a ratio of NaN where rms(w) is 0 or nothing stepped."""
+        found: dict[str, tuple[float, float]] = {}
+        for group in self._groups:
+            found.update(group.read(values))
+        return found
+
+
+class _Group:
+    """The weights of one optimizer on one device."""
+
+    def __init__(self, members: list[tuple[Layer, nn.Parameter]], entries: int | None, pack: Pack) -> None:
+        self._members = members
+        per_layer: dict[str, int] = {}
+        for layer, parameter in members:
+            per_layer[layer.name] = per_layer.get(layer.name, 0) + parameter.numel()
+        self._steps = [
+            1 if entries is None else math.ceil(per_layer[layer.name] / entries) for layer, _ in members
+        ]
+        views = self._views()
+        self._sizes = [view.numel() for view in views]
+        self._before: list[Tensor] | None = [
+            view.to(torch.float32) if view.dtype in _NARROW else view.clone() for view in views
+        ]
+        self._norms: Slot = pack.add(l2_norms(self._before))
+        self._moved: Slot | None = None
+
+    def _views(self) -> list[Tensor]:
+        return [
+            parameter.detach() if step == 1 else _part(parameter.detach(), step)
+            for (_, parameter), step in zip(self._members, self._steps, strict=True)
+        ]
+
+    def measure(self, pack: Pack) -> None:
+        if self._before is None:
+            return
+        # In place into the copies, so that no third copy of the weights ever exists.
+        torch._foreach_sub_(self._before, self._views())  # noqa: SLF001 - as in torch's own optimizers
+        self._moved = pack.add(l2_norms(self._before))
+        self._before = None
+
+    def read(self, values: Sequence[FloatVector]) -> dict[str, tuple[float, float]]:
+        norms: dict[str, list[float]] = {}
+        moves: dict[str, list[float]] = {}
+        sizes: dict[str, int] = {}
+        for index, (layer, _) in enumerate(self._members):
+            norms.setdefault(layer.name, []).append(float(values[self._norms][index]))
+            sizes[layer.name] = sizes.get(layer.name, 0) + self._sizes[index]
+            if self._moved is not None:
+                moves.setdefault(layer.name, []).append(float(values[self._moved][index]))
+        found = {}
+        for name, parts in norms.items():
+            norm = math.hypot(*parts)
+            moved = math.hypot(*moves[name]) if name in moves else float("nan")
+            rms = norm / math.sqrt(sizes[name]) if sizes[name] else float("nan")
+            found[name] = (rms, moved / norm if norm > 0 else float("nan"))
+        return found
+
+
+def _part(parameter: Tensor, step: int) -> Tensor:
+    """Return every `step`-th entry, from an offset of our own generator: the same ones before and after the step.
+
+    The step is made coprime with the row length, so that the part isn't a few columns.
+    """
+    flat = parameter.reshape(-1)
+    while flat.numel() and math.gcd(step, parameter.shape[-1]) != 1:
+        step += 1
+    return flat[random.Random(flat.numel()).randrange(step) :: step]  # noqa: S311 - no secret; and the user's own generators must not move

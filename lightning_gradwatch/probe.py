@@ -1,0 +1,262 @@
+"""Measures training steps of any module; knows no training loop, so it serves Lightning's, Fabric's and a plain one."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import Self
+
+from lightning_gradwatch.measure.assemble import Columns, StepFacts, assemble, fill_windows
+from lightning_gradwatch.measure.coverage import not_covered
+from lightning_gradwatch.measure.faults import Faults
+from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name
+from lightning_gradwatch.measure.sites import Site, Sites
+from lightning_gradwatch.measure.step import Measured, StepMeter
+from lightning_gradwatch.measure.updates import Limits
+from lightning_gradwatch.measure.windows import Window
+from lightning_gradwatch.record import OptimizerInfo, RunInfo, StepRecord
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+class Probe:
+    """Measure one training step of a module: the forward and backward passes and the optimizer's step in the block.
+
+    The same probe can be used for many steps, one ``with`` block each; its windows over the units' observations then
+    run on from step to step. Outside of the block nothing of it is left on the model or the optimizer.
+
+    Args:
+        model: The module that is trained.
+        optimizer: The optimizer, or several, that hold its parameters.
+        observations: Observations of a unit that make its window full.
+        batch_elements: Batch elements that a full window spans at least.
+
+    Raises:
+        TypeError: an argument isn't a module, or isn't an optimizer.
+        ValueError: the window would hold nothing, or no optimizer holds a parameter of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        observations: int = 1024,
+        batch_elements: int = 32,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model={model!r} must be a torch.nn.Module, not {type(model).__name__}")
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+        for each in optimizers:
+            if not isinstance(each, Optimizer):
+                raise TypeError(f"optimizer={each!r} must be a torch.optim.Optimizer, not {type(each).__name__}")
+        if observations < 1 or batch_elements < 1:
+            raise ValueError(
+                f"observations={observations} and batch_elements={batch_elements} must both be at least 1: "
+                "a window of none can't tell a dead unit from a live one"
+            )
+        self.faults = Faults()
+        self._model = model
+        self._optimizers = list(optimizers)
+        self._window = (observations, batch_elements)
+        self._layers = Layers(model)
+        self._sites = Sites()
+        self._windows: dict[Site, Window] = {}
+        self._saved_windows: dict[str, Any] = {}
+        self._names: dict[int, str] = {}
+        self._name_modules()
+        self._meter: StepMeter | None = None
+        self._handles: list[RemovableHandle] = []
+        self._step = 0
+        self._estimated = False
+        self._record: StepRecord | None = None
+        self._info: RunInfo | None = None
+        self._seen: dict[str, str] = {}
+
+    # -- one step of a plain loop
+
+    def __enter__(self) -> Self:
+        meter = self.begin()
+        meter.tracer.__enter__()  # type: ignore[no-untyped-call]  # torch leaves modes untyped
+        for index, optimizer in enumerate(self._optimizers):
+            self._handles += self._hook_optimizer(optimizer, index, meter)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        meter = self._meter
+        assert meter is not None
+        meter.tracer.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # as above
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        meter.end_pass()
+        if error is not None:
+            self.abort()
+            return
+        facts = StepFacts(step=self._step, batch_idx=self._step, optimizers=len(self._optimizers))
+        self._record = self.finish(facts).resolve()
+        self._step += 1
+
+    def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle]:
+        def before(*_: Any) -> None:
+            meter.tracer.recording = False
+            # A fused optimizer that unscales by itself was handed the scale as an attribute.
+            self.before_optimizer_step(optimizer, index, scale=getattr(optimizer, "grad_scale", None))
+
+        def after(*_: Any) -> None:
+            if not meter.steps[index].done:
+                meter.after_optimizer_step(index)
+            meter.tracer.recording = True
+
+        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+    @property
+    def record(self) -> StepRecord:
+        """The measured step.
+
+        Raises:
+            RuntimeError: no ``with`` block has ended yet.
+        """
+        if self._record is None:
+            raise RuntimeError("Probe.record: no step was measured yet; it is there when the `with` block has ended")
+        return self._record
+
+    @property
+    def info(self) -> RunInfo:
+        """The layers, the sites and what isn't covered, as far as they were seen."""
+        if self._info is None:
+            self._info = self._describe()
+        return self._info
+
+    # -- the parts of a step, for a loop that calls back
+
+    def begin(self, *, activations_only: bool = False) -> StepMeter:
+        """Start to measure a step; one that wasn't finished is given up."""
+        self.abort()
+        if any(parameter.requires_grad and parameter not in self._layers for each in self._optimizers for parameter in parameters_of(each)):
+            self._layers.refresh()
+            self._name_modules()
+        self._meter = StepMeter(
+            layers=self._layers,
+            sites=self._sites,
+            faults=self.faults,
+            names=self._names,
+            limits=Limits(),
+            activations_only=activations_only,
+        )
+        return self._meter
+
+    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, scale: Any = None) -> bool:
+        """Measure what an optimizer is about to use; whether it is its first step in this one."""
+        assert self._meter is not None
+        self._layers.list_unused()
+        return self._meter.before_optimizer_step(optimizer, index, scale=scale)
+
+    def finish(self, facts: StepFacts) -> PendingRecord:
+        """End the step: every hook goes, and its numbers start on their way to the host."""
+        assert self._meter is not None
+        meter, self._meter = self._meter, None
+        measured = meter.finish()
+        self._seen.update(meter.activations.opaque)
+        self._estimated = self._estimated or any(
+            step.snapshot is not None and step.snapshot.estimated for step in measured.steps.values()
+        )
+        for site in self._sites.ordered:
+            if site not in self._windows and site.units:
+                window = self._windows[site] = Window(*self._window)
+                if site.name in self._saved_windows:
+                    window.load_state_dict(self._saved_windows.pop(site.name))
+        if self._info is None or len(self._info.layers) != len(self._layers.ordered) or len(self._info.sites) != len(self._sites.ordered):
+            self._info = self._describe()
+        columns = Columns(self._info.layout, list(self._layers.ordered), list(self._sites.ordered), self._windows)
+        return PendingRecord(measured, columns, facts, self._info)
+
+    def abort(self) -> None:
+        """Give up a step that is under way; fine when there is none."""
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
+
+    @property
+    def windows_full(self) -> bool:
+        """Whether every site with units has a full window."""
+        return all(window.full for window in self._windows.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the windows by the name of their site, for a checkpoint."""
+        return {
+            **self._saved_windows,
+            **{site.name: window.state_dict() for site, window in self._windows.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore windows: each when its site is seen again."""
+        self._saved_windows = dict(state)
+
+    def _name_modules(self) -> None:
+        self._names = {id(module): qualified_name(f"{name}.")[:-1] for name, module in self._model.named_modules()}
+
+    def _describe(self) -> RunInfo:
+        return RunInfo(
+            layers=tuple(layer.info(seen=self._sees_forward()) for layer in self._layers.ordered),
+            sites=tuple(site.info() for site in self._sites.ordered),
+            optimizers=tuple(self._describe_optimizer(optimizer) for optimizer in self._optimizers),
+            coverage=tuple(not_covered(self._model, self._layers, self._optimizers, self._seen, estimated=self._estimated)),
+            versions=_versions(),
+        )
+
+    def _sees_forward(self) -> bool:
+        return any(layer.used for layer in self._layers.ordered)
+
+    def _describe_optimizer(self, optimizer: Optimizer) -> OptimizerInfo:
+        owners = (self._layers.owner(parameter) for parameter in parameters_of(optimizer))
+        names = dict.fromkeys(owner.name for owner in owners if owner is not None)
+        return OptimizerInfo(
+            name=type(optimizer).__name__,
+            settings={
+                key: value for key, value in optimizer.defaults.items() if isinstance(value, (bool, int, float, str))
+            },
+            layers=tuple(names),
+        )
+
+
+@dataclasses.dataclass
+class PendingRecord:
+    """A measured step on its way to the host; resolve them in the order of their steps."""
+
+    measured: Measured
+    columns: Columns
+    facts: StepFacts
+    info: RunInfo
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `resolve` would return at once."""
+        return self.measured.pending.arrived
+
+    def resolve(self) -> StepRecord:
+        """Wait for the numbers, move the windows on, and build the record."""
+        values = self.measured.pending.wait()
+        fill_windows(self.measured, values, self.columns.windows)
+        return assemble(self.measured, values, self.columns, self.facts)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("lightning-gradwatch", "lightning", "pytorch-lightning"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
