@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from typing_extensions import Self
 
 from lightning_gradwatch.measure.assemble import Columns, StepFacts, assemble, fill_windows
 from lightning_gradwatch.measure.coverage import not_covered
@@ -22,7 +21,7 @@ from lightning_gradwatch.measure.sites import Site, Sites
 from lightning_gradwatch.measure.step import Measured, StepMeter
 from lightning_gradwatch.measure.updates import Limits
 from lightning_gradwatch.measure.windows import Window
-from lightning_gradwatch.record import OptimizerInfo, RunInfo, StepRecord
+from lightning_gradwatch.record import FloatVector, OptimizerInfo, RunInfo, StepRecord
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -39,6 +38,7 @@ class Probe:
         optimizer: The optimizer, or several, that hold its parameters.
         observations: Observations of a unit that make its window full.
         batch_elements: Batch elements that a full window spans at least.
+        faults: Where faults of its own are reported; one of its own, by default.
 
     Raises:
         TypeError: an argument isn't a module, or isn't an optimizer.
@@ -52,6 +52,7 @@ class Probe:
         *,
         observations: int = 1024,
         batch_elements: int = 32,
+        faults: Faults | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} must be a torch.nn.Module, not {type(model).__name__}")
@@ -64,7 +65,7 @@ class Probe:
                 f"observations={observations} and batch_elements={batch_elements} must both be at least 1: "
                 "a window of none can't tell a dead unit from a live one"
             )
-        self.faults = Faults()
+        self.faults = faults or Faults()
         self._model = model
         self._optimizers = list(optimizers)
         self._window = (observations, batch_elements)
@@ -84,7 +85,7 @@ class Probe:
 
     # -- one step of a plain loop
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Probe:
         meter = self.begin()
         meter.tracer.__enter__()  # type: ignore[no-untyped-call]  # torch leaves modes untyped
         for index, optimizer in enumerate(self._optimizers):
@@ -247,9 +248,14 @@ class PendingRecord:
 
     def resolve(self) -> StepRecord:
         """Wait for the numbers, move the windows on, and build the record."""
+        values = self.fill_windows()
+        return assemble(self.measured, values, self.columns, self.facts)
+
+    def fill_windows(self) -> list[FloatVector]:
+        """Wait for the numbers and move the windows on, which is all that a step of activations only is for."""
         values = self.measured.pending.wait()
         fill_windows(self.measured, values, self.columns.windows)
-        return assemble(self.measured, values, self.columns, self.facts)
+        return values
 
 
 def _versions() -> dict[str, str]:

@@ -32,7 +32,7 @@ class Faults:
             Exception: `error` itself, where `RAISE` is set.
             GradWatchWarning: the user's filter turns our warnings into errors.
         """
-        if RAISE or isinstance(error, Warning):
+        if RAISE or isinstance(error, GradWatchWarning):
             raise error
         if part in self.reasons:
             return

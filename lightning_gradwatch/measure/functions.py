@@ -37,7 +37,6 @@ FLAT = math.cosh(2.0) ** -2
 SIGMOID_BOUND = 4.0  # f' / max f' = sech²(z / 2)
 TANH_BOUND = 2.0
 LOGISTIC_BOUND = 2.0 * math.log(math.sinh(2.0))  # sigmoid(-z) = FLAT: Softplus and LogSigmoid, whose f' is a sigmoid
-EXPONENTIAL_BOUND = 2.0 * math.log(math.cosh(2.0))  # exp(-z) = FLAT
 SOFTSIGN_BOUND = math.cosh(2.0) - 1.0  # f' = 1 / (1 + |z|)²
 GELU_BOUND = -2.0507762548328534
 GELU_TANH_BOUND = -2.0587640546960086
@@ -219,8 +218,7 @@ def composite(name: str, inner: Inner, u: Tensor, *, in_place: bool = False) -> 
     Raises:
         ValueError: no such composite is in the table.
     """
-    zones = COMPOSITES.get((name, inner))
-    if zones is None:
+    if (zones := COMPOSITES.get((name, inner))) is None:
         known = ", ".join(f"{outer} of {argument}" for outer, argument in COMPOSITES)
         raise ValueError(f"name={name!r}, inner={inner!r} is no known composite; there are {known}")
     return Call(zones, u, in_place)
@@ -232,10 +230,9 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     None too for an input that isn't a strided float tensor. Never raises, and never waits for a device.
     """
     try:
-        spelling = _SPELLINGS.get(func)
+        if (spelling := _SPELLINGS.get(func)) is None:
+            return None
     except TypeError:  # an unhashable callable
-        return None
-    if spelling is None:
         return None
     z = args[0] if args else kwargs.get("input") if kwargs else None
     if not isinstance(z, Tensor) or z.dtype not in _DTYPES or z.layout is not torch.strided:
@@ -243,10 +240,9 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     given: dict[str, Any] = dict(zip(spelling.parameters, args[1:], strict=False))
     if kwargs:
         given.update(kwargs)
-    wanted = spelling.wanted
-    zones = _zones(spelling.activation, tuple((name, _plain(given[name])) for name in wanted if name in given))
-    dim = zones.gate_dim
-    if dim is not None and not (-z.dim() <= dim < z.dim() and z.shape[dim] % 2 == 0):
+    key = tuple((name, _plain(given[name])) for name in spelling.wanted if name in given)
+    zones = _zones(spelling.activation, key)
+    if (dim := zones.gate_dim) is not None and not (-z.dim() <= dim < z.dim() and z.shape[dim] % 2 == 0):
         return None  # torch itself is about to refuse it
     return Call(zones, z, spelling.in_place or bool(_plain(given.get("inplace"))) or given.get("out") is not None)
 

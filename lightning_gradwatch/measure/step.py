@@ -43,6 +43,7 @@ class Measured:
 
     def __init__(self, step: StepMeter) -> None:
         self.steps = step.steps
+        self.activations_only = step.activations_only
         self.slots: list[SiteSlots] = step.collected.pack(step.pack) if step.faults.on("activations") else []
         self.losses = step.losses
         self.scale = step.scale

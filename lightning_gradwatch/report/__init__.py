@@ -1,0 +1,1 @@
+"""Telling: findings as text. What a rule says is data; how it reads is decided here."""

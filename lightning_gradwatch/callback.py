@@ -1,0 +1,318 @@
+"""GradWatch: when to measure, which optimizer, which logger. The only module of the core that knows Lightning.
+
+Between measured steps it compares integers. For a measured one it wraps the strategy's ``training_step`` (an attribute
+of that one instance, gone when the batch ends) and listens to Lightning's own hooks; nothing is ever put on the model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarning, Severity
+from lightning_gradwatch.fit import Fit
+from lightning_gradwatch.measure.assemble import StepFacts
+from lightning_gradwatch.measure.faults import Faults
+from lightning_gradwatch.measure.location import mark_outermost
+from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
+from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
+from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.trainer import check_choice, check_count, current_scale, describe, logger_step
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback as _Callback
+    from pytorch_lightning import LightningModule, Trainer
+    from torch import Tensor
+    from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
+
+    from lightning_gradwatch.measure.step import StepMeter
+    from lightning_gradwatch.record import RunInfo, StepRecord
+else:
+
+    def _find_bases():
+        """Return the Callback class of each Lightning package there is: each Trainer accepts only its own."""
+        bases = []
+        for name in ("lightning.pytorch", "pytorch_lightning"):
+            try:
+                bases.append(importlib.import_module(name).Callback)
+            except ImportError:
+                continue
+        if not bases:
+            raise ImportError("GradWatch needs PyTorch Lightning: pip install pytorch-lightning (or lightning)")
+        return tuple(bases)
+
+    class _Callback(*_find_bases()):
+        """The Callback of every installed Lightning package at once."""
+
+
+FailOn = Literal["warning", "error"]
+_Hook = TypeVar("_Hook", bound=Callable[..., None])
+
+
+def _guarded(hook: _Hook) -> _Hook:
+    """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on."""
+
+    @wraps(hook)
+    def guarded(self: GradWatch, *args: Any, **kwargs: Any) -> None:
+        if not self._faults.on("schedule"):
+            return
+        try:
+            hook(self, *args, **kwargs)
+        except (GradWatchError, GradWatchWarning):
+            self._release()
+            raise
+        except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
+            self._release()
+            self._faults.report("schedule", error)
+
+    return cast("_Hook", guarded)
+
+
+class GradWatch(_Callback):
+    """Watch gradients and activations of a fit, show them in TensorBoard, and warn when the net stops learning.
+
+    Args:
+        every_n_steps: Measure every so many steps; None: the Trainer's ``log_every_n_steps``. Steps 0, 1, 2, 4, 8, …
+            below that as well, and after a rule's first hit the next steps, to confirm it.
+        rules: Rules that replace the default ones of the same code, thresholds being fields:
+            ``rules=[VanishingGradient(ratio=1e-2, min_grad_rms=1e-7)]``.
+        ignore: Codes of rules to leave out, or prefixes of them: ``("GW202",)``.
+        fail_on: Raise `GradWatchError` for a finding of this severity or above: None, ``"warning"`` or ``"error"``.
+        max_curves: Up to so many weight layers (and sites) get curves of their own; above, there are summaries and an
+            image of the heatmap. None: curves always.
+        compiled: ``"skip"``: the activations of compiled modules aren't measured, which the run's coverage says;
+            ``"eager"``: measured steps run them eagerly, which may differ from the compiled code by rounding.
+
+    Raises:
+        TypeError, ValueError: an argument can't be used; the message says which, and what would do.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        rules: Sequence[Rule] = (),
+        ignore: Sequence[str] = (),
+        fail_on: FailOn | None = None,
+        max_curves: int | None = 64,
+        compiled: Literal["skip", "eager"] = "skip",
+    ) -> None:
+        super().__init__()
+        self._every_n_steps = check_count("every_n_steps", every_n_steps, least=1, none="the Trainer's log_every_n_steps")
+        self._max_curves = check_count("max_curves", max_curves, least=0, none="curves always")
+        self._fail_on = check_choice("fail_on", fail_on, (None, "warning", "error"))
+        self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
+        self._rules = resolve_rules(rules, ignore)
+        self._faults = Faults()
+        self._fit: Fit | None = None
+        self._restored: Mapping[str, Any] | None = None
+        self._release_patch: Callable[[], None] | None = None
+        self._step_hooks: list[RemovableHandle] = []
+
+    # -- what was seen
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings of the current or last fit, each with its latest numbers."""
+        return () if self._fit is None else self._fit.evaluator.findings
+
+    @property
+    def records(self) -> tuple[StepRecord, ...]:
+        """The last measured steps (at most 1,000; the event file has all)."""
+        return () if self._fit is None else tuple(self._fit.records)
+
+    @property
+    def info(self) -> RunInfo | None:
+        """The description of the run; None until the first measured step has ended."""
+        return None if self._fit is None else self._fit.info
+
+    @property
+    def coverage(self) -> tuple[NotCovered, ...]:
+        """What isn't measured, and why."""
+        faults = tuple(NotCovered("", f"{part} switched off: {why}") for part, why in self._faults.reasons.items())
+        return faults if self.info is None else (*self.info.coverage, *faults)
+
+    # -- Lightning's hooks
+
+    @_guarded
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @_guarded
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._release()
+        fit = self._fit
+        if fit is None or fit.probe is None:
+            return
+        step = logger_step(trainer)
+        if fit.open is not None and fit.open.step != step and not pl_module.automatic_optimization and not fit.open.meter.steps:
+            # Manual optimization that steps every few batches: Lightning counts each batch, we wait for the step.
+            fit.open.step = step
+        opened = fit.begin(step)
+        if opened is not None:
+            opened.passes += 1
+            opened.meter.takes_losses = False
+            self._patch(trainer.strategy, opened.meter)
+
+    @_guarded
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        meter = self._meter
+        if meter is not None:
+            meter.add_loss(loss, current_scale(trainer, loss))
+
+    @_guarded
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        meter = self._meter
+        if meter is not None and meter.scale is None:
+            scale = current_scale(trainer, pl_module)
+            if scale is not None:
+                meter.set_scale(scale)
+
+    @_guarded
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        meter = self._meter
+        if meter is None or self._fit is None:
+            return
+        index = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
+        # A fused optimizer unscales inside its step, so what it holds now is still scaled.
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = current_scale(trainer, pl_module) if fused else None
+        if not self._fit.probe.before_optimizer_step(optimizer, index, scale=scale):
+            return
+        clipped = trainer.gradient_clip_val is not None and not meter.activations_only
+        meter.tracer.recording = False
+
+        def stepped(*_: Any) -> None:
+            handle.remove()
+            meter.tracer.recording = True
+            meter.after_optimizer_step(index, clipped=clipped)
+
+        handle = optimizer.register_step_post_hook(stepped)
+        self._step_hooks.append(handle)
+
+    @_guarded
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._release()
+        fit = self._fit
+        if fit is None:
+            return
+        opened = fit.open
+        if opened is None or not opened.meter.steps:
+            fit.drain(wait=False)
+            return
+        fit.end(
+            StepFacts(
+                step=opened.step,
+                batch_idx=batch_idx,
+                partial=pl_module.automatic_optimization and opened.passes < trainer.accumulate_grad_batches,
+                world_size=trainer.world_size,
+                optimizers=len(trainer.optimizers),
+            )
+        )
+
+    @_guarded
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
+
+    @_guarded
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The Trainer calls no teardown after an exception; what was measured before it is still worth having.
+        self._end()
+
+    @_guarded
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the windows and the rules' patience, so that a resumed run goes on judging where it was."""
+        if self._fit is None:
+            return dict(self._restored or {})
+        return self._fit.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave, for the fit that is about to start."""
+        self._restored = state_dict or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.
+        left_out = ("log", "log_dict", "_fit", "_release_patch", "_step_hooks", "_faults")
+        return {key: value for key, value in self.__dict__.items() if key not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fit, self._release_patch, self._step_hooks, self._faults = None, None, [], Faults()
+
+    # -- the parts
+
+    @property
+    def _meter(self) -> StepMeter | None:
+        fit = self._fit
+        return None if fit is None or fit.open is None else fit.open.meter
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
+        self._faults = Faults()
+        window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
+        folder = trainer.log_dir or trainer.default_root_dir  # asks all ranks, so on all ranks
+        writes = trainer.is_global_zero and not trainer.fast_dev_run
+        every = self._every_n_steps or trainer.log_every_n_steps or DEFAULT_EVERY_N_STEPS
+        self._fit = Fit(
+            probe=Probe(
+                pl_module,
+                trainer.optimizers,
+                observations=window.observations,
+                batch_elements=window.batch_elements,
+                faults=self._faults,
+            ),
+            schedule=Schedule(every),
+            evaluator=Evaluator(self._rules),
+            sinks=Sinks(trainer.loggers, folder, max_curves=self._max_curves) if writes else None,
+            describe=lambda info: describe(info, trainer, every_n_steps=every),
+            speaks=trainer.is_global_zero,
+            fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
+        )
+        if self._restored is not None:
+            self._fit.load_state_dict(self._restored)
+            self._restored = None
+
+    def _patch(self, strategy: Any, meter: StepMeter) -> None:
+        """Let the strategy's ``training_step`` run under the tracer, until the batch ends."""
+        earlier = strategy.__dict__.get("training_step")
+        original = strategy.training_step
+
+        def measured_training_step(*args: Any, **kwargs: Any) -> Any:
+            with meter.tracing():
+                return original(*args, **kwargs)
+
+        mark_outermost(measured_training_step.__code__)
+        strategy.training_step = measured_training_step
+
+        def release() -> None:
+            if earlier is None:
+                strategy.__dict__.pop("training_step", None)
+            else:
+                strategy.training_step = earlier
+
+        self._release_patch = release
+
+    def _release(self) -> None:
+        """Take away what a measured batch puts in place; fine when there is nothing."""
+        if self._release_patch is not None:
+            self._release_patch()
+            self._release_patch = None
+        for handle in self._step_hooks:
+            handle.remove()
+        self._step_hooks.clear()
+
+    def _end(self) -> None:
+        self._release()
+        if self._fit is not None:
+            self._fit.abort()
+            self._fit.finish()

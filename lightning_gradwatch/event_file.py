@@ -1,0 +1,222 @@
+"""TensorBoard's event files as bytes: writing one, reading those that others wrote, damaged ones included.
+
+Reading checks the checksum of each record's header and not that of its data: in pure Python that is the difference
+between a second and a minute. Our events carry a checksum of their own. After damage TensorBoard's readers stop; this
+one looks for the next header, so that one torn record doesn't cost the rest of a run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from tensorboard.compat.proto import event_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+MAX_EVENT_BYTES = 64 << 20
+"""A larger event isn't ours; it is stepped over without being read."""
+
+_HEADER_BYTES = 12
+_FRAME_BYTES = 16
+_BLOCK_BYTES = 1 << 20
+_WALL_TIME_KEY = 0x09
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        crc = byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+        table.append(crc)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Return the checksum of the TFRecord format: CRC-32C, rotated and shifted.
+
+    Not TensorBoard's own function: importing it takes longer than the rest of this package. A byte at a time: a table
+    for two falls out of the processor's cache and is slower.
+    """
+    table, crc = _CRC_TABLE, 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+class EventFile:
+    """An event file of our own, for runs without a TensorBoard logger; also a context manager.
+
+    Each event is on disk (in the system's cache) when `write` returns. There is no thread, as TensorBoard's writer has:
+    a full disk is an OSError of the call that met it, and a killed process loses no queue.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Create the folder where needed and a new file in it.
+
+        Raises:
+            OSError: the folder or the file can't be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        start = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file: BinaryIO | None = None
+        number = 0
+        while self._file is None:
+            self.path = folder / f"{start}.{number}"
+            try:
+                self._file = self.path.open("xb", buffering=0)
+            except FileExistsError:
+                number += 1
+        self._size = 0
+        self.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write(self, event: Any) -> None:
+        """Append an event.
+
+        Raises:
+            OSError: it can't be written; the file ends with the last event that could.
+            ValueError: the file is closed.
+        """
+        if self._file is None:
+            raise ValueError(f"{self.path} is closed")
+        payload = event.SerializeToString()
+        header = struct.pack("<Q", len(payload))
+        frame = b"".join(
+            (header, struct.pack("<I", masked_crc32c(header)), payload, struct.pack("<I", masked_crc32c(payload)))
+        )
+        rest = memoryview(frame)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            raise
+        self._size += len(frame)
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def write_to(file_writer: Any, event: Any) -> None:
+    """Append an event to the file of a logger's own `FileWriter`, torch's or tensorboardX's.
+
+    tensorboardX takes only events of its own class, which lacks fields that ours have; as bytes they survive.
+    """
+    own = getattr(sys.modules.get(type(file_writer).__module__), "event_pb2", event_pb2)
+    converted = event if own.Event is type(event) else own.Event.FromString(event.SerializeToString())
+    file_writer.add_event(converted, walltime=event.wall_time)
+
+
+def next_version_folder(root: str | os.PathLike[str]) -> Path:
+    """Return `<root>/gradwatch/version_N`, one above the highest N there is; it isn't created."""
+    parent = Path(root) / "gradwatch"
+    taken = [
+        int(folder.name[8:]) for folder in parent.glob("version_*") if re.fullmatch(r"[0-9]{1,9}", folder.name[8:])
+    ]
+    return parent / f"version_{max(taken, default=-1) + 1}"
+
+
+def read_payloads(path: Path, *, marker: bytes, problem: Callable[[str], None]) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset and the data of each event that contains the marker.
+
+    Args:
+        path: An event file, possibly of gigabytes, possibly damaged, possibly still being written.
+        marker: Bytes that an event of interest contains; others cost a read and a search in C.
+        problem: Called with a sentence about each stretch that can't be read.
+
+    Raises:
+        OSError: the file can't be opened or read.
+    """
+    crcs: dict[bytes, bytes] = {}
+    with path.open("rb", buffering=_BLOCK_BYTES) as file:
+        size = os.fstat(file.fileno()).st_size
+        start = last = 0
+        while start < size:
+            header = file.read(_HEADER_BYTES)
+            length = _length(header, crcs)
+            if length is None or start + _FRAME_BYTES + length > size:
+                # From behind the last good header: a record that was torn has swallowed the next one's first bytes.
+                found = _next_record(file, last + 1 if length is None and last < start else start + 1, size)
+                problem(_lost(path.name, start, size, length, found))
+                if found is None:
+                    return
+                start = last = found
+                file.seek(start)
+                continue
+            last = start
+            start += _FRAME_BYTES + length
+            if length > MAX_EVENT_BYTES:
+                file.seek(start)
+                continue
+            payload = file.read(length + 4)[:length]
+            if len(payload) == length and marker in payload:
+                yield last, payload
+
+
+def _length(header: bytes, crcs: dict[bytes, bytes]) -> int | None:
+    """Return the length that a header states; None unless its checksum is right."""
+    head = header[:8]
+    crc = crcs.get(head)
+    if crc is None:
+        crc = struct.pack("<I", masked_crc32c(head))
+        if len(crcs) < 1 << 16:
+            crcs[head] = crc
+    return int.from_bytes(head, "little") if len(header) == _HEADER_BYTES and header[8:] == crc else None
+
+
+def _next_record(file: BinaryIO, start: int, size: int) -> int | None:
+    """Return the offset of the first whole record at or behind `start`."""
+    while start + _FRAME_BYTES <= size:
+        file.seek(start)
+        block = file.read(_BLOCK_BYTES)
+        data = np.frombuffer(block, np.uint8)
+        if data.size <= _HEADER_BYTES:
+            return None
+        ends = data.size - _HEADER_BYTES
+        # The upper half of a length is 0, and an event starts with the key of its time: few places are left to check.
+        likely = data[_HEADER_BYTES:] == _WALL_TIME_KEY
+        for index in range(4, 8):
+            likely &= data[index : index + ends] == 0
+        for at in np.flatnonzero(likely).tolist():
+            length = _length(block[at : at + _HEADER_BYTES], {})
+            if length is not None and start + at + _FRAME_BYTES + length <= size:
+                return start + int(at)
+        start += ends
+    return None
+
+
+def _lost(name: str, start: int, size: int, length: int | None, found: int | None) -> str:
+    if found is not None:
+        return f"{name}: damaged at byte {start}; read on at byte {found}"
+    if length is not None or size - start < _HEADER_BYTES:
+        return f"{name}: the last record is cut off; its {size - start} bytes are lost"
+    return f"{name}: damaged from byte {start} to the end, {size - start} bytes"

@@ -1,0 +1,296 @@
+"""Records ↔ TensorBoard events: the one place that knows tags and wire format. No torch.
+
+A measured step is one event, because each event costs a checksum over its bytes in pure Python. Vectors go in as tensors
+of our own plugin, float64 and bit for bit; what people look at without our dashboard goes in as plain scalars and text.
+TensorBoard's fast loader takes a series' metadata from its first value only and hides a tensor without a data class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import time
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+
+from lightning_gradwatch.findings import Finding
+from lightning_gradwatch.record import LAYER_METRICS, METRICS, FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS, findings_markdown, summaries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+PLUGIN = "gradwatch"
+STEP_TAG = "gradwatch/step"
+RUN_TAG = "gradwatch/run"
+FINDINGS_TAG = "gradwatch/findings"
+HEATMAP_TAG = "gradwatch/heatmap"
+
+_STATE = "layer_state"
+_SITE_VECTORS = ("window_fill", "forward_rms")
+_ARRAYS = ("metrics", _STATE, *_SITE_VECTORS)
+_SCALARS = {entry.name: entry for entry in dataclasses.fields(StepRecord) if entry.name not in _ARRAYS}
+_SHARE_DIGITS = 3
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def _metadata(plugin: str, data_class: int, description: str = "") -> Any:
+    return summary_pb2.SummaryMetadata(
+        plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=plugin),
+        summary_description=description,
+        data_class=data_class,
+    )
+
+
+_OURS = _metadata(PLUGIN, summary_pb2.DATA_CLASS_TENSOR)
+_TEXT = _metadata("text", summary_pb2.DATA_CLASS_TENSOR)
+_DTYPES = {types_pb2.DT_DOUBLE: "<f8", types_pb2.DT_FLOAT: "<f4", types_pb2.DT_HALF: "<f2", types_pb2.DT_UINT8: "|u1"}
+
+
+def step_event(  # noqa: PLR0913 - keyword-only, and each belongs to the one event
+    record: StepRecord,
+    info: RunInfo,
+    *,
+    max_curves: int | None = 64,
+    describe: bool,
+    findings: Sequence[Finding] | None = None,
+    seen: set[str] | None = None,
+) -> Any:
+    """Return the event that holds a measured step.
+
+    Args:
+        record: What was measured.
+        info: The description that has the record's layout.
+        max_curves: Up to so many weight layers, and so many sites, get a curve each; None: any number.
+        describe: Store `info` too; needed for the first record of a file and after the layout changed.
+        findings: All findings so far, where they changed since the last event; None where they didn't.
+        seen: Tags that have their description already, kept by the caller and added to here. A series that starts
+            late (a window fills up) has its description only so. None: every series starts where `describe` is set.
+
+    Raises:
+        ValueError: the record has an unknown metric, or a vector whose length isn't the layout's.
+    """
+    values = list(_vectors(record, info))
+    if describe:
+        if info.layout != record.layout:
+            raise ValueError(f"record.layout={record.layout!r} is not info.layout={info.layout!r}")
+        values.append(_string(RUN_TAG, [_json(info.to_dict())], _OURS))
+    envelope: dict[str, Any] = {"record": {name: getattr(record, name) for name in _SCALARS}}
+    if findings is not None:
+        envelope["findings"] = [finding.to_dict() for finding in findings]
+    values.append(_sealed(envelope, values))
+    if findings is not None:
+        values.append(_string(FINDINGS_TAG, [findings_markdown(findings)], _TEXT))
+    described = (set() if describe else None) if seen is None else seen
+    drawn = [(tag, value, DESCRIPTIONS[tag]) for tag, value in summaries(record, info).items()]
+    drawn += _curves(record, info, max_curves)
+    # What TensorBoard can't draw is left out: NaN, and what is infinite in the float32 of a scalar.
+    values += [_scalar(*curve, described) for curve in drawn if abs(curve[1]) <= _FLOAT32_MAX]
+    return _event(record.step, values)
+
+
+def findings_event(findings: Sequence[Finding], *, step: int) -> Any:
+    """Return an event for findings that changed without a measured step, as at the end of a fit."""
+    envelope = _sealed({"findings": [finding.to_dict() for finding in findings]}, [])
+    return _event(step, [envelope, _string(FINDINGS_TAG, [findings_markdown(findings)], _TEXT)])
+
+
+def heatmap_event(step: int, png: bytes) -> Any:
+    """Return an event with the image that `heatmap.heatmap_png` drew."""
+    width, height = struct.unpack(">II", png[16:24])
+    image = summary_pb2.Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+    return _event(step, [summary_pb2.Summary.Value(tag=HEATMAP_TAG, image=image)])
+
+
+@dataclass(frozen=True)
+class DecodedEvent:
+    """What one of our events holds; None for what it doesn't."""
+
+    wall_time: float
+    info: RunInfo | None
+    record: StepRecord | None
+    findings: tuple[Finding, ...] | None
+
+
+def decode_event(payload: bytes) -> DecodedEvent | None:
+    """Read the bytes of an event; None if it isn't GradWatch's.
+
+    Only bytes that are there are ever turned into arrays: a shape that a tensor claims is never looked at.
+
+    Raises:
+        ValueError: the event is GradWatch's and damaged.
+    """
+    try:
+        event = event_pb2.Event.FromString(payload)
+    except DecodeError as error:
+        raise ValueError("its framing inside is broken") from error
+    values = event.summary.value
+    ours = [value for value in values if value.tag == STEP_TAG or value.metadata.plugin_data.plugin_name == PLUGIN]
+    if not ours:
+        return None
+    by_tag = {value.tag: value.tensor for value in ours}
+    try:
+        text, seal = by_tag.pop(STEP_TAG).string_val
+        if seal != _seal(text, [value for value in ours if value.tag != STEP_TAG]):
+            raise ValueError("its checksum is wrong")
+        envelope = json.loads(text)
+        return DecodedEvent(
+            wall_time=event.wall_time,
+            info=_read_info(by_tag[RUN_TAG]) if RUN_TAG in by_tag else None,
+            record=_read_record(envelope["record"], by_tag, event.step) if "record" in envelope else None,
+            findings=tuple(Finding.from_dict(entry) for entry in envelope["findings"])
+            if "findings" in envelope
+            else None,
+        )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def check_lengths(record: StepRecord, info: RunInfo) -> None:
+    """Raise ValueError unless every vector has as many entries as the layout has columns."""
+    layers, sites = len(info.layers), len(info.sites)
+    expected: dict[str, tuple[npt.NDArray[Any], int]] = {_STATE: (record.layer_state, layers)}
+    expected |= {name: (getattr(record, name), sites) for name in _SITE_VECTORS}
+    expected |= {name: (vector, layers if name in LAYER_METRICS else sites) for name, vector in record.metrics.items()}
+    for name, (vector, length) in expected.items():
+        if vector.shape != (length,):
+            raise ValueError(
+                f"step {record.step}: {name} has shape {vector.shape} where the layout has {length} columns"
+            )
+
+
+def _vectors(record: StepRecord, info: RunInfo) -> Iterator[Any]:
+    unknown = record.metrics.keys() - set(METRICS)
+    if unknown:
+        raise ValueError(f"step {record.step}: unknown metrics {sorted(unknown)}; one of {', '.join(METRICS)}")
+    check_lengths(record, info)
+    for name, vector in record.metrics.items():
+        yield _tensor(name, types_pb2.DT_DOUBLE, vector)
+    yield _tensor(_STATE, types_pb2.DT_UINT8, record.layer_state)
+    for name in _SITE_VECTORS:
+        yield _narrow_tensor(name, getattr(record, name))
+
+
+def _curves(record: StepRecord, info: RunInfo, max_curves: int | None) -> Iterator[tuple[str, float, str]]:
+    layers = [(index, layer.name) for index, layer in enumerate(info.layers) if layer.weight]
+    sites = [(index, site.name) for index, site in enumerate(info.sites)]
+    for metric, description in CURVES.items():
+        named, count = (layers, len(info.layers)) if metric in LAYER_METRICS else (sites, len(info.sites))
+        if metric not in record.metrics or (max_curves is not None and len(named) > max_curves):
+            continue
+        digits = max(_SHARE_DIGITS, len(str(count - 1)))
+        vector = record.metrics[metric].tolist()
+        for index, name in named:
+            yield f"{PLUGIN}.{metric}/{index:0{digits}}.{_utf8(name)}", vector[index], description
+
+
+def _event(step: int, values: Sequence[Any]) -> Any:
+    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+
+
+def _tensor(name: str, dtype: int, vector: npt.NDArray[Any]) -> Any:
+    content = np.ascontiguousarray(vector, dtype=_DTYPES[dtype]).tobytes()
+    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=len(vector))])
+    tensor = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=shape, tensor_content=content)
+    return summary_pb2.Summary.Value(tag=f"{PLUGIN}/{name}", tensor=tensor, metadata=_OURS)
+
+
+def _narrow_tensor(name: str, vector: FloatVector) -> Any:
+    """Return a tensor of the narrowest type that holds the same bits: a window's fill is a count over a power of two."""
+    bits = np.ascontiguousarray(vector, dtype="<f8").tobytes()
+    for dtype in (types_pb2.DT_HALF, types_pb2.DT_FLOAT):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            narrow = vector.astype(_DTYPES[dtype])
+        if narrow.astype("<f8").tobytes() == bits:
+            return _tensor(name, dtype, narrow)
+    return _tensor(name, types_pb2.DT_DOUBLE, vector)
+
+
+def _string(tag: str, texts: Sequence[str | bytes], metadata: Any) -> Any:
+    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=len(texts))])
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+    tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=encoded)
+    return summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
+
+
+def _scalar(tag: str, value: float, description: str, described: set[str] | None) -> Any:
+    if described is None or tag in described:
+        return summary_pb2.Summary.Value(tag=tag, simple_value=value)
+    described.add(tag)
+    metadata = _metadata("scalars", summary_pb2.DATA_CLASS_SCALAR, description)
+    return summary_pb2.Summary.Value(tag=tag, simple_value=value, metadata=metadata)
+
+
+def _sealed(envelope: Mapping[str, Any], values: Sequence[Any]) -> Any:
+    text = _json(envelope).encode()
+    return _string(STEP_TAG, [text, _seal(text, values)], _OURS)
+
+
+def _seal(text: bytes, values: Sequence[Any]) -> bytes:
+    """Return a checksum that C computes; the file's own takes Python a hundred times as long, so readers skip it."""
+    crc = zlib.crc32(text)
+    for value in values:
+        content = value.tensor.tensor_content or b"".join(value.tensor.string_val)
+        crc = zlib.crc32(content, zlib.crc32(value.tag.encode(), crc))
+    return b"%08x" % crc
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _utf8(name: str) -> str:
+    """Return the name as protobuf can hold it: Python's strings may hold lone surrogates."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _read_info(tensor: Any) -> RunInfo:
+    info = RunInfo.from_dict(json.loads(tensor.string_val[0]))
+    names = [*(layer.name for layer in info.layers), *(site.name for site in info.sites)]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a layer's name isn't text")
+    return info
+
+
+def _read_record(scalars: Mapping[str, Any], by_tag: Mapping[str, Any], step: int) -> StepRecord:
+    if scalars["step"] != step:
+        raise ValueError(f"it says step {scalars['step']!r} and step {step}")
+    known = {name: _checked(name, value) for name, value in scalars.items() if name in _SCALARS}
+    tensors = {name: by_tag[f"{PLUGIN}/{name}"] for name in METRICS if f"{PLUGIN}/{name}" in by_tag}
+    return StepRecord(
+        metrics={name: _read_vector(tensor) for name, tensor in tensors.items()},
+        layer_state=np.frombuffer(by_tag[f"{PLUGIN}/{_STATE}"].tensor_content, np.uint8).copy(),
+        window_fill=_read_vector(by_tag[f"{PLUGIN}/window_fill"]),
+        forward_rms=_read_vector(by_tag[f"{PLUGIN}/forward_rms"]),
+        **known,
+    )
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return a scalar as the type of its field."""
+    default = {"step": 0, "layout": ""}.get(name, _SCALARS[name].default)
+    if isinstance(default, tuple):
+        value = tuple(value)
+        kinds: tuple[type, ...] = (int, float)
+        wrong = not all(isinstance(entry, kinds) for entry in value)
+    else:
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        wrong = not isinstance(value, kinds)
+    if wrong:
+        raise TypeError(f"{name}={value!r}")
+    return float(value) if isinstance(default, float) else value
+
+
+def _read_vector(tensor: Any) -> FloatVector:
+    return np.frombuffer(tensor.tensor_content, _DTYPES[tensor.dtype]).astype(np.float64)

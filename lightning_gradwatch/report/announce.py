@@ -1,0 +1,67 @@
+"""Telling a person who trains: one warning a finding, one line at the start."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from lightning_gradwatch.report.terminal import warning_text
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.record import RunInfo
+
+_INTERNAL = ("lightning_gradwatch.", "lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.", "contextlib")
+_NAMED = 3
+"""Things not covered that the line at the start names; the run's description has them all."""
+
+_log = logging.getLogger("lightning_gradwatch")
+
+
+def warn(finding: Finding, category: type[Warning]) -> None:
+    """Warn about a finding, from the user's own line (that of ``trainer.fit``).
+
+    Python remembers per line which warnings it has shown; a fresh registry each time keeps it from swallowing ours in a
+    second fit. The user's filters hold.
+
+    Raises:
+        Warning: the user's filters turn warnings of this class into errors.
+    """
+    frame = sys._getframe(1)  # noqa: SLF001 - what warnings itself does for its stacklevel
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(_INTERNAL):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        warning_text(finding), category, filename=frame.f_code.co_filename, lineno=frame.f_lineno, registry={}
+    )
+
+
+def announce(info: RunInfo) -> None:
+    """Say in one line what is measured and what isn't."""
+    if not logging.getLogger().handlers and not _log.handlers:
+        # As Lightning does for its own lines: without a handler an INFO line is never seen.
+        _log.addHandler(logging.StreamHandler())
+        _log.propagate = False
+    if _log.level == logging.NOTSET:
+        _log.setLevel(logging.INFO)
+    _log.info(coverage_line(info))
+
+
+def coverage_line(info: RunInfo) -> str:
+    """Say in one line what is measured and what isn't, and why.
+
+    >>> from lightning_gradwatch.record import RunInfo
+    >>> coverage_line(RunInfo())
+    'GradWatch: 0 layers, 0 activation sites'
+    """
+    line = f"GradWatch: {_count(len(info.layers), 'layer')}, {_count(len(info.sites), 'activation site')}"
+    if info.coverage:
+        named = [f"`{entry.name}` ({entry.reason})" for entry in info.coverage[:_NAMED]]
+        rest = len(info.coverage) - len(named)
+        line += "; not covered: " + ", ".join(named) + (f" and {rest} more" if rest else "")
+    return line
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,180 @@
+"""GW201: units that are dead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lightning_gradwatch.findings import Action, DeadUnitsWarning, Finding, Remedy, Severity
+from lightning_gradwatch.rules.functions import look_up
+from lightning_gradwatch.rules.protocol import Rule, State, Verdict
+from lightning_gradwatch.rules.readings import count_hit, measured_sites, weight_layers, why_no_fraction
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.wording import counted, listed, percent
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
+
+_READINGS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadUnits(Rule):
+    """Units of a hidden layer are dead.
+
+    What: a dead unit sits where the derivative of its activation function is exactly 0, in every observation of a full
+    window: ``observations`` inputs (batch, positions and calls together) from at least ``batch_elements`` elements of a
+    batch. The rule fires in ``patience`` measured steps in a row. A share of zero outputs isn't death: a healthy ReLU net
+    shows 50 to 90 % zeros. A unit of a convolution is a channel over all its positions. Smooth functions and LeakyReLU
+    can't be dead.
+
+    Why: a dead unit passes no gradient back and its weights stop learning, mostly for good. Where all units of a layer are
+    dead, nothing before that layer learns (GW104). Typical causes are one step with too high a learning rate, a strongly
+    negative bias, and deep narrow ReLU nets at initialisation.
+
+    What to do: lower the learning rate or warm it up; initialise with ``kaiming_normal_`` and biases of 0; use LeakyReLU,
+    ELU or GELU, which have no dead side; normalise the inputs.
+
+    Attributes:
+        error: share of a site's units that is an error.
+        warn: share of a site's units that is a warning.
+        inform: share of a site's units that is information, and a warning while it rises and the loss is stalled.
+        rise: how much the share must rise over the last five readings to count as rising.
+        patience: measured steps in a row that must agree.
+        loss_fall: share by which the loss must have fallen since half as many steps not to be stalled.
+        converged: share of the loss at the start below which the loss isn't called stalled.
+        observations: observations that fill a window.
+        batch_elements: batch elements that a window must hold as well.
+    """
+
+    code: ClassVar[str] = "GW201"
+    name: ClassVar[str] = "dead-units"
+    warning: ClassVar[type[DeadUnitsWarning]] = DeadUnitsWarning
+
+    error: float = 1.0
+    warn: float = 0.9
+    inform: float = 0.5
+    rise: float = 0.1
+    patience: int = 3
+    loss_fall: float = 0.05
+    converged: float = 0.01
+    observations: int = 1024
+    batch_elements: int = 32
+
+    def __post_init__(self) -> None:
+        self._require_between(0, 1, "error", "warn", "inform", "rise", "loss_fall", "converged")
+        self._require_count(1, "patience", "observations", "batch_elements")
+        if not self.inform <= self.warn <= self.error:
+            raise ValueError(
+                f"DeadUnits(inform={self.inform}, warn={self.warn}, error={self.error}): must rise in this order"
+            )
+
+    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Judge the dead fraction of each hidden site whose window is full."""
+        note_loss(state.setdefault("loss", {}), record)
+        measured = measured_sites(record, info, "dead_fraction")
+        if not measured:
+            return Verdict(unjudged=why_no_fraction(record, info, "dead"))
+        trend = loss_trend(state["loss"], info)
+        readings, streaks = state.setdefault("readings", {}), state.setdefault("streaks", {})
+        hits = []
+        for site, fraction in measured:
+            history = readings.setdefault(site.name, [])
+            history.append(fraction)
+            del history[:-_READINGS]
+            if fraction < self.inform:
+                streaks.pop(site.name, None)
+                continue
+            severity = self._note(record, streaks.setdefault(site.name, {}), self._level(history, trend))
+            if severity is not None:
+                hits.append((site, severity))
+        finding = self._finding(record, info, state, hits, trend) if hits else None
+        if finding is not None:
+            state["reported"] = max(state.get("reported", -1), int(finding.severity))
+        pending = any(int(level) > state.get("reported", -1) for levels in streaks.values() for level in levels)
+        return Verdict(
+            findings={"dead": finding} if finding else {},
+            confirming=pending,
+            unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else "",
+        )
+
+    def _note(self, record: StepRecord, streaks: State, level: Severity) -> Severity | None:
+        """Count the streak of each severity up to `level`; return the highest one that is long enough."""
+        due = None
+        for severity in Severity:
+            if severity > level:
+                streaks.pop(str(int(severity)), None)
+            elif count_hit(streaks, str(int(severity)), record.step) >= self.patience:
+                due = severity
+        return due
+
+    def _level(self, readings: list[float], trend: LossTrend) -> Severity:
+        fraction = readings[-1]
+        if fraction >= self.error:
+            return Severity.ERROR
+        if fraction >= self.warn:
+            return Severity.WARNING
+        # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
+        stalled = not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged))
+        rising = fraction - min(readings) >= self.rise
+        return Severity.WARNING if rising and stalled else Severity.INFO
+
+    def _finding(
+        self, record: StepRecord, info: RunInfo, state: State, hits: list[tuple[SiteInfo, Severity]], trend: LossTrend
+    ) -> Finding:
+        severity = max(level for _, level in hits)
+        shown = [site for site, level in hits if level >= min(severity, Severity.WARNING)]
+        names = tuple(site.name for site in shown)
+        worst = max(names, key=lambda name: state["readings"][name][-1])
+        level = str(int(min(severity, Severity.WARNING)))
+        value = state["readings"][worst][-1]
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=severity,
+            layers=names,
+            first_step=min(
+                sites[name]["streaks"][str(int(min(severity, Severity.WARNING)))]["since"] for name in names
+            ),
+            last_step=int(record.step),
+            value=value,
+            threshold=next(limit for limit in (self.error, self.warn, self.inform) if value >= limit),
+            cause=_cause(value, shown),
+            remedy=_remedy(info, shown),
+            message=self._message(worst, value, names, trend),
+        )
+
+    def _message(self, worst: str, value: float, names: tuple[str, ...], trend: LossTrend) -> str:
+        others = f" So or nearly so at {listed(names, 'site')}." if len(names) > 1 else ""
+        limits = (
+            f" Information from {percent(self.inform)}, a warning from {percent(self.warn)}, an error from "
+            f"{percent(self.error)}."
+        )
+        return (
+            f"{percent(value)} of the units of {worst} are dead: inactive in every observation of a full window.{others}"
+            f"{limits if value >= self.warn else f'{limits} {trend.sentence(self.loss_fall)}'}"
+        )
+
+
+def _cause(value: float, sites: list[SiteInfo]) -> str:
+    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+    whole = " Nothing before such a layer gets a gradient through it (GW104)." if value == 1 else ""
+    return (
+        f"The inputs of these {functions} units stay on the side where the derivative is exactly 0, whatever the data: often "
+        f"after a step with too high a learning rate, or through strongly negative biases.{whole}"
+    )
+
+
+def _remedy(info: RunInfo, sites: list[SiteInfo]) -> Remedy:
+    names = tuple(site.name for site in sites)
+    return Remedy(
+        text=(
+            f"Replace the function at {listed(names, 'site')} by LeakyReLU, ELU or GELU; lower the learning rate or warm it up; "
+            "initialise the weights with kaiming_normal_ and the biases with 0."
+        ),
+        actions=(
+            Action("replace_activation", names, (("with", "LeakyReLU"),)),
+            Action("set_learning_rate", (), (("factor", 0.1),)),
+            Action("initialize", tuple(weight_layers(info)), (("method", "kaiming_normal_"), ("bias", 0.0))),
+        ),
+    )

@@ -1,0 +1,74 @@
+"""What a rule is: a frozen dataclass of thresholds that reads one record at a time and keeps nothing itself.
+
+A rule's memory is a dictionary of plain data, keyed by names and handed in at each record: it travels in a checkpoint,
+and layers or sites that appear in mid-run can't shift it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lightning_gradwatch.findings import Finding, GradWatchWarning
+    from lightning_gradwatch.record import RunInfo, StepRecord
+
+State: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule says about one record."""
+
+    findings: Mapping[str, Finding] = field(default_factory=dict)
+    """What holds at this record, by root cause: a key that stays the same as long as the cause does."""
+    withdrawn: tuple[str, ...] = ()
+    """Keys of earlier findings that one of `findings` has taken in."""
+    confirming: bool = False
+    """The rule has hit and lacks patience: the next steps would settle it."""
+    unjudged: str = ""
+    """Why this record couldn't be judged: starts with ``can't judge`` (an input is missing) or ``not yet``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """A rule; its fields are its thresholds, its docstring is the page that ``gradwatch explain`` prints."""
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    warning: ClassVar[type[GradWatchWarning]]
+
+    @abstractmethod
+    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Judge one record; `state` is this rule's memory, plain JSON data, changed in place."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the thresholds by field name, as plain JSON data."""
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+
+    def _require_between(self, low: float, high: float, *fields: str, optional: bool = False) -> None:
+        """Check that fields are numbers in [low, high], low excluded where it is 0."""
+        for name in fields:
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and low <= value <= high and not (low == 0 and value == 0):
+                continue
+            span = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
+            raise ValueError(f"{self._call(name)}: {name} must be {span}{' or None' if optional else ''}")
+
+    def _require_count(self, least: int, *fields: str) -> None:
+        """Check that fields are whole numbers of at least `least`."""
+        for name in fields:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{self._call(name)}: {name} must be a whole number of at least {least}")
+
+    def _call(self, name: str) -> str:
+        return f"{type(self).__name__}({name}={getattr(self, name)!r})"

@@ -1,0 +1,93 @@
+"""Which rules are in force, and their thresholds as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.rules.protocol import Rule
+from lightning_gradwatch.rules.registry import DEFAULT_RULES, RULE_BY_CODE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+def resolve_rules(rules: Sequence[Rule] = (), ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
+    """Return the default rules with `rules` put in by code, without those whose code starts with one of `ignore`.
+
+    Raises:
+        TypeError: an entry isn't a rule, or isn't a code.
+        ValueError: a code is given twice, matches nothing, or is both given and ignored.
+    """
+    given = _by_code(rules)
+    chosen = {rule.code: rule for rule in DEFAULT_RULES} | given
+    for prefix in check_prefixes(ignore, "ignore", chosen):
+        clash = next((code for code in given if code.startswith(prefix)), None)
+        if clash:
+            raise ValueError(
+                f"rules has {type(given[clash]).__name__} ({clash}) and ignore has {prefix!r}, which leaves it out: drop one of them"
+            )
+        chosen = {code: rule for code, rule in chosen.items() if not code.startswith(prefix)}
+    return tuple(chosen[code] for code in sorted(chosen))
+
+
+def check_prefixes(
+    prefixes: Sequence[str], argument: str, codes: Iterable[str] = tuple(RULE_BY_CODE)
+) -> tuple[str, ...]:
+    """Return code prefixes in upper case; `argument` is where they came from, for the error.
+
+    Raises:
+        TypeError: not a sequence of strings.
+        ValueError: a prefix that no code starts with.
+    """
+    if isinstance(prefixes, str):
+        raise TypeError(f"{argument}={prefixes!r} must be a sequence of codes: {argument}=({prefixes!r},)")
+    codes = sorted(codes)
+    checked = []
+    for prefix in prefixes:
+        if not isinstance(prefix, str):
+            raise TypeError(f"{argument} must hold codes or their beginnings, such as 'GW202'; it has {prefix!r}")
+        upper = prefix.strip().upper()
+        if not upper or not any(code.startswith(upper) for code in codes):
+            near = difflib.get_close_matches(upper, codes, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{argument}: no rule's code starts with {prefix!r}; the nearest is {near[0]}, all are {', '.join(codes)}"
+            )
+        checked.append(upper)
+    return tuple(checked)
+
+
+def settings_of(rules: Iterable[Rule]) -> dict[str, dict[str, Any]]:
+    """Return the thresholds in force by code and field: plain JSON data that `rules_from_settings` reads back."""
+    return {rule.code: rule.settings() for rule in rules}
+
+
+def rules_from_settings(settings: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
+    """Build the rules that `settings_of` described; codes and fields that this version doesn't know are left out.
+
+    Raises:
+        ValueError: a threshold is out of range.
+    """
+    rules = []
+    for code in sorted(settings):
+        cls = RULE_BY_CODE.get(code)
+        if cls is not None:
+            known = {entry.name for entry in dataclasses.fields(cls)}
+            rules.append(cls(**{name: value for name, value in settings[code].items() if name in known}))
+    return tuple(rules)
+
+
+def _by_code(rules: Sequence[Rule]) -> dict[str, Rule]:
+    if isinstance(rules, Rule):
+        raise TypeError(f"rules={rules!r} must be a sequence: rules=[{type(rules).__name__}(...)]")
+    given: dict[str, Rule] = {}
+    for place, rule in enumerate(rules):
+        if isinstance(rule, type) and issubclass(rule, Rule):
+            raise TypeError(f"rules[{place}] is the class {rule.__name__}; give an instance: {rule.__name__}()")
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rules[{place}] must be a rule, such as VanishingGradient(ratio=1e-2); it is {rule!r}")
+        if rule.code in given:
+            raise ValueError(f"rules[{place}] is a second {type(rule).__name__} ({rule.code}): give each rule once")
+        given[rule.code] = rule
+    return given

@@ -1,0 +1,89 @@
+"""Whether the loss still falls, told from the measured steps alone.
+
+Compared are the latest losses with those of half as many steps: a fixed number of steps would call a slow run stalled and a
+fast one falling, and training that follows a power law falls by about the same share at each doubling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.rules.wording import percent
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record import RunInfo, StepRecord
+
+_KEPT = 40
+_COMPARED = 5
+_STARTING = 3
+
+
+@dataclass(frozen=True)
+class LossTrend:
+    """What the losses say, or why they say nothing."""
+
+    unknown: str = ""
+    """Why the losses can't tell; the other fields mean nothing then."""
+    fall: float = 0.0
+    """Share by which the loss fell since `since_step`; 0 where noise could explain it."""
+    since_step: int = 0
+    of_start: float = 1.0
+    """Latest loss over the loss at the start."""
+
+    def falls_by(self, share: float) -> bool:
+        """Tell whether the loss is known to fall by at least that share."""
+        return not self.unknown and self.fall >= share
+
+    def converged_to(self, share: float) -> bool:
+        """Tell whether the loss is known to be below that share of its start."""
+        return not self.unknown and self.of_start < share
+
+    def sentence(self, share: float) -> str:
+        """Say whether the loss makes the matter less urgent."""
+        if self.unknown:
+            return f"Whether the net still learns can't be told: {self.unknown}."
+        if self.falls_by(share):
+            return f"The loss still falls, by {percent(self.fall)} since step {self.since_step}, so this is information only."
+        if self.fall > 0:
+            return f"The loss hardly falls: by {percent(self.fall)} since step {self.since_step}."
+        return f"The loss hasn't fallen since step {self.since_step}."
+
+
+def note_loss(state: dict[str, Any], record: StepRecord) -> None:
+    """Add a record's loss to the memory, whose older half gets sparser as the run gets longer."""
+    if record.skipped or not math.isfinite(record.loss):
+        return
+    start = state.setdefault("start", [])
+    if len(start) < _STARTING:
+        start.append(float(record.loss))
+    losses = state.setdefault("losses", [])
+    losses.append([int(record.step), float(record.loss)])
+    if len(losses) > _KEPT:
+        losses[: _KEPT // 2] = losses[: _KEPT // 2 : 2]
+
+
+def loss_trend(state: dict[str, Any], info: RunInfo) -> LossTrend:
+    """Read the trend out of what `note_loss` kept."""
+    losses: list[tuple[int, float]] = [(step, loss) for step, loss in state.get("losses", ())]
+    if len(info.optimizers) > 1:
+        return LossTrend(unknown="several optimizers share the run, each with a loss of its own")
+    if not losses:
+        return LossTrend(unknown="no loss was recorded")
+    if min(loss for _, loss in losses) < 0 or median(state["start"]) <= 0:
+        return LossTrend(unknown="the loss isn't positive")
+    boundary = losses[-1][0] // 2
+    if losses[0][0] > boundary:
+        boundary = losses[(len(losses) - 1) // 2][0]
+    recent = [loss for step, loss in losses if step > boundary][-_COMPARED:]
+    before = [(step, loss) for step, loss in losses if step <= boundary][-len(recent) :] if recent else []
+    if not before:
+        return LossTrend(unknown="too few losses were measured")
+    earlier = [loss for _, loss in before]
+    of_start = median(recent) / median(state["start"])
+    # Half the pairs fall by chance; three quarters of them is what noise seldom gives.
+    falling = sum(old > new for old in earlier for new in recent) >= 0.75 * len(earlier) * len(recent)
+    fall = 1 - median(recent) / median(earlier) if falling and median(earlier) > 0 else 0.0
+    return LossTrend(fall=fall, since_step=before[-1][0], of_start=of_start)

@@ -1,0 +1,241 @@
+"""GW101: the gradient signal vanishes on its way to the early layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from lightning_gradwatch.findings import Finding, Remedy, Severity, VanishingGradientWarning
+from lightning_gradwatch.record import LayerState, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.rules.fading import fading_cause, fading_remedy
+from lightning_gradwatch.rules.protocol import Rule, State, Verdict
+from lightning_gradwatch.rules.readings import early_layers, hidden_sites, layer_values, measured_sites, weight_layers
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.wording import counted, listed, number
+
+_READINGS = 5
+_LEAST_SITES = 3
+_ERROR_FACTOR = 100
+_SGD_FAMILY = frozenset({"SGD", "ASGD"})  # their step is proportional to the gradient; Rprop's and LBFGS's aren't
+_SGD_RATIO = 3e-3
+_LAX_RATIO = 1e-4
+
+
+class _Signal(NamedTuple):
+    """One reading of the signal over the hidden sites that were measured."""
+
+    sites: list[SiteInfo]
+    norms: list[float]
+    attenuation: float
+
+    @property
+    def gain(self) -> float:
+        """Mean factor from one site to the next."""
+        return float(self.attenuation ** (1 / (len(self.sites) - 1)))
+
+    @property
+    def ends(self) -> str:
+        """What readings must share to be compared."""
+        return f"{self.sites[0].name}\n{self.sites[-1].name}\n{len(self.sites)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VanishingGradient(Rule):
+    """The gradient vanishes on its way to the early layers.
+
+    What: the signal is the gradient of the loss at an activation function's input. Its attenuation is the norm at the
+    first hidden site over that at the last. The rule fires where the median of the last five readings is below ``ratio``
+    and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
+    row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
+    falls, and silent once the loss has converged. The gradients of the weights aren't compared: at initialisation they
+    stay level while the signal vanishes.
+
+    Why: an early layer whose gradient is thousands of times smaller than a late one's hardly moves, so the net learns with
+    its last layers on top of random features, or not at all. Sigmoid passes back at most 1/4 of the signal a layer:
+    after 50 layers nothing is left. Weights that start too small do the same to any function.
+
+    What to do: replace Sigmoid by ReLU, LeakyReLU or ELU; initialise with ``kaiming_normal_`` (ReLU and its kin) or
+    ``xavier_normal_`` (Tanh); add skip connections or normalisation layers; use fewer layers. Adam hides the loss of scale
+    for a while, hence its laxer threshold.
+
+    Attributes:
+        ratio: attenuation below which the gradient vanishes; None: 3e-3 for SGD and ASGD, 1e-4 for any other optimizer.
+        gain: mean factor from site to site that must be undercut as well.
+        min_grad_rms: plain threshold: each early weight layer whose gradient has a smaller root mean square is reported at
+            once, whatever the rest says; None: none.
+        warm_up_steps: steps that aren't judged by ``ratio``.
+        patience: measured steps in a row that must agree.
+        loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
+        converged: share of the loss at the start below which the rule is silent.
+    """
+
+    code: ClassVar[str] = "GW101"
+    name: ClassVar[str] = "vanishing-gradient"
+    warning: ClassVar[type[VanishingGradientWarning]] = VanishingGradientWarning
+
+    ratio: float | None = None
+    gain: float = 0.75
+    min_grad_rms: float | None = None
+    warm_up_steps: int = 10
+    patience: int = 3
+    loss_fall: float = 0.05
+    converged: float = 0.01
+
+    def __post_init__(self) -> None:
+        self._require_between(0, 1, "ratio", optional=True)
+        self._require_between(0, 1, "gain", "loss_fall", "converged")
+        self._require_between(0, float("inf"), "min_grad_rms", optional=True)
+        self._require_count(0, "warm_up_steps")
+        self._require_count(1, "patience")
+
+    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Judge the signal by its ratio and, where asked for, the early layers by the plain threshold."""
+        if record.skipped:
+            return Verdict(unjudged="not yet: the optimizer step was skipped")
+        note_loss(state.setdefault("loss", {}), record)
+        findings: dict[str, Finding] = {}
+        floor_judged = self._judge_floor(record, info, state, findings)
+        signal = self._read(record, info)
+        if isinstance(signal, str):
+            return Verdict(findings=findings, unjudged="" if floor_judged else signal)
+        if record.step < self.warm_up_steps:
+            reason = f"not yet: the first {self.warm_up_steps} steps are warm-up"
+            return Verdict(findings=findings, unjudged="" if floor_judged else reason)
+        found = self._judge_ratio(record, info, state, signal)
+        if found is not None:
+            findings["signal"] = found
+            state["reported"] = True
+        pending = state["streak"] > 0 and not state.get("reported", False)
+        reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
+        return Verdict(findings=findings, confirming=pending, unjudged=reason)
+
+    def threshold_for(self, info: RunInfo) -> float:
+        """Return the attenuation below which this run's gradient vanishes."""
+        if self.ratio is not None:
+            return self.ratio
+        names = {optimizer.name for optimizer in info.optimizers}
+        return _SGD_RATIO if names and names <= _SGD_FAMILY else _LAX_RATIO
+
+    def _read(self, record: StepRecord, info: RunInfo) -> _Signal | str:
+        """Return the signal, or why it can't be judged."""
+        hidden = sum(site.role == "hidden" for site in info.sites)
+        if hidden < _LEAST_SITES:
+            had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
+            return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
+        measured = measured_sites(record, info, "signal_norm")
+        if len(measured) < _LEAST_SITES:
+            return f"can't judge: the signal was measured at {counted(len(measured), 'hidden activation site')} only"
+        norms = [norm for _, norm in measured]
+        if norms[-1] == 0:
+            return "can't judge: no signal at the last hidden activation site"
+        return _Signal(sites=[site for site, _ in measured], norms=norms, attenuation=norms[0] / norms[-1])
+
+    def _judge_ratio(self, record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> Finding | None:
+        # Steps of different optimizers (a GAN's) see different sites: only like is compared with like.
+        readings = [*state.get("readings", ()), [signal.ends, signal.attenuation]][-_READINGS:]
+        state["readings"] = readings
+        signal = signal._replace(attenuation=median(value for ends, value in readings if ends == signal.ends))
+        threshold = self.threshold_for(info)
+        trend = loss_trend(state["loss"], info)
+        if signal.attenuation >= threshold or signal.gain >= self.gain or trend.converged_to(self.converged):
+            state["streak"] = 0
+            return None
+        if not state.get("streak"):
+            state["since"] = int(record.step)
+        state["streak"] = state.get("streak", 0) + 1
+        if state["streak"] < self.patience:
+            return None
+        known = [fraction for _, fraction in measured_sites(record, info, "saturated_fraction")]
+        saturated = median(known) if known else 0.0
+        severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
+            layers=_faded_layers(info, signal, threshold),
+            first_step=state["since"],
+            last_step=int(record.step),
+            value=signal.attenuation,
+            threshold=threshold,
+            cause=fading_cause(signal.sites, signal.gain, saturated),
+            remedy=fading_remedy(signal.sites, weight_layers(info), saturated),
+            message=self._message(info, signal, threshold, trend),
+        )
+
+    def _message(self, info: RunInfo, signal: _Signal, threshold: float, trend: LossTrend) -> str:
+        first, last = signal.sites[0].name, signal.sites[-1].name
+        steps = len(signal.sites) - 1
+        if signal.attenuation == 0:
+            seen = (
+                f"The gradient signal at the first hidden site, {first}, is exactly 0, that at the last, {last}, isn't"
+            )
+        else:
+            seen = (
+                f"The gradient signal at the first hidden site, {first}, is {number(signal.attenuation)} of that at the last, "
+                f"{last}: a factor of {number(signal.gain)} at each of {steps} steps between sites"
+            )
+        names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
+        why = f" for {names}" if self.ratio is None and names else ""
+        return f"{seen}. Reported below {number(threshold)}{why}. {trend.sentence(self.loss_fall)}"
+
+    def _judge_floor(self, record: StepRecord, info: RunInfo, state: State, findings: dict[str, Finding]) -> bool:
+        """Hold the early weight layers to the user's own threshold; tell whether any could be."""
+        if self.min_grad_rms is None:
+            return False
+        early = set(early_layers(info))
+        rms = layer_values(record, info, "grad_rms")
+        kept = state.setdefault("floor", {})
+        judged = low = False
+        for column, layer in enumerate(info.layers):
+            measured = record.layer_state[column] in (LayerState.OK, LayerState.ZERO) and np.isfinite(rms[column])
+            if layer.name not in early or not measured:
+                continue
+            judged = True
+            if rms[column] < self.min_grad_rms:
+                low = True
+                kept.setdefault(layer.name, {"since": int(record.step)})["rms"] = float(rms[column])
+        if low:
+            findings["floor"] = self._floor_finding(record, info, kept)
+        return judged
+
+    def _floor_finding(self, record: StepRecord, info: RunInfo, kept: State) -> Finding:
+        assert self.min_grad_rms is not None
+        layers = tuple(layer.name for layer in info.layers if layer.name in kept)
+        lowest = min(layers, key=lambda name: kept[name]["rms"])
+        value = kept[lowest]["rms"]
+        sites = [site for _, site in hidden_sites(info)]
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=Severity.WARNING,
+            layers=layers,
+            first_step=min(entry["since"] for entry in kept.values()),
+            last_step=int(record.step),
+            value=value,
+            threshold=self.min_grad_rms,
+            cause=f"The gradient of {listed(layers, 'early weight layer')} is below the plain threshold min_grad_rms that was set for this run.",
+            remedy=fading_remedy(sites, weight_layers(info), 0.0) if sites else Remedy(text=_NO_SITES_REMEDY),
+            message=(
+                f"The root mean square of the gradient of {lowest} is {number(value)}, below "
+                f"min_grad_rms={number(self.min_grad_rms)}; so low in {counted(len(layers), 'early weight layer')}."
+            ),
+        )
+
+
+_NO_SITES_REMEDY = (
+    "Look at the activation functions, the initialisation and the learning rate; skip connections and normalisation "
+    "layers carry the gradient through depth."
+)
+
+
+def _faded_layers(info: RunInfo, signal: _Signal, threshold: float) -> tuple[str, ...]:
+    """Return the weight layers from the first to where the signal is back above the threshold."""
+    layers = weight_layers(info)
+    last = signal.norms[-1]
+    faded = next(index for index, norm in enumerate([*signal.norms, last]) if norm >= threshold * last)
+    # A record doesn't say which layer feeds which site; in a chain of n sites the k-th of n + 1 layers does.
+    count = faded * len(layers) // (len(signal.sites) + 1)
+    return tuple(layers[: max(count, len(early_layers(info)))])

@@ -1,0 +1,50 @@
+"""How numbers and names read in a sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def number(value: float) -> str:
+    """Format with three significant digits and a short exponent.
+
+    >>> number(0.0030000001), number(2.3456e-26), number(0.0)
+    ('0.003', '2.35e-26', '0')
+    """
+    text = f"{value:.3g}"
+    mantissa, mark, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if mark else text
+
+
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage that never rounds up to 100.
+
+    >>> percent(0.5), percent(0.9996), percent(1.0)
+    ('50 %', '99.9 %', '100 %')
+    """
+    if 0.99 < fraction < 1:
+        return f"{min(100 * fraction, 99.9):.1f} %"
+    return f"{100 * fraction:.0f} %"
+
+
+def listed(names: Sequence[str], noun: str = "layer") -> str:
+    """Name up to three things, and only the ends and the number of more.
+
+    >>> listed(["net.0"]), listed(["net.0", "net.2", "net.4", "net.6"])
+    ('net.0', 'net.0 … net.6 (4 layers)')
+    """
+    if len(names) <= 3:
+        return ", ".join(names)
+    return f"{names[0]} … {names[-1]} ({counted(len(names), noun)})"
+
+
+def counted(count: int, noun: str) -> str:
+    """Give a number with its noun in the right form.
+
+    >>> counted(1, "layer"), counted(2, "layer")
+    ('1 layer', '2 layers')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,40 @@
+"""Which steps are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_EVERY_N_STEPS = 50
+_FIRST_STEPS = 64
+"""At most so many steps are watched, activations only, until the first windows are full."""
+_CONFIRMING_STEPS = 16
+"""A rule that goes back and forth gets no more than so many extra steps between two that are due anyway."""
+
+
+@dataclass
+class Schedule:
+    """Decides about each step by an integer comparison or two.
+
+    Due are the steps at which Lightning's loggers log (the last of each `every_n_steps`), so that our curves have their
+    points where the loss has its own, and below the first of them 0, 1, 2, 4, 8, …, where most of what goes wrong shows.
+    """
+
+    every_n_steps: int
+    _confirmed: int = 0
+    _watched: int = 0
+
+    def due(self, step: int, *, confirming: bool) -> bool:
+        """Whether everything is measured in a step; `confirming` asks for extra ones."""
+        every = self.every_n_steps
+        if (step + 1) % every == 0 or (step < every and step & (step - 1) == 0):
+            self._confirmed = 0
+            return True
+        if confirming and self._confirmed < _CONFIRMING_STEPS:
+            self._confirmed += 1
+            return True
+        return False
+
+    def fills_windows(self) -> bool:
+        """Whether a step that isn't due is watched all the same, because some window isn't full yet."""
+        self._watched += 1
+        return self._watched <= _FIRST_STEPS

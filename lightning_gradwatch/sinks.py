@@ -1,0 +1,93 @@
+"""Where records go: into the logger's own event file, into one of ours where there is none, and to other loggers.
+
+A second event file beside a TensorBoard logger's own would stop viewers from reading the first, so ours are only for
+runs without one. Loggers are told apart by what they can do: Lightning exists as two packages with two sets of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.event_file import EventFile, next_version_folder, write_to
+from lightning_gradwatch.events import findings_event, heatmap_event, step_event
+from lightning_gradwatch.heatmap import heatmap_png
+from lightning_gradwatch.record import series
+from lightning_gradwatch.summaries import summaries
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.record import RunInfo, StepRecord
+
+
+class Sinks:
+    """Writes the records of one fit, on the rank that writes.
+
+    Args:
+        loggers: The Trainer's loggers.
+        folder: Where a run without a TensorBoard logger gets a folder of its own.
+        max_curves: Up to so many weight layers, or sites, get curves of their own; None: any number.
+    """
+
+    def __init__(self, loggers: Sequence[Any], folder: str | Path, *, max_curves: int | None) -> None:
+        self._writers = [writer for writer in map(_file_writer, loggers) if writer is not None]
+        self._others = [logger for logger in loggers if _file_writer(logger) is None]
+        self._folder = Path(folder)
+        self._max_curves = max_curves
+        self._file: EventFile | None = None
+        self._layout = ""
+        self._described: set[str] = set()
+        self._findings: tuple[Finding, ...] = ()
+        self.path: Path | None = None
+        """Folder of the event file of our own; None where a logger's is used."""
+
+    def write(self, record: StepRecord, info: RunInfo, findings: tuple[Finding, ...]) -> None:
+        """Write one record: one event, which holds the run's description and the findings where those are new."""
+        event = step_event(
+            record,
+            info,
+            max_curves=self._max_curves,
+            describe=info.layout != self._layout,
+            findings=findings if findings != self._findings else None,
+            seen=self._described,
+        )
+        self._layout, self._findings = info.layout, findings
+        self._send(event)
+        numbers = summaries(record, info)
+        for logger in self._others:
+            logger.log_metrics(numbers, step=record.step)
+
+    def finish(self, records: Sequence[StepRecord], infos: dict[str, RunInfo], findings: tuple[Finding, ...]) -> None:
+        """Write what the end of a fit adds: the findings' last numbers, and the heatmap where there are no curves."""
+        if not records:
+            return
+        if findings != self._findings:
+            self._findings = findings
+            self._send(findings_event(findings, step=records[-1].step))
+        info = infos[records[-1].layout]
+        names = [layer.name for layer in info.layers if layer.weight]
+        if self._max_curves is not None and len(names) > self._max_curves:
+            steps, values = series(records, infos, "grad_norm", names)
+            self._send(heatmap_event(records[-1].step, heatmap_png(steps, values, names, "gradient norm by layer")))
+
+    def close(self) -> None:
+        """Close a file of our own; the loggers' stay theirs."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _send(self, event: Any) -> None:
+        for writer in self._writers:
+            write_to(writer, event)
+        if not self._writers:
+            if self._file is None:
+                self.path = self.path or next_version_folder(self._folder)
+                self._file = EventFile(self.path)
+            self._file.write(event)
+
+
+def _file_writer(logger: Any) -> Any:
+    """Return the writer of a TensorBoard logger's event file; None for any other logger."""
+    get = getattr(getattr(logger, "experiment", None), "_get_file_writer", None)
+    return None if get is None else get()

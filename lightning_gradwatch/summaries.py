@@ -1,0 +1,125 @@
+"""The few numbers of a step that are worth a curve of their own, and findings as a table: what a viewer without our dashboard shows.
+
+At most twelve (a page of TensorBoard's), norms and ratios as log10: TensorBoard's axes are linear, and its smoothing and
+its hiding of outliers would else hide what matters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.findings import Finding
+
+DESCRIPTIONS = {
+    "gradwatch/log10_grad_norm": "log10 of the L2 norm of all gradients, unscaled and before clipping.",
+    "gradwatch/log10_first_layer_grad_norm": "log10 of the gradient norm of the first weight layer.",
+    "gradwatch/log10_last_layer_grad_norm": "log10 of the gradient norm of the last weight layer.",
+    "gradwatch/log10_attenuation": "log10 of the signal (norm of dL/dz) at the first hidden activation over that at the "
+    "last; far below 0: the gradient vanishes, far above: it explodes.",
+    "gradwatch/max_dead_fraction": "Share of dead units at the site that has the largest.",
+    "gradwatch/mean_dead_fraction": "Share of dead units, mean over the sites.",
+    "gradwatch/max_saturated_fraction": "Share of saturated units at the hidden site that has the largest.",
+    "gradwatch/log10_min_update_ratio": "log10 of rms(update) / rms(weight) at the weight layer that moves least.",
+    "gradwatch/log10_median_update_ratio": "log10 of rms(update) / rms(weight), median over the weight layers.",
+    "gradwatch/log10_max_update_ratio": "log10 of rms(update) / rms(weight) at the weight layer that moves most.",
+    "gradwatch/clip_factor": "What clipping multiplied the gradients by.",
+    "gradwatch/layers_without_gradient": "Number of layers that got no gradient, or one that is exactly zero.",
+}
+
+CURVES = {
+    "grad_norm": "L2 norm of the gradient of all parameters of the layer, unscaled and before clipping.",
+    "dead_fraction": "Share of units that were inactive in every observation of the window.",
+    "saturated_fraction": "Share of units that were saturated in at least 95 % of the window's observations.",
+}
+"""Metrics that small models get a curve a layer of, with their description."""
+
+_SHOWN = 6
+
+
+@np.errstate(over="ignore", invalid="ignore")  # a damaged value is left out, and no warning reaches the training loop
+def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
+    """Return the step's summaries by tag; what wasn't measured, or has no finite value, isn't there.
+
+    Norms and ratios are log10, so one that is exactly 0 isn't there either.
+    """
+    weights = [index for index, layer in enumerate(info.layers) if layer.weight and layer.used is not False]
+    hidden = [index for index, site in enumerate(info.sites) if site.role == "hidden"]
+    norms = record.values("grad_norm", len(info.layers))[weights]
+    signal = _measured(record.values("signal_norm", len(info.sites))[hidden])
+    dead = _measured(record.values("dead_fraction", len(info.sites)))
+    saturated = _measured(record.values("saturated_fraction", len(info.sites))[hidden])
+    ratios = np.sort(_measured(record.values("update_ratio", len(info.layers))[weights]))
+    stopped = np.isin(record.layer_state, (LayerState.NONE, LayerState.ZERO))
+    found = {
+        "log10_grad_norm": _log10(record.global_grad_norm),
+        "log10_first_layer_grad_norm": _log10(_at(norms, 0)),
+        "log10_last_layer_grad_norm": _log10(_at(norms, -1)),
+        # As a difference: the quotient of two doubles of this range may overflow.
+        "log10_attenuation": _log10(_at(signal, 0)) - _log10(_at(signal, -1)),
+        "max_dead_fraction": dead.max(initial=-np.inf),
+        "mean_dead_fraction": dead.mean() if dead.size else np.nan,
+        "max_saturated_fraction": saturated.max(initial=-np.inf),
+        "log10_min_update_ratio": _log10(_at(ratios, 0)),
+        "log10_median_update_ratio": _log10(_at(ratios, ratios.size // 2)),
+        "log10_max_update_ratio": _log10(_at(ratios, -1)),
+        "clip_factor": record.clip_factor,
+        "layers_without_gradient": np.count_nonzero(stopped),
+    }
+    return {f"gradwatch/{name}": float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def findings_markdown(findings: Sequence[Finding]) -> str:
+    """Return the findings as a Markdown table for TensorBoard's text page."""
+    if not findings:
+        return "No findings."
+    lines = ["| rule | severity | layers | steps | what | remedy |", "|---|---|---|---|---|---|"]
+    for finding in findings:
+        layers = ", ".join(finding.layers[:_SHOWN])
+        if len(finding.layers) > _SHOWN:
+            layers += f" and {len(finding.layers) - _SHOWN} more"
+        cells = (
+            f"{finding.code} {finding.name}",
+            finding.severity.label,
+            layers,
+            f"{finding.first_step} to {finding.last_step}",
+            finding.message,
+            finding.remedy.text,
+        )
+        lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown and HTML show as it is, on one line: a layer's name may be anything.
+
+    As character references, because Markdown's dialects differ in what a backslash escapes.
+
+    >>> escape_markdown("<b>|x")
+    '&#60;b&#62;&#124;x'
+    """
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return "".join(
+        f"&#{ord(sign)};" if sign.isascii() and not sign.isalnum() and sign not in " .,:;/" else sign
+        for sign in line
+        if sign.isprintable()
+    )
+
+
+def _measured(values: FloatVector) -> FloatVector:
+    return values[~np.isnan(values)]
+
+
+def _at(values: FloatVector, index: int) -> float:
+    return float(values[index]) if values.size else math.nan
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if value > 0 else math.nan

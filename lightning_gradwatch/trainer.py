@@ -1,0 +1,77 @@
+"""What is read from a Trainer, and how arguments are checked; by attributes, as Lightning exists as two packages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.record import RunInfo
+
+_Choice = TypeVar("_Choice")
+
+
+def logger_step(trainer: Any) -> int:
+    """Return the step at which Lightning logs what this batch logs: how many batches have stepped before."""
+    loop = trainer.fit_loop.epoch_loop
+    # `global_step` counts every optimizer's steps; the loggers' axis counts batches and has no public name.
+    steps = getattr(loop, "_batches_that_stepped", None)
+    return int(trainer.global_step if steps is None else steps)
+
+
+def current_scale(trainer: Any, like: Tensor | nn.Module) -> Tensor | None:
+    """Return the factor that losses and gradients are multiplied by now, on their device; None without a scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return None
+    device = like.device if isinstance(like, Tensor) else next(like.parameters()).device
+    scale: Tensor = scaler.scale(torch.ones((), device=device))
+    return scale
+
+
+def describe(info: RunInfo, trainer: Any, *, every_n_steps: int) -> RunInfo:
+    """Add the training loop's settings to a run's description; nothing here sets up data."""
+    clipping = ""
+    if trainer.gradient_clip_val is not None:
+        algorithm = getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm) or "norm"
+        clipping = f"{algorithm} {trainer.gradient_clip_val}"
+    return replace(
+        info,
+        precision=str(trainer.precision),
+        accumulation=int(trainer.accumulate_grad_batches),
+        clipping=clipping,
+        planned_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+        every_n_steps=every_n_steps,
+    )
+
+
+def check_count(argument: str, value: Any, *, least: int, none: str) -> int | None:
+    """Return an integer argument or None.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is below `least`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"GradWatch({argument}={value!r}): must be an integer of at least {least}, or None ({none})")
+    if value < least:
+        raise ValueError(f"GradWatch({argument}={value!r}): must be at least {least}, or None ({none})")
+    return value
+
+
+def check_choice(argument: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
+    """Return an argument that is one of a few values.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"GradWatch({argument}={value!r}): must be one of {', '.join(map(repr, choices))}")
+    return value

@@ -1,0 +1,189 @@
+"""Counts against a plain numpy recount in float64, in every layout and dtype, on both ways through the code."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_gradwatch.measure import counting
+from lightning_gradwatch.measure.counting import count
+from lightning_gradwatch.measure.functions import composite, identify
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+# Name: call of z, inactive and saturated of a float64 array (None: can't be, not applicable).
+CASES = {
+    "relu": (lambda z: identify(F.relu, (z,), {}), lambda z: z <= 0, None),
+    "leaky_relu": (lambda z: identify(F.leaky_relu, (z,), {}), None, None),
+    "hardswish": (lambda z: identify(F.hardswish, (z,), {}), lambda z: z <= -3, None),
+    "hardshrink": (lambda z: identify(torch.hardshrink, (z, 0.3), {}), lambda z: abs(z) <= 0.3, None),
+    "threshold": (lambda z: identify(F.threshold, (z, 0.1, 1.0), {}), lambda z: z <= 0.1, None),
+    "relu6": (lambda z: identify(F.relu6, (z,), {}), lambda z: (z <= 0) | (z >= 6), lambda z: z >= 6),
+    "hardtanh": (lambda z: identify(F.hardtanh, (z,), {}), lambda z: abs(z) >= 1, lambda z: abs(z) >= 1),
+    "uneven": (
+        lambda z: identify(F.hardtanh, (z, -0.1, 0.7), {}),
+        lambda z: (z <= -0.1) | (z >= 0.7),
+        lambda z: (z <= -0.1) | (z >= 0.7),
+    ),
+    "one point": (lambda z: identify(F.hardtanh, (z, 0.5, 0.5), {}), lambda z: z == z, lambda z: z == z),  # noqa: PLR0124
+    "sigmoid": (lambda z: identify(torch.sigmoid, (z,), {}), None, lambda z: abs(z) > 4),
+    "gelu": (lambda z: identify(F.gelu, (z,), {}), None, lambda z: z < -2.0507762548328534),
+    "elu": (lambda z: identify(F.elu, (z,), {}), None, lambda z: z < -2 * math.log(math.cosh(2))),
+    "logsigmoid": (lambda z: identify(F.logsigmoid, (z,), {}), None, lambda z: z > 2 * math.log(math.sinh(2))),
+    "softsign": (lambda z: identify(F.softsign, (z,), {}), None, lambda z: abs(z) > math.cosh(2) - 1),
+    "mish": (lambda z: composite("mish", "tanh", z), None, lambda z: z < 0.03285473375720755),
+    "huge": (lambda z: identify(F.hardtanh, (z, -1e300, 1e300), {}), lambda z: abs(z) >= 1e300, lambda z: abs(z) >= 1e300),
+    "tiny": (lambda z: identify(F.threshold, (z, 1e-300, 0.0), {}), lambda z: z <= 1e-300, None),
+}  # fmt: skip
+SHAPES = [((3000,), 0), ((600, 5), 1), ((5, 600), 0), ((6, 4, 90), 1), ((3, 2, 9, 11), -3), ((2, 3, 4, 5, 6), 4)]
+BOUNDS = [0, 0.03285473375720755, 0.1, 0.3, 0.5, 0.7, 1, 2.0507762548328534, 2.5767347452283365, 2.650005494715729, 2.7621956910836314, 3, 4, 6]  # fmt: skip
+
+
+@pytest.fixture(params=["few operations", "blocks", "one block"])
+def way(request, monkeypatch):
+    """Send small tensors through the code for large ones too."""
+    if request.param != "few operations":
+        monkeypatch.setattr(counting, "_LARGE", 0)
+    if request.param == "blocks":
+        monkeypatch.setattr(counting, "_BLOCK", 7)
+        monkeypatch.setattr(counting, "_BYTES", 3)
+        monkeypatch.setattr(counting, "_WIDE", 5)
+
+
+def near_the_bounds(shape, dtype, seed=0):
+    """Return random numbers, a third of them as close to a bound as the dtype gets, and a few that aren't finite."""
+    generator = np.random.default_rng(seed)
+    z = torch.from_numpy(generator.normal(size=shape) * 4).to(dtype)
+    bounds = torch.from_numpy(generator.choice([*BOUNDS, *(-bound for bound in BOUNDS)], size=shape)).to(dtype)
+    up = torch.nextafter(bounds, torch.tensor(math.inf, dtype=dtype))
+    down = torch.nextafter(bounds, torch.tensor(-math.inf, dtype=dtype))
+    finfo = torch.finfo(dtype)
+    odd = torch.tensor([math.nan, math.inf, -math.inf, finfo.max, finfo.min, -0.0, finfo.smallest_normal], dtype=dtype)
+    choice = torch.from_numpy(generator.integers(0, 20, size=shape))
+    for value, picked in ((bounds, choice < 2), (up, choice // 2 == 1), (down, choice // 2 == 2)):
+        z = torch.where(picked, value, z)
+    return torch.where(choice == 19, odd[torch.from_numpy(generator.integers(0, len(odd), size=shape))], z)
+
+
+def recount(rule, z, axis):
+    marks = rule(z.detach().to(torch.float64).numpy())
+    return np.moveaxis(marks, axis, 0).reshape(z.shape[axis], math.prod(z.shape) // max(1, z.shape[axis])).sum(1)
+
+
+def check(name, z, axis):
+    make, inactive, saturated = CASES[name]
+    counts = count(make(z), z, axis)
+    assert (counts.units, counts.observations) == (z.shape[axis], z.numel() // z.shape[axis] if z.shape[axis] else 0)
+    either = inactive or saturated
+    for found, rule in ((counts.inactive, inactive), (counts.saturated, saturated), (counts.either, either)):
+        if rule is None:
+            assert found is None
+        else:
+            assert found.dtype == torch.int32
+            assert not found.requires_grad
+            np.testing.assert_array_equal(found.numpy(), recount(rule, z, axis))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_counts_are_those_of_a_float64_recount(name, dtype, way):
+    for shape, axis in SHAPES:
+        check(name, near_the_bounds(shape, dtype), axis)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_counts_are_right_in_every_layout(data):
+    shape = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=5), "shape")
+    dtype = data.draw(st.sampled_from(DTYPES), "dtype")
+    z = near_the_bounds(shape, dtype, data.draw(st.integers(0, 100), "seed"))
+    z = z.permute(data.draw(st.permutations(range(len(shape))), "order"))
+    z = z[tuple(slice(None, None, data.draw(st.integers(1, 2), "stride")) for _ in shape)]
+    axis = data.draw(st.integers(-z.dim(), z.dim() - 1), "axis")
+    name = data.draw(st.sampled_from(sorted(CASES)), "function")
+    check(name, z, axis)
+    if z.numel():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(counting, "_LARGE", 0)
+            patch.setattr(counting, "_BLOCK", data.draw(st.integers(1, 500), "block"))
+            patch.setattr(counting, "_BYTES", data.draw(st.integers(1, 128), "bytes"))
+            patch.setattr(counting, "_WIDE", data.draw(st.integers(1, 64), "wide"))
+            check(name, z, axis)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((1100, 257), 1), ((9000, 33), 1), ((70000, 2), 1), ((300, 3, 17, 19), 1), ((1, 5, 200, 200), 1), ((600, 500), 0)]
+)  # fmt: skip
+@pytest.mark.parametrize("value", [-9.0, None])
+def test_large_tensors_count_right_past_what_a_byte_holds(shape, axis, value):
+    z = torch.full(shape, value) if value is not None else near_the_bounds(shape, torch.float32)
+    for name in ("relu", "sigmoid", "relu6"):
+        check(name, z, axis)
+
+
+def test_channels_last_memory_is_counted_without_a_copy(way, monkeypatch):
+    z = near_the_bounds((3, 4, 5, 6), torch.float32).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch.Tensor, "contiguous", None)
+    check("relu", z, 1)
+
+
+def test_a_number_without_axes_is_one_unit_observed_once(way):
+    z = torch.tensor(-1.0)
+    counts = count(identify(F.relu, (z,), {}), z, 0)
+    assert (counts.units, counts.observations, counts.inactive.tolist()) == (1, 1, [1])
+
+
+@pytest.mark.parametrize(("dim", "axis", "units"), [(-1, 2, 4), (2, -1, 4), (1, 2, 8), (0, 0, 1), (-1, 0, 2)])
+def test_glu_is_judged_by_its_gate(dim, axis, units, way):
+    z = torch.full((2, 6, 8), 9.0, requires_grad=True)
+    gate = z.detach().chunk(2, dim)[1]
+    gate.copy_(near_the_bounds(gate.shape, torch.float32))
+    counts = count(identify(F.glu, (z, dim), {}), z, axis)
+    assert (counts.units, counts.observations) == (units, 48 // units)
+    np.testing.assert_array_equal(counts.saturated.numpy(), recount(lambda u: abs(u) > 4, gate, axis))
+
+
+def test_softmax_is_not_counted():
+    z = torch.randn(3, 4)
+    assert count(identify(torch.softmax, (z, 1), {}), z, 1) is None
+
+
+def test_a_function_that_can_be_neither_needs_no_tensor():
+    z = torch.randn(3, 4)
+    assert count(identify(F.leaky_relu, (z,), {}), z, 1) == (4, 3, None, None, None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_counting_leaves_the_tensor_and_its_graph_alone(name, way):
+    z = torch.randn(5, 6, requires_grad=True) * 3
+    before, node = z.detach().clone(), z.grad_fn
+    check(name, z, 1)
+    assert torch.equal(z, before)
+    assert z.grad_fn is node
+    assert z._version == 0
+
+
+class NoReadBack(TorchDispatchMode):
+    """Fails where a number is fetched from a tensor."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_read_back(name, way):
+    z = torch.randn(5, 6)
+    with NoReadBack():
+        count(CASES[name][0](z), z, 1)
+    with pytest.raises(AssertionError), NoReadBack():
+        z.sum().item()
+
+
+def test_counts_stay_on_the_tensors_device():
+    z = torch.randn(5, 6, device="meta")
+    assert count(identify(F.relu6, (z,), {}), z, 1).saturated.device.type == "meta"

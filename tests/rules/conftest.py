@@ -1,0 +1,103 @@
+"""Runs made of numbers: what a net would have recorded, without a net."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.record import (
+    LayerInfo,
+    LayerState,
+    OptimizerInfo,
+    RunInfo,
+    SiteInfo,
+    StepRecord,
+)
+from lightning_gradwatch.rules import Evaluator
+
+
+def stack(depth=6, function="sigmoid", optimizers=("SGD",), **settings):
+    """A plain stack: Linear, function, …, Linear; `depth` hidden sites and one weight layer more."""
+    layers = tuple(
+        LayerInfo(f"net.{2 * place}", "Linear", ((8, 8), (8,)), 72, weight=True) for place in range(depth + 1)
+    )
+    return RunInfo(
+        layers=layers,
+        sites=tuple(SiteInfo(f"net.{2 * place + 1}", function, "hidden", 8) for place in range(depth)),
+        optimizers=tuple(
+            OptimizerInfo(name, {"lr": 0.1}, tuple(layer.name for layer in layers)) for name in optimizers
+        ),
+        **settings,
+    )
+
+
+def measure(info, step, *, states=None, fill=1.0, loss=2.3, rates=None, **metrics):
+    """A record; a metric is a vector, a number for all columns, or a mapping from name to number (1 elsewhere)."""
+    vectors = {}
+    for metric, given in metrics.items():
+        names = info.names(metric)
+        numbers = [given.get(name, 1.0) for name in names] if isinstance(given, dict) else given
+        vectors[metric] = np.broadcast_to(np.asarray(numbers, dtype=np.float64), (len(names),)).copy()
+    codes = np.full(len(info.layers), LayerState.OK, dtype=np.uint8)
+    for column, layer in enumerate(info.layers):
+        codes[column] = (states or {}).get(layer.name, LayerState.OK)
+    sites = len(info.sites)
+    return StepRecord(
+        step=step,
+        layout=info.layout,
+        metrics=vectors,
+        layer_state=codes,
+        window_fill=np.full(sites, float(fill)),
+        forward_rms=np.ones(sites),
+        loss=loss,
+        learning_rates=(0.1,) * len(info.optimizers) if rates is None else rates,
+    )
+
+
+def fading(info, attenuation):
+    """Signal norms that fall evenly from 1 at the last site to `attenuation` at the first."""
+    return np.geomspace(attenuation, 1.0, len(info.sites)) if attenuation else np.linspace(0.0, 1.0, len(info.sites))
+
+
+@dataclass
+class Fed:
+    """What an evaluator said to each record."""
+
+    evaluator: Evaluator
+    told: list = field(default_factory=list)
+    confirming: list = field(default_factory=list)
+
+    @property
+    def findings(self):
+        return self.evaluator.findings
+
+    @property
+    def only(self):
+        (finding,) = self.evaluator.findings
+        return finding
+
+
+def feed(rules, records, info):
+    """Feed records to fresh rules; each state on the way must be plain JSON data."""
+    fed = Fed(Evaluator(rules if isinstance(rules, (tuple, list)) else (rules,)))
+    for record in records:
+        fed.told.append(fed.evaluator.feed(record, info))
+        fed.confirming.append(fed.evaluator.confirming)
+        state = fed.evaluator.state_dict()
+        assert json.loads(json.dumps(state)) == state
+    return fed
+
+
+@pytest.fixture
+def runs():
+    """The builders above, as one namespace."""
+
+    class Runs:
+        pass
+
+    for builder in (stack, measure, fading, feed):
+        setattr(Runs, builder.__name__, staticmethod(builder))
+    return Runs

@@ -1,0 +1,158 @@
+"""Live, replayed and resumed in the middle, the verdict is the same."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_gradwatch.record import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.rules import (
+    DEFAULT_RULES,
+    Evaluator,
+    VanishingGradient,
+    evaluate_records,
+    replay,
+    resolve_rules,
+)
+
+LOSS = st.sampled_from([2.3, 2.2, 1.0, 0.01, 0.0, -1.0, float("nan"), float("inf")])
+SIGNAL = st.sampled_from([0.0, 1e-300, 1e-9, 1e-4, 1e-3, 1.0, float("nan"), float("inf")])
+FRACTION = st.sampled_from([0.0, 0.4, 0.5, 0.6, 0.95, 1.0, float("nan")])
+RULES = resolve_rules(rules=[VanishingGradient(min_grad_rms=1e-7, warm_up_steps=2)])
+
+
+def described(layers, sites, optimizers):
+    names = tuple(f"layer{place}" for place in range(layers))
+    return RunInfo(
+        layers=tuple(
+            LayerInfo(name, "Linear", ((2, 2),), 4, weight=place % 4 != 3, used=(True, True, False, None)[place % 4])
+            for place, name in enumerate(names)
+        ),
+        sites=tuple(
+            SiteInfo(f"site{place}", ("relu", "sigmoid")[place % 2], "gate" if place == 3 else "hidden", 4)
+            for place in range(sites)
+        ),
+        optimizers=tuple(OptimizerInfo(name, {"lr": 0.1}, names) for name in optimizers),
+    )
+
+
+@st.composite
+def stored_runs(draw):
+    """Records of a run whose layers and sites grow, with every kind of value."""
+    optimizers = draw(st.sampled_from([("SGD",), ("Adam",), ("SGD", "Adam")]))
+    layers, sites = draw(st.integers(1, 5)), draw(st.integers(0, 5))
+    infos, records, step = {}, [], 0
+    # Streaks are what a rule remembers, so a state is drawn less often than a step.
+    for _ in range(draw(st.integers(1, 5))):
+        layers, sites = layers + draw(st.integers(0, 1)), sites + draw(st.integers(0, 1))
+        info = described(layers, sites, optimizers)
+        infos[info.layout] = info
+
+        def vector(values, length):
+            return np.array(draw(st.lists(values, min_size=length, max_size=length)), dtype=np.float64)
+
+        metrics = {
+            "signal_norm": np.sort(vector(SIGNAL, sites)) if draw(st.booleans()) else vector(SIGNAL, sites),
+            "dead_fraction": vector(FRACTION, sites),
+            "saturated_fraction": vector(FRACTION, sites),
+            "inactive_share": vector(FRACTION, sites),
+            "grad_rms": vector(SIGNAL, layers),
+        }
+        states = np.array(draw(st.lists(st.integers(0, 5), min_size=layers, max_size=layers)), dtype=np.uint8)
+        for _ in range(draw(st.integers(1, 6))):
+            step += draw(st.sampled_from([1, 1, 1, 7]))
+            records.append(
+                StepRecord(
+                    step=step,
+                    layout=info.layout,
+                    metrics=metrics,
+                    layer_state=states,
+                    window_fill=vector(FRACTION, sites),
+                    forward_rms=np.ones(sites),
+                    loss=draw(LOSS),
+                    learning_rates=tuple(draw(st.sampled_from([0.0, 0.1, 0.1])) for _ in optimizers),
+                    skipped=draw(st.sampled_from([False, False, False, True])),
+                )
+            )
+    return records, infos
+
+
+def told(evaluator, records, infos):
+    return [(evaluator.feed(record, infos[record.layout]), evaluator.confirming) for record in records]
+
+
+@settings(max_examples=150, deadline=None)
+@given(stored_runs(), st.data())
+def test_a_resumed_run_goes_on_as_if_nothing_had_happened(run, data):
+    records, infos = run
+    whole = Evaluator(RULES)
+    expected = told(whole, records, infos)
+    cut = data.draw(st.integers(0, len(records)))
+    first = Evaluator(RULES)
+    seen = told(first, records[:cut], infos)
+    second = Evaluator(RULES)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.confirming == first.confirming
+    assert second.findings == first.findings
+    assert seen + told(second, records[cut:], infos) == expected
+    assert second.state_dict() == whole.state_dict()
+    assert second.unjudged == whole.unjudged
+    assert evaluate_records(records, infos, RULES) == whole.findings == second.findings
+
+
+@settings(max_examples=50, deadline=None)
+@given(stored_runs())
+def test_each_cause_is_told_once_a_severity_and_findings_make_sense(run):
+    records, infos = run
+    evaluator = Evaluator(RULES)
+    for record in records:
+        before = evaluator.findings
+        for finding in evaluator.feed(record, infos[record.layout]):
+            assert finding in evaluator.findings
+            assert finding not in before
+    for finding in evaluator.findings:
+        assert finding.first_step <= finding.last_step <= records[-1].step
+        assert finding.layers
+        assert np.isfinite([finding.value, finding.threshold]).all()
+        assert finding.cause
+        assert finding.remedy.text
+        assert finding.remedy.actions
+
+
+def test_a_state_that_was_saved_isnt_changed_by_going_on(runs):
+    info = runs.stack()
+    evaluator = Evaluator(DEFAULT_RULES)
+    record = runs.measure(info, 20, signal_norm=runs.fading(info, 1e-9), dead_fraction=1.0)
+    evaluator.feed(record, info)
+    state = evaluator.state_dict()
+    frozen = json.dumps(state)
+    evaluator.feed(record, info)
+    other = Evaluator(DEFAULT_RULES)
+    other.load_state_dict(state)
+    other.feed(record, info)
+    assert json.dumps(state) == frozen
+
+
+def test_a_rule_that_is_new_after_a_resume_starts_afresh(runs):
+    evaluator = Evaluator(DEFAULT_RULES)
+    evaluator.load_state_dict(Evaluator(resolve_rules(ignore=("GW1",))).state_dict())
+    assert set(evaluator.unjudged) == {"GW101", "GW104", "GW201", "GW202"}
+
+
+def test_a_state_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="version 99; this release reads 1"):
+        Evaluator(DEFAULT_RULES).load_state_dict({"version": 99, "rules": {}})
+
+
+def test_a_record_without_its_description_is_an_error(runs):
+    info = runs.stack()
+    with pytest.raises(ValueError, match="step 7 has layout"):
+        replay([runs.measure(info, 7)], {}, DEFAULT_RULES)
+
+
+def test_nothing_measured_is_nothing_judged():
+    assert set(Evaluator(DEFAULT_RULES).unjudged.values()) == {"not yet: no step was measured"}

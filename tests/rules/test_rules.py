@@ -1,0 +1,181 @@
+"""What holds for every rule, and how rules are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lightning_gradwatch.findings import GradWatchWarning, Severity
+from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.report.explain import explain_text
+from lightning_gradwatch.rules import (
+    DEFAULT_RULES,
+    RULES,
+    DeadUnits,
+    Rule,
+    SaturatedUnits,
+    UnreachedLayer,
+    VanishingGradient,
+    resolve_rules,
+    rules_from_settings,
+    settings_of,
+)
+
+STEPS = range(10, 14)
+FIRING = {
+    "GW101": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-9)),
+    "GW104": lambda runs, info, step: runs.measure(info, step, states={"net.0": LayerState.ZERO}),
+    "GW201": lambda runs, info, step: runs.measure(info, step, dead_fraction=1.0),
+    "GW202": lambda runs, info, step: runs.measure(info, step, saturated_fraction=0.9),
+}
+
+
+def healthy(runs, info, step):
+    return runs.measure(
+        info, step, signal_norm=runs.fading(info, 0.5), dead_fraction=0.3, saturated_fraction=0.1, grad_rms=1e-3
+    )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+class TestEveryRule:
+    def test_has_a_code_a_name_and_a_warning(self, rule):
+        assert re.fullmatch(r"GW[1-9]\d\d", rule.code)
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.name)
+        assert issubclass(rule.warning, GradWatchWarning)
+        assert rule.warning is not GradWatchWarning
+
+    def test_is_a_frozen_dataclass_of_thresholds_with_defaults(self, rule):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            rule().code_ = 1
+        assert all(entry.default is not dataclasses.MISSING and entry.kw_only for entry in dataclasses.fields(rule))
+
+    def test_says_what_why_and_what_to_do_and_explains_each_threshold(self, rule):
+        text = inspect.getdoc(rule)
+        assert all(part in text for part in ("\nWhat: ", "\nWhy: ", "\nWhat to do: ", "\nAttributes:\n"))
+        for entry in dataclasses.fields(rule):
+            assert f"    {entry.name}: " in text
+        page = explain_text(rule)
+        assert page.startswith(f"{rule.code} {rule.name}\n")
+        assert all(f"  {entry.name} ({entry.default!r}): " in page for entry in dataclasses.fields(rule))
+        assert max(map(len, page.splitlines())) <= 80
+
+    def test_has_a_firing_and_a_quiet_case(self, rule, runs):
+        info = runs.stack()
+        fed = runs.feed(rule(), [FIRING[rule.code](runs, info, step) for step in STEPS], info)
+        assert fed.only.code == rule.code
+        assert fed.only.name == rule.name
+        assert fed.only.severity >= Severity.WARNING
+        quiet = runs.feed(rule(), [healthy(runs, info, step) for step in STEPS], info)
+        assert quiet.findings == ()
+        assert quiet.evaluator.unjudged == {}
+
+    def test_its_settings_survive_json(self, rule):
+        (back,) = rules_from_settings(json.loads(json.dumps(settings_of([rule()]))))
+        assert back == rule()
+
+    def test_says_why_where_its_input_is_missing(self, rule, runs):
+        info = dataclasses.replace(runs.stack(), sites=(), layers=())
+        fed = runs.feed(rule(), [runs.measure(info, step) for step in STEPS], info)
+        assert re.match(r"(can't judge|not yet): \w", fed.evaluator.unjudged[rule.code])
+
+
+def test_codes_and_names_are_unique_and_sorted():
+    codes = [rule.code for rule in RULES]
+    assert codes == sorted(set(codes))
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+class TestSelection:
+    def test_defaults(self):
+        assert resolve_rules() == DEFAULT_RULES
+
+    def test_a_rule_takes_the_place_of_the_default(self):
+        mine = VanishingGradient(ratio=1e-2, min_grad_rms=1e-7)
+        assert resolve_rules([mine]) == (mine, *DEFAULT_RULES[1:])
+
+    @pytest.mark.parametrize(
+        ("ignore", "left"),
+        [
+            (("GW1",), ["GW201", "GW202"]),
+            (["GW202"], ["GW101", "GW104", "GW201"]),
+            (("gw101", "GW2"), ["GW104"]),
+            (("GW",), []),
+        ],
+    )
+    def test_ignore_is_by_prefix(self, ignore, left):
+        assert [rule.code for rule in resolve_rules(ignore=ignore)] == left
+
+    @pytest.mark.parametrize(
+        ("rules", "ignore", "error", "message"),
+        [
+            ((), ("GW9",), ValueError, "ignore: no rule's code starts with 'GW9'; the nearest is GW"),
+            ((), ("",), ValueError, "ignore: no rule's code starts with ''"),
+            ((), "GW101", TypeError, r"must be a sequence of codes: ignore=\('GW101',\)"),
+            ((), (101,), TypeError, "it has 101"),
+            ((DeadUnits(), DeadUnits(warn=0.8)), (), ValueError, r"rules\[1\] is a second DeadUnits \(GW201\)"),
+            ((DeadUnits,), (), TypeError, r"rules\[0\] is the class DeadUnits; give an instance: DeadUnits\(\)"),
+            (("GW101",), (), TypeError, r"rules\[0\] must be a rule, .* it is 'GW101'"),
+            (DeadUnits(), (), TypeError, r"must be a sequence: rules=\[DeadUnits\(\.\.\.\)\]"),
+            ((DeadUnits(),), ("GW2",), ValueError, r"rules has DeadUnits \(GW201\) and ignore has 'GW2'"),
+        ],
+    )
+    def test_a_mistake_is_named_with_its_fix(self, rules, ignore, error, message):
+        with pytest.raises(error, match=message):
+            resolve_rules(rules, ignore)
+
+    @pytest.mark.parametrize(
+        ("build", "message"),
+        [
+            (
+                lambda: VanishingGradient(ratio=2.0),
+                r"VanishingGradient\(ratio=2.0\): ratio must be between 0 and 1 or None",
+            ),
+            (lambda: VanishingGradient(ratio=0.0), "ratio must be between 0 and 1"),
+            (lambda: VanishingGradient(gain=float("nan")), r"gain=nan\): gain must be between 0 and 1$"),
+            (lambda: VanishingGradient(min_grad_rms=-1e-7), "min_grad_rms must be a number above 0 or None"),
+            (lambda: VanishingGradient(min_grad_rms="1e-7"), "min_grad_rms='1e-7'"),
+            (lambda: VanishingGradient(patience=0), "patience must be a whole number of at least 1"),
+            (lambda: VanishingGradient(warm_up_steps=1.5), "warm_up_steps must be a whole number of at least 0"),
+            (lambda: UnreachedLayer(patience=True), "patience must be a whole number"),
+            (lambda: DeadUnits(warn=0.4), r"DeadUnits\(inform=0.5, warn=0.4, error=1.0\): must rise"),
+            (lambda: DeadUnits(observations=0), "observations must be a whole number of at least 1"),
+            (lambda: SaturatedUnits(fraction=50), "fraction must be between 0 and 1"),
+        ],
+    )
+    def test_a_threshold_out_of_range_is_refused(self, build, message):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+    def test_a_rule_of_the_users_own_joins_in(self):
+        class Mine(Rule):
+            code, name, warning = "XY001", "mine", GradWatchWarning
+
+            def judge(self, record, info, state):
+                raise NotImplementedError
+
+        assert resolve_rules([Mine()])[-1].code == "XY001"
+        assert len(resolve_rules([Mine()], ignore=["GW"])) == 1
+
+    def test_settings_of_a_newer_release_are_left_out(self):
+        settings = {**settings_of(DEFAULT_RULES), "GW999": {"x": 1}}
+        settings["GW101"]["new_field"] = 3
+        assert rules_from_settings(settings) == DEFAULT_RULES
+
+    def test_settings_out_of_range_are_refused(self):
+        with pytest.raises(ValueError, match=r"GW101|VanishingGradient\(ratio=7\)"):
+            rules_from_settings({"GW101": {"ratio": 7}})
+
+
+@pytest.mark.parametrize(
+    ("module", "light"), [("lightning_gradwatch.rules", True), ("lightning_gradwatch.cli", True), ("torch", False)]
+)
+def test_judging_is_light(module, light):
+    """The third case shows that this test can fail."""
+    code = f"import sys, {module}; sys.exit(any(n in sys.modules for n in ('torch', 'pytorch_lightning', 'lightning', 'tensorboard')))"
+    assert (subprocess.run([sys.executable, "-c", code], check=False).returncode == 0) is light

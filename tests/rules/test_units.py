@@ -1,0 +1,119 @@
+"""GW201 and GW202 judge units of hidden sites, over full windows only."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.findings import DeadUnitsWarning, SaturatedUnitsWarning, Severity
+from lightning_gradwatch.rules import DeadUnits, SaturatedUnits
+
+
+def dead(runs, fractions, *, losses=None, **given):
+    """`fractions`: for each record, net.3's; the others have no dead unit."""
+    info = runs.stack(function="relu")
+    losses = losses or [2.3] * len(fractions)
+    records = [
+        runs.measure(info, step, loss=loss, dead_fraction=[0.0, fraction, 0.0, 0.0, 0.0, 0.0], **given)
+        for step, (fraction, loss) in enumerate(zip(fractions, losses, strict=True))
+    ]
+    return runs.feed(DeadUnits(), records, info)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "severity", "threshold"),
+    [
+        (1.0, Severity.ERROR, 1.0),
+        (0.999, Severity.WARNING, 0.9),
+        (0.9, Severity.WARNING, 0.9),
+        (0.89, Severity.INFO, 0.5),
+        (0.5, Severity.INFO, 0.5),
+    ],
+)
+def test_level_of_a_dead_fraction(runs, fraction, severity, threshold):
+    fed = dead(runs, [fraction] * 3)
+    assert [len(told) for told in fed.told] == [0, 0, 1]
+    assert fed.confirming == [True, True, False]
+    finding = fed.only
+    assert (finding.severity, finding.value, finding.threshold) == (severity, fraction, threshold)
+    assert finding.layers == ("net.3",)
+    assert fed.evaluator.warning_for(finding) is DeadUnitsWarning
+
+
+@pytest.mark.parametrize("fractions", [[0.49] * 9, [1.0, 1.0, 0.2, 1.0, 1.0, 0.2]])
+def test_few_dead_units_or_a_short_spell_are_left_alone(runs, fractions):
+    fed = dead(runs, fractions)
+    assert not fed.findings
+    assert not fed.evaluator.unjudged
+
+
+def test_rising_with_a_stalled_loss_is_a_warning(runs):
+    rising = [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+    assert dead(runs, rising).only.severity == Severity.WARNING
+    falling_loss = [2.3 * 0.9**step for step in range(len(rising))]
+    assert dead(runs, rising, losses=falling_loss).only.severity == Severity.INFO
+    assert dead(runs, [0.5] * 8).only.severity == Severity.INFO
+    assert dead(runs, rising, losses=[-1.0] * len(rising)).only.severity == Severity.INFO
+
+
+def test_growing_worse_is_told_again_with_the_worst_site(runs):
+    fed = dead(runs, [0.6] * 3 + [0.95] * 3 + [1.0] * 3)
+    assert [told[0].severity for told in fed.told if told] == [Severity.INFO, Severity.WARNING, Severity.ERROR]
+    assert fed.only.value == 1.0
+    assert "GW104" in fed.only.cause
+
+
+def test_a_window_that_isnt_full_is_not_yet_judged(runs):
+    info = runs.stack(function="relu")
+    fed = runs.feed(DeadUnits(), [runs.measure(info, 0, dead_fraction=np.nan, fill=0.25)], info)
+    assert fed.evaluator.unjudged == {"GW201": "not yet: the fullest window of a hidden site is 25 % full"}
+
+
+@pytest.mark.parametrize(("rule", "metric"), [(DeadUnits(), "dead_fraction"), (SaturatedUnits(), "saturated_fraction")])
+def test_gates_and_outputs_are_left_out(runs, rule, metric):
+    info = runs.stack(depth=2)
+    gate, output = (
+        dataclasses.replace(site, role=role) for site, role in zip(info.sites, ("gate", "output"), strict=True)
+    )
+    info = dataclasses.replace(info, sites=(gate, output))
+    fed = runs.feed(rule, [runs.measure(info, step, **{metric: 1.0}) for step in range(10, 20)], info)
+    assert not fed.findings
+    assert fed.evaluator.unjudged == {rule.code: "can't judge: the run has no hidden activation site"}
+
+
+def test_confirming_stops_for_a_value_that_dances_around_its_threshold(runs):
+    """Else every step would be measured for the whole run."""
+    fed = dead(runs, [0.95, 0.95, 0.1] * 100)
+    assert not fed.findings
+    assert sum(fed.confirming) == 32
+    assert not any(fed.confirming[60:])
+
+
+def saturated(runs, rows, *, start=10, info=None):
+    info = info or runs.stack()
+    records = [runs.measure(info, start + place, saturated_fraction=row) for place, row in enumerate(rows)]
+    return runs.feed(SaturatedUnits(), records, info)
+
+
+def test_saturation_fires_for_all_affected_sites_in_one_finding(runs):
+    row = {"net.1": 0.5, "net.3": 0.49, "net.5": 1.0, "net.7": 0.0, "net.9": 0.0, "net.11": 0.0}
+    fed = saturated(runs, [row] * 4)
+    assert [len(told) for told in fed.told] == [0, 0, 1, 0]
+    finding = fed.only
+    assert (finding.severity, finding.layers) == (Severity.WARNING, ("net.1", "net.5"))
+    assert (finding.value, finding.threshold, finding.first_step, finding.last_step) == (1.0, 0.5, 10, 13)
+    assert fed.evaluator.warning_for(finding) is SaturatedUnitsWarning
+
+
+def test_saturation_in_warm_up_or_for_two_steps_is_left_alone(runs):
+    assert not saturated(runs, [1.0] * 10, start=0).findings
+    assert not saturated(runs, [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]).findings
+
+
+def test_relu_has_nothing_to_saturate(runs):
+    fed = saturated(runs, [np.nan], info=runs.stack(function="relu"))
+    assert fed.evaluator.unjudged == {
+        "GW202": "can't judge: no hidden site whose window is full can be saturated (relu)"
+    }

@@ -1,0 +1,174 @@
+"""GW104 says which layers no gradient reaches, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
+from lightning_gradwatch.record import LayerInfo, LayerState, OptimizerInfo, RunInfo
+from lightning_gradwatch.rules import UnreachedLayer
+
+NONE, ZERO, OK = LayerState.NONE, LayerState.ZERO, LayerState.OK
+FROZEN, UNMEASURED = LayerState.FROZEN, LayerState.UNMEASURED
+
+
+def judged(runs, states, *, info=None, **given):
+    """`states`: for each record, the states of the layers that aren't OK."""
+    info = info or runs.stack(function="relu")
+    records = [runs.measure(info, step, states=each, **given) for step, each in enumerate(states)]
+    return runs.feed(UnreachedLayer(), records, info)
+
+
+@pytest.mark.parametrize("state", [NONE, ZERO])
+def test_fires_at_the_third_measured_step_without_warm_up(runs, state):
+    fed = judged(runs, [{"net.0": state}] * 4)
+    assert [len(told) for told in fed.told] == [0, 0, 1, 0]
+    assert fed.confirming == [True, True, False, False]
+    finding = fed.only
+    assert (finding.severity, finding.layers) == (Severity.ERROR, ("net.0",))
+    assert (finding.first_step, finding.last_step, finding.value, finding.threshold) == (0, 3, 4.0, 3.0)
+    assert fed.evaluator.warning_for(finding) is UnreachedLayerWarning
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [{"net.0": ZERO}, {}, {}, {}],
+        [{"net.0": ZERO}, {"net.0": ZERO}, {}, {"net.0": ZERO}, {"net.0": ZERO}, {}],
+        [{"net.0": FROZEN}] * 5,
+        [{"net.0": UNMEASURED}] * 5,
+        [{"net.0": ZERO}, {"net.0": ZERO}, {"net.0": FROZEN}, {"net.0": ZERO}],
+    ],
+    ids=["zero-init head", "two nested", "frozen", "another optimizer's", "frozen in between"],
+)
+def test_healthy_layers_are_left_alone(runs, states):
+    fed = judged(runs, states)
+    assert not fed.findings
+    assert not fed.evaluator.unjudged
+
+
+def test_steps_that_didnt_measure_the_layer_neither_count_nor_reset(runs):
+    zero, other = {"net.0": ZERO}, {"net.0": UNMEASURED}
+    fed = judged(runs, [zero, other, zero, other, zero])
+    assert [len(told) for told in fed.told] == [0, 0, 0, 0, 1]
+
+
+def test_a_skipped_step_doesnt_count(runs):
+    info = runs.stack()
+    record = runs.measure(info, 0, states={"net.0": ZERO})
+    assert not runs.feed(UnreachedLayer(), [dataclasses.replace(record, skipped=True)] * 5, info).findings
+
+
+def test_a_rate_of_zero_keeps_what_starts_at_zero(runs):
+    """In a rate warm-up that starts at 0 a zero-init head can't leave 0 yet."""
+    assert not judged(runs, [{"net.0": ZERO}] * 6, rates=(0.0,)).findings
+    assert judged(runs, [{"net.0": ZERO}] * 6, rates=(1e-12,)).findings
+    assert judged(runs, [{"net.0": ZERO}] * 6, rates=()).findings
+
+
+def test_the_rate_is_that_of_the_optimizer_that_holds_the_layer(runs):
+    info = runs.stack()
+    names = [layer.name for layer in info.layers]
+    info = dataclasses.replace(
+        info, optimizers=(OptimizerInfo("SGD", {}, (names[0],)), OptimizerInfo("SGD", {}, tuple(names[1:])))
+    )
+    both = {"net.0": ZERO, "net.6": ZERO}
+    assert judged(runs, [both] * 3, info=info, rates=(0.0, 0.1)).only.layers == ("net.6",)
+
+
+def test_a_loss_of_zero_has_nothing_to_teach(runs):
+    assert not judged(runs, [{f"net.{place}": ZERO for place in range(0, 13, 2)}] * 5, loss=0.0).findings
+
+
+def test_neighbours_share_a_finding_that_grows(runs):
+    few, more = {"net.2": ZERO}, {"net.0": ZERO, "net.2": ZERO, "net.4": ZERO}
+    fed = judged(runs, [few] * 3 + [more] * 3)
+    assert [len(told) for told in fed.told] == [0, 0, 1, 0, 0, 0]
+    assert fed.only.layers == ("net.0", "net.2", "net.4")
+    assert fed.only.first_step == 0
+
+
+def test_two_groups_become_one_when_the_gap_closes(runs):
+    apart = {"net.0": ZERO, "net.4": ZERO}
+    fed = judged(runs, [apart] * 3)
+    assert [finding.layers for finding in fed.findings] == [("net.0",), ("net.4",)]
+    fed = judged(runs, [apart] * 3 + [{**apart, "net.2": ZERO}] * 3)
+    assert fed.only.layers == ("net.0", "net.2", "net.4")
+    assert sum(len(told) for told in fed.told) == 2
+
+
+def test_a_frozen_layer_doesnt_part_its_neighbours(runs):
+    assert judged(runs, [{"net.0": ZERO, "net.2": FROZEN, "net.4": ZERO}] * 3).only.layers == ("net.0", "net.4")
+
+
+def test_a_missing_and_a_zero_gradient_have_different_causes(runs):
+    fed = judged(runs, [{"net.0": NONE, "net.2": ZERO}] * 3)
+    assert [finding.layers for finding in fed.findings] == [("net.0",), ("net.2",)]
+    assert "graph is cut" in fed.findings[0].cause
+    assert fed.findings[0].remedy.actions[0].kind == "reconnect_graph"
+
+
+@pytest.mark.parametrize(
+    ("used", "state", "severity"),
+    [
+        (False, NONE, Severity.INFO),
+        (False, ZERO, Severity.INFO),
+        (None, NONE, Severity.INFO),
+        (None, ZERO, Severity.ERROR),
+        (True, NONE, Severity.ERROR),
+    ],
+)
+def test_a_layer_that_isnt_used_is_information(runs, used, state, severity):
+    layer = LayerInfo("spare", "Linear", ((2, 2),), 4, weight=True, used=used)
+    assert judged(runs, [{"spare": state}] * 3, info=RunInfo(layers=(layer,))).only.severity == severity
+
+
+def test_a_layer_appended_in_mid_run_keeps_the_others_count(runs):
+    before = runs.stack(depth=2)
+    after = dataclasses.replace(before, layers=(*before.layers, LayerInfo("late", "Linear", ((2, 2),), 4, weight=True)))
+    evaluator = runs.feed(UnreachedLayer(), [runs.measure(before, s, states={"net.2": ZERO}) for s in (0, 1)], before)
+    told = evaluator.evaluator.feed(runs.measure(after, 2, states={"net.2": ZERO, "late": ZERO}), after)
+    assert [finding.layers for finding in told] == [("net.2",)]
+
+
+class TestCause:
+    def test_a_dead_layer(self, runs):
+        finding = judged(
+            runs,
+            [{"net.0": ZERO, "net.2": ZERO}] * 3,
+            dead_fraction=[0.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+            signal_norm=[0.0, 0.0, 1.0, 1.0, 1.0, 1.0],
+        ).only
+        assert finding.cause.startswith("Dead layer: each unit of ReLU at net.3 ")
+        assert finding.remedy.actions[0].targets == ("net.3",)
+
+    def test_a_dead_layer_before_its_window_is_full(self, runs):
+        finding = judged(
+            runs, [{"net.0": ZERO}] * 3, dead_fraction=np.nan, inactive_share=[1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+        ).only
+        assert finding.cause.startswith("Dead layer: each unit of ReLU at net.1 ")
+
+    def test_underflow(self, runs):
+        info = runs.stack()
+        signal = [0.0, 0.0, 1e-43, 1e-30, 1e-15, 1.0]
+        finding = judged(runs, [{"net.0": ZERO, "net.2": ZERO}] * 3, info=info, signal_norm=signal).only
+        assert finding.cause.startswith("Underflow of the number format")
+        assert "1e-43 at net.5" in finding.cause
+
+    def test_a_signal_that_stops_at_once_is_no_underflow(self, runs):
+        info = runs.stack()
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, signal_norm=[0.0, 0.5, 1.0, 1.0, 1.0, 1.0]).only
+        assert "neither a dead layer nor underflow" in finding.cause
+
+    def test_half_precision_underflows_earlier(self, runs):
+        info = runs.stack(precision="16-mixed")
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, signal_norm=[0.0, 1e-6, 1e-4, 0.1, 1.0, 1.0]).only
+        assert "16-mixed (6e-8)" in finding.cause
+
+
+def test_cant_judge_without_a_measured_layer(runs):
+    fed = judged(runs, [{f"net.{place}": UNMEASURED for place in range(0, 13, 2)}])
+    assert fed.evaluator.unjudged == {"GW104": "not yet: no trainable layer was measured"}

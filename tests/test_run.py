@@ -1,0 +1,337 @@
+"""Reading runs: what was written is what is read, and damage costs only what it hit."""
+
+import dataclasses
+import math
+import os
+import tempfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from tensorboard.compat.proto import event_pb2, summary_pb2
+
+from lightning_gradwatch import rules as rules_
+from lightning_gradwatch.event_file import MAX_EVENT_BYTES, EventFile, masked_crc32c
+from lightning_gradwatch.events import findings_event, step_event
+from lightning_gradwatch.findings import Finding, Remedy, Severity
+from lightning_gradwatch.record import (
+    LAYER_METRICS,
+    METRICS,
+    LayerInfo,
+    NotCovered,
+    OptimizerInfo,
+    RunInfo,
+    SiteInfo,
+    StepRecord,
+)
+from lightning_gradwatch.run import RunError, evaluate, read_run
+
+# Two lone halves side by side are one character after JSON, and no module is named so: one half is hostile enough.
+NAMES = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\ud800") | st.sampled_from("\x00\n<|`/.\U0001f600"))
+SPECIAL = st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 1e-43, 5e-324, 1e308, -1e308, 1 / 3])
+FLOATS = st.floats() | SPECIAL
+COUNTS = st.integers(0, 2**40)
+LAYERS = st.builds(
+    LayerInfo,
+    name=NAMES,
+    kind=NAMES,
+    shapes=st.lists(st.lists(COUNTS, max_size=3).map(tuple), max_size=2).map(tuple),
+    parameters=COUNTS,
+    weight=st.booleans(),
+    used=st.sampled_from([True, False, None]),
+)
+SITES = st.builds(
+    SiteInfo,
+    name=NAMES,
+    function=NAMES,
+    role=st.sampled_from(["hidden", "gate", "output"]),
+    units=COUNTS,
+    predecessors=st.lists(NAMES, max_size=2).map(tuple),
+)
+SETTINGS = st.dictionaries(NAMES, st.none() | st.booleans() | COUNTS | st.floats(allow_nan=False) | NAMES, max_size=3)
+INFOS = st.builds(
+    RunInfo,
+    layers=st.lists(LAYERS, max_size=5).map(tuple),
+    sites=st.lists(SITES, max_size=4).map(tuple),
+    optimizers=st.lists(
+        st.builds(OptimizerInfo, name=NAMES, settings=SETTINGS, layers=st.lists(NAMES, max_size=2).map(tuple)),
+        max_size=2,
+    ).map(tuple),
+    precision=NAMES,
+    accumulation=COUNTS,
+    clipping=NAMES,
+    planned_steps=st.none() | COUNTS,
+    coverage=st.lists(st.builds(NotCovered, NAMES, NAMES), max_size=2).map(tuple),
+    rules=st.dictionaries(NAMES, SETTINGS, max_size=2),
+    versions=st.dictionaries(NAMES, NAMES, max_size=2),
+)
+
+
+def vectors(length):
+    return npst.arrays(np.float64, length, elements=FLOATS)
+
+
+@st.composite
+def runs(draw):
+    """Draw a run whose layers and sites grow: descriptions, and records that each have one of them."""
+    whole = draw(INFOS)
+    infos = [
+        dataclasses.replace(
+            whole,
+            layers=whole.layers[: draw(st.integers(0, len(whole.layers)))],
+            sites=whole.sites[: draw(st.integers(0, len(whole.sites)))],
+        ),
+        whole,
+    ]
+    steps = draw(st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=4, unique=True))
+    found = []
+    for number, step in enumerate(sorted(steps)):
+        info = infos[min(number, 1)]
+        layers, sites = len(info.layers), len(info.sites)
+        measured = draw(st.sets(st.sampled_from(METRICS)))
+        record = StepRecord(
+            step=step,
+            layout=info.layout,
+            metrics={name: draw(vectors(layers if name in LAYER_METRICS else sites)) for name in measured},
+            layer_state=draw(npst.arrays(np.uint8, layers)),
+            window_fill=draw(vectors(sites)),
+            forward_rms=draw(vectors(sites)),
+            batch_idx=draw(COUNTS),
+            optimizers=draw(st.lists(COUNTS, max_size=2).map(tuple)),
+            loss=draw(FLOATS),
+            learning_rates=draw(st.lists(FLOATS, max_size=2).map(tuple)),
+            gradient_scale=draw(FLOATS),
+            skipped=draw(st.booleans()),
+            partial=draw(st.booleans()),
+            clip_factor=draw(FLOATS),
+            global_grad_norm=draw(FLOATS),
+            world_size=draw(COUNTS),
+        )
+        found.append((info, record))
+    return found
+
+
+def bits(record):
+    """Return everything a record holds in a form that compares bit for bit."""
+    data = dict(vars(record))
+    arrays = {name: data.pop(name) for name in ("layer_state", "window_fill", "forward_rms")} | data.pop("metrics")
+    return repr(data), {name: (str(vector.dtype), vector.tobytes()) for name, vector in arrays.items()}
+
+
+def make_info(layers=2, sites=1, first=0):
+    return RunInfo(
+        layers=tuple(LayerInfo(f"net.{2 * i}", "Linear", ((4, 4),), 16, weight=True) for i in range(first, layers)),
+        sites=tuple(SiteInfo(f"net.{2 * i + 1}", "relu", "hidden", 4) for i in range(sites)),
+    )
+
+
+def make_record(info, step, fill=0.0):
+    layers, sites = len(info.layers), len(info.sites)
+    return StepRecord(
+        step=step,
+        layout=info.layout,
+        metrics={name: np.full(layers if name in LAYER_METRICS else sites, fill + step) for name in METRICS},
+        layer_state=np.ones(layers, np.uint8),
+        window_fill=np.ones(sites),
+        forward_rms=np.ones(sites),
+    )
+
+
+def make_finding(code="GW101"):
+    return Finding(code, "x", Severity.ERROR, ("net.0",), 1, 2, 0.5, 1e-3, "c", Remedy("r"), "m")
+
+
+def write(folder, steps=(0, 1, 2), *, info=None, fill=0.0):
+    """Write a run and return the file and where each record starts in it."""
+    info = info or make_info()
+    starts = []
+    with EventFile(folder) as file:
+        for number, step in enumerate(steps):
+            starts.append(file.path.stat().st_size)
+            file.write(step_event(make_record(info, step, fill), info, describe=number == 0))
+    return file.path, starts
+
+
+def steps_of(run):
+    return [record.step for record in run.records]
+
+
+@settings(deadline=None, max_examples=100)
+@given(runs())
+def test_what_was_written_is_read_bit_for_bit(written):
+    with tempfile.TemporaryDirectory() as folder:
+        with EventFile(folder) as file:
+            layout = None
+            for info, record in written:
+                file.write(step_event(record, info, describe=record.layout != layout))
+                layout = record.layout
+        run = read_run(folder)
+    assert run.problems == ()
+    assert [bits(record) for record in run.records] == [bits(record) for _, record in written]
+    assert run.info == written[-1][0] or run.info.layout == written[0][1].layout
+    assert all(run.infos[info.layout].names("grad_norm") == info.names("grad_norm") for info, _ in written)
+    steps, values = run.series("weight_gain")
+    assert steps.tolist() == steps_of(run)
+    assert values.shape == (len(steps), len(run.names("weight_gain")))
+
+
+def test_a_series_matches_columns_by_name_over_layouts(tmp_path):
+    old, new = make_info(2, 1), make_info(4, 1, first=1)
+    with EventFile(tmp_path) as file:
+        file.write(step_event(make_record(old, 3), old, describe=True))
+        file.write(step_event(make_record(new, 5), new, describe=True))
+    run = read_run(str(tmp_path))
+    assert run.names("grad_norm") == ("net.2", "net.4", "net.6", "net.0")
+    steps, values = run.series("grad_norm")
+    assert steps.tolist() == [3, 5]
+    np.testing.assert_array_equal(values, [[3, np.nan, np.nan, 3], [5, 5, 5, np.nan]])
+    assert list(run.infos) == [old.layout, new.layout]
+    with pytest.raises(ValueError, match="grad_nrom"):
+        run.series("grad_nrom")
+
+
+def test_findings_are_the_ones_reported_last(tmp_path):
+    info = make_info()
+    first, last = [make_finding()], [make_finding(), make_finding("GW301")]
+    with EventFile(tmp_path) as file:
+        file.write(step_event(make_record(info, 0), info, describe=True, findings=first))
+        assert read_run(tmp_path).findings == tuple(first)
+        file.write(step_event(make_record(info, 1), info, describe=False))
+        assert read_run(tmp_path).findings == tuple(first)
+        file.write(findings_event(last, step=1))
+    assert read_run(tmp_path).findings == tuple(last)
+
+
+def test_a_resumed_run_overwrites_the_steps_it_repeats(tmp_path):
+    write(tmp_path, (0, 10, 20, 30), fill=0.0)
+    write(tmp_path, (20, 30, 40), fill=0.5)
+    run = read_run(tmp_path)
+    assert steps_of(run) == [0, 10, 20, 30, 40]
+    assert run.series("grad_norm")[1][:, 0].tolist() == [0, 10, 20.5, 30.5, 40.5]
+
+
+def test_files_follow_each_other_by_the_time_inside(tmp_path):
+    late, _ = write(tmp_path, (1,), fill=0.25)
+    early, _ = write(tmp_path, (1,), fill=0.5)
+    late_bytes, early_bytes = late.read_bytes(), early.read_bytes()
+    late.write_bytes(early_bytes)
+    early.write_bytes(late_bytes)
+    assert read_run(tmp_path).records[0].metrics["grad_norm"][0] == 1.5
+
+
+def test_files_of_the_same_time_follow_each_other_by_name(tmp_path):
+    info = make_info()
+    for number in (9, 10):
+        event = step_event(make_record(info, 0, number), info, describe=True)
+        event.wall_time = 7.0
+        with EventFile(tmp_path / "x") as file:
+            file.write(event)
+        file.path.rename(tmp_path / f"events.out.tfevents.1.host.5.{number}")
+    assert read_run(tmp_path).records[0].metrics["grad_norm"][0] == 10
+
+
+def test_foreign_events_and_files_are_passed_over(tmp_path):
+    info = make_info()
+    mention = summary_pb2.Summary.Value(tag="note", simple_value=1.0)
+    mention.metadata.summary_description = "I like gradwatch/step"
+    with EventFile(tmp_path) as file:
+        file.write(event_pb2.Event(wall_time=1.0, summary=summary_pb2.Summary(value=[mention])))
+        file.write(step_event(make_record(info, 0), info, describe=True))
+    (tmp_path / "hparams.yaml").write_text("gradwatch")
+    (tmp_path / "folder.tfevents").mkdir()
+    (tmp_path / "broken.tfevents").symlink_to(tmp_path / "nowhere")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.tfevents")
+    run = read_run(tmp_path)
+    assert steps_of(run) == [0]
+    assert run.problems == ()
+
+
+def test_an_event_too_large_to_be_ours_is_stepped_over(tmp_path):
+    path, _ = write(tmp_path, (0,))
+    header = (MAX_EVENT_BYTES + 1).to_bytes(8, "little")
+    with path.open("ab") as file:
+        file.write(header + masked_crc32c(header).to_bytes(4, "little"))
+        file.truncate(file.tell() + MAX_EVENT_BYTES + 5)  # sparse: no byte of it is on the disk
+        file.seek(0, os.SEEK_END)
+        other, starts = write(tmp_path / "other", (7,))
+        file.write(other.read_bytes()[starts[0] :])
+    run = read_run(path)
+    assert steps_of(run) == [0, 7]
+    assert run.problems == ()
+
+
+def test_links_are_followed(tmp_path):
+    write(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert steps_of(read_run(tmp_path / "link")) == [0, 1, 2]
+
+
+def test_a_record_whose_layout_is_described_nowhere_is_told(tmp_path):
+    path, starts = write(tmp_path)
+    whole = path.read_bytes()
+    other = make_info(7)
+    with EventFile(tmp_path) as file:
+        file.write(step_event(make_record(other, 9), other, describe=False))
+    run = read_run(tmp_path)
+    assert steps_of(run) == [0, 1, 2]
+    assert run.problems == (f"step 9: its layout {other.layout!r} is described nowhere",)
+    path.write_bytes(whole[: starts[0]] + whole[starts[1] :])
+    with pytest.raises(RunError, match=r"damaged before its first .* described nowhere"):
+        read_run(path)
+
+
+def test_a_newer_schema_is_read_and_told(tmp_path):
+    write(tmp_path, info=dataclasses.replace(make_info(), schema_version=99))
+    run = read_run(tmp_path)
+    assert steps_of(run) == [0, 1, 2]
+    assert "schema 99" in run.problems[0]
+
+
+def test_many_problems_are_counted(tmp_path):
+    write(tmp_path)
+    other = make_info(7)
+    with EventFile(tmp_path) as file:
+        for step in range(100, 150):
+            file.write(step_event(make_record(other, step), other, describe=False))
+    problems = read_run(tmp_path).problems
+    assert len(problems) == 21
+    assert problems[-1] == "and 30 problems more"
+
+
+def test_no_run_is_told_with_the_reason(tmp_path):
+    with pytest.raises(RunError, match=r"no such run: .*nowhere"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="no TensorBoard event file in"):
+        read_run(tmp_path)
+    write(tmp_path / "logs" / "version_3")
+    with pytest.raises(RunError, match=r"did you mean .* such as .*version_3\?"):
+        read_run(tmp_path)
+    with EventFile(tmp_path / "plain"):
+        pass
+    with pytest.raises(
+        RunError, match=r"no GradWatch records in .*plain: add GradWatch\(\) to the Trainer's callbacks"
+    ):
+        read_run(tmp_path / "plain")
+    (tmp_path / "empty.tfevents").touch()
+    with pytest.raises(RunError, match="no GradWatch records in"):
+        read_run(tmp_path / "empty.tfevents")
+
+
+def test_a_stored_run_is_judged_by_the_rules_stored_in_it(tmp_path, monkeypatch):
+    info = dataclasses.replace(make_info(), rules={"GW101": {"ratio": 0.5}})
+    write(tmp_path, info=info)
+    run = read_run(tmp_path)
+    judged = []
+
+    def evaluate_records(records, infos, rules):
+        judged.append((list(records), dict(infos), rules))
+        return (make_finding(),)
+
+    monkeypatch.setattr(rules_, "evaluate_records", evaluate_records, raising=False)
+    monkeypatch.setattr(rules_, "rules_from_settings", lambda settings: ("stored", settings), raising=False)
+    assert evaluate(run) == (make_finding(),)
+    assert evaluate(run, rules=["mine"]) == (make_finding(),)
+    assert judged == [(run.records, run.infos, ("stored", info.rules)), (run.records, run.infos, ("mine",))]

@@ -1,0 +1,113 @@
+"""Damaged event files: what is good is kept, what is lost is told."""
+
+import os
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.event_file import EventFile
+from lightning_gradwatch.events import step_event
+from lightning_gradwatch.record import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.run import RunError, read_run
+
+
+def bits(record):
+    """Return everything a record holds in a form that compares bit for bit."""
+    data = dict(vars(record))
+    arrays = {name: data.pop(name) for name in ("layer_state", "window_fill", "forward_rms")} | data.pop("metrics")
+    return repr(data), {name: (str(vector.dtype), vector.tobytes()) for name, vector in arrays.items()}
+
+
+def make_info(layers=2, sites=1, first=0):
+    return RunInfo(
+        layers=tuple(LayerInfo(f"net.{2 * i}", "Linear", ((4, 4),), 16, weight=True) for i in range(first, layers)),
+        sites=tuple(SiteInfo(f"net.{2 * i + 1}", "relu", "hidden", 4) for i in range(sites)),
+    )
+
+
+def make_record(info, step, fill=0.0):
+    layers, sites = len(info.layers), len(info.sites)
+    return StepRecord(
+        step=step,
+        layout=info.layout,
+        metrics={name: np.full(layers if name in LAYER_METRICS else sites, fill + step) for name in METRICS},
+        layer_state=np.ones(layers, np.uint8),
+        window_fill=np.ones(sites),
+        forward_rms=np.ones(sites),
+    )
+
+
+def write(folder, steps=(0, 1, 2), *, info=None, fill=0.0):
+    """Write a run and return the file and where each record starts in it."""
+    info = info or make_info()
+    starts = []
+    with EventFile(folder) as file:
+        for number, step in enumerate(steps):
+            starts.append(file.path.stat().st_size)
+            file.write(step_event(make_record(info, step, fill), info, describe=number == 0))
+    return file.path, starts
+
+
+def steps_of(run):
+    return [record.step for record in run.records]
+
+
+def test_a_file_cut_anywhere_in_its_last_record_keeps_the_others(tmp_path):
+    path, starts = write(tmp_path)
+    whole = path.read_bytes()
+    for size in range(starts[-1], len(whole)):
+        path.write_bytes(whole[:size])
+        run = read_run(path)
+        assert steps_of(run) == [0, 1]
+        lost = size - starts[-1]
+        assert len(run.problems) == bool(lost)
+        assert not lost or f"its {lost} bytes are lost" in run.problems[0]
+
+
+@pytest.mark.parametrize("tail", [bytes(1), bytes(12), bytes(5000), b"\xff" * 3000, os.urandom(3000), bytes(3 << 20)])
+def test_a_bad_tail_is_told_and_costs_nothing(tmp_path, tail):
+    path, _ = write(tmp_path)
+    with path.open("ab") as file:
+        file.write(tail)
+    run = read_run(path)
+    assert steps_of(run) == [0, 1, 2]
+    assert len(run.problems) == 1
+
+
+def test_any_byte_damaged_costs_at_most_one_record(tmp_path):
+    path, starts = write(tmp_path, (0, 1, 2, 3))
+    whole = path.read_bytes()
+    for at in range(starts[1], starts[2]):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        run = read_run(path)
+        kept = steps_of(run)
+        # A byte of what is drawn only, or of the checksum that nobody reads, costs nothing.
+        assert kept == [0, 1, 2, 3] or (kept == [0, 2, 3] and run.problems), at
+        assert all(bits(record) == bits(make_record(make_info(), record.step)) for record in run.records)
+
+
+@pytest.mark.parametrize("kept", [5, 12, 300])
+def test_a_record_torn_in_the_middle_does_not_hide_the_next(tmp_path, kept):
+    path, starts = write(tmp_path, (0, 1, 2, 3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: starts[1] + kept] + whole[starts[2] :])
+    run = read_run(path)
+    assert steps_of(run) == [0, 2, 3]
+    assert run.problems
+
+
+def test_damage_longer_than_a_block_is_bridged(tmp_path):
+    path, starts = write(tmp_path, (0, 1, 2))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: starts[1]] + os.urandom((1 << 20) + 77) + whole[starts[1] :])
+    assert steps_of(read_run(path)) == [0, 1, 2]
+
+
+def test_damage_before_the_first_record_is_told(tmp_path):
+    path, starts = write(tmp_path)
+    path.write_bytes(path.read_bytes()[: starts[0] + 50])
+    with pytest.raises(RunError, match=r"damaged before its first GradWatch record: .*cut off"):
+        read_run(path)
+    path.write_bytes(b"not an event file, " * 100)
+    with pytest.raises(RunError, match="damaged from byte 0"):
+        read_run(path)
