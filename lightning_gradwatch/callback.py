@@ -15,13 +15,19 @@ from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarni
 from lightning_gradwatch.fit import Fit
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.location import mark_outermost
 from lightning_gradwatch.probe import Probe
 from lightning_gradwatch.record import NotCovered
 from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
 from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
 from lightning_gradwatch.sinks import Sinks
-from lightning_gradwatch.trainer import check_choice, check_count, current_scale, describe, logger_step
+from lightning_gradwatch.trainer import (
+    TracedTrainingStep,
+    check_choice,
+    check_count,
+    current_scale,
+    describe,
+    logger_step,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as _Callback
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
 else:
 
-    def _find_bases():
+    def _find_bases() -> tuple[type, ...]:
         """Return the Callback class of each Lightning package there is: each Trainer accepts only its own."""
         bases = []
         for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -103,7 +109,9 @@ class GradWatch(_Callback):
         compiled: Literal["skip", "eager"] = "skip",
     ) -> None:
         super().__init__()
-        self._every_n_steps = check_count("every_n_steps", every_n_steps, least=1, none="the Trainer's log_every_n_steps")
+        self._every_n_steps = check_count(
+            "every_n_steps", every_n_steps, least=1, none="the Trainer's log_every_n_steps"
+        )
         self._max_curves = check_count("max_curves", max_curves, least=0, none="curves always")
         self._fail_on = check_choice("fail_on", fail_on, (None, "warning", "error"))
         self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
@@ -111,7 +119,7 @@ class GradWatch(_Callback):
         self._faults = Faults()
         self._fit: Fit | None = None
         self._restored: Mapping[str, Any] | None = None
-        self._release_patch: Callable[[], None] | None = None
+        self._traced: TracedTrainingStep | None = None
         self._step_hooks: list[RemovableHandle] = []
 
     # -- what was seen
@@ -147,17 +155,22 @@ class GradWatch(_Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._release()
         fit = self._fit
-        if fit is None or fit.probe is None:
+        if fit is None:
             return
         step = logger_step(trainer)
-        if fit.open is not None and fit.open.step != step and not pl_module.automatic_optimization and not fit.open.meter.steps:
+        if (
+            fit.open is not None
+            and fit.open.step != step
+            and not pl_module.automatic_optimization
+            and not fit.open.meter.steps
+        ):
             # Manual optimization that steps every few batches: Lightning counts each batch, we wait for the step.
             fit.open.step = step
         opened = fit.begin(step)
         if opened is not None:
             opened.passes += 1
             opened.meter.takes_losses = False
-            self._patch(trainer.strategy, opened.meter)
+            self._traced = TracedTrainingStep(trainer.strategy, opened.meter)
 
     @_guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -242,12 +255,12 @@ class GradWatch(_Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.
-        left_out = ("log", "log_dict", "_fit", "_release_patch", "_step_hooks", "_faults")
+        left_out = ("log", "log_dict", "_fit", "_traced", "_step_hooks", "_faults")
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._fit, self._release_patch, self._step_hooks, self._faults = None, None, [], Faults()
+        self._fit, self._traced, self._step_hooks, self._faults = None, None, [], Faults()
 
     # -- the parts
 
@@ -261,8 +274,8 @@ class GradWatch(_Callback):
         self._faults = Faults()
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         folder = trainer.log_dir or trainer.default_root_dir  # asks all ranks, so on all ranks
-        writes = trainer.is_global_zero and not trainer.fast_dev_run
-        every = self._every_n_steps or trainer.log_every_n_steps or DEFAULT_EVERY_N_STEPS
+        writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
+        every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
         self._fit = Fit(
             probe=Probe(
                 pl_module,
@@ -282,31 +295,11 @@ class GradWatch(_Callback):
             self._fit.load_state_dict(self._restored)
             self._restored = None
 
-    def _patch(self, strategy: Any, meter: StepMeter) -> None:
-        """Let the strategy's ``training_step`` run under the tracer, until the batch ends."""
-        earlier = strategy.__dict__.get("training_step")
-        original = strategy.training_step
-
-        def measured_training_step(*args: Any, **kwargs: Any) -> Any:
-            with meter.tracing():
-                return original(*args, **kwargs)
-
-        mark_outermost(measured_training_step.__code__)
-        strategy.training_step = measured_training_step
-
-        def release() -> None:
-            if earlier is None:
-                strategy.__dict__.pop("training_step", None)
-            else:
-                strategy.training_step = earlier
-
-        self._release_patch = release
-
     def _release(self) -> None:
         """Take away what a measured batch puts in place; fine when there is nothing."""
-        if self._release_patch is not None:
-            self._release_patch()
-            self._release_patch = None
+        if self._traced is not None:
+            self._traced.release()
+            self._traced = None
         for handle in self._step_hooks:
             handle.remove()
         self._step_hooks.clear()

@@ -54,7 +54,7 @@ _TEXT = _metadata("text", summary_pb2.DATA_CLASS_TENSOR)
 _DTYPES = {types_pb2.DT_DOUBLE: "<f8", types_pb2.DT_FLOAT: "<f4", types_pb2.DT_HALF: "<f2", types_pb2.DT_UINT8: "|u1"}
 
 
-def step_event(  # noqa: PLR0913 - keyword-only, and each belongs to the one event
+def step_event(
     record: StepRecord,
     info: RunInfo,
     *,
@@ -214,7 +214,9 @@ def _narrow_tensor(name: str, vector: FloatVector) -> Any:
 
 
 def _string(tag: str, texts: Sequence[str | bytes], metadata: Any) -> Any:
-    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=len(texts))])
+    # One text is a scalar: TensorBoard draws a vector of one as a table of one cell.
+    dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=len(texts))] if len(texts) > 1 else []
+    shape = tensor_shape_pb2.TensorShapeProto(dim=dims)
     encoded = [text.encode() if isinstance(text, str) else text for text in texts]
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=encoded)
     return summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)

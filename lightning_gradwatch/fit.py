@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.findings import Finding, GradWatchError, Severity
-from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.report.announce import announce, warn
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules import settings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lightning_gradwatch.measure.assemble import StepFacts
     from lightning_gradwatch.measure.faults import Faults, Part
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.probe import PendingRecord, Probe
@@ -49,7 +50,7 @@ class Fit:
         fail_on: Severity from which on a finding ends the run.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only; each is one collaborator
+    def __init__(
         self,
         *,
         probe: Probe,
@@ -153,10 +154,8 @@ class Fit:
     def _try(self, part: Part, action: Callable[[], Any]) -> None:
         if not self.faults.on(part):
             return
-        try:
+        with self.faults.guard(part):
             action()
-        except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
-            self.faults.report(part, error)
 
     def state_dict(self) -> dict[str, Any]:
         """Return windows and verdicts for a checkpoint; what is under way is waited for first."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +22,11 @@ from lightning_gradwatch.measure.windows import Window
 from lightning_gradwatch.record import FloatVector, OptimizerInfo, RunInfo, StepRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
     from torch.utils.hooks import RemovableHandle
+    from typing_extensions import Self
 
 
 class Probe:
@@ -85,7 +87,7 @@ class Probe:
 
     # -- one step of a plain loop
 
-    def __enter__(self) -> Probe:
+    def __enter__(self) -> Self:
         meter = self.begin()
         meter.tracer.__enter__()  # type: ignore[no-untyped-call]  # torch leaves modes untyped
         for index, optimizer in enumerate(self._optimizers):
@@ -145,7 +147,11 @@ class Probe:
     def begin(self, *, activations_only: bool = False) -> StepMeter:
         """Start to measure a step; one that wasn't finished is given up."""
         self.abort()
-        if any(parameter.requires_grad and parameter not in self._layers for each in self._optimizers for parameter in parameters_of(each)):
+        if any(
+            parameter.requires_grad and parameter not in self._layers
+            for each in self._optimizers
+            for parameter in parameters_of(each)
+        ):
             self._layers.refresh()
             self._name_modules()
         self._meter = StepMeter(
@@ -178,7 +184,11 @@ class Probe:
                 window = self._windows[site] = Window(*self._window)
                 if site.name in self._saved_windows:
                     window.load_state_dict(self._saved_windows.pop(site.name))
-        if self._info is None or len(self._info.layers) != len(self._layers.ordered) or len(self._info.sites) != len(self._sites.ordered):
+        if (
+            self._info is None
+            or len(self._info.layers) != len(self._layers.ordered)
+            or len(self._info.sites) != len(self._sites.ordered)
+        ):
             self._info = self._describe()
         columns = Columns(self._info.layout, list(self._layers.ordered), list(self._sites.ordered), self._windows)
         return PendingRecord(measured, columns, facts, self._info)
@@ -213,7 +223,9 @@ class Probe:
             layers=tuple(layer.info(seen=self._sees_forward()) for layer in self._layers.ordered),
             sites=tuple(site.info() for site in self._sites.ordered),
             optimizers=tuple(self._describe_optimizer(optimizer) for optimizer in self._optimizers),
-            coverage=tuple(not_covered(self._model, self._layers, self._optimizers, self._seen, estimated=self._estimated)),
+            coverage=tuple(
+                not_covered(self._model, self._layers, self._optimizers, self._seen, estimated=self._estimated)
+            ),
             versions=_versions(),
         )
 

@@ -6,7 +6,6 @@ runs without one. Loggers are told apart by what they can do: Lightning exists a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from lightning_gradwatch.record import series
 from lightning_gradwatch.summaries import summaries
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.record import RunInfo, StepRecord
 

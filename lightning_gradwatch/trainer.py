@@ -8,12 +8,41 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.measure.location import mark_outermost
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record import RunInfo
 
 _Choice = TypeVar("_Choice")
+
+
+class TracedTrainingStep:
+    """Lets a strategy's ``training_step`` run under the tracer, for the batch that is being measured.
+
+    An attribute of the one instance, which Lightning looks up at each call; it hides the class's own until `release`.
+    """
+
+    def __init__(self, strategy: Any, meter: StepMeter) -> None:
+        self._strategy = strategy
+        self._earlier = strategy.__dict__.get("training_step")
+        original = strategy.training_step
+
+        def measured_training_step(*args: Any, **kwargs: Any) -> Any:
+            with meter.tracing():
+                return original(*args, **kwargs)
+
+        mark_outermost(measured_training_step.__code__)
+        strategy.training_step = measured_training_step
+
+    def release(self) -> None:
+        """Put things back."""
+        if self._earlier is None:
+            self._strategy.__dict__.pop("training_step", None)
+        else:
+            self._strategy.training_step = self._earlier
 
 
 def logger_step(trainer: Any) -> int:

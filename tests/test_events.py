@@ -132,6 +132,7 @@ def test_the_stock_reader_sees_curves_summaries_text_and_tensors(tmp_path):
     assert {tag for tag in DESCRIPTIONS if len(stock.Scalars(tag)) == 5} == set(DESCRIPTIONS)
     assert stock.SummaryMetadata("gradwatch/clip_factor").summary_description == DESCRIPTIONS["gradwatch/clip_factor"]
     assert [point.step for point in stock.Tensors("gradwatch/findings")] == [3]
+    assert stock.Tensors("gradwatch/findings")[0].tensor_proto.tensor_shape.dim == []  # else a table of one cell
     assert stock.SummaryMetadata("gradwatch/findings").plugin_data.plugin_name == "text"
     vectors = stock.Tensors("gradwatch/weight_gain")
     assert [np.frombuffer(point.tensor_proto.tensor_content).tolist() for point in vectors] == [

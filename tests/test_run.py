@@ -1,15 +1,11 @@
 """Reading runs: what was written is what is read, and damage costs only what it hit."""
 
 import dataclasses
-import math
 import os
-import tempfile
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from lightning_gradwatch import rules as rules_
@@ -20,104 +16,11 @@ from lightning_gradwatch.record import (
     LAYER_METRICS,
     METRICS,
     LayerInfo,
-    NotCovered,
-    OptimizerInfo,
     RunInfo,
     SiteInfo,
     StepRecord,
 )
 from lightning_gradwatch.run import RunError, evaluate, read_run
-
-# Two lone halves side by side are one character after JSON, and no module is named so: one half is hostile enough.
-NAMES = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\ud800") | st.sampled_from("\x00\n<|`/.\U0001f600"))
-SPECIAL = st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 1e-43, 5e-324, 1e308, -1e308, 1 / 3])
-FLOATS = st.floats() | SPECIAL
-COUNTS = st.integers(0, 2**40)
-LAYERS = st.builds(
-    LayerInfo,
-    name=NAMES,
-    kind=NAMES,
-    shapes=st.lists(st.lists(COUNTS, max_size=3).map(tuple), max_size=2).map(tuple),
-    parameters=COUNTS,
-    weight=st.booleans(),
-    used=st.sampled_from([True, False, None]),
-)
-SITES = st.builds(
-    SiteInfo,
-    name=NAMES,
-    function=NAMES,
-    role=st.sampled_from(["hidden", "gate", "output"]),
-    units=COUNTS,
-    predecessors=st.lists(NAMES, max_size=2).map(tuple),
-)
-SETTINGS = st.dictionaries(NAMES, st.none() | st.booleans() | COUNTS | st.floats(allow_nan=False) | NAMES, max_size=3)
-INFOS = st.builds(
-    RunInfo,
-    layers=st.lists(LAYERS, max_size=5).map(tuple),
-    sites=st.lists(SITES, max_size=4).map(tuple),
-    optimizers=st.lists(
-        st.builds(OptimizerInfo, name=NAMES, settings=SETTINGS, layers=st.lists(NAMES, max_size=2).map(tuple)),
-        max_size=2,
-    ).map(tuple),
-    precision=NAMES,
-    accumulation=COUNTS,
-    clipping=NAMES,
-    planned_steps=st.none() | COUNTS,
-    coverage=st.lists(st.builds(NotCovered, NAMES, NAMES), max_size=2).map(tuple),
-    rules=st.dictionaries(NAMES, SETTINGS, max_size=2),
-    versions=st.dictionaries(NAMES, NAMES, max_size=2),
-)
-
-
-def vectors(length):
-    return npst.arrays(np.float64, length, elements=FLOATS)
-
-
-@st.composite
-def runs(draw):
-    """Draw a run whose layers and sites grow: descriptions, and records that each have one of them."""
-    whole = draw(INFOS)
-    infos = [
-        dataclasses.replace(
-            whole,
-            layers=whole.layers[: draw(st.integers(0, len(whole.layers)))],
-            sites=whole.sites[: draw(st.integers(0, len(whole.sites)))],
-        ),
-        whole,
-    ]
-    steps = draw(st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=4, unique=True))
-    found = []
-    for number, step in enumerate(sorted(steps)):
-        info = infos[min(number, 1)]
-        layers, sites = len(info.layers), len(info.sites)
-        measured = draw(st.sets(st.sampled_from(METRICS)))
-        record = StepRecord(
-            step=step,
-            layout=info.layout,
-            metrics={name: draw(vectors(layers if name in LAYER_METRICS else sites)) for name in measured},
-            layer_state=draw(npst.arrays(np.uint8, layers)),
-            window_fill=draw(vectors(sites)),
-            forward_rms=draw(vectors(sites)),
-            batch_idx=draw(COUNTS),
-            optimizers=draw(st.lists(COUNTS, max_size=2).map(tuple)),
-            loss=draw(FLOATS),
-            learning_rates=draw(st.lists(FLOATS, max_size=2).map(tuple)),
-            gradient_scale=draw(FLOATS),
-            skipped=draw(st.booleans()),
-            partial=draw(st.booleans()),
-            clip_factor=draw(FLOATS),
-            global_grad_norm=draw(FLOATS),
-            world_size=draw(COUNTS),
-        )
-        found.append((info, record))
-    return found
-
-
-def bits(record):
-    """Return everything a record holds in a form that compares bit for bit."""
-    data = dict(vars(record))
-    arrays = {name: data.pop(name) for name in ("layer_state", "window_fill", "forward_rms")} | data.pop("metrics")
-    return repr(data), {name: (str(vector.dtype), vector.tobytes()) for name, vector in arrays.items()}
 
 
 def make_info(layers=2, sites=1, first=0):
@@ -158,25 +61,6 @@ def steps_of(run):
     return [record.step for record in run.records]
 
 
-@settings(deadline=None, max_examples=100)
-@given(runs())
-def test_what_was_written_is_read_bit_for_bit(written):
-    with tempfile.TemporaryDirectory() as folder:
-        with EventFile(folder) as file:
-            layout = None
-            for info, record in written:
-                file.write(step_event(record, info, describe=record.layout != layout))
-                layout = record.layout
-        run = read_run(folder)
-    assert run.problems == ()
-    assert [bits(record) for record in run.records] == [bits(record) for _, record in written]
-    assert run.info == written[-1][0] or run.info.layout == written[0][1].layout
-    assert all(run.infos[info.layout].names("grad_norm") == info.names("grad_norm") for info, _ in written)
-    steps, values = run.series("weight_gain")
-    assert steps.tolist() == steps_of(run)
-    assert values.shape == (len(steps), len(run.names("weight_gain")))
-
-
 def test_a_series_matches_columns_by_name_over_layouts(tmp_path):
     old, new = make_info(2, 1), make_info(4, 1, first=1)
     with EventFile(tmp_path) as file:
@@ -190,6 +74,16 @@ def test_a_series_matches_columns_by_name_over_layouts(tmp_path):
     assert list(run.infos) == [old.layout, new.layout]
     with pytest.raises(ValueError, match="grad_nrom"):
         run.series("grad_nrom")
+
+
+def test_the_newest_description_is_the_one_written_last(tmp_path):
+    first, second = make_info(2), make_info(3)
+    with EventFile(tmp_path) as file:
+        for step, info in enumerate((first, second, dataclasses.replace(first, precision="16-mixed"))):
+            file.write(step_event(make_record(info, step), info, describe=True))
+    run = read_run(tmp_path)
+    assert run.info.precision == run.infos[first.layout].precision == "16-mixed"
+    assert list(run.infos) == [second.layout, first.layout]
 
 
 def test_findings_are_the_ones_reported_last(tmp_path):
@@ -206,10 +100,10 @@ def test_findings_are_the_ones_reported_last(tmp_path):
 
 def test_a_resumed_run_overwrites_the_steps_it_repeats(tmp_path):
     write(tmp_path, (0, 10, 20, 30), fill=0.0)
-    write(tmp_path, (20, 30, 40), fill=0.5)
+    write(tmp_path, (15, 20, 30, 40), fill=0.5)
     run = read_run(tmp_path)
-    assert steps_of(run) == [0, 10, 20, 30, 40]
-    assert run.series("grad_norm")[1][:, 0].tolist() == [0, 10, 20.5, 30.5, 40.5]
+    assert steps_of(run) == [0, 10, 15, 20, 30, 40]
+    assert run.series("grad_norm")[1][:, 0].tolist() == [0, 10, 15.5, 20.5, 30.5, 40.5]
 
 
 def test_files_follow_each_other_by_the_time_inside(tmp_path):
@@ -258,7 +152,10 @@ def test_an_event_too_large_to_be_ours_is_stepped_over(tmp_path):
         file.seek(0, os.SEEK_END)
         other, starts = write(tmp_path / "other", (7,))
         file.write(other.read_bytes()[starts[0] :])
+    tracemalloc.start()
     run = read_run(path)
+    assert tracemalloc.get_traced_memory()[1] < MAX_EVENT_BYTES / 4
+    tracemalloc.stop()
     assert steps_of(run) == [0, 7]
     assert run.problems == ()
 

@@ -1,7 +1,5 @@
 """Damaged event files: what is good is kept, what is lost is told."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,8 @@ from lightning_gradwatch.event_file import EventFile
 from lightning_gradwatch.events import step_event
 from lightning_gradwatch.record import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.run import RunError, read_run
+
+NOISE = np.random.default_rng(0).bytes((1 << 20) + 77)
 
 
 def bits(record):
@@ -44,7 +44,7 @@ def write(folder, steps=(0, 1, 2), *, info=None, fill=0.0):
     with EventFile(folder) as file:
         for number, step in enumerate(steps):
             starts.append(file.path.stat().st_size)
-            file.write(step_event(make_record(info, step, fill), info, describe=number == 0))
+            file.write(step_event(make_record(info, step, fill), info, describe=number == 0, max_curves=0))
     return file.path, starts
 
 
@@ -64,7 +64,11 @@ def test_a_file_cut_anywhere_in_its_last_record_keeps_the_others(tmp_path):
         assert not lost or f"its {lost} bytes are lost" in run.problems[0]
 
 
-@pytest.mark.parametrize("tail", [bytes(1), bytes(12), bytes(5000), b"\xff" * 3000, os.urandom(3000), bytes(3 << 20)])
+@pytest.mark.parametrize(
+    "tail",
+    [bytes(1), bytes(12), bytes(5000), b"\xff" * 3000, NOISE[:3000], bytes(3 << 20)],
+    ids=["zero", "twelve zeros", "zeros", "ones", "noise", "more zeros than a block"],
+)
 def test_a_bad_tail_is_told_and_costs_nothing(tmp_path, tail):
     path, _ = write(tmp_path)
     with path.open("ab") as file:
@@ -96,10 +100,12 @@ def test_a_record_torn_in_the_middle_does_not_hide_the_next(tmp_path, kept):
     assert run.problems
 
 
-def test_damage_longer_than_a_block_is_bridged(tmp_path):
+@pytest.mark.parametrize("before", [0, 1, 6, 12, 13, 40])
+def test_damage_as_long_as_a_block_is_bridged(tmp_path, before):
+    """The next header lies across the end of the first block that is searched."""
     path, starts = write(tmp_path, (0, 1, 2))
     whole = path.read_bytes()
-    path.write_bytes(whole[: starts[1]] + os.urandom((1 << 20) + 77) + whole[starts[1] :])
+    path.write_bytes(whole[: starts[1]] + NOISE[: (1 << 20) + starts[0] + 1 - starts[1] - before] + whole[starts[1] :])
     assert steps_of(read_run(path)) == [0, 1, 2]
 
 

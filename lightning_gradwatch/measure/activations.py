@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lightning_gradwatch.measure.collect import SiteSums
@@ -16,6 +15,8 @@ from lightning_gradwatch.measure.sites import Roles
 from lightning_gradwatch.measure.tags import Tag, Tags
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from lightning_gradwatch.measure.collect import Collected

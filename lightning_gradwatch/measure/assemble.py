@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ from lightning_gradwatch.measure.gradients import Gradient, combined_norm, entri
 from lightning_gradwatch.record import FloatVector, LayerState, StepRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from lightning_gradwatch.measure.collect import SiteSlots
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.sites import Site
@@ -75,11 +76,15 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
         layout=columns.layout,
         metrics={**layer_metrics, **_site_metrics(columns, by_site, values, scale)},
         layer_state=states,
-        window_fill=np.array([columns.windows[site].fill if site in columns.windows else np.nan for site in columns.sites]),
+        window_fill=np.array(
+            [columns.windows[site].fill if site in columns.windows else np.nan for site in columns.sites]
+        ),
         forward_rms=_by_site(columns.sites, by_site, lambda slots: slots.forward_rms(values)),
         batch_idx=facts.batch_idx,
         optimizers=tuple(sorted(index for index, step in measured.steps.items() if step.done)),
-        loss=math.fsum(float(values[slot][0]) for slot in measured.losses) if measured.losses and facts.optimizers == 1 else float("nan"),
+        loss=math.fsum(float(values[slot][0]) for slot in measured.losses)
+        if measured.losses and facts.optimizers == 1
+        else float("nan"),
         learning_rates=tuple(
             measured.steps[index].learning_rate if index in measured.steps else float("nan")
             for index in range(facts.optimizers)
@@ -121,7 +126,9 @@ def _site_metrics(
     windows = [columns.windows.get(site) for site in columns.sites]
     return {
         "dead_fraction": np.array([np.nan if window is None else window.dead_fraction() for window in windows]),
-        "saturated_fraction": np.array([np.nan if window is None else window.saturated_fraction() for window in windows]),
+        "saturated_fraction": np.array(
+            [np.nan if window is None else window.saturated_fraction() for window in windows]
+        ),
         "inactive_share": _by_site(columns.sites, by_site, lambda slots: slots.inactive_share(values)),
         "signal_norm": _by_site(columns.sites, by_site, lambda slots: slots.signal_norm(values) / scale),
     }

@@ -124,7 +124,6 @@ class Collected:
 
     def pack(self, pack: Pack) -> list[SiteSlots]:
         """Hand everything over for the transfer."""
-
         known: dict[int, Slot] = {}
 
         def slot(tensor: Tensor | None) -> Slot | None:

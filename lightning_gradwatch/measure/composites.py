@@ -8,7 +8,6 @@ as nothing else came in, and which activation call it carries.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -17,6 +16,8 @@ from lightning_gradwatch.measure.sites import GATES
 from lightning_gradwatch.measure.tags import Op, Tag, Tags
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.collect import SiteSums

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
-
-from torch import nn
 
 from lightning_gradwatch.measure.layers import qualified_name
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.layers import Layers

@@ -20,13 +20,21 @@ class Faults:
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
+        self._guards: dict[Part, _Guard] = {}
+
+    def guard(self, part: Part) -> _Guard:
+        """Return a context in which an exception is a fault of a part of ours, and goes no further."""
+        guard = self._guards.get(part)
+        if guard is None:
+            guard = self._guards[part] = _Guard(self, part)
+        return guard
 
     def on(self, part: Part) -> bool:
         """Whether a part still works."""
         return part not in self.reasons
 
     def report(self, part: Part, error: Exception) -> None:
-        """Switch a part off and warn once; called from the ``except`` of the part.
+        """Switch a part off, and warn once.
 
         Raises:
             Exception: `error` itself, where `RAISE` is set.
@@ -45,3 +53,22 @@ class Faults:
             lineno=0,
             registry={},
         )
+
+
+class _Guard:
+    """Reports what is raised inside it; stateless, as the block may be entered again within itself."""
+
+    __slots__ = ("_faults", "_part")
+
+    def __init__(self, faults: Faults, part: Part) -> None:
+        self._faults = faults
+        self._part: Part = part
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._faults.report(self._part, error)
+        return True

@@ -46,7 +46,11 @@ class OptimizerGradients:
             members = [id(parameter) for parameter, _ in group]
             gradients = [gradient for _, gradient in group]
             self._slots.append((members, pack.add(l2_norms(gradients))))
-            wide = [(member, gradient) for member, gradient in zip(members, gradients, strict=True) if gradient.dtype in _WIDE]
+            wide = [
+                (member, gradient)
+                for member, gradient in zip(members, gradients, strict=True)
+                if gradient.dtype in _WIDE
+            ]
             if wide:
                 nonzero = torch.stack([_entries(gradient).count_nonzero() for _, gradient in wide])
                 self._counts.append(([member for member, _ in wide], pack.add(nonzero)))

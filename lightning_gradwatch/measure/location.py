@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Place: TypeAlias = tuple[CodeType, int]
 """A code object and the offset of an instruction in it: two calls on one line are two places."""
@@ -32,8 +34,12 @@ def _folder(path: str | None) -> str:
 
 _OURS = _folder(str(Path(__file__).parent))
 _INTERNAL_FOLDERS = (_folder(torch.__file__), _OURS)
-_LIGHTNING = (f"{os.sep}lightning{os.sep}pytorch{os.sep}", f"{os.sep}lightning{os.sep}fabric{os.sep}",
-              f"{os.sep}pytorch_lightning{os.sep}", f"{os.sep}lightning_fabric{os.sep}")
+_LIGHTNING = (
+    f"{os.sep}lightning{os.sep}pytorch{os.sep}",
+    f"{os.sep}lightning{os.sep}fabric{os.sep}",
+    f"{os.sep}pytorch_lightning{os.sep}",
+    f"{os.sep}lightning_fabric{os.sep}",
+)
 _is_internal: dict[CodeType, bool] = {}
 
 

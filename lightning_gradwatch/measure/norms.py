@@ -9,10 +9,13 @@ the rows is a masked selection, never a number that Python reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ROW = 256
 """Entries in a row: at most 32 additions in a SIMD lane, so a relative error below 32 x 2^-24 / 2 even in the worst case."""

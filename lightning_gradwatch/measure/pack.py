@@ -6,13 +6,14 @@ two a unit; integers up to 2^53 and float32 values go through float64 unchanged.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.record import FloatVector
+if TYPE_CHECKING:
+    from lightning_gradwatch.record import FloatVector
 
 Slot: TypeAlias = int
 Sent: TypeAlias = "tuple[list[int], list[int], Tensor, torch.cuda.Event | None]"

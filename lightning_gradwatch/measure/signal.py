@@ -8,13 +8,14 @@ they pass on to z, and the parts are held from the first of them to the last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from lightning_gradwatch.measure.norms import l2_norm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torch import Tensor
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
@@ -91,10 +92,8 @@ class SignalHooks:
             del grad_outputs
             if self.ignoring or not self._faults.on("signal"):
                 return
-            try:
+            with self._faults.guard("signal"):
                 parts.take([grad_inputs[place] for place in places])
-            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the user's backward pass; it is reported
-                self._faults.report("signal", error)
 
         return hook
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.record import Role, SiteInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
     from torch.autograd.graph import Node
 
     from lightning_gradwatch.measure.layers import Layer

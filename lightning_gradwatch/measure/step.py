@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from lightning_gradwatch.measure.tracer import Tracer
 from lightning_gradwatch.measure.updates import Limits, WeightSnapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.faults import Faults
@@ -30,7 +31,9 @@ class OptimizerStep:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.learning_rate = max((float(group["lr"]) for group in optimizer.param_groups if "lr" in group), default=float("nan"))
+        self.learning_rate = max(
+            (float(group["lr"]) for group in optimizer.param_groups if "lr" in group), default=float("nan")
+        )
         self.gradients: OptimizerGradients | None = None
         self.clipped: OptimizerGradients | None = None
         self.snapshot: WeightSnapshot | None = None
@@ -97,10 +100,8 @@ class StepMeter:
 
     def end_pass(self) -> None:
         """Close a forward pass."""
-        try:
+        with self.faults.guard("activations"):
             self.activations.end_pass()
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the user's step; it is reported
-            self.faults.report("activations", error)
 
     def _saw_backward(self, loss: Any) -> None:
         self.end_pass()
@@ -136,15 +137,11 @@ class StepMeter:
         if self.activations_only:
             return True
         if self.faults.on("gradients"):
-            try:
+            with self.faults.guard("gradients"):
                 step.gradients = OptimizerGradients(optimizer, self._layers, self.pack, scale=scale)
-            except Exception as error:  # noqa: BLE001 - as above
-                self.faults.report("gradients", error)
         if self.faults.on("updates"):
-            try:
+            with self.faults.guard("updates"):
                 step.snapshot = WeightSnapshot(optimizer, self._layers, self.pack, self._limits)
-            except Exception as error:  # noqa: BLE001 - as above
-                self.faults.report("updates", error)
         return True
 
     def after_optimizer_step(self, index: int, *, clipped: bool = False) -> None:
@@ -152,15 +149,11 @@ class StepMeter:
         step = self.steps[index]
         step.done = True
         if step.snapshot is not None and self.faults.on("updates"):
-            try:
+            with self.faults.guard("updates"):
                 step.snapshot.measure(self.pack)
-            except Exception as error:  # noqa: BLE001 - as above
-                self.faults.report("updates", error)
         if clipped and step.gradients is not None and self.faults.on("gradients"):
-            try:
+            with self.faults.guard("gradients"):
                 step.clipped = OptimizerGradients(step.optimizer, self._layers, self.pack)
-            except Exception as error:  # noqa: BLE001 - as above
-                self.faults.report("gradients", error)
 
     def finish(self) -> Measured:
         """Take every hook away and start the transfer."""

@@ -8,7 +8,6 @@ tracer and die with the step: an attribute on a user's tensor would outlive it, 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,10 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.measure.layers import Layer
+    from collections.abc import Callable, Iterable
+
     from lightning_gradwatch.measure.composites import SiteCall
+    from lightning_gradwatch.measure.layers import Layer
 
 
 class Op(IntEnum):
@@ -84,7 +85,7 @@ def classify(func: Callable[..., Any]) -> Op:
 class Tag:
     """What is known of one tensor."""
 
-    __slots__ = ("axis", "call", "layer", "of", "ref", "root", "shifted", "u")
+    __slots__ = ("axis", "call", "layer", "of", "ref", "root", "shifted", "u", "weights_only")
 
     def __init__(
         self,
@@ -105,6 +106,8 @@ class Tag:
         """The argument of an error function, for as long as it may turn out to be a hand-written GELU."""
         self.shifted = False
         """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
+        self.weights_only = False
+        """Whether it was made from parameters alone, as a normalised weight is."""
 
 
 class Tags:
@@ -141,15 +144,15 @@ class Tags:
         return 1 if rank >= 4 else max(rank - 1, 0)
 
 
-def tensors_in(args: Iterable[Any]) -> Iterable[Tensor]:
-    """Yield the tensors among arguments, one level of lists and tuples deep."""
+def tensors_in(args: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among arguments, one level of lists and tuples deep."""
+    found: list[Tensor] = []
     for arg in args:
         if isinstance(arg, Tensor):
-            yield arg
+            found.append(arg)
         elif isinstance(arg, (list, tuple)):
-            for entry in arg:
-                if isinstance(entry, Tensor):
-                    yield entry
+            found += [entry for entry in arg if isinstance(entry, Tensor)]
+    return found
 
 
 def axis_after(op: Op, func: Callable[..., Any], source: Tensor | None, axis: int | None, result: Tensor) -> int | None:
@@ -182,7 +185,5 @@ def _axis_after_reshape(before: tuple[int, ...], axis: int, after: tuple[int, ..
 def _axis_after_transpose(source: Tensor, axis: int, result: Tensor) -> int | None:
     """Find where the axis went by its stride, which no permutation changes."""
     stride, size = source.stride(axis), source.size(axis)
-    places = [
-        place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size
-    ]
+    places = [place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size]
     return places[0] if len(places) == 1 else None

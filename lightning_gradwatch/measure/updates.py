@@ -82,9 +82,7 @@ class _Group:
         per_layer: dict[str, int] = {}
         for layer, parameter in members:
             per_layer[layer.name] = per_layer.get(layer.name, 0) + parameter.numel()
-        self._steps = [
-            1 if entries is None else math.ceil(per_layer[layer.name] / entries) for layer, _ in members
-        ]
+        self._steps = [1 if entries is None else math.ceil(per_layer[layer.name] / entries) for layer, _ in members]
         views = self._views()
         self._sizes = [view.numel() for view in views]
         self._before: list[Tensor] | None = [
@@ -103,7 +101,7 @@ class _Group:
         if self._before is None:
             return
         # In place into the copies, so that no third copy of the weights ever exists.
-        torch._foreach_sub_(self._before, self._views())  # noqa: SLF001 - as in torch's own optimizers
+        torch._foreach_sub_(self._before, self._views())
         self._moved = pack.add(l2_norms(self._before))
         self._before = None
 

@@ -7,13 +7,15 @@ to save in a checkpoint, and free of any device.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 UnitCounts = npt.NDArray[np.int64]
 

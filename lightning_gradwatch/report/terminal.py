@@ -51,7 +51,7 @@ def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
         ("remedy", finding.remedy.text),
         ("more", f"gradwatch explain {finding.code}"),
     ]
-    lines = [_headline(finding)]
+    lines = _wrap(_headline(finding), width, "", "  ")
     for label, text in rows:
         if text:
             lines.extend(_row(label, text, width))
@@ -60,18 +60,18 @@ def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
 
 def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH) -> str:
     """Render what a check says about one run: its findings, what couldn't be judged, and the outcome in a line."""
-    head = escape(verdict.path)
+    head = verdict.path
     if verdict.measured:
         head += f": {verdict.measured}"
     lines = _wrap(head, width, "", "  ")
     for problem in verdict.problems:
-        lines.extend(_wrap(f"note: {escape(problem)}", width, "  ", "    "))
+        lines.extend(_wrap(f"note: {problem}", width, "  ", "    "))
     for finding in sorted(verdict.findings, key=lambda each: -each.severity):
         lines.extend(("", *(f"  {line}" for line in warning_text(finding, width=width - 2).splitlines())))
     if verdict.findings:
         lines.append("")
     for rule, reason in verdict.unjudged.items():
-        lines.extend(_wrap(f"not judged: {rule}: {escape(reason)}", width, "  ", "    "))
+        lines.extend(_wrap(f"not judged: {rule}: {reason}", width, "  ", "    "))
     lines.extend(_wrap(_outcome(verdict), width, "  ", "    "))
     return "\n".join(lines)
 
@@ -80,12 +80,12 @@ def _headline(finding: Finding) -> str:
     steps = f"since step {finding.first_step}"
     if finding.last_step > finding.first_step:
         steps += f", last seen at step {finding.last_step}"
-    return f"{finding.code} {escape(finding.name)}: {finding.severity.label} {steps}"
+    return f"{finding.code} {finding.name}: {finding.severity.label} {steps}"
 
 
 def _outcome(verdict: RunVerdict) -> str:
     if verdict.failure:
-        return f"can't judge: {escape(verdict.failure)}"
+        return f"can't judge: {verdict.failure}"
     rules = counted(verdict.judged, "rule")
     if not verdict.findings:
         return f"healthy: {rules} judged, nothing found"
@@ -100,12 +100,13 @@ def _outcome(verdict: RunVerdict) -> str:
 
 
 def _row(label: str, text: str, width: int) -> list[str]:
-    return _wrap(escape(text), width, f"  {label:<{_LABEL - 2}}", " " * _LABEL)
+    return _wrap(text, width, f"  {label:<{_LABEL - 2}}", " " * _LABEL)
 
 
 def _wrap(text: str, width: int, first: str, rest: str) -> list[str]:
+    """Escape and wrap; all that is printed passes here."""
     return textwrap.wrap(
-        text,
+        escape(text),
         max(width, _LABEL + 10),
         initial_indent=first,
         subsequent_indent=rest,

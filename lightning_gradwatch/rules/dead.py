@@ -91,7 +91,8 @@ class DeadUnits(Rule):
         finding = self._finding(record, info, state, hits, trend) if hits else None
         if finding is not None:
             state["reported"] = max(state.get("reported", -1), int(finding.severity))
-        pending = any(int(level) > state.get("reported", -1) for levels in streaks.values() for level in levels)
+        reported = state.get("reported", -1)
+        pending = any(int(level) > reported for site, _ in measured for level in streaks.get(site.name, ()))
         return Verdict(
             findings={"dead": finding} if finding else {},
             confirming=pending,
@@ -133,9 +134,7 @@ class DeadUnits(Rule):
             name=self.name,
             severity=severity,
             layers=names,
-            first_step=min(
-                sites[name]["streaks"][str(int(min(severity, Severity.WARNING)))]["since"] for name in names
-            ),
+            first_step=min(state["streaks"][name][level]["since"] for name in names),
             last_step=int(record.step),
             value=value,
             threshold=next(limit for limit in (self.error, self.warn, self.inform) if value >= limit),

@@ -47,7 +47,7 @@ def fading_cause(sites: Sequence[SiteInfo], gain: float, saturated: float) -> st
 def fading_remedy(sites: Sequence[SiteInfo], layers: Sequence[str], saturated: float) -> Remedy:
     """Say what to change: the function where it is to blame, the initialisation, skip connections in deep nets."""
     blamed = [site for site in sites if _is_to_blame(look_up(site.function), saturated)]
-    keeps_two_sided = not blamed and all(function.two_sided for function in _functions(sites))
+    keeps_two_sided = bool(sites) and not blamed and all(function.two_sided for function in _functions(sites))
     method = "xavier_normal_" if keeps_two_sided else "kaiming_normal_"
     actions, said = [], []
     if blamed:

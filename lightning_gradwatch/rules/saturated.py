@@ -65,7 +65,7 @@ class SaturatedUnits(Rule):
                 hits.append((site, fraction))
         if hits:
             state["reported"] = True
-        pending = bool(streaks) and not state.get("reported", False)
+        pending = not state.get("reported", False) and any(site.name in streaks for site, _ in measured)
         return Verdict(
             findings={"saturated": self._finding(record, info, streaks, hits)} if hits else {},
             confirming=pending,

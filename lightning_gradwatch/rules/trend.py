@@ -47,7 +47,7 @@ class LossTrend:
             return f"Whether the net still learns can't be told: {self.unknown}."
         if self.falls_by(share):
             return f"The loss still falls, by {percent(self.fall)} since step {self.since_step}, so this is information only."
-        if self.fall > 0:
+        if self.fall >= 0.005:
             return f"The loss hardly falls: by {percent(self.fall)} since step {self.since_step}."
         return f"The loss hasn't fallen since step {self.since_step}."
 

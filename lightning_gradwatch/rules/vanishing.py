@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.findings import Finding, Remedy, Severity, VanishingGradientWarning
+from lightning_gradwatch.findings import Finding, Severity, VanishingGradientWarning
 from lightning_gradwatch.record import LayerState, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.rules.fading import fading_cause, fading_remedy
 from lightning_gradwatch.rules.protocol import Rule, State, Verdict
@@ -217,18 +217,12 @@ class VanishingGradient(Rule):
             value=value,
             threshold=self.min_grad_rms,
             cause=f"The gradient of {listed(layers, 'early weight layer')} is below the plain threshold min_grad_rms that was set for this run.",
-            remedy=fading_remedy(sites, weight_layers(info), 0.0) if sites else Remedy(text=_NO_SITES_REMEDY),
+            remedy=fading_remedy(sites, weight_layers(info), 0.0),
             message=(
                 f"The root mean square of the gradient of {lowest} is {number(value)}, below "
                 f"min_grad_rms={number(self.min_grad_rms)}; so low in {counted(len(layers), 'early weight layer')}."
             ),
         )
-
-
-_NO_SITES_REMEDY = (
-    "Look at the activation functions, the initialisation and the learning rate; skip connections and normalisation "
-    "layers carry the gradient through depth."
-)
 
 
 def _faded_layers(info: RunInfo, signal: _Signal, threshold: float) -> tuple[str, ...]:

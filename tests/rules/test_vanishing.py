@@ -229,6 +229,7 @@ class TestFloor:
             VanishingGradient(min_grad_rms=1e-7), [runs.measure(info, 0, grad_rms=0.9e-7 if below else 1e-7)], info
         )
         assert bool(fed.findings) is below
+        assert all(finding.remedy.actions for finding in fed.findings)
         assert fed.evaluator.unjudged == {}
 
     def test_biases_and_embeddings_are_out(self, runs):

@@ -1,0 +1,109 @@
+"""Follows what is known of tensors through the calls of a forward pass, and notes the first use of each layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+
+from lightning_gradwatch.measure.composites import combine
+from lightning_gradwatch.measure.coverage import OPAQUE
+from lightning_gradwatch.measure.tags import Op, Tag, Tags, axis_after
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from lightning_gradwatch.measure.activations import Activations
+    from lightning_gradwatch.measure.layers import Layer, Layers
+
+_ARITHMETIC = frozenset((Op.ARITHMETIC, Op.MULTIPLY, Op.ERF))
+_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
+_MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
+
+
+class _Sources(NamedTuple):
+    """Where the arguments of a call come from."""
+
+    user: Layer | None
+    """The first layer that one of them is a parameter of, or made from parameters of alone."""
+    tag: Tag | None
+    """Of the first other argument of which something is known."""
+    tensor: Tensor | None
+    """That argument."""
+    weights_only: bool
+    """Whether there is nothing but parameters and what was made from them, as in weight normalisation."""
+
+
+class Flow:
+    """The tags of one step's tensors, call by call."""
+
+    def __init__(self, *, layers: Layers, activations: Activations, tags: Tags) -> None:
+        self._layers = layers
+        self._activations = activations
+        self._tags = tags
+
+    def use(self, arguments: Iterable[Any]) -> None:
+        """Note the layers whose parameters are among arguments."""
+        if self._layers.unused:
+            for argument in arguments:
+                self._owner(argument)
+
+    def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Any) -> None:
+        """Hand what is known of a call's arguments on to its results."""
+        results = (result,) if isinstance(result, Tensor) else result
+        if not isinstance(results, (list, tuple)):
+            return
+        if op is Op.LAST and (name := getattr(func, "__name__", "")) in OPAQUE:
+            self._activations.hides(name)
+        sources = self._sources(arguments)
+        if sources.tag is None and sources.user is None and op not in _ARITHMETIC and op not in _MAKES_FEATURES:
+            return
+        for each in results:
+            if isinstance(each, Tensor):
+                self._hand_on(op, func, sources, arguments, each)
+
+    def _hand_on(
+        self, op: Op, func: Callable[..., Any], sources: _Sources, arguments: Sequence[Tensor], result: Tensor
+    ) -> None:
+        tag = sources.tag
+        new = Tag(
+            result,
+            axis_after(op, func, sources.tensor, None if tag is None else tag.axis, result),
+            sources.user or (None if tag is None else tag.layer),
+        )
+        new.weights_only = sources.weights_only
+        self._tags.put(result, new)
+        if sources.user is not None and not sources.weights_only:
+            self._activations.parameterised(result)
+        if op is Op.ERF:
+            new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach()
+        elif op in _ARITHMETIC:
+            done = combine(op, arguments, new, self._tags, self._activations.roles)
+            if done is not None:
+                self._activations.complete(done, result, self._tags.unit_axis(result), new.layer)
+        elif tag is not None and (op in _MOVES or (op is Op.KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
+            new.call = tag.call
+
+    def _sources(self, arguments: Sequence[Tensor]) -> _Sources:
+        user: Layer | None = None
+        found: Tag | None = None
+        tensor: Tensor | None = None
+        weights_only = bool(arguments)
+        for argument in arguments:
+            layer = self._owner(argument)
+            if layer is None:
+                tag = self._tags.get(argument)
+                if tag is not None and tag.weights_only:
+                    layer = tag.layer
+                else:
+                    weights_only = False
+                    if found is None and tag is not None:
+                        found, tensor = tag, argument
+            user = user or layer
+        return _Sources(user, found, tensor, weights_only and user is not None)
+
+    def _owner(self, argument: object) -> Layer | None:
+        layer = self._layers.owner(argument) if isinstance(argument, nn.Parameter) else None
+        if layer is not None and not layer.used:
+            self._layers.use(layer)
+        return layer

@@ -1,0 +1,104 @@
+"""Findings read well in a terminal of 80 columns, whatever the layers are called."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
+from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.terminal import RunVerdict, verdict_text, warning_text
+
+FINDING = Finding(
+    code="GW101",
+    name="vanishing-gradient",
+    severity=Severity.ERROR,
+    layers=tuple(f"net.{place}" for place in range(0, 51, 3)),
+    first_step=16,
+    last_step=18,
+    value=2.3456e-26,
+    threshold=0.003,
+    cause="All 49 hidden sites are Sigmoid, whose derivative is at most 1/4.",
+    remedy=Remedy("Replace Sigmoid by ReLU.", (Action("replace_activation"),)),
+    message="The gradient signal at the first hidden site, net.1, is 2.35e-26 of that at the last, net.97.",
+)
+
+
+def named(*layers):
+    return Finding(**{**vars(FINDING), "layers": layers})
+
+
+def test_a_warning_as_a_terminal_shows_it():
+    assert warning_text(FINDING) == (
+        "GW101 vanishing-gradient: error since step 16, last seen at step 18\n"
+        "  layers   net.0 … net.48 (17 layers)\n"
+        "  seen     The gradient signal at the first hidden site, net.1, is 2.35e-26 of\n"
+        "           that at the last, net.97.\n"
+        "  number   2.35e-26, threshold 0.003\n"
+        "  cause    All 49 hidden sites are Sigmoid, whose derivative is at most 1/4.\n"
+        "  remedy   Replace Sigmoid by ReLU.\n"
+        "  more     gradwatch explain GW101"
+    )
+
+
+def test_up_to_three_layers_are_all_named():
+    assert "  layers   a, b, c\n" in warning_text(named("a", "b", "c"))
+    assert "  layers   a … d (4 layers)\n" in warning_text(named("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "a\r", "\x00", "\x85", "\u2028", "\u202e", "\ud800", "\x9b31m"])
+def test_a_hostile_name_neither_steers_the_terminal_nor_breaks_the_layout(name):
+    finding = Finding(**{**vars(FINDING), "layers": (name,), "message": name, "cause": name, "remedy": Remedy(name)})
+    text = warning_text(finding)
+    assert len(text.splitlines()) == 7
+    assert all(character.isprintable() or character == "\n" for character in text)
+    text.encode()
+    assert name not in verdict_text(RunVerdict(path=name, findings=(finding,), unjudged={name: name}))
+
+
+def test_escaping_leaves_other_scripts_alone():
+    assert escape("блок.0 … 层") == "блок.0 … 层"
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_no_line_is_wider_than_the_terminal(width):
+    finding = named("x" * 300, "y")
+    verdict = RunVerdict(path="p" * 200, findings=(finding,), unjudged={"GW202 saturated-units": "z " * 100}, judged=3)
+    assert max(map(len, warning_text(finding, width=width).splitlines())) <= width
+    assert max(map(len, verdict_text(verdict, width=width).splitlines())) <= width
+
+
+def test_a_verdict_lists_the_worst_first_and_what_wasnt_judged():
+    info = Finding(**{**vars(FINDING), "code": "GW201", "severity": Severity.INFO})
+    verdict = RunVerdict(
+        path="logs/version_0",
+        findings=(info, FINDING),
+        unjudged={"GW202 saturated-units": "not yet: the first 10 steps are warm-up"},
+        judged=3,
+        measured="5 measured steps (0 to 8)",
+        problems=("the tail of the file is cut off",),
+        exit_code=1,
+    )
+    lines = verdict_text(verdict).splitlines()
+    assert lines[0] == "logs/version_0: 5 measured steps (0 to 8)"
+    assert lines[1] == "  note: the tail of the file is cut off"
+    heads = [line for line in lines if line.startswith("  GW")]
+    assert [head.split()[0] for head in heads] == ["GW101", "GW201"]
+    assert lines[-2] == "  not judged: GW202 saturated-units: not yet: the first 10 steps are warm-up"
+    assert lines[-1] == "  failed: 1 error, 1 info from 3 rules judged"
+
+
+def test_the_outcome_of_a_healthy_run_and_of_one_that_cant_be_judged():
+    assert verdict_text(RunVerdict(path="a", unjudged={}, judged=1)) == "a\n  healthy: 1 rule judged, nothing found"
+    assert (
+        verdict_text(RunVerdict(path="a", unjudged={}, failure="no such run: a")) == "a\n  can't judge: no such run: a"
+    )
+
+
+@pytest.mark.parametrize("module", ["report.escape", "rules.wording", "rules.functions"])
+def test_examples_in_docstrings_are_true(module):
+    result = doctest.testmod(importlib.import_module(f"lightning_gradwatch.{module}"))
+    assert result.attempted
+    assert not result.failed
