@@ -201,12 +201,12 @@ class GradWatch(_Callback):
         meter.tracer.recording = False
 
         def stepped(*_: Any) -> None:
-            handle.remove()
             meter.tracer.recording = True
-            meter.after_optimizer_step(index, clipped=clipped)
+            if not meter.steps[index].done:
+                meter.after_optimizer_step(index, clipped=clipped)
 
-        handle = optimizer.register_step_post_hook(stepped)
-        self._step_hooks.append(handle)
+        # Taken away when the batch ends: a hook that removes itself breaks the optimizer's loop over the user's hooks.
+        self._step_hooks.append(optimizer.register_step_post_hook(stepped))
 
     @_guarded
     def on_train_batch_end(

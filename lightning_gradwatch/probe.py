@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.measure.assemble import Columns, StepFacts, assemble, fill_windows
 from lightning_gradwatch.measure.coverage import not_covered
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name
+from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.sites import Site, Sites
 from lightning_gradwatch.measure.step import Measured, StepMeter
 from lightning_gradwatch.measure.updates import Limits
@@ -68,7 +68,7 @@ class Probe:
                 "a window of none can't tell a dead unit from a live one"
             )
         self.faults = faults or Faults()
-        self._model = model
+        self._model = unwrapped(model)
         self._optimizers = list(optimizers)
         self._window = (observations, batch_elements)
         self._layers = Layers(model)
@@ -83,6 +83,7 @@ class Probe:
         self._estimated = False
         self._record: StepRecord | None = None
         self._info: RunInfo | None = None
+        self._described: tuple[int, ...] = ()
         self._seen: dict[str, str] = {}
 
     # -- one step of a plain loop
@@ -184,12 +185,9 @@ class Probe:
                 window = self._windows[site] = Window(*self._window)
                 if site.name in self._saved_windows:
                     window.load_state_dict(self._saved_windows.pop(site.name))
-        if (
-            self._info is None
-            or len(self._info.layers) != len(self._layers.ordered)
-            or len(self._info.sites) != len(self._sites.ordered)
-        ):
+        if self._info is None or self._described != self._known():
             self._info = self._describe()
+            self._described = self._known()
         columns = Columns(self._info.layout, list(self._layers.ordered), list(self._sites.ordered), self._windows)
         return PendingRecord(measured, columns, facts, self._info)
 
@@ -217,6 +215,16 @@ class Probe:
 
     def _name_modules(self) -> None:
         self._names = {id(module): qualified_name(f"{name}.")[:-1] for name, module in self._model.named_modules()}
+
+    def _known(self) -> tuple[int, ...]:
+        """Return what changes when there is something new to describe."""
+        return (
+            len(self._layers.ordered),
+            self._layers.unused,
+            len(self._sites.ordered),
+            len(self._seen),
+            self._estimated,
+        )
 
     def _describe(self) -> RunInfo:
         return RunInfo(

@@ -153,7 +153,7 @@ def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Zones:
     return Zones("softplus", saturated=(Region(below if beta > 0.0 else above, bound / beta),))
 
 
-def _threshold(threshold: float, value: float) -> Zones:  # its own constant doesn't matter
+def _threshold(threshold: float, value: float) -> Zones:  # noqa: ARG001 - its own constant doesn't matter
     return Zones("threshold", (Region("<=", threshold),))
 
 
@@ -283,7 +283,7 @@ def _zones(activation: Activation, key: tuple[tuple[str, Any], ...]) -> Zones:
 
 def _find_spellings() -> dict[object, _Spelling]:
     spellings: dict[object, _Spelling] = {}
-    spaces = (functional, torch, torch.Tensor, torch.special, torch._C._nn)  # F.silu and others end there  # noqa: SLF001 - F.silu and others end there
+    spaces = (functional, torch, torch.Tensor, torch.special, torch._C._nn)  # noqa: SLF001 - F.silu and others end there
     for row in ACTIVATIONS:
         wanted = _parameters(row.judge)
         for name, space, suffix in itertools.product((row.name, *row.aliases), spaces, ("", "_")):

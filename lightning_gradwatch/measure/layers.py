@@ -68,7 +68,7 @@ class Layers:
     """All layers of a model, in the order of their first use; a layer once in the list keeps its place."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = _unwrapped(model)
+        self._model = unwrapped(model)
         self._by_name: dict[str, Layer] = {}
         self._by_parameter: dict[int, Layer] = {}
         self.ordered: list[Layer] = []
@@ -138,7 +138,8 @@ def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:
         yield from group["params"]
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the user's module inside of wrappers that hold it under a name of their own."""
     while isinstance(model, _PARALLEL):
         model = model.module
     return model

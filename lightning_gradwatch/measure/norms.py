@@ -73,7 +73,7 @@ def _plain(tensor: Tensor) -> Tensor:
         # Uncoalesced entries that share an index add up before they count.
         tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
     if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
+        tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor
 
 
