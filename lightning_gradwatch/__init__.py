@@ -15,6 +15,7 @@ _HOMES = {
     "GradWatch": "callback",
     "Probe": "probe",
     "Run": "run",
+    "RunError": "run",
     "read_run": "run",
     "evaluate": "run",
     "RunInfo": "record",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.rules import UnreachedLayer as UnreachedLayer
     from lightning_gradwatch.rules import VanishingGradient as VanishingGradient
     from lightning_gradwatch.run import Run as Run
+    from lightning_gradwatch.run import RunError as RunError
     from lightning_gradwatch.run import evaluate as evaluate
     from lightning_gradwatch.run import read_run as read_run
 

@@ -198,10 +198,12 @@ class GradWatch(_Callback):
         if not self._fit.probe.before_optimizer_step(optimizer, index, scale=scale):
             return
         clipped = trainer.gradient_clip_val is not None and not meter.activations_only
-        meter.tracer.recording = False
+        tracing = meter.tracer.recording  # manual optimization steps inside `training_step`
+        meter.tracer.pause()
 
         def stepped(*_: Any) -> None:
-            meter.tracer.recording = True
+            if tracing:
+                meter.tracer.resume()
             if not meter.steps[index].done:
                 meter.after_optimizer_step(index, clipped=clipped)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from contextlib import ExitStack
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.assemble import Columns, StepFacts, assemble, fill_windows
 from lightning_gradwatch.measure.coverage import not_covered
+from lightning_gradwatch.measure.fastpath import FUSED
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.sites import Site, Sites
@@ -76,9 +78,11 @@ class Probe:
         self._windows: dict[Site, Window] = {}
         self._saved_windows: dict[str, Any] = {}
         self._names: dict[int, str] = {}
+        self._fused: list[nn.Module] = []
         self._name_modules()
         self._meter: StepMeter | None = None
         self._handles: list[RemovableHandle] = []
+        self._block = ExitStack()
         self._step = 0
         self._estimated = False
         self._record: StepRecord | None = None
@@ -90,7 +94,7 @@ class Probe:
 
     def __enter__(self) -> Self:
         meter = self.begin()
-        meter.tracer.__enter__()  # type: ignore[no-untyped-call]  # torch leaves modes untyped
+        self._block.enter_context(meter.tracing())
         for index, optimizer in enumerate(self._optimizers):
             self._handles += self._hook_optimizer(optimizer, index, meter)
         return self
@@ -100,11 +104,10 @@ class Probe:
     ) -> None:
         meter = self._meter
         assert meter is not None
-        meter.tracer.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # as above
+        self._block.close()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        meter.end_pass()
         if error is not None:
             self.abort()
             return
@@ -114,14 +117,14 @@ class Probe:
 
     def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle]:
         def before(*_: Any) -> None:
-            meter.tracer.recording = False
+            meter.tracer.pause()
             # A fused optimizer that unscales by itself was handed the scale as an attribute.
             self.before_optimizer_step(optimizer, index, scale=getattr(optimizer, "grad_scale", None))
 
         def after(*_: Any) -> None:
             if not meter.steps[index].done:
                 meter.after_optimizer_step(index)
-            meter.tracer.recording = True
+            meter.tracer.resume()
 
         return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
@@ -160,6 +163,7 @@ class Probe:
             sites=self._sites,
             faults=self.faults,
             names=self._names,
+            fused=self._fused,
             limits=Limits(),
             activations_only=activations_only,
         )
@@ -214,6 +218,7 @@ class Probe:
         self._saved_windows = dict(state)
 
     def _name_modules(self) -> None:
+        self._fused = [module for module in self._model.modules() if isinstance(module, FUSED)]
         self._names = {id(module): qualified_name(f"{name}.")[:-1] for name, module in self._model.named_modules()}
 
     def _known(self) -> tuple[int, ...]:

@@ -204,7 +204,7 @@ class StepRecord:
     window_fill: FloatVector
     """How full each site's window is, 0 to 1, shape [S]."""
     forward_rms: FloatVector
-    """rms of each site's output in this step, shape [S]."""
+    """rms of each site's output in this step, shape [S]; rounded to float32, so that it takes little room."""
     batch_idx: int = 0
     optimizers: tuple[int, ...] = (0,)
     """Indices of the optimizers that stepped."""

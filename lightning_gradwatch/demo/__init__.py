@@ -1,1 +1,1 @@
-"""The article's nets, ill and mended, trained in a minute."""
+"""The nets of the article, ill and mended, trained in front of the user (extra ``demo``)."""

@@ -79,7 +79,9 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
         window_fill=np.array(
             [columns.windows[site].fill if site in columns.windows else np.nan for site in columns.sites]
         ),
-        forward_rms=_by_site(columns.sites, by_site, lambda slots: slots.forward_rms(values)),
+        forward_rms=_by_site(columns.sites, by_site, lambda slots: slots.forward_rms(values))
+        .astype(np.float32)
+        .astype(np.float64),
         batch_idx=facts.batch_idx,
         optimizers=tuple(sorted(index for index, step in measured.steps.items() if step.done)),
         loss=math.fsum(float(values[slot][0]) for slot in measured.losses)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.activations import Activations
 from lightning_gradwatch.measure.collect import Collected, SiteSlots
+from lightning_gradwatch.measure.fastpath import fast_paths
 from lightning_gradwatch.measure.gradients import OptimizerGradients
 from lightning_gradwatch.measure.pack import Pack, Pending, Slot
 from lightning_gradwatch.measure.signal import SignalHooks
@@ -17,8 +18,9 @@ from lightning_gradwatch.measure.tracer import Tracer
 from lightning_gradwatch.measure.updates import Limits, WeightSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from torch import nn
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.faults import Faults
@@ -64,6 +66,7 @@ class StepMeter:
         faults: Faults,
         names: Mapping[int, str],
         limits: Limits,
+        fused: Sequence[nn.Module] = (),
         activations_only: bool = False,
     ) -> None:
         self.faults = faults
@@ -75,6 +78,7 @@ class StepMeter:
         self.activations_only = activations_only
         self._layers = layers
         self._limits = limits
+        self._fused = fused
         self._tags = Tags()
         self.hooks = SignalHooks(faults, off=activations_only)
         self.activations = Activations(
@@ -92,10 +96,12 @@ class StepMeter:
     @contextmanager
     def tracing(self) -> Iterator[None]:
         """Watch one forward pass; nothing of it is kept afterwards but sums."""
+        self.tracer.start()
         try:
-            with self.tracer:
+            with fast_paths(self._fused, self.tracer):
                 yield
         finally:
+            self.tracer.stop()
             self.end_pass()
 
     def end_pass(self) -> None:
@@ -162,5 +168,6 @@ class StepMeter:
 
     def close(self) -> None:
         """Take every hook away; fine to call again."""
+        self.tracer.stop()
         self.hooks.remove()
         self._tags.clear()

@@ -55,7 +55,7 @@ _NAMES: dict[Op, str] = {
     "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __truediv__ __rtruediv__ __itruediv__ __div__ __rdiv__ "
     "__pow__ __ipow__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
-    Op.LAST: "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
+    Op.LAST: "linear einsum matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
     "embedding_bag scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh rnn_relu lstm_cell "
     "gru_cell rnn_tanh_cell rnn_relu_cell scaled_mm _scaled_mm grouped_mm _grouped_mm native_layer_norm",
     Op.CHANNEL: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from lightning_gradwatch.measure.flow import Flow
 from lightning_gradwatch.measure.functions import ERF, identify
@@ -41,12 +41,39 @@ class Tracer(TorchFunctionMode):
         before_backward: Callable[[Any], None],
     ) -> None:
         super().__init__()
-        self.recording = True
+        self.recording = False
+        self._on_stack = False
         self._activations = activations
         self._flow = Flow(layers=layers, activations=activations, tags=tags)
         self._faults = faults
         self._guard = faults.guard("activations")
         self._before_backward = before_backward
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self.recording = True
+        self._on_stack = True
+        self.__enter__()  # type: ignore[no-untyped-call]  # torch leaves modes untyped
+
+    def stop(self) -> None:
+        """End it; fine while paused."""
+        self.recording = False
+        if self._on_stack:
+            self._on_stack = False
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # as above
+
+    def pause(self) -> None:
+        """Look away, as for an optimizer's many small calls, and make them free where no other mode is in the way."""
+        self.recording = False
+        if self._on_stack and _get_current_function_mode() is self:
+            self._on_stack = False
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # as above
+
+    def resume(self) -> None:
+        """Look again after `pause`."""
+        if not self._on_stack:
+            self.start()
+        self.recording = True
 
     def __torch_function__(
         self,
@@ -89,6 +116,8 @@ class Tracer(TorchFunctionMode):
         if seen is not None and isinstance(result, Tensor):
             with self._guard:
                 self._activations.after(seen, result)
+                if call.function == "prelu":  # an activation function and a layer in one
+                    self._activations.parameterised(result)
         return result
 
 

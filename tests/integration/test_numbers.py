@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -146,13 +147,16 @@ def scaled(scale=SCALE):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_gradient_scale_is_taken_out_of_everything(accumulate, tmp_path):
-    _, watch, captures = run(tmp_path, Classifier(), plugins=scaled(), accumulate_grad_batches=accumulate)
+    seed()
+    module = Classifier()
+    same = copy.deepcopy(module)
+    _, watch, captures = run(tmp_path, module, plugins=scaled(), accumulate_grad_batches=accumulate)
     scales = [SCALE * 2.0 ** (place // 3) for place in range(8)]
     assert [record.gradient_scale for record in watch.records] == scales
     for step, scale in zip(captures.steps, scales, strict=True):
         step["losses"] = [loss / scale for loss in step["losses"]]
     compare(watch, captures)
-    _, plain, _ = run(tmp_path, Classifier(), accumulate_grad_batches=accumulate)
+    _, plain, _ = run(tmp_path, same, accumulate_grad_batches=accumulate)
     # Half precision keeps about three digits; a scale that was forgotten is off by a factor of a thousand.
     for metric in ("grad_norm", "signal_norm"):
         assert watch.records[0].metrics[metric] == pytest.approx(plain.records[0].metrics[metric], rel=0.02)
@@ -239,7 +243,7 @@ class Stores(Classifier):
         super().__init__(nn.ModuleList([nn.Linear(FEATURES, 16), nn.Linear(16, 16), nn.Linear(16, CLASSES)]))
         with torch.no_grad():
             self.net[0].bias[:3] = -50.0  # dead units
-            self.net[1].weight *= 12.0  # saturated ones
+            self.net[1].bias[:2] = 30.0  # saturated ones
         self.stored = []
 
     def training_step(self, batch, batch_idx):
@@ -256,10 +260,8 @@ class Stores(Classifier):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_signal_and_units_equal_a_recount_of_stored_activations(accumulate, tmp_path):
     module = Stores()
-    fitted, watch, _ = run(tmp_path, module, max_steps=20, accumulate_grad_batches=accumulate, loader=batches(5, 64))
-    names = [site.name for site in watch.info.sites]
+    _, watch, _ = run(tmp_path, module, max_steps=20, accumulate_grad_batches=accumulate, loader=batches(6, 64))
     assert [site.function for site in watch.info.sites] == ["relu", "tanh"]
-    assert names == ["net:relu", "net:tanh"] or len(names) == 2
     for place, record in enumerate(watch.records):
         # A step's signal is of the loss as Lightning divides it, over all micro-batches.
         own = module.stored[place * accumulate : (place + 1) * accumulate]
@@ -284,8 +286,7 @@ def test_signal_and_units_equal_a_recount_of_stored_activations(accumulate, tmp_
         now = np.concatenate([entry[0] for entry in own])
         assert record.metrics["inactive_share"][0] == np.mean(now <= 0)
         assert (record.window_fill == 1).all()
-    assert 0 < watch.records[-1].metrics["saturated_fraction"][1] < 1
-    assert fitted.logged_metrics["loss"] == pytest.approx(module.trainer.logged_metrics["loss"])
+    assert 2 / 16 <= watch.records[-1].metrics["saturated_fraction"][1] < 1
 
 
 def test_the_loss_is_the_one_that_is_logged(tmp_path):
@@ -312,3 +313,18 @@ def test_norms_hold_over_the_whole_range_of_float32(tmp_path):
     for record, step in zip(watch.records, captures.steps, strict=True):
         assert columns(watch, record, "grad_norm") == pytest.approx(step["norms"], rel=1e-6, abs=0)
     assert 0 < watch.records[2].metrics["grad_norm"].max() < 1e-42
+
+
+def test_the_users_own_hooks_on_the_optimizer_run_beside_ours(tmp_path):
+    """One that was registered after ours comes after it in the optimizer's loop over its hooks."""
+    calls = []
+
+    class Registers(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            if trainer.global_step == 1:
+                optimizer.register_step_post_hook(lambda *_: calls.append(trainer.global_step))
+
+    watch = GradWatch(every_n_steps=1)
+    trainer(tmp_path, watch, Registers(), max_steps=5).fit(Classifier(), batches())
+    assert len(calls) == 4
+    assert len(watch.records) == 5

@@ -71,6 +71,7 @@ CASES = {
     "linear on four axes": ((2, 3, 4, 6), 3, [nn.Linear(6, 5)], call),
     "matmul with a parameter": (SEQUENCE, 2, [nn.Linear(5, 6)], lambda p, x: x @ p[0].weight),
     "einsum with a parameter": ((2, 3, 4, 6), 3, [nn.Linear(6, 5)], lambda p, x: torch.einsum("abci,oi->abco", x, p[0].weight)),
+    "einsum into heads": (SEQUENCE, 3, [nn.Linear(6, 10)], lambda p, x: torch.einsum("bti,hoi->btho", x, p[0].weight.view(2, 5, 6))),
     "residual of convolutions": (IMAGE, 1, [nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 3, padding=1)], residual),
     "residual of a transformer": (SEQUENCE, 2, [nn.Linear(6, 6), nn.Linear(6, 6)], residual),
     "the input plus a convolution": (IMAGE, 1, [nn.Conv2d(3, 3, 3, padding=1)], lambda p, x: x + p[0](x)),
@@ -111,7 +112,7 @@ def test_units_are_counted_along_the_axis_of_the_producing_operation(name, measu
     shape, axis, modules, make = CASES[name]
     x = torch.arange(9).expand(2, 9) if shape == "tokens" else torch.randn(shape)
     model = Producer(make, axis, modules)
-    result = measure(model, x, steps=2)
+    result = measure(model, x)
     site = result.sites[":relu"]
     z = model.z.numpy()
     others = tuple(other for other in range(z.ndim) if other != axis)

@@ -1,0 +1,118 @@
+"""Which steps are measured, and that their numbers stand where Lightning's loggers put the loss."""
+
+from __future__ import annotations
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from integration.nets import Classifier, Gan, batches, relu_net, seed, trainer, vanishing_net
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from lightning_gradwatch import GradWatch, VanishingGradientWarning
+from lightning_gradwatch.schedule import Schedule
+
+
+def steps(watch):
+    return [record.step for record in watch.records]
+
+
+class CountsPatches(pl.Callback):
+    """Notes the batches that ran under the monitor, by what it puts on the strategy."""
+
+    def __init__(self):
+        self.watched = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if "training_step" in vars(trainer.strategy):
+            self.watched.append(trainer.fit_loop.total_batch_idx + 1)
+
+
+def test_measured_are_powers_of_two_and_then_every_n_th(tmp_path):
+    watch = GradWatch(every_n_steps=20)
+    trainer(tmp_path, watch, max_steps=65).fit(Classifier(), batches())
+    assert steps(watch) == [0, 1, 2, 4, 8, 16, 19, 39, 59]
+
+
+def test_the_default_is_the_trainers_log_every_n_steps(tmp_path):
+    watch = GradWatch()
+    trainer(tmp_path, watch, max_steps=16, log_every_n_steps=5).fit(Classifier(), batches())
+    assert steps(watch) == [0, 1, 2, 4, 9, 14]
+    assert watch.info.every_n_steps == 5
+
+
+def test_a_trainer_that_never_logs_leaves_the_default_of_fifty(tmp_path):
+    watch = GradWatch()
+    trainer(tmp_path, watch, max_steps=3, log_every_n_steps=0).fit(Classifier(), batches())
+    assert watch.info.every_n_steps == 50
+
+
+def test_a_second_epoch_goes_on_counting(tmp_path):
+    watch = GradWatch(every_n_steps=4)
+    trainer(tmp_path, watch, max_epochs=3).fit(Classifier(), batches(3))
+    assert steps(watch) == [0, 1, 2, 3, 7]
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (lambda: Classifier(relu_net()), {}),
+        (lambda: Classifier(relu_net()), {"accumulate_grad_batches": 3}),
+        (Gan, {}),
+    ],
+    ids=["plain", "accumulation", "two-optimizers"],
+)
+def test_records_stand_at_the_steps_at_which_the_loss_is_logged(make, settings, tmp_path):
+    """Read from the logger's own event file."""
+    watch = GradWatch()
+    logger = pl.loggers.TensorBoardLogger(tmp_path)
+    run = trainer(tmp_path, watch, logger=logger, log_every_n_steps=3, max_epochs=4, **settings)
+    run.fit(make(), batches(7))
+    events = EventAccumulator(run.log_dir, size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    logged = [event.step for event in events.Scalars("loss")]
+    assert len(logged) >= 3
+    own = [event.step for event in events.Scalars("gradwatch/log10_grad_norm")]
+    assert own == steps(watch)
+    assert [step for step in own if (step + 1) % 3 == 0] == logged
+
+
+def test_windows_fill_before_the_first_steps_that_are_due(tmp_path):
+    """64 batches of 8 would be a half; a full window of 1,024 takes 128 batches: watched are the first 64 in between."""
+    counts = CountsPatches()
+    watch = GradWatch(every_n_steps=1000)
+    trainer(tmp_path, watch, counts, max_steps=100).fit(Classifier(), batches())
+    due = [0, 1, 2, 4, 8, 16, 32, 64]
+    assert steps(watch) == due
+    others = [step for step in range(100) if step not in due][:64]
+    assert counts.watched == sorted(due + others)
+    assert watch.records[-1].window_fill.tolist() == [8 * 65 / 1024] * 2
+
+
+def test_watching_ends_with_the_last_full_window(tmp_path):
+    counts = CountsPatches()
+    watch = GradWatch(every_n_steps=1000)
+    trainer(tmp_path, watch, counts, max_steps=40).fit(Classifier(), batches(4, 128))
+    assert counts.watched == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32]
+    assert watch.records[-1].window_fill.tolist() == [1.0, 1.0]
+
+
+def test_a_net_without_activations_is_watched_at_due_steps_only(tmp_path):
+    counts = CountsPatches()
+    trainer(tmp_path, GradWatch(every_n_steps=1000), counts, max_steps=10).fit(Classifier(nn.Linear(6, 3)), batches())
+    assert counts.watched == [0, 1, 2, 4, 8]
+
+
+def test_a_rules_first_hit_is_confirmed_by_the_next_steps(tmp_path):
+    seed()
+    watch = GradWatch(every_n_steps=15)
+    net = Classifier(vanishing_net(), lambda parameters: torch.optim.SGD(parameters, lr=1e-6))
+    with pytest.warns(VanishingGradientWarning):
+        trainer(tmp_path, watch, max_steps=40).fit(net, batches())
+    assert steps(watch) == [0, 1, 2, 4, 8, 14, 15, 16, 29]
+
+
+def test_extra_steps_are_bounded():
+    schedule = Schedule(100)
+    confirmed = [step for step in range(100, 300) if schedule.due(step, confirming=True)]
+    assert confirmed == [*range(100, 116), 199, *range(200, 216), 299]
