@@ -7,10 +7,12 @@ import contextlib
 import os
 import shutil
 import sys
+import textwrap
 import traceback
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch import __version__
+from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.explain import explain_text, rules_text
@@ -89,8 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train a net whose gradients vanish, and the mended one",
-        description="Train a 50-layer sigmoid net on scikit-learn's digits, see the warning, then train the mended net.",
+        description="Train an ill net on scikit-learn's digits, see the warning, then train the mended net.",
+        epilog=_demo_nets(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    demo.add_argument("--net", choices=tuple(WHAT_TO_SEE), metavar="NET", help=f"see below (default: {DEFAULT_NET})")
     demo.add_argument(
         "--logdir", default="gradwatch-demo", help="where the two runs are written (default: %(default)s)"
     )
@@ -98,6 +103,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help="optimizer steps a net (default: the demo's own)")
     demo.set_defaults(command=_demo)
     return parser
+
+
+def _demo_nets() -> str:
+    """List the demo's nets, each with what to see."""
+    width = max(map(len, WHAT_TO_SEE))
+    lines = (
+        textwrap.fill(sentence, _width(), initial_indent=f"  {net:<{width}}  ", subsequent_indent=" " * (width + 4))
+        for net, sentence in WHAT_TO_SEE.items()
+    )
+    return "\n".join(("nets:", *lines))
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -197,7 +212,8 @@ def _rules(_: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    chosen = {} if arguments.steps is None else {"steps": arguments.steps}
+    given = {"net": arguments.net, "steps": arguments.steps}
+    chosen = {name: value for name, value in given.items() if value is not None}
     try:
         from lightning_gradwatch.demo.main import run  # noqa: PLC0415 - torch, Lightning and scikit-learn
 

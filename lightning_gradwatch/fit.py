@@ -158,11 +158,16 @@ class Fit:
             action()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return windows and verdicts for a checkpoint; what is under way is waited for first."""
+        """Return windows, verdicts and extra steps for a checkpoint; what is under way is waited for first."""
         self.drain(wait=True)
-        return {"windows": self.probe.state_dict(), "rules": self.evaluator.state_dict()}
+        return {
+            "windows": self.probe.state_dict(),
+            "rules": self.evaluator.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.probe.load_state_dict(state["windows"])
         self.evaluator.load_state_dict(state["rules"])
+        self._schedule.load_state_dict(state["schedule"])

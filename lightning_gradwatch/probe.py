@@ -116,13 +116,28 @@ class Probe:
         self._step += 1
 
     def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle]:
-        def before(*_: Any) -> None:
+        def measure() -> None:
             meter.tracer.pause()
             # A fused optimizer that unscales by itself was handed the scale as an attribute.
             self.before_optimizer_step(optimizer, index, scale=getattr(optimizer, "grad_scale", None))
 
+        def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None or index in meter.steps:
+                measure()
+                return None
+
+            def measured_closure() -> Any:
+                # The first call makes the gradients; a line search calls it again, elsewhere.
+                loss = closure()
+                if index not in meter.steps:
+                    measure()
+                return loss
+
+            return (args[0], measured_closure, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
+
         def after(*_: Any) -> None:
-            if not meter.steps[index].done:
+            if index in meter.steps and not meter.steps[index].done:
                 meter.after_optimizer_step(index)
             meter.tracer.resume()
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_EVERY_N_STEPS = 50
 _FIRST_STEPS = 64
@@ -38,3 +42,11 @@ class Schedule:
         """Whether a step that isn't due is watched all the same, because some window isn't full yet."""
         self._watched += 1
         return self._watched <= _FIRST_STEPS
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many extra steps were spent, so that a resumed run spends no more than one that never stopped."""
+        return {"confirmed": self._confirmed, "watched": self._watched}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Restore what `state_dict` gave."""
+        self._confirmed, self._watched = int(state["confirmed"]), int(state["watched"])

@@ -50,10 +50,12 @@ class Sinks:
             info,
             max_curves=self._max_curves,
             describe=info.layout != self._layout,
-            findings=findings if findings != self._findings else None,
+            findings=findings if _outline(findings) != _outline(self._findings) else None,
             seen=self._described,
         )
-        self._layout, self._findings = info.layout, findings
+        self._layout = info.layout
+        if _outline(findings) != _outline(self._findings):
+            self._findings = findings
         self._send(event)
         numbers = summaries(record, info)
         for logger in self._others:
@@ -86,6 +88,11 @@ class Sinks:
                 self.path = self.path or next_version_folder(self._folder)
                 self._file = EventFile(self.path)
             self._file.write(event)
+
+
+def _outline(findings: tuple[Finding, ...]) -> list[tuple[Any, ...]]:
+    """Return what makes findings worth another entry: that their numbers go on is told once, at the end."""
+    return [(finding.code, finding.severity, finding.first_step, finding.layers) for finding in findings]
 
 
 def _file_writer(logger: Any) -> Any:

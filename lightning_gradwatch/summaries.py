@@ -77,24 +77,30 @@ def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
 
 
 def findings_markdown(findings: Sequence[Finding]) -> str:
-    """Return the findings as a Markdown table for TensorBoard's text page."""
+    """Return the findings as Markdown for TensorBoard's text page: a headline and a list each.
+
+    No table: TensorBoard squeezes narrow columns until their words break.
+    """
     if not findings:
         return "No findings."
-    lines = ["| rule | severity | layers | steps | what | remedy |", "|---|---|---|---|---|---|"]
-    for finding in findings:
-        layers = ", ".join(finding.layers[:_SHOWN])
-        if len(finding.layers) > _SHOWN:
-            layers += f" and {len(finding.layers) - _SHOWN} more"
-        cells = (
-            f"{finding.code} {finding.name}",
-            finding.severity.label,
-            layers,
-            f"{finding.first_step} to {finding.last_step}",
-            finding.message,
-            finding.remedy.text,
-        )
-        lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
-    return "\n".join(lines)
+    return "\n\n".join(map(_markdown, findings))
+
+
+def _markdown(finding: Finding) -> str:
+    layers = ", ".join(finding.layers[:_SHOWN])
+    if len(finding.layers) > _SHOWN:
+        layers += f" and {len(finding.layers) - _SHOWN} more"
+    rows = {
+        "layers": layers,
+        "steps": f"{finding.first_step} to {finding.last_step}",
+        "seen": finding.message,
+        "cause": finding.cause,
+        "remedy": finding.remedy.text,
+    }
+    headline = f"### {finding.code} {escape_markdown(finding.name)}: {finding.severity.label}"
+    return "\n".join(
+        [headline, "", *(f"- **{label}** {escape_markdown(text)}" for label, text in rows.items() if text)]
+    )
 
 
 def escape_markdown(text: str) -> str:

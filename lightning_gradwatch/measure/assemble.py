@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_gradwatch.measure.gradients import Gradient, combined_norm, entries_with_gradient, layer_state
+from lightning_gradwatch.measure.updates import Move, rms_and_ratio
 from lightning_gradwatch.record import FloatVector, LayerState, StepRecord
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
     gradients: dict[int, Gradient] = {}
     clipped: dict[int, Gradient] = {}
     held: set[int] = set()
-    weights: dict[str, tuple[float, float]] = {}
+    weights: dict[str, list[Move]] = {}
     for step in measured.steps.values():
         if step.gradients is not None:
             gradients.update(step.gradients.read(values))
@@ -65,7 +66,8 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
         if step.clipped is not None:
             clipped.update(step.clipped.read(values))
         if step.snapshot is not None:
-            weights.update(step.snapshot.read(values))
+            for name, move in step.snapshot.read(values):
+                weights.setdefault(name, []).append(move)
     layer_metrics, states = _layer_metrics(columns.layers, gradients, held, weights)
     by_site = {slots.site: slots for slots in measured.slots}
     scale = 1.0 if measured.scale is None else float(values[measured.scale][0])
@@ -104,7 +106,7 @@ def _layer_metrics(
     layers: Sequence[Layer],
     gradients: dict[int, Gradient],
     held: set[int],
-    weights: Mapping[str, tuple[float, float]],
+    weights: Mapping[str, Sequence[Move]],
 ) -> tuple[dict[str, FloatVector], npt.NDArray[np.uint8]]:
     states = np.array([layer_state(layer, gradients, held) for layer in layers], dtype=np.uint8)
     norms = np.full(len(layers), np.nan)
@@ -118,7 +120,8 @@ def _layer_metrics(
             entries = entries_with_gradient(matrices, gradients)
             if entries:
                 rms[column] = combined_norm(matrices, gradients) / math.sqrt(entries)
-        weight_rms[column], ratios[column] = weights.get(layer.name, (np.nan, np.nan))
+        if layer.name in weights:
+            weight_rms[column], ratios[column] = rms_and_ratio(weights[layer.name])
     return {"grad_norm": norms, "grad_rms": rms, "weight_rms": weight_rms, "update_ratio": ratios}, states
 
 

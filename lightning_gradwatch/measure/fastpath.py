@@ -23,8 +23,8 @@ FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttentio
 
 @contextmanager
 def fast_paths(modules: Sequence[nn.Module], tracer: Tracer) -> Iterator[None]:
-    """Keep the fast paths of modules in evaluation mode open while the block runs."""
-    replaced = [module for module in modules if not module.training and "forward" not in module.__dict__]
+    """Keep the fast paths of modules open that are in evaluation mode, or may be put into it, while the block runs."""
+    replaced = [module for module in modules if _may_be_fast(module) and "forward" not in module.__dict__]
     for module in replaced:
         module.forward = _aside(module, tracer)
     try:
@@ -32,6 +32,11 @@ def fast_paths(modules: Sequence[nn.Module], tracer: Tracer) -> Iterator[None]:
     finally:
         for module in replaced:
             module.__dict__.pop("forward", None)
+
+
+def _may_be_fast(module: nn.Module) -> bool:
+    # The forward pass itself may call `eval`, as users do with a frozen encoder that Lightning has put into train mode.
+    return not module.training or not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _aside(module: nn.Module, tracer: Tracer) -> Any:

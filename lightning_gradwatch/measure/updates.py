@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from lightning_gradwatch.measure.layers import parameters_of
 from lightning_gradwatch.measure.norms import l2_norms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
     from torch.optim import Optimizer
@@ -38,6 +38,32 @@ class Limits:
     """Bytes of weights copied on a device; above, the part is taken."""
     entries: int = 1_000_000
     """Entries a layer in that part."""
+
+
+class Move(NamedTuple):
+    """How far a parameter moved in a step."""
+
+    norm: float
+    """Of its entries before the step."""
+    moved: float
+    """Norm of the difference; NaN where the step wasn't taken."""
+    entries: int
+
+
+def rms_and_ratio(moves: Sequence[Move]) -> tuple[float, float]:
+    """Return rms(w) before the step and the update ratio, over all of a layer's matrices.
+
+    The ratio is NaN where rms(w) is 0.
+
+    >>> rms_and_ratio([Move(3.0, 0.3, 1), Move(4.0, 0.4, 3)])
+    (2.5, 0.1)
+    """
+    norm = math.hypot(*(move.norm for move in moves))
+    entries = sum(move.entries for move in moves)
+    return (
+        norm / math.sqrt(entries) if entries else float("nan"),
+        math.hypot(*(move.moved for move in moves)) / norm if norm > 0 else float("nan"),
+    )
 
 
 class WeightSnapshot:
@@ -66,12 +92,10 @@ class WeightSnapshot:
         for group in self._groups:
             group.measure(pack)
 
-    def read(self, values: Sequence[FloatVector]) -> dict[str, tuple[float, float]]:
-        """Return (rms(w) before the step, update ratio) by layer; a ratio of NaN where rms(w) is 0 or nothing stepped."""
-        found: dict[str, tuple[float, float]] = {}
+    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[str, Move]]:
+        """Yield how far each parameter moved, with the name of its layer."""
         for group in self._groups:
-            found.update(group.read(values))
-        return found
+            yield from group.read(values)
 
 
 class _Group:
@@ -105,22 +129,10 @@ class _Group:
         self._moved = pack.add(l2_norms(self._before))
         self._before = None
 
-    def read(self, values: Sequence[FloatVector]) -> dict[str, tuple[float, float]]:
-        norms: dict[str, list[float]] = {}
-        moves: dict[str, list[float]] = {}
-        sizes: dict[str, int] = {}
+    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[str, Move]]:
         for index, (layer, _) in enumerate(self._members):
-            norms.setdefault(layer.name, []).append(float(values[self._norms][index]))
-            sizes[layer.name] = sizes.get(layer.name, 0) + self._sizes[index]
-            if self._moved is not None:
-                moves.setdefault(layer.name, []).append(float(values[self._moved][index]))
-        found = {}
-        for name, parts in norms.items():
-            norm = math.hypot(*parts)
-            moved = math.hypot(*moves[name]) if name in moves else float("nan")
-            rms = norm / math.sqrt(sizes[name]) if sizes[name] else float("nan")
-            found[name] = (rms, moved / norm if norm > 0 else float("nan"))
-        return found
+            moved = float("nan") if self._moved is None else float(values[self._moved][index])
+            yield layer.name, Move(float(values[self._norms][index]), moved, self._sizes[index])
 
 
 def _part(parameter: Tensor, step: int) -> Tensor:

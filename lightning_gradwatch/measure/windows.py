@@ -7,7 +7,7 @@ to save in a checkpoint, and free of any device.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class Window:
         if self._chunks and self._chunks[-1].observations < _FEWEST:
             self._chunks[-1].take(chunk)
         else:
-            self._chunks.append(chunk)
+            self._chunks.append(replace(chunk))  # the next one may be added to it
         while len(self._chunks) > 1 and self._full_with(
             self._total.observations - self._chunks[0].observations,
             self._total.batch_elements - self._chunks[0].batch_elements,

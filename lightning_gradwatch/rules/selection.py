@@ -41,8 +41,9 @@ def check_prefixes(
         TypeError: not a sequence of strings.
         ValueError: a prefix that no code starts with.
     """
-    if isinstance(prefixes, str):
-        raise TypeError(f"{argument}={prefixes!r} must be a sequence of codes: {argument}=({prefixes!r},)")
+    if isinstance(prefixes, str) or not hasattr(prefixes, "__iter__"):
+        code = prefixes if isinstance(prefixes, str) else "GW202"
+        raise TypeError(f"{argument}={prefixes!r} must be a sequence of codes: {argument}=({code!r},)")
     codes = sorted(codes)
     checked = []
     for prefix in prefixes:
@@ -79,8 +80,9 @@ def rules_from_settings(settings: Mapping[str, Mapping[str, Any]]) -> tuple[Rule
 
 
 def _by_code(rules: Sequence[Rule]) -> dict[str, Rule]:
-    if isinstance(rules, Rule):
-        raise TypeError(f"rules={rules!r} must be a sequence: rules=[{type(rules).__name__}(...)]")
+    if isinstance(rules, Rule) or not hasattr(rules, "__iter__"):
+        name = type(rules).__name__ if isinstance(rules, Rule) else "VanishingGradient"
+        raise TypeError(f"rules={rules!r} must be a sequence: rules=[{name}(...)]")
     given: dict[str, Rule] = {}
     for place, rule in enumerate(rules):
         if isinstance(rule, type) and issubclass(rule, Rule):

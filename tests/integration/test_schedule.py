@@ -25,7 +25,7 @@ class CountsPatches(pl.Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if "training_step" in vars(trainer.strategy):
-            self.watched.append(trainer.fit_loop.total_batch_idx + 1)
+            self.watched.append(trainer.fit_loop.total_batch_idx)
 
 
 def test_measured_are_powers_of_two_and_then_every_n_th(tmp_path):

@@ -125,19 +125,8 @@ def differences(one, other, where=""):
         yield where
 
 
-FAST_PATH = pytest.mark.xfail(
-    reason="an active function mode keeps torch from taking the fast path of a TransformerEncoder in eval mode",
-    raises=AssertionError,
-)
-SLOW = ("momentum", "adamw-fused", "last-window-partial", "clipping-by-value", "64-true", "bf16-true")
-
-
-def marks(situation):
-    return [pytest.mark.slow] * (situation in SLOW) + [FAST_PATH] * (situation == "frozen-encoder")
-
-
 @pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
-@pytest.mark.parametrize("situation", [pytest.param(name, marks=marks(name)) for name in SITUATIONS])
+@pytest.mark.parametrize("situation", SITUATIONS)
 def test_training_is_bit_identical_with_the_monitor(situation, tmp_path):
     make, settings = SITUATIONS[situation]
     without = train(make, settings, tmp_path / "without")

@@ -106,26 +106,41 @@ def test_two_activations_of_one_tensor_have_each_its_own_signal():
 
 
 def test_an_output_changed_in_place_afterwards_keeps_its_signal():
-    torch.manual_seed(0)
-    x = torch.randn(9, 4)
+    kept = []
 
     def forward(m, x):
-        z = m.a(x)
-        a = m.act(z)
+        kept[:] = [m.a(x)]
+        a = F.gelu(kept[0])
         a += 1.0
         a *= 2.0
         return m.c(a)
 
-    deltas = []
-    for in_place in (False, True):
+    with probe_of(Net(forward)) as probe:
+        loss = probe._model(torch.randn(9, 4)).square().sum()
+        (expected,) = torch.autograd.grad(loss, kept, retain_graph=True)
+        loss.backward()
+    assert signals(probe)[":gelu"] == pytest.approx(expected.norm().item(), rel=1e-6)
+
+
+def test_a_residual_block_all_in_place_has_the_signals_of_the_plain_one():
+    def in_place(m, x):
+        x = m.act(m.a(x))
+        out = m.b(x)
+        out += x
+        return m.c(m.act(out))
+
+    def plain(m, x):
+        x = F.relu(m.a(x))
+        return m.c(F.relu(m.b(x) + x))
+
+    x, found = torch.randn(9, 4), []
+    for way, modules in ((in_place, {"act": nn.ReLU(inplace=True)}), (plain, {})):
         torch.manual_seed(1)
-        model = Net(forward, act=nn.ReLU(inplace=in_place))
-        if not in_place:
-            model.way = lambda m, x: m.c((m.act(m.a(x)) + 1.0) * 2.0)
-        with probe_of(model) as probe:
-            model(x).square().sum().backward()
-        deltas.append(signals(probe)["act"])
-    assert deltas[0] == deltas[1] > 0
+        with probe_of(Net(way, **modules)) as probe:
+            probe._model(x).square().sum().backward()
+        found.append(list(signals(probe).values()))
+    assert found[0] == found[1]
+    assert all(delta > 0 for delta in found[0])
 
 
 def test_an_unrolled_loop_and_micro_batches_add_up_as_norms_do():
@@ -161,13 +176,10 @@ def test_a_gradient_penalty_is_not_the_steps_own_backward():
         output = model(x)
         (slope,) = torch.autograd.grad(output.sum(), x, create_graph=True)
         loss = output.square().sum() + 10 * slope.square().sum()
-        (plain,) = torch.autograd.grad(loss, model.z, retain_graph=True)
         loss.backward()
-    delta = signals(probe)[":softplus"]
-    # δ through this call alone; the penalty's second-order part reaches z by another way and may be left out.
-    (first,) = torch.autograd.grad(model(x).square().sum(), model.z)
-    assert math.isnan(delta) or delta == pytest.approx(first.norm().item(), rel=1e-5) or delta == pytest.approx(plain.norm().item(), rel=1e-5)
-    assert not math.isnan(delta)
+    # The part of the penalty that reaches z through the derivative of softplus isn't δ through this call.
+    (expected,) = torch.autograd.grad(model(x).square().sum(), model.z)
+    assert signals(probe)[":softplus"] == pytest.approx(expected.norm().item(), rel=1e-5)
 
 
 def test_a_second_backward_through_the_same_graph_gives_no_signal():
@@ -194,7 +206,7 @@ def test_two_losses_with_a_backward_each_give_no_signal_where_they_share_an_acti
     assert found[":relu"] > 0
 
 
-@pytest.mark.parametrize("view", [lambda z: z[:, :4], lambda z: z.view(-1), lambda z: z.T, lambda z: z.chunk(2, 1)[0]])
+@pytest.mark.parametrize("view", [lambda z: z[:, :4], lambda z: z.view(-1), lambda z: z.T, lambda z: z[2]])
 def test_in_place_on_a_view_gives_the_right_signal_or_none(view):
     def forward(m, x):
         z = m.a(x) * 1.0
@@ -251,7 +263,7 @@ def test_nothing_of_the_graph_outlives_the_pass():
         z = m.a(x)
         a = torch.tanh(z)
         swish = z * torch.sigmoid(z)
-        alive[:] = [weakref.ref(tensor) for tensor in (z, a, swish, z.grad_fn, a.grad_fn)]
+        alive[:] = [weakref.ref(tensor) for tensor in (z, a, swish)]
         return m.c(a + swish)
 
     model = Net(forward)
@@ -262,8 +274,8 @@ def test_nothing_of_the_graph_outlives_the_pass():
             loss = model(torch.randn(9, 4)).sum()
             loss.backward()
             del loss
-            assert [ref() for ref in alive] == [None] * 5
-        assert [ref() for ref in alive] == [None] * 5
+            assert [ref() for ref in alive] == [None] * 3
+        assert [ref() for ref in alive] == [None] * 3
     finally:
         gc.enable()
     assert probe.record is not None

@@ -1,0 +1,223 @@
+"""Who is ill and who is mended: each net of the demo with the data and the optimizer that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_gradwatch.demo.data import Data, digits, one_input
+from lightning_gradwatch.demo.nets import (
+    four_times_xavier,
+    fully_connected,
+    he,
+    small_normal,
+    three_neurons,
+    vgg16,
+    xavier,
+)
+from lightning_gradwatch.rules import Rule, VanishingGradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """One net to train."""
+
+    run: str
+    """Name of its run in TensorBoard."""
+    title: str
+    build: Callable[[], nn.Module]
+    learning_rate: float = 0.1
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    steps: int = 300
+    data: Callable[[], Data] = digits
+    rules: Sequence[Rule] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """The ill forms of a net, and the mended one."""
+
+    ill: Sequence[Patient]
+    mended: Patient
+
+
+_CHAIN: dict[str, Any] = {"data": one_input, "learning_rate": 1.0, "steps": 400}
+# A chain of two hidden sites is too short for a ratio from site to site, so it gets a plain threshold.
+_CHAIN_RULES = (VanishingGradient(min_grad_rms=1e-6),)
+
+GALLERY: dict[str, Exhibit] = {
+    "sigmoid": Exhibit(
+        ill=[
+            Patient(
+                run="sigmoid",
+                title="50 layers of 64 sigmoid units, Xavier's weights",
+                build=partial(fully_connected, nn.Sigmoid, hidden=50, initialize=xavier),
+            )
+        ],
+        mended=Patient(
+            run="mended",
+            title="50 layers of 64 ReLU units, He's weights, skip connections",
+            # Each layer adds 1/50 of itself: added whole, 50 of them would make the signal explode.
+            build=partial(fully_connected, nn.ReLU, hidden=50, initialize=he, skip_scale=1 / 50),
+        ),
+    ),
+    "three-neurons": Exhibit(
+        ill=[
+            Patient(
+                run="three-neurons-case-1",
+                title="case 1: the second neuron is a ReLU whose input is never positive, its derivative 0",
+                build=partial(three_neurons, nn.ReLU, weight=1.0, biases=(0.0, -5.0, 0.0)),
+                rules=_CHAIN_RULES,
+                **_CHAIN,
+            ),
+            Patient(
+                run="three-neurons-case-2",
+                title="case 2: all three neurons are sigmoids far out on their flat side",
+                build=partial(three_neurons, nn.Sigmoid, weight=0.5, biases=(-7.0, -7.0, -7.0)),
+                rules=_CHAIN_RULES,
+                **_CHAIN,
+            ),
+        ],
+        mended=Patient(
+            run="three-neurons-mended",
+            title="mended: LeakyReLU, biases of 0",
+            build=partial(three_neurons, nn.LeakyReLU, weight=1.0, biases=(0.0, 0.0, 0.0)),
+            rules=_CHAIN_RULES,
+            **_CHAIN,
+        ),
+    ),
+    "vgg16": Exhibit(
+        ill=[
+            Patient(
+                run="vgg16",
+                title="VGG-16 at an eighth of its width, PyTorch's default weights, no normalisation",
+                build=partial(vgg16, normalized=False, channels=8),
+                data=partial(digits, size=32),
+                learning_rate=0.05,
+                steps=150,
+            )
+        ],
+        mended=Patient(
+            run="vgg16-mended",
+            title="the same with BatchNorm and He's weights",
+            build=partial(vgg16, normalized=True, initialize=he, channels=8),
+            data=partial(digits, size=32),
+            learning_rate=0.05,
+            steps=150,
+        ),
+    ),
+    "fcnn": Exhibit(
+        ill=[
+            Patient(
+                run="fcnn",
+                title="10 layers of 64 sigmoid units, PyTorch's default weights",
+                build=partial(fully_connected, nn.Sigmoid, hidden=10, initialize=None),
+            )
+        ],
+        mended=Patient(
+            run="fcnn-mended",
+            title="10 layers of 64 ReLU units, He's weights",
+            build=partial(fully_connected, nn.ReLU, hidden=10, initialize=he),
+            learning_rate=0.05,
+        ),
+    ),
+    "relu": Exhibit(
+        ill=[
+            Patient(
+                run="relu",
+                title="4 layers of 64 ReLU units, He's weights, Adam with a learning rate of 0.3",
+                build=partial(fully_connected, nn.ReLU, hidden=4, initialize=he),
+                optimizer=torch.optim.Adam,
+                learning_rate=0.3,
+            )
+        ],
+        mended=Patient(
+            run="relu-mended",
+            title="the same with a learning rate of 0.001",
+            build=partial(fully_connected, nn.ReLU, hidden=4, initialize=he),
+            optimizer=torch.optim.Adam,
+            learning_rate=1e-3,
+        ),
+    ),
+    "leaky-relu": Exhibit(
+        ill=[
+            Patient(
+                run="leaky-relu-relu",
+                title="2 layers of 64 ReLU units, He's weights, biases of -3",
+                build=partial(fully_connected, nn.ReLU, hidden=2, initialize=he, bias=-3.0),
+                steps=500,
+            )
+        ],
+        mended=Patient(
+            run="leaky-relu",
+            title="the same with LeakyReLU of slope 0.2, and the same biases",
+            build=partial(fully_connected, partial(nn.LeakyReLU, 0.2), hidden=2, initialize=he, bias=-3.0),
+            steps=500,
+        ),
+    ),
+    "elu": Exhibit(
+        ill=[
+            Patient(
+                run="elu",
+                title="6 layers of 64 ELU units, He's weights, biases of -4",
+                build=partial(fully_connected, nn.ELU, hidden=6, initialize=he, bias=-4.0),
+                learning_rate=0.05,
+            )
+        ],
+        mended=Patient(
+            run="elu-mended",
+            title="the same with biases of 0",
+            build=partial(fully_connected, nn.ELU, hidden=6, initialize=he),
+            learning_rate=0.05,
+        ),
+    ),
+    "bad-init": Exhibit(
+        ill=[
+            Patient(
+                run="bad-init",
+                title="10 layers of 64 tanh units, weights from N(0, 0.01²)",
+                build=partial(fully_connected, nn.Tanh, hidden=10, initialize=small_normal),
+            )
+        ],
+        mended=Patient(
+            run="bad-init-mended",
+            title="the same with Xavier's weights",
+            build=partial(fully_connected, nn.Tanh, hidden=10, initialize=xavier),
+        ),
+    ),
+    "exploding": Exhibit(
+        ill=[
+            Patient(
+                run="exploding",
+                title="20 layers of 64 tanh units, four times Xavier's weights",
+                build=partial(fully_connected, nn.Tanh, hidden=20, initialize=four_times_xavier),
+                learning_rate=0.03,
+            )
+        ],
+        mended=Patient(
+            run="exploding-mended",
+            title="the same with Xavier's weights",
+            build=partial(fully_connected, nn.Tanh, hidden=20, initialize=xavier),
+            learning_rate=0.03,
+        ),
+    ),
+    "skip": Exhibit(
+        ill=[
+            Patient(
+                run="skip-without",
+                title="30 layers of 64 ReLU units, PyTorch's default weights",
+                build=partial(fully_connected, nn.ReLU, hidden=30, initialize=None),
+            )
+        ],
+        mended=Patient(
+            run="skip",
+            title="the same with skip connections",
+            build=partial(fully_connected, nn.ReLU, hidden=30, initialize=None, skip_scale=0.1),
+        ),
+    ),
+}

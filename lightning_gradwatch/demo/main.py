@@ -1,0 +1,123 @@
+"""``gradwatch demo``: an ill net, its warning and its numbers; then the mended one, in silence."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
+from lightning_gradwatch.demo.gallery import GALLERY, Patient
+from lightning_gradwatch.demo.table import layer_table, scales, signal_sentence
+from lightning_gradwatch.demo.training import Outcome, train
+from lightning_gradwatch.findings import Severity
+
+_MOST_ROWS = 52
+_FEW_ROWS = 12
+_WIDTH = 100
+
+
+def run(
+    *,
+    logdir: str | os.PathLike[str] = "gradwatch-demo",
+    seed: int = 0,
+    net: str = DEFAULT_NET,
+    steps: int | None = None,
+) -> int:
+    """Train the ill and the mended form of a net and print what GradWatch saw; return the exit code.
+
+    Args:
+        logdir: Where TensorBoard finds the runs. Where an earlier demo has left runs of the same names, ``-2`` or the
+            next free number is appended: nothing is overwritten, and no run continues in another's curves.
+        seed: Of weights and batches.
+        net: A name of the catalogue.
+        steps: Optimizer steps of each net; None: as many as it takes to see the point.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn, which has the digits, isn't installed.
+        KeyboardInterrupt: the user stopped it.
+    """
+    exhibit = GALLERY.get(net)
+    if exhibit is None:
+        return _complain(f"no demo net is called {net!r}; there are {', '.join(GALLERY)}")
+    if steps is not None and steps < 1:
+        return _complain(f"steps={steps} must be at least 1")
+    patients = [*exhibit.ill, exhibit.mended]
+    for patient in patients:
+        patient.data()  # what is missing is said before anything is written
+    wanted = Path(logdir)
+    folder = _free(wanted, [patient.run for patient in patients])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return _complain(f"--logdir {folder} can't be used: {error.strerror}")
+    console = Console(highlight=False)
+    if console.width > _WIDTH:
+        console.width = _WIDTH
+    console.print(WHAT_TO_SEE[net], style="bold")
+    if folder != wanted:
+        console.print(f"{wanted} holds the runs of an earlier demo; these go to {folder}.")
+    try:
+        _show(console, patients, folder, seed=seed, steps=steps)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. What was measured is in {folder}.")
+        raise
+    return 0
+
+
+def _show(console: Console, patients: Sequence[Patient], folder: Path, *, seed: int, steps: int | None) -> None:
+    outcomes: list[Outcome] = []
+    for patient in patients:
+        console.print(f"\n[bold]{patient.run}[/]: {patient.title}")
+        if not console.is_terminal:
+            sys.stdout.flush()  # so that the warning on stderr comes after it
+        outcome = train(
+            patient, folder=folder / patient.run, steps=steps or patient.steps, seed=seed, console=console
+        )
+        outcomes.append(outcome)
+        last = patient is patients[-1]
+        console.print(
+            layer_table(
+                outcome,
+                most=_FEW_ROWS if last else _MOST_ROWS,
+                within=scales(outcomes),
+                ascii_only=console.options.ascii_only,
+            )
+        )
+        console.print(signal_sentence(outcome))
+    console.print()
+    width = max(len(patient.run) for patient in patients)
+    for outcome in outcomes:
+        console.print(f"[bold]{outcome.patient.run:<{width}}[/]  {outcome.score}, {_verdict(outcome)}", soft_wrap=True)
+    console.print("\nCompare the runs in TensorBoard:")
+    console.print(f"  tensorboard --logdir {shlex.quote(str(folder))}", soft_wrap=True, markup=False)
+
+
+def _verdict(outcome: Outcome) -> str:
+    """Say in a line what the rules found, the worst first."""
+    findings = sorted(outcome.findings, key=lambda finding: -finding.severity)
+    told = [
+        f"{finding.code} {finding.name} ({finding.severity.label} since step {finding.first_step})"
+        for finding in findings
+    ]
+    warned = any(finding.severity >= Severity.WARNING for finding in findings)
+    colour = "red" if warned else "green"
+    return f"[{colour}]{', '.join(told) or 'no findings'}[/]"
+
+
+def _free(wanted: Path, runs: Sequence[str]) -> Path:
+    """Return the folder itself, or the first numbered one beside it that has none of the runs yet."""
+    folder, number = wanted, 1
+    while any((folder / name).exists() for name in runs):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def _complain(text: str) -> int:
+    sys.stderr.write(f"gradwatch demo: {text}\n")
+    return 2

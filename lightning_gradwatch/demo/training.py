@@ -1,0 +1,175 @@
+"""Trains one net of the demo as a user would, with nothing on the terminal but the progress and GradWatch's warnings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_gradwatch.callback import GradWatch
+from lightning_gradwatch.demo.data import Data
+from lightning_gradwatch.demo.gallery import Patient
+from lightning_gradwatch.findings import Finding, GradWatchWarning
+from lightning_gradwatch.record import RunInfo, StepRecord
+
+_BATCH = 64
+_LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one net."""
+
+    patient: Patient
+    info: RunInfo
+    record: StepRecord
+    """The last measured step."""
+    findings: tuple[Finding, ...]
+    score: str
+    """Such as ``accuracy 97 %``, on examples that weren't trained on."""
+    seconds: float
+
+
+class _Learner(pl.LightningModule):
+    """A net, its loss and SGD or Adam."""
+
+    def __init__(self, net: nn.Module, patient: Patient, data: Data) -> None:
+        super().__init__()
+        self.net = net
+        self._patient = patient
+        self._data = data
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        inputs, targets = batch
+        loss = self._data.loss(self.net(inputs), targets)
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self._patient.optimizer(self.parameters(), lr=self._patient.learning_rate)
+
+    @torch.no_grad()
+    def score(self) -> str:
+        """Judge the net on the examples it hasn't seen."""
+        inputs, targets = self._data.test.tensors
+        self.eval()
+        outputs = self.net(inputs)
+        if targets.is_floating_point():
+            return f"loss {self._data.loss(outputs, targets):.3f}"
+        return f"accuracy {100 * (outputs.argmax(1) == targets).float().mean():.0f} %"
+
+
+class _Reporter(pl.Callback):
+    """Moves the progress bar and keeps the loss beside it."""
+
+    def __init__(self, progress: Progress, name: str, steps: int) -> None:
+        super().__init__()
+        self._progress = progress
+        self._task = progress.add_task(name, total=steps, loss="")
+
+    def on_train_batch_end(self, *args: Any, **_: Any) -> None:
+        outputs = args[2]
+        self._progress.update(self._task, advance=1, loss=f"loss {outputs['loss'].item():.3f}")
+
+
+def train(patient: Patient, *, folder: Path, steps: int, seed: int, console: Console) -> Outcome:
+    """Train a patient under GradWatch's eyes; its run is `folder`, which TensorBoard names after its last part.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; what was measured is in the event file.
+    """
+    torch.manual_seed(seed)
+    data = patient.data()
+    learner = _Learner(patient.build(), patient, data)
+    batches = DataLoader(
+        data.train, _BATCH, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed)
+    )
+    watch = GradWatch(rules=patient.rules)
+    started = time.monotonic()
+    with quiet(), one_thread(), _progress(console) as progress:
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=steps,
+            max_epochs=-1,
+            log_every_n_steps=_LOG_EVERY,
+            logger=TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
+            callbacks=[watch, _Reporter(progress, patient.run, steps)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(learner, batches)
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+        if trainer.interrupted:  # Lightning catches Ctrl-C and exits with 1, or returns
+            raise KeyboardInterrupt
+    seconds = time.monotonic() - started
+    assert watch.info is not None
+    return Outcome(patient, watch.info, watch.records[-1], watch.findings, learner.score(), seconds)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence all but GradWatch's warnings, which are printed without the line of code that Python adds."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", GradWatchWarning)
+            warnings.showwarning = _show  # the context puts the old one back
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Train with one thread: nets this small gain nothing from a second, and on a busy machine lose a lot by it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001 - the signature is Python's
+    lineno: int,  # noqa: ARG001
+    file: Any = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    sys.stderr.write(f"\n{category.__name__}: {message}\n\n")
+
+
+def _progress(console: Console) -> Progress:
+    """Return a bar on a terminal, and nothing elsewhere: a log file has no use for one."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
