@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Iterable
 from contextlib import ExitStack
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ class Probe:
 
     Raises:
         TypeError: an argument isn't a module, or isn't an optimizer.
-        ValueError: the window would hold nothing, or no optimizer holds a parameter of the model.
+        ValueError: the window would hold nothing; or, when a step begins, no optimizer holds a parameter of the model.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Probe:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} must be a torch.nn.Module, not {type(model).__name__}")
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+        optimizers = [*optimizer] if isinstance(optimizer, Iterable) else [optimizer]
         for each in optimizers:
             if not isinstance(each, Optimizer):
                 raise TypeError(f"optimizer={each!r} must be a torch.optim.Optimizer, not {type(each).__name__}")
@@ -76,7 +77,7 @@ class Probe:
         self._layers = Layers(model)
         self._sites = Sites()
         self._windows: dict[Site, Window] = {}
-        self._saved_windows: dict[str, Any] = {}
+        self._restored: dict[str, Window] = {}
         self._names: dict[int, str] = {}
         self._fused: list[nn.Module] = []
         self._name_modules()
@@ -87,12 +88,18 @@ class Probe:
         self._estimated = False
         self._record: StepRecord | None = None
         self._info: RunInfo | None = None
+        self._layout = ""
         self._described: tuple[int, ...] = ()
         self._seen: dict[str, str] = {}
 
     # -- one step of a plain loop
 
     def __enter__(self) -> Self:
+        own = {id(parameter) for parameter in self._model.parameters()}
+        if not any(id(parameter) in own for each in self._optimizers for parameter in parameters_of(each)):
+            raise ValueError(
+                f"optimizer={self._optimizers!r} holds no parameter of the model: make it of model.parameters()"
+            )
         meter = self.begin()
         self._block.enter_context(meter.tracing())
         for index, optimizer in enumerate(self._optimizers):
@@ -201,13 +208,20 @@ class Probe:
         )
         for site in self._sites.ordered:
             if site not in self._windows and site.units:
-                window = self._windows[site] = Window(*self._window)
-                if site.name in self._saved_windows:
-                    window.load_state_dict(self._saved_windows.pop(site.name))
+                self._windows[site] = self._restored.pop(site.name, None) or Window(*self._window)
         if self._info is None or self._described != self._known():
             self._info = self._describe()
+            self._layout = self._info.layout
             self._described = self._known()
-        columns = Columns(self._info.layout, list(self._layers.ordered), list(self._sites.ordered), self._windows)
+        layers = list(self._layers.ordered)
+        columns = Columns(
+            layout=self._layout,
+            layers=layers,
+            sites=list(self._sites.ordered),
+            owners=self._layers.owners,
+            windows=self._windows,
+            frozen=[not any(parameter.requires_grad for parameter in layer.parameters) for layer in layers],
+        )
         return PendingRecord(measured, columns, facts, self._info)
 
     def abort(self) -> None:
@@ -218,19 +232,19 @@ class Probe:
 
     @property
     def windows_full(self) -> bool:
-        """Whether every site with units has a full window."""
-        return all(window.full for window in self._windows.values())
+        """Whether every site with units has a full window, those of a checkpoint included that weren't seen again yet."""
+        return all(window.full for window in (*self._windows.values(), *self._restored.values()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the windows by the name of their site, for a checkpoint."""
-        return {
-            **self._saved_windows,
-            **{site.name: window.state_dict() for site, window in self._windows.items()},
-        }
+        windows = self._restored | {site.name: window for site, window in self._windows.items()}
+        return {name: window.state_dict() for name, window in windows.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore windows: each when its site is seen again."""
-        self._saved_windows = dict(state)
+        self._restored = {name: Window(*self._window) for name in state}
+        for name, window in self._restored.items():
+            window.load_state_dict(state[name])
 
     def _name_modules(self) -> None:
         self._fused = [module for module in self._model.modules() if isinstance(module, FUSED)]

@@ -9,7 +9,7 @@ from lightning_gradwatch.measure.composites import Composite, SiteCall, referenc
 from lightning_gradwatch.measure.counting import count
 from lightning_gradwatch.measure.coverage import OPAQUE
 from lightning_gradwatch.measure.functions import COMPOSITES, Call, Inner, Zones, composite
-from lightning_gradwatch.measure.location import locate
+from lightning_gradwatch.measure.location import in_reentrant_checkpoint, locate
 from lightning_gradwatch.measure.signal import Origin, SignalHooks
 from lightning_gradwatch.measure.sites import Roles
 from lightning_gradwatch.measure.tags import Tag, Tags
@@ -60,9 +60,9 @@ class Activations:
 
     def before(self, call: Call) -> Seen | None:
         """Count the units of a call's argument before it runs, which may be in place; None for one left out."""
-        location = locate(self._names, above=3)
-        if not call.z.requires_grad and not location.checkpointed:
+        if not call.z.requires_grad and not in_reentrant_checkpoint():
             return None  # nothing before it is being trained
+        location = locate(self._names, above=3)
         tag = self._tags.get(call.z)
         axis = self._tags.unit_axis(call.z)
         layer = tag.layer if tag is not None else None

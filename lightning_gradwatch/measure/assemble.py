@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from lightning_gradwatch.measure.gradients import Gradient, combined_norm, entries_with_gradient, layer_state
+from lightning_gradwatch.measure.gradients import LayerGradient
 from lightning_gradwatch.measure.updates import Move, rms_and_ratio
-from lightning_gradwatch.record import FloatVector, LayerState, StepRecord
+from lightning_gradwatch.record import LAYER_METRICS, FloatVector, StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lightning_gradwatch.measure.collect import SiteSlots
     from lightning_gradwatch.measure.layers import Layer
@@ -42,7 +41,11 @@ class Columns:
     layout: str
     layers: Sequence[Layer]
     sites: Sequence[Site]
+    owners: Mapping[int, Layer]
+    """The layer of each parameter, by the `id` of the parameter."""
     windows: Mapping[Site, Window] = field(default_factory=dict)
+    frozen: Sequence[bool] = ()
+    """Whether nothing of a layer was being trained."""
 
 
 def fill_windows(measured: Measured, values: list[FloatVector], windows: Mapping[Site, Window]) -> None:
@@ -55,29 +58,36 @@ def fill_windows(measured: Measured, values: list[FloatVector], windows: Mapping
 
 def assemble(measured: Measured, values: list[FloatVector], columns: Columns, facts: StepFacts) -> StepRecord:
     """Build the record of a step; the windows must hold the step already."""
-    gradients: dict[int, Gradient] = {}
-    clipped: dict[int, Gradient] = {}
-    held: set[int] = set()
+    gradients = {
+        layer.name: LayerGradient(frozen=frozen) for layer, frozen in zip(columns.layers, columns.frozen, strict=True)
+    }
     weights: dict[str, list[Move]] = {}
+    norms: list[float] = []
+    clipped: list[float] = []
     for step in measured.steps.values():
         if step.gradients is not None:
-            gradients.update(step.gradients.read(values))
-            held.update(id(parameter) for parameter in step.gradients.parameters)
+            for parameter in step.gradients.parameters:
+                gradients[columns.owners[id(parameter)].name].hold()
+            for gradient in step.gradients.read(values):
+                gradients[columns.owners[id(gradient.parameter)].name].add(gradient)
+                norms.append(gradient.norm)
         if step.clipped is not None:
-            clipped.update(step.clipped.read(values))
+            clipped += [gradient.norm for gradient in step.clipped.read(values)]
         if step.snapshot is not None:
             for name, move in step.snapshot.read(values):
                 weights.setdefault(name, []).append(move)
-    layer_metrics, states = _layer_metrics(columns.layers, gradients, held, weights)
     by_site = {slots.site: slots for slots in measured.slots}
     scale = 1.0 if measured.scale is None else float(values[measured.scale][0])
-    total = math.hypot(*(gradient.norm for gradient in gradients.values())) if gradients else float("nan")
-    after = math.hypot(*(gradient.norm for gradient in clipped.values())) if clipped else float("nan")
+    total = math.hypot(*norms) if norms else float("nan")
+    after = math.hypot(*clipped) if clipped else float("nan")
     return StepRecord(
         step=facts.step,
         layout=columns.layout,
-        metrics={**layer_metrics, **_site_metrics(columns, by_site, values, scale)},
-        layer_state=states,
+        metrics={
+            **_layer_metrics(gradients.values(), columns.layers, weights),
+            **_site_metrics(columns, by_site, values, scale),
+        },
+        layer_state=np.array([gradient.state for gradient in gradients.values()], dtype=np.uint8),
         window_fill=np.array(
             [columns.windows[site].fill if site in columns.windows else np.nan for site in columns.sites]
         ),
@@ -103,26 +113,12 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
 
 
 def _layer_metrics(
-    layers: Sequence[Layer],
-    gradients: dict[int, Gradient],
-    held: set[int],
-    weights: Mapping[str, Sequence[Move]],
-) -> tuple[dict[str, FloatVector], npt.NDArray[np.uint8]]:
-    states = np.array([layer_state(layer, gradients, held) for layer in layers], dtype=np.uint8)
-    norms = np.full(len(layers), np.nan)
-    rms = np.full(len(layers), np.nan)
-    weight_rms = np.full(len(layers), np.nan)
-    ratios = np.full(len(layers), np.nan)
-    for column, layer in enumerate(layers):
-        if states[column] not in (LayerState.UNMEASURED, LayerState.FROZEN):
-            norms[column] = combined_norm(layer.parameters, gradients)
-            matrices = layer.matrices
-            entries = entries_with_gradient(matrices, gradients)
-            if entries:
-                rms[column] = combined_norm(matrices, gradients) / math.sqrt(entries)
-        if layer.name in weights:
-            weight_rms[column], ratios[column] = rms_and_ratio(weights[layer.name])
-    return {"grad_norm": norms, "grad_rms": rms, "weight_rms": weight_rms, "update_ratio": ratios}, states
+    gradients: Iterable[LayerGradient], layers: Sequence[Layer], weights: Mapping[str, Sequence[Move]]
+) -> dict[str, FloatVector]:
+    norms = [(gradient.norm, gradient.rms) for gradient in gradients]
+    moves = [rms_and_ratio(weights.get(layer.name, ())) for layer in layers]
+    columns = np.array([(*norm, *move) for norm, move in zip(norms, moves, strict=True)]).reshape(len(layers), 4).T
+    return dict(zip(LAYER_METRICS, columns.copy(), strict=True))
 
 
 def _site_metrics(

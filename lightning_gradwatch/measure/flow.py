@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gradwatch.measure.composites import combine
 from lightning_gradwatch.measure.coverage import OPAQUE
@@ -103,7 +103,7 @@ class Flow:
         return _Sources(user, found, tensor, weights_only and user is not None)
 
     def _owner(self, argument: object) -> Layer | None:
-        layer = self._layers.owner(argument) if isinstance(argument, nn.Parameter) else None
+        layer = self._layers.owner(argument)
         if layer is not None and not layer.used:
             self._layers.use(layer)
         return layer

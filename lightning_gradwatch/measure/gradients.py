@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +13,21 @@ from lightning_gradwatch.measure.norms import l2_norms
 from lightning_gradwatch.record import FloatVector, LayerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.layers import Layer, Layers
+    from lightning_gradwatch.measure.layers import Layers
     from lightning_gradwatch.measure.pack import Pack, Slot
 
 _WIDE = (torch.float64, torch.complex128)
 """Dtypes whose smallest entries have squares that vanish even in float64, so that a norm of 0 proves nothing."""
 
 
-@dataclass(frozen=True)
-class Gradient:
+class Gradient(NamedTuple):
     """The gradient of one parameter at one optimizer step, after the transfer."""
 
+    parameter: nn.Parameter
     norm: float
     zero: bool
 
@@ -37,70 +36,87 @@ class OptimizerGradients:
     """The gradients of one optimizer's parameters at one step: measured on the device, read after the transfer."""
 
     def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, *, scale: Tensor | None = None) -> None:
-        self.parameters = [parameter for parameter in parameters_of(optimizer) if parameter in layers]
+        self.parameters = [
+            parameter for parameter in parameters_of(optimizer) if parameter.requires_grad and parameter in layers
+        ]
+        """Those that are trained in this step; one that is frozen may still hold an old gradient."""
         self._scale = None if scale is None else pack.add(scale)
-        present = [(parameter, parameter.grad) for parameter in self.parameters if parameter.grad is not None]
-        self._slots: list[tuple[list[int], Slot]] = []
-        self._counts: list[tuple[list[int], Slot]] = []
-        for group in _by_device(present):
-            members = [id(parameter) for parameter, _ in group]
-            gradients = [gradient for _, gradient in group]
+        self._slots: list[tuple[list[nn.Parameter], Slot]] = []
+        self._counts: list[tuple[list[nn.Parameter], Slot]] = []
+        for members in _by_device([parameter for parameter in self.parameters if parameter.grad is not None]):
+            gradients = [parameter.grad for parameter in members if parameter.grad is not None]
             self._slots.append((members, pack.add(l2_norms(gradients))))
-            wide = [
-                (member, gradient)
-                for member, gradient in zip(members, gradients, strict=True)
-                if gradient.dtype in _WIDE
-            ]
+            wide = [parameter for parameter in members if parameter.dtype in _WIDE]
             if wide:
-                nonzero = torch.stack([_entries(gradient).count_nonzero() for _, gradient in wide])
-                self._counts.append(([member for member, _ in wide], pack.add(nonzero)))
+                nonzero = [_entries(parameter.grad).count_nonzero() for parameter in wide if parameter.grad is not None]
+                self._counts.append((wide, pack.add(torch.stack(nonzero))))
 
-    def read(self, values: Sequence[FloatVector]) -> dict[int, Gradient]:
-        """Return the gradients by the `id` of their parameter; those without one aren't there."""
+    def read(self, values: Sequence[FloatVector]) -> Iterator[Gradient]:
+        """Yield the gradients of the parameters that have one."""
         scale = 1.0 if self._scale is None else float(values[self._scale][0])
         counts = {
-            member: float(count)
+            id(parameter): count
             for members, slot in self._counts
-            for member, count in zip(members, values[slot], strict=True)
+            for parameter, count in zip(members, values[slot].tolist(), strict=True)
         }
-        return {
-            member: Gradient(norm=float(norm) / scale, zero=counts.get(member, float(norm)) == 0.0)
-            for members, slot in self._slots
-            for member, norm in zip(members, values[slot], strict=True)
-        }
+        for members, slot in self._slots:
+            for parameter, norm in zip(members, values[slot].tolist(), strict=True):
+                yield Gradient(parameter, norm / scale, counts.get(id(parameter), norm) == 0.0)
 
 
-def layer_state(layer: Layer, gradients: dict[int, Gradient], held: set[int]) -> LayerState:
-    """Say what the gradient of a layer is, given those of its parameters and which ones a stepping optimizer holds."""
-    trainable = [parameter for parameter in layer.parameters if parameter.requires_grad]
-    if not trainable:
-        return LayerState.FROZEN
-    own = [parameter for parameter in trainable if id(parameter) in held]
-    if not own:
-        return LayerState.UNMEASURED
-    found = [gradients[id(parameter)] for parameter in own if id(parameter) in gradients]
-    if not found:
-        return LayerState.NONE
-    if not all(math.isfinite(gradient.norm) for gradient in found):
-        return LayerState.NON_FINITE
-    return LayerState.ZERO if all(gradient.zero for gradient in found) else LayerState.OK
+class LayerGradient:
+    """The gradients of a layer's parameters, put together."""
+
+    __slots__ = ("_entries", "_held", "_matrices", "_norms", "_zero", "frozen")
+
+    def __init__(self, *, frozen: bool) -> None:
+        self.frozen = frozen
+        self._held = False
+        self._norms: list[float] = []
+        self._matrices: list[float] = []
+        self._entries = 0
+        self._zero = True
+
+    def hold(self) -> None:
+        """Note that an optimizer that stepped holds one of its parameters."""
+        self._held = True
+
+    def add(self, gradient: Gradient) -> None:
+        """Take in the gradient of one of its parameters."""
+        self._norms.append(gradient.norm)
+        self._zero = self._zero and gradient.zero
+        if gradient.parameter.dim() > 1:
+            self._matrices.append(gradient.norm)
+            self._entries += gradient.parameter.numel()
+
+    @property
+    def state(self) -> LayerState:
+        """What it is, decided by the entries."""
+        if self.frozen:
+            return LayerState.FROZEN
+        if not self._held:
+            return LayerState.UNMEASURED
+        if not self._norms:
+            return LayerState.NONE
+        if not math.isfinite(math.fsum(self._norms)):
+            return LayerState.NON_FINITE
+        return LayerState.ZERO if self._zero else LayerState.OK
+
+    @property
+    def norm(self) -> float:
+        """L2 norm over all parameters; NaN where none has a gradient."""
+        return math.hypot(*self._norms) if self._norms else float("nan")
+
+    @property
+    def rms(self) -> float:
+        """Root mean square over the entries of the matrices; NaN where none has a gradient."""
+        return math.hypot(*self._matrices) / math.sqrt(self._entries) if self._entries else float("nan")
 
 
-def combined_norm(parameters: Iterable[nn.Parameter], gradients: dict[int, Gradient]) -> float:
-    """Return the L2 norm over several parameters' gradients; NaN where none of them has one."""
-    found = [gradients[id(parameter)].norm for parameter in parameters if id(parameter) in gradients]
-    return math.hypot(*found) if found else float("nan")
-
-
-def entries_with_gradient(parameters: Iterable[nn.Parameter], gradients: dict[int, Gradient]) -> int:
-    """Return how many entries those parameters have that have a gradient."""
-    return sum(parameter.numel() for parameter in parameters if id(parameter) in gradients)
-
-
-def _by_device(present: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
-    groups: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
-    for parameter, gradient in present:
-        groups.setdefault(gradient.device, []).append((parameter, gradient))
+def _by_device(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    groups: dict[torch.device, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(parameter.device, []).append(parameter)
     return list(groups.values())
 
 

@@ -6,14 +6,13 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_gradwatch.record import LayerInfo, NotCovered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch.optim import Optimizer
 
@@ -103,6 +102,11 @@ class Layers:
     def __contains__(self, parameter: object) -> bool:
         return id(parameter) in self._by_parameter
 
+    @property
+    def owners(self) -> Mapping[int, Layer]:
+        """The layer of each parameter, by the `id` of the parameter."""
+        return self._by_parameter
+
     def owner(self, parameter: object) -> Layer | None:
         """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
         return self._by_parameter.get(id(parameter))
@@ -132,7 +136,7 @@ class Layers:
                 yield NotCovered(layer.name, "no optimizer holds its parameters")
 
 
-def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
     """Yield the parameters an optimizer updates."""
     for group in optimizer.param_groups:
         yield from group["params"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
@@ -20,8 +20,8 @@ from torch.utils.checkpoint import CheckpointFunction
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Place: TypeAlias = tuple[CodeType, int]
-"""A code object and the offset of an instruction in it: two calls on one line are two places."""
+Place: TypeAlias = tuple[int, int]
+"""The `id` of a code object and the offset of an instruction in it: two calls on one line are two places."""
 
 _CALL_IMPL = nn.Module._call_impl.__code__  # noqa: SLF001 - the frame that knows which module is being called
 _REENTRANT_CHECKPOINT = CheckpointFunction.forward.__code__
@@ -40,7 +40,8 @@ _LIGHTNING = (
     f"{os.sep}pytorch_lightning{os.sep}",
     f"{os.sep}lightning_fabric{os.sep}",
 )
-_is_internal: dict[CodeType, bool] = {}
+_is_internal: dict[int, tuple[bool, CodeType]] = {}
+"""By the `id` of a code object, which is kept so that it stays its own: hashing one reads all of its instructions."""
 
 
 class Location(NamedTuple):
@@ -51,11 +52,9 @@ class Location(NamedTuple):
     leaf: bool
     """Whether that module is nothing but an activation function (no children, no parameters of a layer)."""
     place: Place | None
-    """The user's own line: of the call, or, for a leaf, of the call of the module."""
+    """The user's own line: of the call, or, for a leaf, of the call of the module; None where that is torch's own."""
     inner: Place | None
     """For a leaf that the user wrote: the line inside it."""
-    checkpointed: bool
-    """Whether a reentrant checkpoint runs this forward without gradients, to run it again in the backward pass."""
 
 
 def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
@@ -67,7 +66,7 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
     """
     frame = sys._getframe(above + 1)  # noqa: SLF001 - the documented way to look at the caller's stack
     module: str | None = None
-    leaf = checkpointed = False
+    leaf = False
     place: Place | None = None
     inner: Place | None = None
     depth = 0
@@ -75,32 +74,43 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
     while current is not None and depth < _DEEPEST:
         code = frame.f_code
         if code is _CALL_IMPL:
-            if module is None:
-                owner = frame.f_locals["self"]
-                module = names.get(id(owner))
-                if module is not None and is_leaf(owner):
-                    leaf, inner, place = True, place, None
-        elif code is _REENTRANT_CHECKPOINT:
-            checkpointed = True
+            if module is not None:
+                break  # its caller is torch's (a Sequential): whoever calls that one makes no other place of it
+            owner = frame.f_locals["self"]
+            module = names.get(id(owner))
+            if module is not None and is_leaf(owner):
+                leaf, inner, place = True, place, None
         elif place is None and not _internal(code):
-            place = (code, frame.f_lasti)
-        elif code in _OUTERMOST:
+            place = (id(code), frame.f_lasti)
+        elif id(code) in _OUTERMOST:
             break
-        if module is not None and place is not None:
+        if module is not None and (place is not None or not leaf):
             break
         depth += 1
         current = frame.f_back
         if frame.f_back is not None:
             frame = frame.f_back
-    return Location(module or "", leaf, place, inner, checkpointed)
+    return Location(module or "", leaf, place, inner)
 
 
-_OUTERMOST: set[CodeType] = set()
+def in_reentrant_checkpoint() -> bool:
+    """Return whether a reentrant checkpoint runs this forward without gradients, to run it again in the backward pass."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+    for _ in range(_DEEPEST):
+        if frame is None:
+            break
+        if frame.f_code is _REENTRANT_CHECKPOINT:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_OUTERMOST: dict[int, CodeType] = {}
 
 
 def mark_outermost(code: CodeType) -> None:
     """Name a function of ours above which there is nothing of the user's forward pass."""
-    _OUTERMOST.add(code)
+    _OUTERMOST[id(code)] = code
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -109,9 +119,9 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def _internal(code: CodeType) -> bool:
-    known = _is_internal.get(code)
+    known = _is_internal.get(id(code))
     if known is None:
         path = code.co_filename
-        known = path.startswith(_INTERNAL_FOLDERS) or any(part in path for part in _LIGHTNING) or path.startswith("<")
-        _is_internal[code] = known
-    return known
+        internal = path.startswith((*_INTERNAL_FOLDERS, "<frozen")) or any(part in path for part in _LIGHTNING)
+        known = _is_internal[id(code)] = (internal, code)
+    return known[0]

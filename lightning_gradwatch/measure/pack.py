@@ -38,21 +38,26 @@ class Pack:
             devices.setdefault(tensor.device, []).append(slot)
         sent: list[Sent] = []
         for device, slots in devices.items():
-            scalars = [slot for slot in slots if tensors[slot].dim() == 0]
-            vectors = [slot for slot in slots if tensors[slot].dim() > 0]
-            flat = [tensors[slot].reshape(-1).to(torch.float64) for slot in vectors]
-            if scalars:
-                flat.insert(0, torch.stack([tensors[slot].to(torch.float64) for slot in scalars]))
-            sizes = [1] * len(scalars) + [tensors[slot].numel() for slot in vectors]
-            packed = torch.cat(flat)
+            dtypes: dict[torch.dtype, list[int]] = {}
+            for slot in slots:
+                dtypes.setdefault(tensors[slot].dtype, []).append(slot)
+            order = [slot for group in dtypes.values() for slot in group]
+            sizes = [tensors[slot].numel() for slot in order]
+            # Joined before they are widened: two calls a dtype, however many tensors there are.
+            packed = torch.cat(
+                [
+                    torch.cat([tensors[slot].reshape(-1) for slot in group]).to(torch.float64)
+                    for group in dtypes.values()
+                ]
+            )
             if device.type == "cuda":
                 host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
                 host.copy_(packed, non_blocking=True)
                 arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 arrived.record()
-                sent.append((scalars + vectors, sizes, host, arrived))
+                sent.append((order, sizes, host, arrived))
             else:
-                sent.append((scalars + vectors, sizes, packed.cpu(), None))
+                sent.append((order, sizes, packed.cpu(), None))
         return Pending(len(tensors), sent)
 
 
@@ -74,7 +79,8 @@ class Pending:
         for slots, sizes, host, event in self._sent:
             if event is not None:
                 event.synchronize()
-            pieces = np.split(host.numpy(), np.cumsum(sizes)[:-1])
-            for slot, piece in zip(slots, pieces, strict=True):
-                values[slot] = piece
+            flat, start = host.numpy(), 0
+            for slot, size in zip(slots, sizes, strict=True):
+                values[slot] = flat[start : start + size]
+                start += size
         return values

@@ -65,7 +65,7 @@ class Tracer(TorchFunctionMode):
     def pause(self) -> None:
         """Look away, as for an optimizer's many small calls, and make them free where no other mode is in the way."""
         self.recording = False
-        if self._on_stack and _get_current_function_mode() is self:
+        if self._on_stack and _get_current_function_mode() is self:  # type: ignore[no-untyped-call]  # as above
             self._on_stack = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # as above
 

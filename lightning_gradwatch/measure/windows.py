@@ -96,14 +96,14 @@ class Window:
         """Return the share of units inactive in every observation; NaN until the window is full."""
         if self._total is None or not self.full or not self._total.inactive.size:
             return float("nan")
-        return float(np.mean(self._dead(self._total)))
+        return np.count_nonzero(self._dead(self._total)) / self._total.inactive.size
 
     def saturated_fraction(self) -> float:
         """Return the share of units saturated in at least 95 % of observations and not dead; NaN until full."""
         if self._total is None or not self.full or self._total.saturated is None or not self._total.inactive.size:
             return float("nan")
         often = 100 * self._total.saturated >= SATURATED_PERCENT * self._total.observations
-        return float(np.mean(often & ~self._dead(self._total)))
+        return np.count_nonzero(often & ~self._dead(self._total)) / often.size
 
     @staticmethod
     def _dead(total: Chunk) -> npt.NDArray[np.bool_]:

@@ -24,6 +24,15 @@ QUIET = {
     "max_epochs": -1,
 }
 
+MODULE_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_forward_hooks_with_kwargs",
+)
+
 
 def seed(value=0):
     torch.manual_seed(value)

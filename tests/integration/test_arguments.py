@@ -52,6 +52,8 @@ def test_an_unknown_argument_is_refused():
         GradWatch(every_n_step=50)
 
 
-@pytest.mark.parametrize("arguments", [{"every_n_steps": 1}, {"max_curves": 0}, {"max_curves": None}, {"ignore": ("GW1",)}])
+@pytest.mark.parametrize(
+    "arguments", [{"every_n_steps": 1}, {"max_curves": 0}, {"max_curves": None}, {"ignore": ("GW1",)}]
+)
 def test_the_least_that_is_possible_is_taken(arguments):
     GradWatch(**arguments)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from integration.nets import Classifier, batches, relu_net, seed, trainer, vanishing_net
-from integration.test_leaves_nothing import MODULE_HOOKS
+from integration.nets import MODULE_HOOKS, Classifier, batches, relu_net, seed, trainer, vanishing_net
 from torch.overrides import _len_torch_function_stack
 
 from lightning_gradwatch import (
@@ -104,12 +103,16 @@ def test_the_other_parts_go_on_after_a_fault(name, tmp_path, monkeypatch):
     measured = {metric for metric, vector in last.items() if np.isfinite(vector).any()}
     gradients, updates = {"grad_norm", "grad_rms"}, {"weight_rms", "update_ratio"}
     expected = gradients | updates | {"signal_norm", "inactive_share"}
-    expected -= {"activations": {"signal_norm", "inactive_share"}, "signal": {"signal_norm"}, "gradients": gradients}.get(
-        part, set()
-    )
+    expected -= {
+        "activations": {"signal_norm", "inactive_share"},
+        "signal": {"signal_norm"},
+        "gradients": gradients,
+    }.get(part, set())
     expected -= updates if part == "updates" else set()
     assert measured >= expected
-    assert measured.isdisjoint({"activations": {"signal_norm"}, "signal": {"signal_norm"}, "gradients": gradients}.get(part, ()))
+    assert measured.isdisjoint(
+        {"activations": {"signal_norm"}, "signal": {"signal_norm"}, "gradients": gradients}.get(part, ())
+    )
     if part != "writing":
         assert len(read_run(tmp_path / "gradwatch" / "version_0").records) == STEPS
 

@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from integration.nets import (
     Classifier,
@@ -105,23 +106,16 @@ def as_bytes(tensor):
 
 def differences(one, other, where=""):
     """Yield where two nested structures aren't equal bit for bit."""
-    if isinstance(one, torch.Tensor):
+    if isinstance(one, (dict, list, tuple)):
+        left, right = (dict(each) if isinstance(each, dict) else dict(enumerate(each)) for each in (one, other))
+        if left.keys() != right.keys():
+            yield where
+        for key in left.keys() & right.keys():
+            yield from differences(left[key], right[key], f"{where}/{key}")
+    elif isinstance(one, torch.Tensor):
         if one.dtype != other.dtype or not torch.equal(as_bytes(one), as_bytes(other)):
             yield where
-    elif isinstance(one, np.ndarray):
-        if not np.array_equal(one, other):
-            yield where
-    elif isinstance(one, dict):
-        if one.keys() != other.keys():
-            yield where
-        for key in one:
-            yield from differences(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, (list, tuple)):
-        if len(one) != len(other):
-            yield where
-        for place, (left, right) in enumerate(zip(one, other, strict=False)):
-            yield from differences(left, right, f"{where}/{place}")
-    elif one != other:
+    elif not np.array_equal(one, other):
         yield where
 
 
@@ -154,3 +148,18 @@ def test_this_comparison_sees_one_draw_from_a_generator(tmp_path):
             torch.rand(1)
 
     assert "/torch" in list(differences(without, train(make, settings, tmp_path / "with", Draws())))
+
+
+def test_the_users_own_hooks_on_the_optimizer_run_beside_ours(tmp_path):
+    """One that was registered after ours comes after it in the optimizer's loop over its hooks."""
+    calls = []
+
+    class Registers(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            if trainer.global_step == 1:
+                optimizer.register_step_post_hook(lambda *_: calls.append(trainer.global_step))
+
+    watch = GradWatch(every_n_steps=1)
+    trainer(tmp_path, watch, Registers(), max_steps=5).fit(Classifier(), batches())
+    assert len(calls) == 4
+    assert len(watch.records) == 5

@@ -33,11 +33,11 @@ def test_any_parameter_makes_what_feeds_it_hidden(measure):
 
 
 def test_two_heads_have_an_output_each(measure):
-    result = measure(
-        Net(lambda m, x: (lambda h: (torch.sigmoid(m.b(h)), torch.tanh(m.c(h))))(F.relu(m.a(x)))),
-        X,
-        loss=lambda heads: heads[0].sum() + heads[1].sum(),
-    )
+    def forward(m, x):
+        h = F.relu(m.a(x))
+        return torch.sigmoid(m.b(h)), torch.tanh(m.c(h))
+
+    result = measure(Net(forward), X, loss=lambda heads: heads[0].sum() + heads[1].sum())
     assert result.roles == {":relu": "hidden", ":sigmoid": "output", ":tanh": "output"}
 
 
@@ -119,7 +119,11 @@ def test_a_swish_of_another_tensor_is_no_gate(measure):
 
 
 def test_x_times_sigmoid_of_x_is_no_gate(measure):
-    result = measure(Net(lambda m, x: m.c((lambda z: z * torch.sigmoid(z))(m.a(x)))), X)
+    def forward(m, x):
+        z = m.a(x)
+        return m.c(z * torch.sigmoid(z))
+
+    result = measure(Net(forward), X)
     assert result.roles == {":silu": "hidden"}
 
 

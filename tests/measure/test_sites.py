@@ -213,6 +213,33 @@ def test_checkpointed_parts_count_once_and_have_their_signal(measure, reentrant)
     assert math.isnan(signal) if reentrant else signal == expected.sites[":relu"].signal
 
 
+@pytest.mark.parametrize("block", [Block(), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_module_has_the_sites_of_a_plain_one(measure, block, reentrant):
+    plain = measure(Root(lambda m, x: m.c(m.block(x)), block=block), X)
+    result = measure(
+        Root(lambda m, x: m.c(checkpoint(m.block, x.clone().requires_grad_(), use_reentrant=reentrant)), block=block), X
+    )
+    assert result.roles == plain.roles
+    assert len(result.sites) == 2
+    assert {site.fill for site in result.sites.values()} == {1.0}
+
+
+def test_a_block_called_at_two_lines_is_one_place_whoever_wrote_its_forward(measure):
+    def forward(m, x):
+        x = m.block(x)
+        return m.c(m.block(x))
+
+    for block, names in (
+        (Block(), ["block.relu", "block.relu#2"]),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh()), ["block.1", "block.3"]),
+        (nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0), ["block:relu"]),
+    ):
+        result = measure(Root(forward, block=block), X, observations=32)
+        assert list(result.sites) == names
+        assert {site.fill for site in result.sites.values()} == {0.5}
+
+
 def test_a_site_called_later_is_appended(measure):
     model = Root(lambda m, x: m.c(m.act(m.a(x)) if m.act.training else torch.tanh(m.b(x))), act=nn.ReLU())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
