@@ -77,7 +77,7 @@ class Transformer(pl.LightningModule):
 def main() -> None:
     """Train, and print what the monitor saw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-steps", type=int, default=300)
+    parser.add_argument("--max-steps", type=int, default=200)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--logdir", default="lightning_logs")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Fine-tuning with a frozen backbone: frozen layers are shown as frozen, and are no fault.
+"""Fine-tuning with a frozen backbone: GradWatch watches what is trained, and frozen layers are no fault.
 
 The backbone learns the digits 0 to 4, is frozen, and gets a new head for the digits 5 to 9.
 """
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_gradwatch import GradWatch, LayerState
+from lightning_gradwatch import GradWatch
 
 
 class Classifier(pl.LightningModule):
@@ -70,8 +70,8 @@ def main() -> None:
     watch = fit(model, TensorDataset(images[new], labels[new] - 5), "finetune", options)
 
     last = watch.records[-1]
-    for layer, state in zip(watch.info.layers, last.layer_state, strict=True):
-        print(f"{layer.name:<12} {LayerState(int(state)).name.lower()}")
+    for layer, norm in zip(watch.info.layers, last.metrics["grad_norm"], strict=True):
+        print(f"trained: {layer.name}, gradient norm {norm:.3g}")
     for entry in watch.coverage:
         print(f"not measured: {entry.name}: {entry.reason}")
     model.eval()

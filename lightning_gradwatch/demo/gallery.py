@@ -36,6 +36,8 @@ class Patient:
     steps: int = 300
     data: Callable[[], Data] = digits
     rules: Sequence[Rule] = ()
+    shows_start: bool = False
+    """Whether the table is that of step 0, where the last one would show the ruins only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,7 @@ GALLERY: dict[str, Exhibit] = {
                 title="20 layers of 64 tanh units, four times Xavier's weights",
                 build=partial(fully_connected, nn.Tanh, hidden=20, initialize=four_times_xavier),
                 learning_rate=0.03,
+                shows_start=True,
             )
         ],
         mended=Patient(
@@ -203,6 +206,7 @@ GALLERY: dict[str, Exhibit] = {
             title="the same with Xavier's weights",
             build=partial(fully_connected, nn.Tanh, hidden=20, initialize=xavier),
             learning_rate=0.03,
+                shows_start=True,
         ),
     ),
     "skip": Exhibit(

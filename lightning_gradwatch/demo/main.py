@@ -88,7 +88,8 @@ def _show(console: Console, patients: Sequence[Patient], folder: Path, *, seed: 
                 ascii_only=console.options.ascii_only,
             )
         )
-        console.print(signal_sentence(outcome))
+        if sentence := signal_sentence(outcome):
+            console.print(sentence)
     console.print()
     width = max(len(patient.run) for patient in patients)
     for outcome in outcomes:

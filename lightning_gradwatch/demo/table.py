@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from lightning_gradwatch.demo.training import Outcome
+from lightning_gradwatch.record import StepRecord
 from lightning_gradwatch.rules.wording import number, percent
 
 _BAR = 12
@@ -41,12 +42,12 @@ class Scale:
 
 def scales(outcomes: Sequence[Outcome]) -> tuple[Scale, Scale]:
     """Return the scales of gradient and signal that suit all of some nets, so that their bars can be compared."""
-    rows = [row for outcome in outcomes for row in _rows(outcome)]
+    rows = [row for outcome in outcomes for row in _rows(outcome, shown_step(outcome))]
     return Scale.over(row.gradient for row in rows), Scale.over(row.signal for row in rows)
 
 
 def layer_table(outcome: Outcome, *, most: int, within: tuple[Scale, Scale], ascii_only: bool = False) -> Table:
-    """Build a net's table, as it was in its last measured step.
+    """Build a net's table, as it was in the step that shows the point.
 
     Args:
         outcome: The net.
@@ -54,7 +55,7 @@ def layer_table(outcome: Outcome, *, most: int, within: tuple[Scale, Scale], asc
         within: Scales of gradient and signal.
         ascii_only: Draw bars that any terminal can spell.
     """
-    rows = _rows(outcome)
+    rows = _rows(outcome, shown_step(outcome))
     saturated = any(math.isfinite(row.saturated) for row in rows)
     dead = any(row.dead > 0 for row in rows) or not saturated
     gradient, signal = within
@@ -84,14 +85,19 @@ def layer_table(outcome: Outcome, *, most: int, within: tuple[Scale, Scale], asc
     return table
 
 
+def shown_step(outcome: Outcome) -> StepRecord:
+    """Return the measured step whose numbers are shown: the last, unless the net's illness is one of the start."""
+    return outcome.first if outcome.patient.shows_start else outcome.last
+
+
 def signal_sentence(outcome: Outcome) -> str:
     """Say how much of the signal a layer passes back, which is what the article is about."""
-    signals = [row.signal for row in _rows(outcome) if math.isfinite(row.signal)]
+    signals = [row.signal for row in _rows(outcome, shown_step(outcome)) if math.isfinite(row.signal)]
     if len(signals) < 2 or not signals[-1] > 0:
         return ""
     ratio = signals[0] / signals[-1]
     gain = f", a factor of {number(ratio ** (1 / (len(signals) - 1)))} a layer" if ratio else ""
-    return f"Signal at layer 1: {number(ratio)} of layer {len(signals)}'s{gain}."
+    return f"Signal at layer 1 in step {shown_step(outcome).step}: {number(ratio)} of layer {len(signals)}'s{gain}."
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,9 @@ class _Row:
     dead: float
 
 
-def _rows(outcome: Outcome) -> list[_Row]:
+def _rows(outcome: Outcome, record: StepRecord) -> list[_Row]:
     """Pair weight layers with activation sites: in the demo's nets, the k-th of the one feeds the k-th of the other."""
-    info, record = outcome.info, outcome.record
+    info = outcome.info
     gradients = record.values("grad_norm", len(info.layers))
     columns = [column for column, layer in enumerate(info.layers) if layer.weight]
     sites = [record.values(name, len(info.sites)) for name in ("signal_norm", "saturated_fraction", "dead_fraction")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -36,8 +37,8 @@ class Outcome:
 
     patient: Patient
     info: RunInfo
-    record: StepRecord
-    """The last measured step."""
+    first: StepRecord
+    last: StepRecord
     findings: tuple[Finding, ...]
     score: str
     """Such as ``accuracy 97 %``, on examples that weren't trained on."""
@@ -113,16 +114,23 @@ def train(patient: Patient, *, folder: Path, steps: int, seed: int, console: Con
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        try:
-            trainer.fit(learner, batches)
-        except SystemExit:
-            if not trainer.interrupted:
-                raise
-        if trainer.interrupted:  # Lightning catches Ctrl-C and exits with 1, or returns
-            raise KeyboardInterrupt
+        _fit(trainer, learner, batches)
     seconds = time.monotonic() - started
     assert watch.info is not None
-    return Outcome(patient, watch.info, watch.records[-1], watch.findings, learner.score(), seconds)
+    return Outcome(patient, watch.info, watch.records[0], watch.records[-1], watch.findings, learner.score(), seconds)
+
+
+def _fit(trainer: pl.Trainer, learner: _Learner, batches: DataLoader[Any]) -> None:
+    """Fit, and let Ctrl-C be what it is: Lightning catches it, ignores any more of them and exits with 1."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(learner, batches)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted:
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import CodeType, FrameType
 
 Place: TypeAlias = tuple[int, int]
 """The `id` of a code object and the offset of an instruction in it: two calls on one line are two places."""

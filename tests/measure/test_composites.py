@@ -130,7 +130,9 @@ def test_a_shared_module_written_by_hand_is_a_site_a_place(measure):
 
 
 def test_torchs_own_functions_beside_keep_their_names(measure):
-    model = nn.Sequential(nn.Linear(3, 4), NewGELU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, 1))
+    model = nn.Sequential(
+        nn.Linear(3, 4), NewGELU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Softplus(), nn.Linear(4, 1)
+    )
     result = measure(model, torch.randn(9, 3), steps=2)
     assert [site.function for site in result.sites.values()] == ["gelu", "tanh", "softplus"]
 
@@ -148,7 +150,9 @@ def test_a_sigmoid_of_another_tensor_is_no_swish(measure):
     assert [(site.function, site.role) for site in result.sites.values()] == [("sigmoid", "gate")]
 
 
-@pytest.mark.parametrize("way", [lambda z: 1 + torch.tanh(z), lambda z: torch.sigmoid(z) + z, lambda z: torch.tanh(z) * 0.5])
+@pytest.mark.parametrize(
+    "way", [lambda z: 1 + torch.tanh(z), lambda z: torch.sigmoid(z) + z, lambda z: torch.tanh(z) * 0.5]
+)
 def test_a_sum_with_an_activation_is_no_function_of_its_own(measure, way):
     class Plain(nn.Module):
         def __init__(self):

@@ -94,7 +94,9 @@ def test_a_layer_without_matrices_has_no_grad_rms(measure):
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e25])
 def test_numbers_are_those_of_numpy(measure, scale):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 200), nn.Tanh(), nn.Linear(200, 4))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 200), nn.Tanh(), nn.Linear(200, 4)
+    )
     kept = {}
     for name, parameter in model.named_parameters():
         parameter.register_hook(lambda gradient, name=name: kept.__setitem__(name, gradient.double().numpy().copy()))
@@ -120,7 +122,9 @@ def test_sparse_and_complex_gradients_are_measured(measure):
 
     model, kept = Odd(), {}
     for name, parameter in model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p, name=name: kept.__setitem__(name, p.grad.to_dense().clone()))
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, name=name: kept.__setitem__(name, p.grad.to_dense().clone())
+        )
     result = measure(model, torch.tensor([3, 3, 7]), loss=lambda y: y)
     for name, layer in (("embedding.weight", "embedding"), ("wave", "wave")):
         assert result.layers[layer].grad_norm == pytest.approx(kept[name].norm().item(), rel=1e-6)
@@ -135,7 +139,9 @@ def test_a_sparse_gradient_of_zeros_is_zero(measure):
 
 
 def two_optimizers():
-    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3), "held by none": nn.Linear(3, 1)})
+    model = nn.ModuleDict(
+        {"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3), "held by none": nn.Linear(3, 1)}
+    )
     optimizers = [
         torch.optim.SGD([*model["a"].parameters(), model["b"].weight], lr=0.1),
         torch.optim.SGD([model["b"].bias, *model["c"].parameters()], lr=0.2),
@@ -153,7 +159,12 @@ def test_only_the_parameters_of_optimizers_that_stepped_are_measured(result_of):
         x.sum().backward()
         optimizers[0].step()
     layers = result_of(probe).layers
-    assert [layer.state for layer in layers.values()] == [LayerState.OK, LayerState.OK, LayerState.UNMEASURED, LayerState.UNMEASURED]
+    assert [layer.state for layer in layers.values()] == [
+        LayerState.OK,
+        LayerState.OK,
+        LayerState.UNMEASURED,
+        LayerState.UNMEASURED,
+    ]
     assert layers["b"].grad_norm == pytest.approx(model["b"].weight.grad.norm().item(), rel=1e-6)
     assert math.isnan(layers["c"].grad_norm)
     assert probe.record.optimizers == (0,)

@@ -49,7 +49,9 @@ def test_norms_are_those_of_a_float64_computation_from_1e45_to_1e38(data):
     high = data.draw(st.floats(low, 38.0), "high")
     dtype = data.draw(st.sampled_from(FLOATS[1:]), "dtype")
     values = entries(generator, length, low, high)
-    pattern = data.draw(st.sampled_from(["mixed", "constant", "zero rows", "one large", "one in a thousand"]), "pattern")
+    pattern = data.draw(
+        st.sampled_from(["mixed", "constant", "zero rows", "one large", "one in a thousand"]), "pattern"
+    )
     if pattern == "constant":
         values[:] = values[0]
     elif pattern == "zero rows":
@@ -62,7 +64,9 @@ def test_norms_are_those_of_a_float64_computation_from_1e45_to_1e38(data):
     check(torch.from_numpy(values).to(dtype))
 
 
-@pytest.mark.parametrize("magnitude", [1e-45, 1e-43, 1e-38, 1e-30, 1e-24, 1e-20, 1e-19, 1e-15, 1e-13, 1.0, 1e17, 1e19, 1e25, 1e38])
+@pytest.mark.parametrize(
+    "magnitude", [1e-45, 1e-43, 1e-38, 1e-30, 1e-24, 1e-20, 1e-19, 1e-15, 1e-13, 1.0, 1e17, 1e19, 1e25, 1e38]
+)
 @pytest.mark.parametrize("length", [1, 4096, 32_768, 40_000])
 def test_a_constant_of_any_size_has_its_norm(magnitude, length):
     check(torch.full((length,), magnitude))

@@ -134,7 +134,9 @@ def test_dropout_and_constants_after_a_sigmoid_make_no_gate(measure):
         lambda a: a * 2.0,
         lambda a: 2.0 * a / 3.0,
     ):
-        assert measure(Net(lambda m, x, after=after: m.b(after(torch.sigmoid(m.a(x))))), X).roles == {":sigmoid": "hidden"}
+        assert measure(Net(lambda m, x, after=after: m.b(after(torch.sigmoid(m.a(x))))), X).roles == {
+            ":sigmoid": "hidden"
+        }
 
 
 def test_an_output_scaled_by_a_parameter_or_a_constant_is_no_gate(measure):

@@ -71,7 +71,10 @@ def test_functions_are_named_by_the_module_that_calls_them(measure):
         def forward(self, x):
             return F.relu(self.two(torch.tanh(F.relu(self.one(x)))))
 
-    sites = measure(Root(lambda m, x: F.gelu(m.a(m.blocks[1](m.blocks[0](x)))), blocks=nn.ModuleList([Functional(), Functional()])), X).sites
+    sites = measure(
+        Root(lambda m, x: F.gelu(m.a(m.blocks[1](m.blocks[0](x)))), blocks=nn.ModuleList([Functional(), Functional()])),
+        X,
+    ).sites
     assert list(sites) == [
         "blocks.0:relu", "blocks.0:tanh", "blocks.0:relu#2", "blocks.1:relu", "blocks.1:tanh", "blocks.1:relu#2", ":gelu",
     ]  # fmt: skip

@@ -128,7 +128,9 @@ def test_units_are_counted_along_the_axis_of_the_producing_operation(name, measu
     ("batch", "expected"), [((2, 3, 8, 9), 2), ((3, 8, 9), 1)]
 )  # an unbatched image is one batch element
 def test_batch_elements_are_those_of_the_batch_axis(measure, batch, expected):
-    result = measure(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)), torch.randn(batch), batch_elements=10)
+    result = measure(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)), torch.randn(batch), batch_elements=10
+    )
     assert result.site.fill == expected / 10
 
 

@@ -174,7 +174,10 @@ def test_above_the_limit_a_part_of_the_entries_stands_for_all(entries):
     assert len(moves) == 2
     for move in moves:
         assert move.entries <= max(entries, 1) or entries >= 5000
-        assert rms_and_ratio([move]) == (pytest.approx(move.norm / math.sqrt(move.entries)), pytest.approx(0.25, rel=1e-5))
+        assert rms_and_ratio([move]) == (
+            pytest.approx(move.norm / math.sqrt(move.entries)),
+            pytest.approx(0.25, rel=1e-5),
+        )
 
 
 def test_the_estimate_is_near_the_truth_and_the_limit_is_exact():

@@ -46,7 +46,9 @@ def test_a_sigmoid_net_is_said_to_be_at_zero_only_where_every_entry_is(depth, se
         # One by one, and in float64: squares of 1e-43 are there.
         assert (state == LayerState.ZERO) == all(entry == 0.0 for entry in entries.tolist())
         assert (norm > 0) == bool(np.any(entries != 0.0))
-        assert norm == pytest.approx(math.sqrt(math.fsum(entry * entry for entry in entries.tolist())), rel=1e-6, abs=0.0)
+        assert norm == pytest.approx(
+            math.sqrt(math.fsum(entry * entry for entry in entries.tolist())), rel=1e-6, abs=0.0
+        )
         assert state in (LayerState.OK, LayerState.ZERO)
         zeros += state == LayerState.ZERO
     assert zeros == 0 if depth <= 48 else zeros < depth
@@ -148,7 +150,9 @@ def he(weight):
     nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
-@pytest.mark.parametrize(("init", "gain"), [(he, 1.0), (nn.init.xavier_normal_, math.sqrt(0.5)), (None, 1 / math.sqrt(6))])
+@pytest.mark.parametrize(
+    ("init", "gain"), [(he, 1.0), (nn.init.xavier_normal_, math.sqrt(0.5)), (None, 1 / math.sqrt(6))]
+)
 def test_a_relu_layer_keeps_what_its_weights_make_up_for(init, gain):
     assert gains_of(nn.ReLU, init, width=256, depth=12, seeds=3) == pytest.approx(gain, rel=0.03)
 

@@ -1,0 +1,229 @@
+"""What GradWatch costs: ratios to the plain step, all kinds of step interleaved in one fit of a real Trainer.
+
+    python benchmarks/overhead.py [--nets mlp cnn transformer] [--rounds 30] [--peers]
+
+A round is one step of each kind, in turn, so that a slow moment of the machine hits all of them. Timed is what a user
+waits for: from the first callback's `on_train_batch_start` to the last one's `on_train_batch_end`, with the transfer, the
+rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from contextlib import contextmanager
+
+import pytorch_lightning as pl
+import torch
+from nets import NETS
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_gradwatch import GradWatch
+
+KINDS = ("plain", "idle", "gradients", "all")
+EVERY_N_STEPS = 50
+
+
+class Module(pl.LightningModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch):
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-4)
+
+
+class Clock(pl.Callback):
+    """Times each batch, as the outermost of the callbacks; the checkpoint hooks of Lightning are off."""
+
+    def __init__(self, kinds, warm_up):
+        self.kinds = kinds
+        self.warm_up = warm_up
+        self.seconds = defaultdict(list)
+        self.started = 0.0
+
+    def kind(self, batch_idx):
+        return self.kinds[batch_idx % len(self.kinds)]
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.started = time.perf_counter()
+
+    def stop(self, batch_idx):
+        if batch_idx >= self.warm_up:
+            self.seconds[self.kind(batch_idx)].append(time.perf_counter() - self.started)
+
+
+class Stop(pl.Callback):
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.clock.stop(batch_idx)
+
+
+class Switched(GradWatch):
+    """GradWatch, told by the clock what kind of step each one is."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+        self.current = "plain"
+
+    def on_train_start(self, trainer, pl_module):
+        super().on_train_start(trainer, pl_module)
+        schedule = self._fit._schedule
+        schedule.due = lambda step, *, confirming: self.current in ("gradients", "all")
+        schedule.fills_windows = lambda: False
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.current = self.clock.kind(batch_idx)
+        self._faults.reasons.clear()
+        if self.current == "gradients":
+            self._faults.reasons.update(activations="benchmark", signal="benchmark", updates="benchmark")
+        self._call("on_train_batch_start", trainer, pl_module, batch, batch_idx)
+
+    def _call(self, hook, *arguments):
+        if self.current != "plain":
+            getattr(super(), hook)(*arguments)
+
+    def on_before_backward(self, *arguments):
+        self._call("on_before_backward", *arguments)
+
+    def on_after_backward(self, *arguments):
+        self._call("on_after_backward", *arguments)
+
+    def on_before_optimizer_step(self, *arguments):
+        self._call("on_before_optimizer_step", *arguments)
+
+    def on_train_batch_end(self, *arguments):
+        self._call("on_train_batch_end", *arguments)
+
+
+class LightningGradNorm(pl.Callback):
+    """Lightning's own `grad_norm`, read at each step of its kind."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.batch_idx = 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batch_idx = batch_idx
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if self.clock.kind(self.batch_idx) == "Lightning grad_norm":
+            for value in pl.utilities.grad_norm(pl_module, norm_type=2).values():
+                float(value)
+
+
+@contextmanager
+def quiet():
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning_gradwatch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def fit(name, rounds, kinds, folder):
+    """Return the seconds of each kind of step."""
+    torch.manual_seed(0)
+    net, x = NETS[name]()
+    steps = (rounds + 2) * len(kinds)
+    clock = Clock(kinds, warm_up=2 * len(kinds))
+    callbacks = [clock, Switched(clock)]
+    if "Lightning grad_norm" in kinds:
+        callbacks.append(LightningGradNorm(clock))
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        callbacks=[*callbacks, Stop(clock)],
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = DataLoader(TensorDataset(x.repeat(steps, *[1] * (x.dim() - 1))[: steps * len(x)]), len(x))
+    trainer.fit(Module(net), data)
+    return clock.seconds
+
+
+def peak_bytes(step):
+    """Return how far a step's allocations rise above what was allocated before it, by torch's own profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def memory(name):
+    """Return the peak of a measured step over that of a plain one."""
+    from lightning_gradwatch import Probe  # noqa: PLC0415 - only here
+
+    torch.manual_seed(0)
+    net, x = NETS[name]()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+
+    probe = Probe(net, optimizer)
+
+    def measured():
+        with probe:
+            step()
+
+    step()
+    measured()
+    return peak_bytes(measured) / peak_bytes(step)
+
+
+def ratios(seconds, kind):
+    return sorted(other / plain for other, plain in zip(seconds[kind], seconds["plain"], strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--peers", action="store_true", help="add Lightning's own grad_norm, read at each step")
+    options = parser.parse_args()
+    kinds = (*KINDS, "Lightning grad_norm") if options.peers else KINDS
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+          f"Python {platform.python_version()}, torch {torch.__version__}, pytorch-lightning {pl.__version__}")
+    print(f"medians of {options.rounds} paired ratios to the plain step [quartiles]\n")
+    header = ["net", "plain, ms", *kinds[1:], f"amortised over {EVERY_N_STEPS}", "idle, µs", "peak memory"]
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for name in options.nets:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
+            seconds = fit(name, options.rounds, kinds, folder)
+            peak = memory(name)
+        plain = statistics.median(seconds["plain"])
+        cells = [name, f"{plain * 1e3:.2f}"]
+        for kind in kinds[1:]:
+            found = ratios(seconds, kind)
+            low, _, high = statistics.quantiles(found, n=4)
+            cells.append(f"{statistics.median(found):.3f} [{low:.3f}, {high:.3f}]")
+        extra = statistics.median(ratios(seconds, "all")) - 1
+        idle = statistics.median(b - a for a, b in zip(seconds["plain"], seconds["idle"], strict=True))
+        cells += [f"{extra / EVERY_N_STEPS:+.2%}", f"{idle * 1e6:.0f}", f"{peak:.3f}"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
