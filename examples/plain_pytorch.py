@@ -51,7 +51,9 @@ def main() -> None:
     info, last = probe.info, records[-1]
     print("layer       gradient norm  update ratio")
     for column, layer in enumerate(info.layers):
-        print(f"{layer.name:<10} {last.metrics['grad_norm'][column]:>14.3g} {last.metrics['update_ratio'][column]:>13.3g}")
+        print(
+            f"{layer.name:<10} {last.metrics['grad_norm'][column]:>14.3g} {last.metrics['update_ratio'][column]:>13.3g}"
+        )
     print("\nsite        signal norm    saturated units")
     for column, site in enumerate(info.sites):
         saturated = last.metrics["saturated_fraction"][column]  # NaN until 1,024 examples were seen

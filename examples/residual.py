@@ -31,10 +31,10 @@ class Net(pl.LightningModule):
         super().__init__()
         self.stem = nn.Conv2d(1, channels, 3, padding=1)
         self.blocks = nn.Sequential(*(Block(channels, skip=skip) for _ in range(blocks)))
-        self.head = nn.Linear(channels, 10)
+        self.head = nn.Linear(channels * 64, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(F.relu(self.stem(images))).mean(dim=(2, 3)))
+        return self.head(self.blocks(F.relu(self.stem(images))).flatten(1))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
         images, labels = batch

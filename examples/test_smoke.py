@@ -3,6 +3,8 @@
 Run it with `pytest examples/test_smoke.py`: the net with ReLU passes, the one with fifteen sigmoid layers fails.
 """
 
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -34,6 +36,7 @@ class Classifier(pl.LightningModule):
 
 @pytest.fixture
 def batches() -> DataLoader:
+    """Scikit-learn's digits."""
     digits = load_digits()
     inputs = torch.tensor(digits.data, dtype=torch.float32)
     inputs = (inputs - inputs.mean()) / inputs.std()
@@ -42,7 +45,8 @@ def batches() -> DataLoader:
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
 @pytest.mark.filterwarnings("ignore")  # the failure says it all
-def test_gradient_reaches_every_layer(activation: type[nn.Module], batches: DataLoader, tmp_path) -> None:
+def test_gradient_reaches_every_layer(activation: type[nn.Module], batches: DataLoader, tmp_path: Path) -> None:
+    """No rule objects to the first 60 steps."""
     torch.manual_seed(0)
     trainer = pl.Trainer(
         max_steps=60,

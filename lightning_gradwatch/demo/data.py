@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _DIGITS_TEST = 360
 _CHAIN_EXAMPLES = 512

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +20,9 @@ from lightning_gradwatch.demo.nets import (
     xavier,
 )
 from lightning_gradwatch.rules import Rule, VanishingGradient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +208,7 @@ GALLERY: dict[str, Exhibit] = {
             title="the same with Xavier's weights",
             build=partial(fully_connected, nn.Tanh, hidden=20, initialize=xavier),
             learning_rate=0.03,
-                shows_start=True,
+            shows_start=True,
         ),
     ),
     "skip": Exhibit(

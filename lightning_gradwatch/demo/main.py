@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,6 +14,10 @@ from lightning_gradwatch.demo.gallery import GALLERY, Patient
 from lightning_gradwatch.demo.table import layer_table, scales, signal_sentence
 from lightning_gradwatch.demo.training import Outcome, train
 from lightning_gradwatch.findings import Severity
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
 
 _MOST_ROWS = 52
 _FEW_ROWS = 12
@@ -56,8 +59,7 @@ def run(
     except OSError as error:
         return _complain(f"--logdir {folder} can't be used: {error.strerror}")
     console = Console(highlight=False)
-    if console.width > _WIDTH:
-        console.width = _WIDTH
+    console.width = min(console.width, _WIDTH)
     console.print(WHAT_TO_SEE[net], style="bold")
     if folder != wanted:
         console.print(f"{wanted} holds the runs of an earlier demo; these go to {folder}.")
@@ -75,9 +77,7 @@ def _show(console: Console, patients: Sequence[Patient], folder: Path, *, seed: 
         console.print(f"\n[bold]{patient.run}[/]: {patient.title}")
         if not console.is_terminal:
             sys.stdout.flush()  # so that the warning on stderr comes after it
-        outcome = train(
-            patient, folder=folder / patient.run, steps=steps or patient.steps, seed=seed, console=console
-        )
+        outcome = train(patient, folder=folder / patient.run, steps=steps or patient.steps, seed=seed, console=console)
         outcomes.append(outcome)
         last = patient is patients[-1]
         console.print(

@@ -25,6 +25,7 @@ class Skip(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add what the layer makes of x to x, which has shape [N, width]."""
         out: Tensor = x + self.scale * self.activation(self.linear(x))
         return out
 
@@ -63,7 +64,9 @@ def fully_connected(
     return net
 
 
-def vgg16(*, normalized: bool, initialize: Initialize | None = None, channels: int = 16, classes: int = 10) -> nn.Module:
+def vgg16(
+    *, normalized: bool, initialize: Initialize | None = None, channels: int = 16, classes: int = 10
+) -> nn.Module:
     """Build VGG-16 (Simonyan and Zisserman 2015, configuration D) for 32x32 images of one channel.
 
     The paper has 64 channels in the first convolution and 4,096 units in the dense layers; both are scaled alike.
@@ -92,7 +95,9 @@ def vgg16(*, normalized: bool, initialize: Initialize | None = None, channels: i
     return net
 
 
-def three_neurons(activation: Callable[[], nn.Module], *, weight: float, biases: tuple[float, float, float]) -> nn.Module:
+def three_neurons(
+    activation: Callable[[], nn.Module], *, weight: float, biases: tuple[float, float, float]
+) -> nn.Module:
     """Build the article's chain of three neurons: one input, one weight and one bias each, a sigmoid at its end."""
     layers: list[nn.Module] = []
     for place, bias in enumerate(biases):
@@ -130,5 +135,3 @@ def four_times_xavier(weight: Tensor) -> Tensor:
 def small_normal(weight: Tensor) -> Tensor:
     """Fill from N(0, 0.01²), as was usual before Xavier."""
     return nn.init.normal_(weight, std=0.01)
-
-

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lightning_gradwatch.demo.training import Outcome
-from lightning_gradwatch.record import StepRecord
 from lightning_gradwatch.rules.wording import number, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lightning_gradwatch.demo.training import Outcome
+    from lightning_gradwatch.record import StepRecord
 
 _BAR = 12
 _SHARE_BAR = 5
@@ -57,7 +61,7 @@ def layer_table(outcome: Outcome, *, most: int, within: tuple[Scale, Scale], asc
     """
     rows = _rows(outcome, shown_step(outcome))
     saturated = any(math.isfinite(row.saturated) for row in rows)
-    dead = any(row.dead > 0 for row in rows) or not saturated
+    dead = any(row.dead > 0 or (not saturated and math.isfinite(row.dead)) for row in rows)
     gradient, signal = within
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("layer", justify="right")

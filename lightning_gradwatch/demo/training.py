@@ -7,25 +7,29 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_gradwatch.callback import GradWatch
-from lightning_gradwatch.demo.data import Data
-from lightning_gradwatch.demo.gallery import Patient
 from lightning_gradwatch.findings import Finding, GradWatchWarning
-from lightning_gradwatch.record import RunInfo, StepRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from lightning_gradwatch.demo.data import Data
+    from lightning_gradwatch.demo.gallery import Patient
+    from lightning_gradwatch.record import RunInfo, StepRecord
 
 _BATCH = 64
 _LOG_EVERY = 10
@@ -159,10 +163,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _show(
+def _show(  # noqa: PLR0917 - the signature is Python's
     message: Warning | str,
     category: type[Warning],
-    filename: str,  # noqa: ARG001 - the signature is Python's
+    filename: str,  # noqa: ARG001
     lineno: int,  # noqa: ARG001
     file: Any = None,  # noqa: ARG001
     line: str | None = None,  # noqa: ARG001
