@@ -26,6 +26,7 @@ from lightning_gradwatch.trainer import (
     check_count,
     current_scale,
     describe,
+    is_compiled_step,
     logger_step,
 )
 
@@ -170,7 +171,9 @@ class GradWatch(_Callback):
         if opened is not None:
             opened.passes += 1
             opened.meter.takes_losses = False
-            self._traced = TracedTrainingStep(trainer.strategy, opened.meter)
+            # A training step that is compiled as a whole would be compiled again under the tracer.
+            if self._compiled == "eager" or not is_compiled_step(pl_module):
+                self._traced = TracedTrainingStep(trainer.strategy, opened.meter)
 
     @_guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -284,12 +287,15 @@ class GradWatch(_Callback):
                 trainer.optimizers,
                 observations=window.observations,
                 batch_elements=window.batch_elements,
+                compiled=self._compiled,
                 faults=self._faults,
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
             sinks=Sinks(trainer.loggers, folder, max_curves=self._max_curves) if writes else None,
-            describe=lambda info: describe(info, trainer, every_n_steps=every),
+            describe=lambda info: describe(
+                info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
+            ),
             speaks=trainer.is_global_zero,
             fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
         )

@@ -66,6 +66,7 @@ class Fit:
         self.records: deque[StepRecord] = deque(maxlen=_HISTORY)
         self.infos: dict[str, RunInfo] = {}
         self.info: RunInfo | None = None
+        self._described: RunInfo | None = None
         self.open: OpenStep | None = None
         self._schedule = schedule
         self._sinks = sinks
@@ -127,14 +128,13 @@ class Fit:
                 self._sinks = None
 
     def _take(self, record: StepRecord, described: RunInfo) -> None:
-        info = self.infos.get(record.layout)
-        if info is None:
-            info = self.infos[record.layout] = self._describe(
-                replace(described, rules=settings_of(self.evaluator.rules))
-            )
+        if described is not self._described:
+            self._described = described
+            info = self._describe(replace(described, rules=settings_of(self.evaluator.rules)))
             if self._speaks and self.info is None:
                 announce(info)
-            self.info = info
+            self.info = self.infos[record.layout] = info
+        info = self.infos[record.layout]
         self.records.append(record)
         told: list[Finding] = []
         self._try("rules", lambda: told.extend(self.evaluator.feed(record, info)))

@@ -7,15 +7,15 @@ import platform
 from collections.abc import Iterable
 from contextlib import ExitStack
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_gradwatch.measure.aside import may_need_space
 from lightning_gradwatch.measure.assemble import Columns, StepFacts, assemble, fill_windows
 from lightning_gradwatch.measure.coverage import not_covered
-from lightning_gradwatch.measure.fastpath import FUSED
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.sites import Site, Sites
@@ -43,6 +43,7 @@ class Probe:
         optimizer: The optimizer, or several, that hold its parameters.
         observations: Observations of a unit that make its window full.
         batch_elements: Batch elements that a full window spans at least.
+        compiled: ``"eager"``: run compiled modules eagerly in a measured step, so that their activations show.
         faults: Where faults of its own are reported; one of its own, by default.
 
     Raises:
@@ -57,6 +58,7 @@ class Probe:
         *,
         observations: int = 1024,
         batch_elements: int = 32,
+        compiled: Literal["skip", "eager"] = "skip",
         faults: Faults | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -71,6 +73,7 @@ class Probe:
                 "a window of none can't tell a dead unit from a live one"
             )
         self.faults = faults or Faults()
+        self._eager = compiled == "eager"
         self._model = unwrapped(model)
         self._optimizers = list(optimizers)
         self._window = (observations, batch_elements)
@@ -79,7 +82,7 @@ class Probe:
         self._windows: dict[Site, Window] = {}
         self._restored: dict[str, Window] = {}
         self._names: dict[int, str] = {}
-        self._fused: list[nn.Module] = []
+        self._spacious: list[nn.Module] = []
         self._name_modules()
         self._meter: StepMeter | None = None
         self._handles: list[RemovableHandle] = []
@@ -185,7 +188,8 @@ class Probe:
             sites=self._sites,
             faults=self.faults,
             names=self._names,
-            fused=self._fused,
+            spacious=self._spacious,
+            eager=self._eager,
             limits=Limits(),
             activations_only=activations_only,
         )
@@ -208,7 +212,8 @@ class Probe:
         )
         for site in self._sites.ordered:
             if site not in self._windows and site.units:
-                self._windows[site] = self._restored.pop(site.name, None) or Window(*self._window)
+                restored = site.name in self._restored
+                self._windows[site] = self._restored.pop(site.name) if restored else Window(*self._window)
         if self._info is None or self._described != self._known():
             self._info = self._describe()
             self._layout = self._info.layout
@@ -247,7 +252,7 @@ class Probe:
             window.load_state_dict(state[name])
 
     def _name_modules(self) -> None:
-        self._fused = [module for module in self._model.modules() if isinstance(module, FUSED)]
+        self._spacious = [module for module in self._model.modules() if may_need_space(module)]
         self._names = {id(module): qualified_name(f"{name}.")[:-1] for name, module in self._model.named_modules()}
 
     def _known(self) -> tuple[int, ...]:
@@ -266,7 +271,14 @@ class Probe:
             sites=tuple(site.info() for site in self._sites.ordered),
             optimizers=tuple(self._describe_optimizer(optimizer) for optimizer in self._optimizers),
             coverage=tuple(
-                not_covered(self._model, self._layers, self._optimizers, self._seen, estimated=self._estimated)
+                not_covered(
+                    self._model,
+                    self._layers,
+                    self._optimizers,
+                    self._seen,
+                    estimated=self._estimated,
+                    eager=self._eager,
+                )
             ),
             versions=_versions(),
         )

@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -121,11 +122,14 @@ class RunInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
-    @property
+    @cached_property
     def layout(self) -> str:
-        """Twelve hexadecimal digits that tell one pair of column lists from another."""
-        names = [[layer.name for layer in self.layers], [[site.name, site.function] for site in self.sites]]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that tell one pair of column lists, and what is known of each, from another."""
+        columns = [
+            [dataclasses.astuple(layer) for layer in self.layers],
+            [dataclasses.astuple(site) for site in self.sites],
+        ]
+        return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
 
     def names(self, metric: str) -> tuple[str, ...]:
         """Return the column names of a metric.

@@ -37,7 +37,7 @@ class Sinks:
         self._folder = Path(folder)
         self._max_curves = max_curves
         self._file: EventFile | None = None
-        self._layout = ""
+        self._described_by: RunInfo | None = None
         self._described: set[str] = set()
         self._findings: tuple[Finding, ...] = ()
         self.path: Path | None = None
@@ -49,11 +49,11 @@ class Sinks:
             record,
             info,
             max_curves=self._max_curves,
-            describe=info.layout != self._layout,
+            describe=info is not self._described_by,
             findings=findings if _outline(findings) != _outline(self._findings) else None,
             seen=self._described,
         )
-        self._layout = info.layout
+        self._described_by = info
         if _outline(findings) != _outline(self._findings):
             self._findings = findings
         self._send(event)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.location import mark_outermost
+from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,14 +64,26 @@ def current_scale(trainer: Any, like: Tensor | nn.Module) -> Tensor | None:
     return scale
 
 
-def describe(info: RunInfo, trainer: Any, *, every_n_steps: int) -> RunInfo:
+def is_compiled_step(pl_module: Any) -> bool:
+    """Whether the training step as a whole runs compiled: ``trainer.fit(torch.compile(module))``."""
+    return getattr(pl_module, "_compiler_ctx", None) is not None
+
+
+def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int, eager: bool) -> RunInfo:
     """Add the training loop's settings to a run's description; nothing here sets up data."""
+    coverage = info.coverage
+    if is_compiled_step(pl_module) and not eager:
+        why = (
+            'the training step is compiled: no activation is seen; pass compiled="eager" to run measured steps eagerly'
+        )
+        coverage = (NotCovered("", why), *coverage)
     clipping = ""
     if trainer.gradient_clip_val is not None:
         algorithm = getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm) or "norm"
         clipping = f"{algorithm} {trainer.gradient_clip_val}"
     return replace(
         info,
+        coverage=coverage,
         precision=str(trainer.precision),
         accumulation=int(trainer.accumulate_grad_batches),
         clipping=clipping,

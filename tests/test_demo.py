@@ -11,7 +11,6 @@ import sys
 import time
 
 import pytest
-from rich.console import Console
 
 from lightning_gradwatch import Severity, read_run
 from lightning_gradwatch.demo import main
@@ -131,7 +130,7 @@ def test_short_demo_leaves_a_clean_terminal_and_two_runs(tmp_path):
     assert "holds the runs of an earlier demo" in again.stdout
 
 
-def test_speaks_ascii_where_the_terminal_does(tmp_path, monkeypatch):
+def test_speaks_ascii_where_the_terminal_does(tmp_path):
     command = [sys.executable, "-m", "lightning_gradwatch", "demo", "--net", "three-neurons", "--steps", "3"]
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
@@ -174,7 +173,3 @@ def test_net_is_ill_or_mended_as_it_says(net, tmp_path):
         ill, good = (int(share) for share in re.findall(r"accuracy (\d+) %", done.stdout))
         assert ill < 30
         assert good > 85
-
-
-def test_console_is_no_wider_than_reads_well():
-    assert Console(width=200).width > main._WIDTH

@@ -12,7 +12,7 @@ WHAT_TO_SEE: dict[str, str] = {
     "relu": "ReLU units die of one learning rate that is too high: no input wakes them any more.",
     "leaky-relu": "Under the same strongly negative biases ReLU is born dead, while LeakyReLU passes the gradient on and learns.",
     "elu": "ELU can't die, but it saturates: far on the left its derivative is almost 0, and the units are stuck there.",
-    "bad-init": "Tanh with weights from N(0, 0.01²): the function is harmless, the start is too small for eleven layers.",
+    "bad-init": "Tanh with weights from N(0, 0.01^2): the function is harmless, the start is too small for eleven layers.",
     "exploding": "Tanh with four times Xavier's weights: the gradient grows towards layer 1 until one step wrecks the net.",
     "skip": "30 ReLU layers with PyTorch's default weights: skip connections alone carry the signal back to layer 1.",
 }

@@ -183,7 +183,7 @@ GALLERY: dict[str, Exhibit] = {
         ill=[
             Patient(
                 run="bad-init",
-                title="10 layers of 64 tanh units, weights from N(0, 0.01²)",
+                title="10 layers of 64 tanh units, weights from N(0, 0.01^2)",
                 build=partial(fully_connected, nn.Tanh, hidden=10, initialize=small_normal),
             )
         ],

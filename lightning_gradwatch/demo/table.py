@@ -132,7 +132,7 @@ def _chosen(count: int, most: int) -> list[int]:
 
 
 def _span(scale: Scale) -> str:
-    return f"1e{scale.lowest} … 1e{scale.highest}"
+    return f"1e{scale.lowest} to 1e{scale.highest}"
 
 
 def _number(value: float) -> str:

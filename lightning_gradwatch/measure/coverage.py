@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.measure.aside import is_compiled
 from lightning_gradwatch.measure.layers import qualified_name
 from lightning_gradwatch.record import NotCovered
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.aside import is_compiled
+from lightning_gradwatch.measure.layers import Layers
 
 OPAQUE: Mapping[str, str] = {
     "lstm": "the gates inside torch's fused LSTM aren't seen; its parameters are",
@@ -37,6 +39,7 @@ def not_covered(
     opaque: Mapping[str, str],
     *,
     estimated: bool,
+    eager: bool,
 ) -> Iterator[NotCovered]:
     """Yield everything that isn't measured.
 
@@ -46,9 +49,10 @@ def not_covered(
         optimizers: The optimizers.
         opaque: Reasons by module name, for what the forward pass ran into.
         estimated: Whether update ratios are taken from a part of the weights.
+        eager: Whether compiled modules run eagerly in measured steps.
     """
     for name, module in model.named_modules():
-        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+        if is_compiled(module) and not eager:
             yield NotCovered(
                 qualified_name(f"{name}.")[:-1],
                 'compiled: its activations aren\'t seen; pass compiled="eager" to run measured steps eagerly',

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.activations import Activations
+from lightning_gradwatch.measure.aside import stepping_aside
 from lightning_gradwatch.measure.collect import Collected, SiteSlots
-from lightning_gradwatch.measure.fastpath import fast_paths
 from lightning_gradwatch.measure.gradients import OptimizerGradients
 from lightning_gradwatch.measure.pack import Pack, Pending, Slot
 from lightning_gradwatch.measure.signal import SignalHooks
@@ -66,7 +67,8 @@ class StepMeter:
         faults: Faults,
         names: Mapping[int, str],
         limits: Limits,
-        fused: Sequence[nn.Module] = (),
+        spacious: Sequence[nn.Module] = (),
+        eager: bool = False,
         activations_only: bool = False,
     ) -> None:
         self.faults = faults
@@ -78,7 +80,8 @@ class StepMeter:
         self.activations_only = activations_only
         self._layers = layers
         self._limits = limits
-        self._fused = fused
+        self._spacious = spacious
+        self._eager = eager
         self._tags = Tags()
         self.hooks = SignalHooks(faults, off=activations_only)
         self.activations = Activations(
@@ -98,7 +101,10 @@ class StepMeter:
         """Watch one forward pass; nothing of it is kept afterwards but sums."""
         self.tracer.start()
         try:
-            with fast_paths(self._fused, self.tracer):
+            with ExitStack() as stack:
+                if self._eager:
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(stepping_aside(self._spacious, self.tracer, eager=self._eager))
                 yield
         finally:
             self.tracer.stop()

@@ -67,7 +67,7 @@ class Tracer(TorchFunctionMode):
         self.recording = False
         if self._on_stack and _get_current_function_mode() is self:  # type: ignore[no-untyped-call]  # as above
             self._on_stack = False
-            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # as above
+            self.__exit__(None, None, None)
 
     def resume(self) -> None:
         """Look again after `pause`."""

@@ -57,7 +57,7 @@ def coverage_line(info: RunInfo) -> str:
     """
     line = f"GradWatch: {_count(len(info.layers), 'layer')}, {_count(len(info.sites), 'activation site')}"
     if info.coverage:
-        named = [f"`{entry.name}` ({entry.reason})" for entry in info.coverage[:_NAMED]]
+        named = [f"`{entry.name}` ({entry.reason})" if entry.name else entry.reason for entry in info.coverage[:_NAMED]]
         rest = len(info.coverage) - len(named)
         line += "; not covered: " + ", ".join(named) + (f" and {rest} more" if rest else "")
     return line

@@ -1,0 +1,100 @@
+"""Modules for whose call the tracer steps aside, since its mere presence would change what they do.
+
+Torch's attention modules leave their fused inference path where a function mode is active: a frozen encoder in evaluation
+mode would compute the same numbers in another order, and so train another net than without us. A compiled module would
+be compiled again, mode and all. A hook on such a module changes it too; so for one forward pass the function that its
+call ends in is replaced on the instance, by one that takes the mode off the stack meanwhile.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from lightning_gradwatch.measure.tracer import Tracer
+
+_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+_MISSING = object()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module run compiled code (``torch.compile(module)`` or ``module.compile()``)."""
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def may_need_space(module: nn.Module) -> bool:
+    """Whether a module is of a kind that `stepping_aside` is for."""
+    return isinstance(module, _FUSED) or is_compiled(module)
+
+
+@contextmanager
+def stepping_aside(modules: Sequence[nn.Module], tracer: Tracer, *, eager: bool) -> Iterator[None]:
+    """Step aside for those of the modules that need it while the block runs.
+
+    Args:
+        modules: The modules that may need it.
+        tracer: What steps aside.
+        eager: Compiled modules run eagerly in this block, so they need no space.
+    """
+    replaced: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for module in modules:
+            if is_compiled(module):
+                if not eager:
+                    optimized = type(module).__name__ == "OptimizedModule"
+                    replaced.append(
+                        _replace(module, "forward" if optimized else "_compiled_call_impl", _always, tracer)
+                    )
+            elif _may_be_fast(module) and "forward" not in module.__dict__:
+                replaced.append(_replace(module, "forward", _unless_training, tracer))
+        yield
+    finally:
+        for module, name, earlier in replaced:
+            if earlier is _MISSING:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = earlier
+
+
+def _replace(
+    module: nn.Module, name: str, needs_space: Callable[[nn.Module, Sequence[Any]], bool], tracer: Tracer
+) -> tuple[nn.Module, str, Any]:
+    original = getattr(module, name)
+
+    def aside(*args: Any, **kwargs: Any) -> Any:
+        if not tracer.recording or not needs_space(module, (*args, *kwargs.values())):
+            return original(*args, **kwargs)
+        tracer.pause()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            tracer.resume()
+
+    earlier = module.__dict__.get(name, _MISSING)
+    # Past the module's own `__setattr__`, which a compiled one hands on to the module inside.
+    module.__dict__[name] = aside
+    return module, name, earlier
+
+
+def _may_be_fast(module: nn.Module) -> bool:
+    # The forward pass itself may call `eval`, as users do with a frozen encoder that Lightning has put into train mode.
+    return not module.training or not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _always(module: nn.Module, arguments: Sequence[Any]) -> bool:
+    del module, arguments
+    return True
+
+
+def _unless_training(module: nn.Module, arguments: Sequence[Any]) -> bool:
+    """Whether the module sees no gradients, and so takes its fast path."""
+    return not torch.is_grad_enabled() or not (
+        any(parameter.requires_grad for parameter in module.parameters())
+        or any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
+    )
