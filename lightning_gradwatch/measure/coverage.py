@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.aside import is_compiled
-from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.layers import Layers
 
 OPAQUE: Mapping[str, str] = {
     "lstm": "the gates inside torch's fused LSTM aren't seen; its parameters are",
