@@ -278,8 +278,6 @@ class GradWatch(_Callback):
         self._end()
         self._faults = Faults()
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
-        folder = trainer.log_dir or trainer.default_root_dir  # asks all ranks, so on all ranks
-        writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
         self._fit = Fit(
             probe=Probe(
@@ -292,16 +290,27 @@ class GradWatch(_Callback):
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
-            sinks=Sinks(trainer.loggers, folder, max_curves=self._max_curves) if writes else None,
+            sinks=self._make_sinks(trainer),
             describe=lambda info: describe(
                 info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
             ),
-            speaks=trainer.is_global_zero,
+            speaks=self._speaks(trainer),
             fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
         )
         if self._restored is not None:
             self._fit.load_state_dict(self._restored)
             self._restored = None
+
+    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
+        """Open what this fit's records are written to; None where nothing is."""
+        folder = trainer.log_dir or trainer.default_root_dir  # asks all ranks, so on all ranks
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return None
+        return Sinks(trainer.loggers, folder, max_curves=self._max_curves)
+
+    def _speaks(self, trainer: Trainer) -> bool:
+        """Whether this process warns and announces."""
+        return bool(trainer.is_global_zero)
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place; fine when there is nothing."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
+from lightning_gradwatch.measure.batched import Batch, Kept, batch_elements
 from lightning_gradwatch.measure.collect import SiteSums
-from lightning_gradwatch.measure.composites import Composite, SiteCall, reference
+from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import count
 from lightning_gradwatch.measure.coverage import OPAQUE
 from lightning_gradwatch.measure.functions import COMPOSITES, Call, Inner, Zones, composite
 from lightning_gradwatch.measure.location import in_reentrant_checkpoint, locate
 from lightning_gradwatch.measure.signal import Origin, SignalHooks
 from lightning_gradwatch.measure.sites import Roles
-from lightning_gradwatch.measure.tags import Tag, Tags
+from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,27 +26,24 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.sites import Site, Sites
 
 
-class Seen(NamedTuple):
-    """What is remembered of an activation call while it runs."""
-
-    site: Site
-    sums: SiteSums
-    tag: Tag
-    """The output's, but for the output."""
-    origin: Origin
-    argument: Tensor | None
-
-
 class Activations:
     """Measures the activation calls of one step, pass by pass (a pass is the forward of one micro-batch)."""
 
     def __init__(
-        self, *, sites: Sites, collected: Collected, hooks: SignalHooks, tags: Tags, names: Mapping[int, str]
+        self,
+        *,
+        sites: Sites,
+        collected: Collected,
+        hooks: SignalHooks,
+        batch: Batch,
+        tags: Tags,
+        names: Mapping[int, str],
     ) -> None:
         self.hooks = hooks
         self.roles = Roles()
         self.opaque: dict[str, str] = {}
         """Why a module's inner activation functions can't be seen, by the module's name."""
+        self._batch = batch
         self._sites = sites
         self._collected = collected
         self._tags = tags
@@ -53,43 +51,53 @@ class Activations:
 
     def end_pass(self) -> None:
         """Close a pass: new sites get their roles and names, and nothing of the user's graph is kept."""
+        self._batch.end_pass()
         self._sites.settle(self.roles)
         self.roles = Roles()
         self._tags.clear()
         self._collected.end_pass()
 
-    def before(self, call: Call) -> Seen | None:
+    def before(self, call: Call) -> SiteCall | None:
         """Count the units of a call's argument before it runs, which may be in place; None for one left out."""
         if not call.z.requires_grad and not in_reentrant_checkpoint():
             return None  # nothing before it is being trained
         location = locate(self._names, above=3)
         tag = self._tags.get(call.z)
-        axis = self._tags.unit_axis(call.z)
-        layer = tag.layer if tag is not None else None
-        site = self._site(location, call, layer, axis)
+        axis = unit_axis(call.z, tag)
+        site = self._site(location, call, None if tag is None else tag.layer, axis)
         sums = SiteSums() if site.part else self._collected.of(site)
-        if not site.part:
+        seen = SiteCall(site, sums, axis, tag)
+        small = not call.in_place and site.composite is None and self._batch.takes(call.z)
+        if small:
+            seen.kept, seen.zones = Kept(call.z), call.zones
+        if not site.part and not (small and site.batched):
             self._count(site, sums, call, axis)
-        output = Tag(call.z, axis, layer)
-        inner = tag.call if tag is not None else None
-        output.call = SiteCall(site, sums, inner=inner)
+        inner = seen.inner
         within = tag is not None and inner is not None and inner.site.function == "softplus"
-        output.of = tag.of if tag is not None and within else self._tags.root(call.z)
-        argument = call.z.detach() if site.role is None and not call.in_place else None
-        return Seen(site, sums, output, Origin(call.z), argument)
+        seen.of = tag.of if tag is not None and within else self._tags.root(call.z)
+        seen.origin = Origin(call.z)
+        if site.role is None and not call.in_place:
+            seen.argument = call.z.detach()
+        return seen
 
-    def after(self, seen: Seen, output: Tensor) -> None:
+    def after(self, seen: SiteCall, output: Tensor) -> None:
         """Measure a call's output and ask for its signal."""
-        tag, call = seen.tag, seen.tag.call
-        tag.ref = reference(output)
-        if call is not None:
-            call.argument = seen.argument
-            if seen.site.composite is None and not seen.site.part:
-                seen.sums.output(output)
-                call.handles = self.hooks.watch(seen.sums, output, seen.origin)
-                if seen.site.role is None:
-                    self.roles.called(seen.site, output.grad_fn)
+        site = seen.site
+        origin, seen.origin = seen.origin, None
+        tag = Tag(output, seen.axis, seen.layer)
+        tag.call, tag.of = seen, seen.of
         self._tags.put(output, tag)
+        if site.composite is None and not site.part and origin is not None:
+            kept, seen.kept = seen.kept, None
+            if kept is not None and seen.zones is not None and site.batched:
+                self._batch.add_call(seen, kept, seen.zones, output)
+            else:
+                seen.sums.output(output)
+                if kept is not None and site.role is None:
+                    self._batch.try_out(site, kept, output)
+            seen.handles = self.hooks.watch(seen.sums, output, origin)
+            if site.role is None:
+                self.roles.called(site, output.grad_fn)
 
     def parameterised(self, output: Tensor) -> None:
         """Note the output of an operation that takes a layer's parameter."""
@@ -153,7 +161,7 @@ class Activations:
             call = call._replace(zones=site_zones(site))
         counts = count(call, call.z, axis)
         if counts is not None:
-            sums.count(counts, call.z.shape[0] if call.z.dim() > 1 and axis > 0 else 1)
+            sums.count(counts, batch_elements(call.z, axis))
 
 
 def _units(call: Call, axis: int) -> int:

@@ -35,6 +35,8 @@ class SiteSums:
     output_entries: int = 0
     output_norms: list[Tensor] = field(default_factory=list)
     signal_norms: list[Tensor] = field(default_factory=list)
+    lost: bool = False
+    """Whether something of a forward pass can't be counted any more."""
     signal_complete: bool = True
     """False where a call's δ can't be had, so that a sum over the others would be wrong."""
 
@@ -72,7 +74,7 @@ class SiteSlots:
 
     def chunk(self, values: list[FloatVector]) -> Chunk | None:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
-        if not self.sums.counted or self.site.units == 0:
+        if not self.sums.counted or self.sums.lost or self.site.units == 0:
             return None
         zeros = np.zeros(self.site.units, dtype=np.int64)
         return Chunk(
@@ -84,7 +86,7 @@ class SiteSlots:
 
     def inactive_share(self, values: list[FloatVector]) -> float:
         """Return the share of the step's observations that are inactive or saturated."""
-        if not self.sums.counted or self.site.units == 0 or not self.sums.observations:
+        if not self.sums.counted or self.sums.lost or self.site.units == 0 or not self.sums.observations:
             return float("nan")
         slot = next((slot for slot in (self.either, self.inactive, self.saturated) if slot is not None), None)
         if slot is None:
@@ -99,7 +101,7 @@ class SiteSlots:
 
     def forward_rms(self, values: list[FloatVector]) -> float:
         """Return the rms of the site's output over the step."""
-        if not self.sums.output_entries:
+        if not self.sums.output_entries or self.sums.lost:
             return float("nan")
         return _combined(values, self.output) / math.sqrt(self.sums.output_entries)
 

@@ -7,7 +7,6 @@ as nothing else came in, and which activation call it carries.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -16,34 +15,40 @@ from lightning_gradwatch.measure.sites import GATES
 from lightning_gradwatch.measure.tags import Op, Tag, Tags
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Sequence
 
     from torch.utils.hooks import RemovableHandle
 
+    from lightning_gradwatch.measure.batched import Kept
     from lightning_gradwatch.measure.collect import SiteSums
+    from lightning_gradwatch.measure.functions import Zones
+    from lightning_gradwatch.measure.signal import Origin
     from lightning_gradwatch.measure.sites import Roles, Site
 
 
 class SiteCall:
     """One call of a site, for as long as the forward pass may show what it is part of."""
 
-    __slots__ = ("argument", "handles", "inner", "site", "sums")
+    __slots__ = ("argument", "axis", "handles", "inner", "kept", "layer", "of", "origin", "site", "sums", "zones")
 
-    def __init__(
-        self,
-        site: Site,
-        sums: SiteSums,
-        argument: Tensor | None = None,
-        handles: Sequence[RemovableHandle] = (),
-        inner: SiteCall | None = None,
-    ) -> None:
+    def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None) -> None:
         self.site = site
         self.sums = sums
-        self.argument = argument
-        """The argument of the function, kept while the site is new: it may be a hand-written one's inner step."""
-        self.handles = handles
-        self.inner = inner
+        self.axis = axis
+        self.layer = None if tag is None else tag.layer
+        self.inner = None if tag is None else tag.call
         """The call whose output is the argument, as softplus is of the tanh in Mish."""
+        self.of: weakref.ref[Tensor] | None = None
+        """The tensor of which the argument is an arithmetic function."""
+        self.origin: Origin | None = None
+        """Where the argument's gradient goes; until the function has run."""
+        self.kept: Kept | None = None
+        """The argument, where it is judged when the pass ends."""
+        self.zones: Zones | None = None
+        self.argument: Tensor | None = None
+        """The argument of the function, kept while the site is new: it may be a hand-written one's inner step."""
+        self.handles: Sequence[RemovableHandle] = ()
 
 
 class Composite(NamedTuple):
@@ -82,11 +87,6 @@ def combine(op: Op, arguments: Sequence[Tensor], tag: Tag, tags: Tags, roles: Ro
             if factor is not None and factor.call is not None and factor.call.site.function in GATES:
                 roles.gates(factor.call.site)
     return None
-
-
-def reference(tensor: Tensor) -> weakref.ref[Tensor]:
-    """Return the plain weak reference to a tensor; there is one, so references compare by identity."""
-    return weakref.ref(tensor)
 
 
 def _function(factor: Tag) -> str | None:

@@ -8,6 +8,7 @@ at most 255 bytes that stay bytes; in blocks that fit the cache. Small tensors t
 from __future__ import annotations
 
 import math
+import operator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,11 +16,18 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.functions import Call, Region
+    from lightning_gradwatch.measure.functions import Call, Region, Zones
 
 _COMPARE: Mapping[str, Callable[..., Tensor]] = {"<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
+_OPERATOR: Mapping[str, Callable[..., Tensor]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+"""The same, quicker to call: torch's functions first try whether the bound is a tensor."""
 _BLOCK = 1 << 20
 """Entries a block: enough to be worth a call to each operation, few enough to be made of memory that is there."""
 _LARGE = 1 << 17
@@ -51,43 +59,85 @@ def count(call: Call, z: Tensor, unit_axis: int) -> Counts | None:
     NaN counts as neither. A bound is compared as float64 compares it, whatever the dtype of z.
     A tensor without axes is one unit, observed once.
     """
-    zones = call.zones
+    if not call.zones.fractions:
+        return None
+    z = _judged(call.zones, z.detach(), 0)
+    units = z.shape[unit_axis]
+    return _counts(
+        call.zones, units, z.numel() // units if units else 0, lambda region: _count_region(z, unit_axis, region)
+    )
+
+
+def count_many(zones: Zones, stacked: Tensor, unit_axis: int) -> list[Counts] | None:
+    """Count the observations of several calls of one function at once: `stacked[i]` is what `count` takes as z.
+
+    `unit_axis` is that of one call. The counts equal those of `count`, call by call.
+    """
     if not zones.fractions:
         return None
-    z = z.detach()
+    z = _judged(zones, stacked.detach(), 1)
+    calls, units = len(z), z.shape[unit_axis + 1]
+    others = [axis for axis in range(1, z.dim()) if axis != unit_axis + 1]
+
+    def count_region(region: Region) -> Tensor:
+        inside = _inside(z, region)
+        return inside.sum(others, dtype=torch.int32) if others else inside.to(torch.int32)
+
+    counts = _counts(zones, units, z[0].numel() // units if units else 0, count_region)
+    split: dict[int, Sequence[Tensor | None]] = {
+        id(counted): (None,) * calls if counted is None else counted.unbind()
+        for counted in (counts.inactive, counts.saturated, counts.either)
+    }
+    return [
+        Counts(units, counts.observations, inactive, saturated, either)
+        for inactive, saturated, either in zip(
+            split[id(counts.inactive)], split[id(counts.saturated)], split[id(counts.either)], strict=True
+        )
+    ]
+
+
+def _judged(zones: Zones, z: Tensor, first: int) -> Tensor:
+    """Return what of z is judged; `first` is where the axes of one call begin."""
     if zones.gate_dim is not None:
-        half = z.shape[zones.gate_dim] // 2
-        z = z.narrow(zones.gate_dim, half, half)
-    if not z.dim():
-        z = z.reshape(1)
-    units = z.shape[unit_axis]
-    observations = z.numel() // units if units else 0
+        axis = zones.gate_dim + first if zones.gate_dim >= 0 else zones.gate_dim
+        half = z.shape[axis] // 2
+        z = z.narrow(axis, half, half)
+    return z.unsqueeze(-1) if z.dim() == first else z
+
+
+def _counts(zones: Zones, units: int, observations: int, count_region: Callable[[Region], Tensor]) -> Counts:
     inactive, saturated = zones.inactive, zones.saturated or ()
     counted: dict[Region, Tensor] = {}  # a region of both (Hardtanh, ReLU6) is counted once
-    in_inactive = _count(z, unit_axis, inactive, counted) if inactive else None
+    in_inactive = _count(inactive, counted, count_region) if inactive else None
     if saturated == inactive:
         in_saturated = in_inactive
     else:
-        in_saturated = _count(z, unit_axis, saturated, counted) if saturated else None
+        in_saturated = _count(saturated, counted, count_region) if saturated else None
     # No third pass: where a function has both, its saturated regions are inactive too.
     either = in_saturated if in_inactive is None else in_inactive
     return Counts(units, observations, in_inactive, in_saturated, either)
 
 
-def _count(z: Tensor, unit_axis: int, regions: tuple[Region, ...], counted: dict[Region, Tensor]) -> Tensor:
+def _count(
+    regions: tuple[Region, ...], counted: dict[Region, Tensor], count_region: Callable[[Region], Tensor]
+) -> Tensor:
     total: Tensor | None = None
     for region in regions:
         if region not in counted:
-            counted[region] = _count_region(z, unit_axis, region)
+            counted[region] = count_region(region)
         total = counted[region] if total is None else total + counted[region]
     assert total is not None
     return total
 
 
+def _inside(z: Tensor, region: Region) -> Tensor:
+    return _OPERATOR[region.comparison](z.abs() if region.absolute else z, _in_dtype(region, z.dtype))
+
+
 def _count_region(z: Tensor, unit_axis: int, region: Region) -> Tensor:
     if z.numel() >= _LARGE and z.device.type == "cpu":
         return _count_blocks(z, unit_axis, region)
-    inside = _COMPARE[region.comparison](z.abs() if region.absolute else z, _in_dtype(region, z.dtype))
+    inside = _inside(z, region)
     axes = z.dim()
     if axes == 1:  # a sum over no axes would be one over all
         return inside.to(torch.int32)

@@ -237,6 +237,9 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     z = args[0] if args else kwargs.get("input") if kwargs else None
     if not isinstance(z, Tensor) or z.dtype not in _DTYPES or z.layout is not torch.strided:
         return None
+    if spelling.plain is not None and len(args) == 1 and (not kwargs or kwargs.keys() <= _IN_PLACE_ONLY):
+        # The usual call, all parameters at their defaults: no dictionaries to build.
+        return Call(spelling.plain, z, spelling.in_place or bool(kwargs and kwargs["inplace"]))
     given: dict[str, Any] = dict(zip(spelling.parameters, args[1:], strict=False))
     if kwargs:
         given.update(kwargs)
@@ -254,8 +257,11 @@ class _Spelling(NamedTuple):
     wanted: tuple[str, ...]
     """Names of those that the zones depend on."""
     in_place: bool
+    plain: Zones | None
+    """The zones of a call without parameters; None where there must be some, or z decides too (GLU)."""
 
 
+_IN_PLACE_ONLY = frozenset(("inplace",))
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
@@ -281,17 +287,26 @@ def _zones(activation: Activation, key: tuple[tuple[str, Any], ...]) -> Zones:
     return Zones(activation.name, fractions=False)
 
 
+def _zones_by_default(row: Activation) -> Zones | None:
+    try:
+        zones = row.judge()
+    except TypeError:  # Threshold has no default
+        return None
+    return zones if zones.gate_dim is None else None
+
+
 def _find_spellings() -> dict[object, _Spelling]:
     spellings: dict[object, _Spelling] = {}
     spaces = (functional, torch, torch.Tensor, torch.special, torch._C._nn)  # noqa: SLF001 - F.silu and others end there
     for row in ACTIVATIONS:
         wanted = _parameters(row.judge)
+        plain = _zones_by_default(row)
         for name, space, suffix in itertools.product((row.name, *row.aliases), spaces, ("", "_")):
             found = getattr(space, name + suffix, None)
             if found is not None:
                 # Builtins have no signature; theirs is the row's own.
                 positional = _parameters(found)[1:] if isinstance(found, types.FunctionType) else wanted
-                spellings[found] = _Spelling(row, positional, wanted, bool(suffix))
+                spellings[found] = _Spelling(row, positional, wanted, bool(suffix), plain)
     return spellings
 
 

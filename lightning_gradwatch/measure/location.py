@@ -69,9 +69,7 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
     leaf = False
     place: Place | None = None
     inner: Place | None = None
-    depth = 0
-    current: object = frame
-    while current is not None and depth < _DEEPEST:
+    for _ in range(_DEEPEST):
         code = frame.f_code
         if code is _CALL_IMPL:
             if module is not None:
@@ -86,10 +84,10 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
             break
         if module is not None and (place is not None or not leaf):
             break
-        depth += 1
-        current = frame.f_back
-        if frame.f_back is not None:
-            frame = frame.f_back
+        outer = frame.f_back
+        if outer is None:
+            break
+        frame = outer
     return Location(module or "", leaf, place, inner)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
+    from lightning_gradwatch.measure.batched import Batch
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.faults import Faults
 
@@ -49,8 +50,10 @@ class Origin:
 class SignalHooks:
     """The hooks of one step on nodes of the user's graph."""
 
-    def __init__(self, faults: Faults, *, off: bool = False) -> None:
+    def __init__(self, faults: Faults, batch: Batch, *, off: bool = False) -> None:
+        self._batch = batch
         self._faults = faults
+        self._guard = faults.guard("signal")
         self._off = off
         self._handles: list[RemovableHandle] = []
         self.ignoring = False
@@ -78,6 +81,11 @@ class SignalHooks:
         node = output.grad_fn
         if node is None or self._off or not self._faults.on("signal"):
             return []
+        edges = node.next_functions
+        if len(edges) == 1 and origin.takes(*edges[0]):
+            handle = node.register_hook(self._single_hook(sums))
+            self._handles.append(handle)
+            return [handle]
         ends = _ends(node, origin)
         if not ends:
             sums.signal_complete = False
@@ -87,12 +95,34 @@ class SignalHooks:
         self._handles += handles
         return handles
 
+    def _single_hook(self, sums: SiteSums) -> Callable[[Grads, Grads], None]:
+        """Return the hook of a node whose one input is z, as nearly all activation functions have it."""
+        fired = False
+        guard, batch = self._guard, self._batch
+
+        def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
+            nonlocal fired
+            del grad_outputs
+            if self.ignoring or not self._faults.on("signal"):
+                return
+            with guard:
+                if fired:  # see `_Parts.take`
+                    sums.signal_complete = False
+                elif (delta := grad_inputs[0]) is not None:
+                    if batch.takes(delta):
+                        batch.add_signal(sums, delta)
+                    else:
+                        sums.signal_norms.append(l2_norm(delta))
+                fired = True
+
+        return hook
+
     def _hook(self, parts: _Parts, places: list[int]) -> Callable[[Grads, Grads], None]:
         def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
             del grad_outputs
             if self.ignoring or not self._faults.on("signal"):
                 return
-            with self._faults.guard("signal"):
+            with self._guard:
                 parts.take([grad_inputs[place] for place in places])
 
         return hook

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.activations import Activations
 from lightning_gradwatch.measure.aside import stepping_aside
+from lightning_gradwatch.measure.batched import Batch
 from lightning_gradwatch.measure.collect import Collected, SiteSlots
 from lightning_gradwatch.measure.gradients import OptimizerGradients
 from lightning_gradwatch.measure.pack import Pack, Pending, Slot
@@ -83,9 +84,10 @@ class StepMeter:
         self._spacious = spacious
         self._eager = eager
         self._tags = Tags()
-        self.hooks = SignalHooks(faults, off=activations_only)
+        self._batch = Batch()
+        self.hooks = SignalHooks(faults, self._batch, off=activations_only)
         self.activations = Activations(
-            sites=sites, collected=self.collected, hooks=self.hooks, tags=self._tags, names=names
+            sites=sites, collected=self.collected, hooks=self.hooks, batch=self._batch, tags=self._tags, names=names
         )
         self.takes_losses = True
         self.tracer = Tracer(
@@ -170,6 +172,8 @@ class StepMeter:
     def finish(self) -> Measured:
         """Take every hook away and start the transfer."""
         self.close()
+        with self.faults.guard("signal"):
+            self._batch.end_step()
         return Measured(self)
 
     def close(self) -> None:

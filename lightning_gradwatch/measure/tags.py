@@ -137,11 +137,15 @@ class Tags:
 
     def unit_axis(self, tensor: Tensor) -> int:
         """Return the unit axis of a tensor: its producer's, else 1 for four or more axes, else the last."""
-        tag = self.get(tensor)
-        rank = tensor.dim()
-        if tag is not None and tag.axis is not None and tag.axis < rank:
-            return tag.axis
-        return 1 if rank >= 4 else max(rank - 1, 0)
+        return unit_axis(tensor, self.get(tensor))
+
+
+def unit_axis(tensor: Tensor, tag: Tag | None) -> int:
+    """Return the unit axis of a tensor whose tag is known."""
+    rank = tensor.dim()
+    if tag is not None and tag.axis is not None and tag.axis < rank:
+        return tag.axis
+    return 1 if rank >= 4 else max(rank - 1, 0)
 
 
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:

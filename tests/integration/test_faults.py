@@ -40,7 +40,7 @@ FAULTS = {
     "identifying": ("lightning_gradwatch.measure.tracer.identify", bug, "activations"),
     "after an activation": ("lightning_gradwatch.measure.activations.Activations.after", bug, "activations"),
     "end of a pass": ("lightning_gradwatch.measure.sites.Sites.settle", bug, "activations"),
-    "signal": ("lightning_gradwatch.measure.signal.l2_norm", bug, "signal"),
+    "signal": ("lightning_gradwatch.measure.batched.Batch.add_signal", bug, "signal"),
     "gradients": ("lightning_gradwatch.measure.gradients.l2_norms", bug, "gradients"),
     "snapshot": ("lightning_gradwatch.measure.updates.l2_norms", bug, "updates"),
     "comparing weights": ("lightning_gradwatch.measure.updates.WeightSnapshot.measure", bug, "updates"),

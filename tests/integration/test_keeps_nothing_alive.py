@@ -70,11 +70,11 @@ def test_no_tensor_attribute_reaches_a_saved_batch(tmp_path):
 
 def test_a_graph_that_the_user_keeps_has_no_hook_of_ours(tmp_path, monkeypatch):
     """A second backward pass through it, after its batch, runs nothing of ours."""
-    from lightning_gradwatch.measure import signal  # noqa: PLC0415 - only this test goes below the callback
+    from lightning_gradwatch.measure.batched import Batch  # noqa: PLC0415 - only this test goes below the callback
 
     calls = []
-    take = signal._Parts.take
-    monkeypatch.setattr(signal._Parts, "take", lambda self, gradients: calls.append(1) or take(self, gradients))
+    add = Batch.add_signal
+    monkeypatch.setattr(Batch, "add_signal", lambda self, sums, delta: calls.append(1) or add(self, sums, delta))
     kept = []
 
     class Keeps(Classifier):

@@ -1,0 +1,261 @@
+"""Judges stored runs: which files an argument means, which rules judge them, what comes out. No torch, no rendering."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_gradwatch.compare import compare_runs
+from lightning_gradwatch.record import LAYER_METRICS, LayerState
+from lightning_gradwatch.rules import RULE_BY_CODE, RULES, replay, rules_from_settings
+from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison, IgnoredLayers, RunVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lightning_gradwatch.findings import Finding, Severity
+    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.rules import Rule
+    from lightning_gradwatch.run import Run
+    from lightning_gradwatch.settings import LayerIgnore, Settings, Threshold
+
+_WILD = re.compile(r"[*?\[]")
+
+
+def find_runs(argument: str) -> list[str]:
+    """Return the runs that an argument of the command line means, in natural order.
+
+    A glob means the run folders among what it matches, and event files that lie in none of them. What is no glob, or
+    matches nothing, is returned as it is: reading it says what is wrong.
+    """
+    if not _WILD.search(argument) or Path(argument).exists():
+        return [argument]
+    matches = [Path(match) for match in glob.glob(argument, recursive=True)]  # noqa: PTH207 - Path's takes no absolute patterns
+    folders = {path for path in matches if path.is_dir() and any(map(_is_event_file, path.iterdir()))}
+    files = {path for path in matches if _is_event_file(path) and path.parent not in folders}
+    return [str(path) for path in sorted(folders | files, key=_natural)] or [argument]
+
+
+def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVerdict:
+    """Judge a run, and compare it with the baseline where the settings name one.
+
+    Args:
+        path: A run folder or an event file.
+        settings: What to judge by.
+        rules_needed: Whether a run that no rule can judge can't be judged. Not so where only the comparison matters.
+    """
+    from lightning_gradwatch.run import RunError, read_run  # noqa: PLC0415 - the other commands read no runs
+
+    try:
+        run = read_run(path)
+        judged = _judge_run(run, settings)
+    except (RunError, OSError, ValueError) as error:
+        return RunVerdict(path=path, unjudged={}, failure=str(error), exit_code=CANNOT_JUDGE, fail_on=settings.fail_on)
+    comparison = None
+    if settings.baseline is not None:
+        comparison = _compare(run, judged, settings)
+    verdict = RunVerdict(
+        path=path,
+        findings=judged.findings,
+        unjudged=judged.unjudged,
+        judged=len(judged.rules),
+        measured=_measured(run),
+        problems=(*(str(problem) for problem in run.problems), *judged.notes),
+        failure=judged.failure if rules_needed else "",
+        fail_on=settings.fail_on,
+        rules={label(rule.code): rule.settings() for rule in judged.rules},
+        counts=_counts(run),
+        ignored=judged.ignored,
+        comparison=comparison,
+    )
+    if comparison is not None and comparison.failure and not verdict.failure:
+        verdict = replace(verdict, failure=comparison.failure)
+    return replace(verdict, exit_code=_exit_code(verdict, settings.fail_on))
+
+
+def label(code: str) -> str:
+    """Return a rule's code and name."""
+    return f"{code} {RULE_BY_CODE[code].name}"
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the rules say about a run."""
+
+    findings: tuple[Finding, ...]
+    rules: tuple[Rule, ...]
+    """Those that could judge."""
+    unjudged: Mapping[str, str]
+    ignored: tuple[IgnoredLayers, ...]
+    notes: tuple[str, ...]
+    failure: str
+
+
+def _judge_run(run: Run, settings: Settings) -> _Judged:
+    rules, unknown, notes = _rules_for(run, settings)
+    ignored = tuple(_match(run, ignore) for ignore in settings.ignore_layers)
+    notes += [
+        f"{each.rule}:{each.pattern} ({each.reason}) matches no layer and no site of this run"
+        for each in ignored
+        if not each.names
+    ]
+    findings: list[Finding] = []
+    unjudged: dict[str, str] = {}
+    for group, names in _by_ignored(rules, ignored):
+        records: Iterable[StepRecord] = run.records
+        if names:
+            records = (_without(record, run.infos[record.layout], names) for record in run.records)
+        evaluator = replay(records, run.infos, group)
+        findings += _strip(evaluator.findings, names)
+        unjudged |= evaluator.unjudged
+    findings.sort(key=lambda finding: finding.code)
+    required = _required(rules, unjudged, settings)
+    judged = tuple(rule for rule in rules if rule.code not in unjudged)
+    reasons = {label(code): unjudged[code] for code in sorted(unjudged)}
+    reasons |= dict.fromkeys(unknown, "this release doesn't know it")
+    failure = required or ("" if judged else _why_nothing(run, rules))
+    return _Judged(tuple(findings), judged, reasons, ignored, tuple(notes), failure)
+
+
+def _rules_for(run: Run, settings: Settings) -> tuple[tuple[Rule, ...], list[str], list[str]]:
+    """Return the rules to judge a run by, the codes of those that only a newer release knows, and notes."""
+    stored = {rule.code: rule for rule in rules_from_settings(run.info.rules)}
+    unknown = [code for code in run.info.rules if code not in RULE_BY_CODE]
+    if settings.select is None:
+        chosen = stored
+    else:
+        # A rule that the run itself left out can still be asked for, with its defaults.
+        chosen = {cls.code: stored.get(cls.code) or cls() for cls in RULES if cls.code.startswith(settings.select)}
+        unknown = [code for code in unknown if code.startswith(settings.select)]
+    chosen = {code: rule for code, rule in chosen.items() if not code.startswith(settings.ignore)}
+    unknown = [code for code in unknown if not code.startswith(settings.ignore)]
+    notes = []
+    for code, fields in settings.thresholds.items():
+        if code in chosen:
+            chosen[code] = _with_thresholds(chosen[code], fields)
+        elif settings.select is None and not code.startswith(settings.ignore):
+            notes.append(f"a threshold of {code} is set, and the run was watched without that rule: --select {code}")
+    return tuple(chosen.values()), unknown, notes
+
+
+def _with_thresholds(rule: Rule, fields: Mapping[str, Threshold]) -> Rule:
+    try:
+        return replace(rule, **{name: threshold.value for name, threshold in fields.items()})
+    except ValueError as error:
+        where = ", ".join(threshold.where for threshold in fields.values())
+        raise ValueError(f"{error} (from {where})") from error
+
+
+def _required(rules: Sequence[Rule], unjudged: Mapping[str, str], settings: Settings) -> str:
+    """Say which required rules couldn't judge; empty where all could."""
+    if not settings.require:
+        return ""
+    in_force = {rule.code for rule in rules}
+    lacking = []
+    for code in RULE_BY_CODE:
+        if not code.startswith(settings.require):
+            continue
+        if code not in in_force:
+            lacking.append(f"required {label(code)} is not among the rules that judge this run")
+        elif code in unjudged:
+            lacking.append(f"required {label(code)} could not judge: {unjudged[code]}")
+    return "; ".join(lacking)
+
+
+def _why_nothing(run: Run, rules: Sequence[Rule]) -> str:
+    if not run.records:
+        return "the run has no measured step"
+    if rules:
+        return "none of the selected rules could be judged"
+    return "no rule is left to judge by; see --select, --ignore and the rules stored in the run"
+
+
+def _exit_code(verdict: RunVerdict, fail_on: Severity) -> int:
+    if verdict.failure:
+        return CANNOT_JUDGE
+    worse = verdict.comparison is not None and bool(verdict.comparison.changes) and fail_on.label == "warning"
+    return FOUND if worse or any(map(verdict.fails, verdict.findings)) else HEALTHY
+
+
+def _compare(run: Run, judged: _Judged, settings: Settings) -> Comparison:
+    """Judge the baseline by the same settings and put the run beside it."""
+    from lightning_gradwatch.run import RunError, read_run  # noqa: PLC0415 - the other commands read no runs
+
+    path = str(settings.baseline)
+    try:
+        base = read_run(path)
+        found = _judge_run(base, settings).findings
+    except (RunError, OSError, ValueError) as error:
+        return Comparison(baseline=path, failure=f"the baseline can't be read: {error}")
+    ignored = frozenset(name for each in judged.ignored if each.rule in {"G", "GW"} for name in each.names)
+    return compare_runs(base, run, path, (found, judged.findings), ignored)
+
+
+def _match(run: Run, ignore: LayerIgnore) -> IgnoredLayers:
+    names = dict.fromkeys((*run.names(LAYER_METRICS[0]), *run.names("dead_fraction")))
+    matched = tuple(name for name in names if fnmatchcase(name, ignore.pattern))
+    return IgnoredLayers(rule=ignore.rule, pattern=ignore.pattern, reason=ignore.reason, names=matched)
+
+
+def _by_ignored(
+    rules: Sequence[Rule], ignored: Sequence[IgnoredLayers]
+) -> list[tuple[tuple[Rule, ...], frozenset[str]]]:
+    """Group the rules by what they leave out: each group reads the records once."""
+    groups: dict[frozenset[str], list[Rule]] = {}
+    for rule in rules:
+        names = frozenset(name for each in ignored if rule.code.startswith(each.rule) for name in each.names)
+        groups.setdefault(names, []).append(rule)
+    return [(tuple(group), names) for names, group in groups.items()]
+
+
+def _without(record: StepRecord, info: RunInfo, names: frozenset[str]) -> StepRecord:
+    """Return the record as if the named layers and sites hadn't been measured."""
+    layers = np.array([layer.name in names for layer in info.layers], dtype=bool)
+    sites = np.array([site.name in names for site in info.sites], dtype=bool)
+    return replace(
+        record,
+        metrics={
+            name: np.where(layers if name in LAYER_METRICS else sites, np.nan, vector)
+            for name, vector in record.metrics.items()
+        },
+        layer_state=np.where(layers, np.uint8(LayerState.UNMEASURED), record.layer_state),
+        window_fill=np.where(sites, np.nan, record.window_fill),
+    )
+
+
+def _strip(findings: Iterable[Finding], names: frozenset[str]) -> list[Finding]:
+    """Leave ignored layers out of findings: a rule that reads sites may still name the layers between them."""
+    kept = []
+    for finding in findings:
+        layers = tuple(name for name in finding.layers if name not in names)
+        if layers or not finding.layers:
+            kept.append(replace(finding, layers=layers))
+    return kept
+
+
+def _counts(run: Run) -> dict[str, int]:
+    steps = [int(record.step) for record in run.records]
+    span = {"first_step": min(steps), "last_step": max(steps)} if steps else {}
+    return {"steps": len(steps), **span, "layers": len(run.info.layers), "sites": len(run.info.sites)}
+
+
+def _measured(run: Run) -> str:
+    counts = _counts(run)
+    span = f" ({counts['first_step']} to {counts['last_step']})" if counts["steps"] else ""
+    layers, sites = counted(counts["layers"], "layer"), counted(counts["sites"], "activation site")
+    return f"{counted(counts['steps'], 'measured step')}{span}, {layers}, {sites}"
+
+
+def _is_event_file(path: Path) -> bool:
+    return "tfevents" in path.name and path.is_file()
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part[:18]), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", str(path))]

@@ -1,0 +1,134 @@
+"""Where a check's settings come from: command line, environment, file; in this order each beats the next.
+
+A list of codes from a stronger place replaces a weaker one's, thresholds are merged field by field, and layers to ignore
+add up. Whatever isn't understood is an error that names the place it came from: a typo must not weaken a check.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.settings import (
+    KEYS,
+    SCALARS,
+    ConfigError,
+    LayerIgnore,
+    Settings,
+    Threshold,
+    nearest,
+    read_ignores,
+    read_thresholds,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "GRADWATCH_"
+
+
+def load_settings(
+    given: Mapping[str, Any], *, environment: Mapping[str, str], folder: Path, file: str | None = None
+) -> Settings:
+    """Merge the settings of all places.
+
+    Args:
+        given: Values from the command line by key, such as ``fail-on``; None for an option that wasn't given.
+        environment: Such as `os.environ`.
+        folder: Where the search for a file starts; it goes on upwards.
+        file: A file to use instead of searching; an empty text for none.
+
+    Raises:
+        ConfigError: a setting that can't be used.
+    """
+    if file is None:
+        file = environment.get(f"{PREFIX}CONFIG")
+    places = [
+        _from_command_line(given),
+        _from_environment(environment),
+        _from_file(_find_file(folder) if file is None else Path(file) if file else None),
+    ]
+    chosen: dict[str, Any] = {}
+    thresholds: dict[str, dict[str, Threshold]] = {}
+    ignores: list[LayerIgnore] = []
+    for values in places:
+        for key, (value, where) in values.items():
+            if key == "rules":
+                for code, fields in read_thresholds(value, where).items():
+                    thresholds[code] = fields | thresholds.get(code, {})
+            elif key == "ignore-layers":
+                ignores += read_ignores(value, where)
+            else:
+                read = SCALARS[key](value, where)
+                chosen.setdefault(key.replace("-", "_"), read)
+    return Settings(**chosen, thresholds=thresholds, ignore_layers=tuple(dict.fromkeys(ignores)))
+
+
+def _from_command_line(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    options = {"rules": "--set"}
+    return {key: (value, options.get(key, f"--{key}")) for key, value in given.items() if value is not None}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    names = {PREFIX + key.upper().replace("-", "_"): key for key in KEYS if key != "rules"}
+    names |= {f"{PREFIX}SET": "rules"}
+    values: dict[str, tuple[Any, str]] = {}
+    for name in sorted(environment):
+        if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG" or name.startswith(f"{PREFIX}PYTEST_"):
+            continue
+        if name not in names:
+            raise ConfigError(f"unknown environment variable {name}; {nearest(name, [*names, f'{PREFIX}CONFIG'])}")
+        text = environment[name]
+        if text.strip():  # an empty variable is how a pipeline says "not set"
+            several = names[name] in {"rules", "ignore-layers"}
+            values[names[name]] = (text.split() if several else text.strip(), name)
+    return values
+
+
+def _find_file(folder: Path) -> Path | None:
+    for parent in (folder, *folder.parents):
+        own, project = parent / "gradwatch.toml", parent / "pyproject.toml"
+        if own.is_file():
+            return own
+        if project.is_file() and _table(project) is not None:
+            return project
+    return None
+
+
+def _from_file(path: Path | None) -> dict[str, tuple[Any, str]]:
+    if path is None:
+        return {}
+    table = _table(path)
+    if table is None:
+        raise ConfigError(f"{path} has no table [tool.gradwatch]")
+    place = f"{path} [tool.gradwatch]" if path.name == "pyproject.toml" else str(path)
+    if not isinstance(table, dict):
+        raise ConfigError(f"{place}: must be a table")
+    values = {}
+    for key, value in table.items():
+        if key not in KEYS:
+            raise ConfigError(f"{place}: unknown key {key!r}; {nearest(key, KEYS)}")
+        if key == "baseline" and isinstance(value, str):
+            value = str(path.parent / value)  # noqa: PLW2901 - a path in a file is relative to the file
+        values[key] = (value, f"{place}: {key}")
+    return values
+
+
+def _table(path: Path) -> Any:
+    """Return the file's own table; None for a pyproject.toml that has none."""
+    try:
+        data = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} isn't TOML: {error}") from error
+    if path.name != "pyproject.toml":
+        return data
+    tools = data.get("tool")
+    return tools.get("gradwatch") if isinstance(tools, dict) else None

@@ -1,0 +1,1 @@
+"""What stands behind the pytest plugin and `check_training`. Only `watch` imports torch and Lightning."""

@@ -1,0 +1,106 @@
+"""The GradWatch that a test or a check adds: it must leave no trace in the user's loggers, checkpoints, log or folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.callback import GradWatch
+from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.sinks import Sinks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from pytorch_lightning import LightningModule, Trainer
+
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.rules import Rule
+
+
+class Watch(GradWatch):
+    """Measures and judges, and keeps it to itself; stands aside where the Trainer has a GradWatch of the user's.
+
+    Args:
+        every_n_steps: Measure every so many steps; None: the Trainer's ``log_every_n_steps``.
+        rules: Rules that replace the default ones of the same code.
+        ignore: Codes of rules to leave out, or prefixes of them.
+        folder: Where an event file is written; None: nowhere.
+        deliver: Called once a fit and code with a new finding of severity warning or above and its warning's class.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = 1,
+        rules: Sequence[Rule] = (),
+        ignore: Sequence[str] = (),
+        folder: Path | None = None,
+        deliver: Callable[[Watch, Finding, type[Warning]], None] | None = None,
+    ) -> None:
+        super().__init__(every_n_steps=every_n_steps, rules=rules, ignore=ignore)
+        self._folder = folder
+        self._deliver = deliver
+        self._delivered: set[str] = set()
+
+    @property
+    def path(self) -> Path | None:
+        """Folder of the run that was written; None where nothing was."""
+        return self._written
+
+    _written: Path | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, unless the user's own GradWatch does."""
+        self._delivered.clear()
+        # Only now is it known: a module can bring callbacks of its own (`configure_callbacks`).
+        if any(isinstance(each, GradWatch) and each is not self for each in getattr(trainer, "callbacks", ())):
+            self._fit = None
+            return
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the batch in, and deliver what was found."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._deliver_new()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take in what is left, and deliver what was found."""
+        super().on_train_end(trainer, pl_module)
+        self._deliver_new()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a checkpoint that names a callback asks for it when it is loaded."""
+        return {}
+
+    def _deliver_new(self) -> None:
+        if self._deliver is None or self._fit is None:
+            return
+        for finding in self.findings:
+            if finding.severity >= Severity.WARNING and finding.code not in self._delivered:
+                self._delivered.add(finding.code)
+                self._deliver(self, finding, self._fit.evaluator.warning_for(finding))
+
+    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
+        if self._folder is None or not trainer.is_global_zero:
+            return None
+        sinks = _OwnFile(self, self._folder)
+        return sinks
+
+    def _speaks(self, trainer: Trainer) -> bool:
+        del trainer
+        return False
+
+
+def unjudged(callback: GradWatch) -> dict[str, str]:
+    """Return the rules that couldn't judge the callback's current or last fit, by code, with the reason."""
+    fit = callback._fit  # noqa: SLF001 - one package; users read the run instead
+    return {} if fit is None else dict(fit.evaluator.unjudged)
+
+
+def judged(callback: GradWatch) -> int:
+    """Return how many rules could judge the callback's current or last fit."""
+    fit = callback._fit  # noqa: SLF001 - as above
+    return 0 if fit is None else len(fit.evaluator.rules) - len(fit.evaluator.unjudged)
