@@ -157,12 +157,16 @@ def fit(name, rounds, kinds, folder):
     return clock.seconds
 
 
-def peak_bytes(step):
-    """Return how far a step's allocations rise above what was allocated before it, by torch's own profiler."""
+def peak_bytes(step, baseline):
+    """Return the most that is allocated during a step, by torch's own profiler.
+
+    The profiler sees changes only, so what was there before (weights, their old gradients, the optimizer's state) is
+    handed in.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = peak = 0
+    level = peak = baseline
     for event in sorted(events, key=lambda event: event.start_ns()):
         level += event.nbytes()
         peak = max(peak, level)
@@ -190,7 +194,11 @@ def memory(name):
 
     step()
     measured()
-    return peak_bytes(measured) / peak_bytes(step)
+    step()
+    held = [x, *net.parameters(), *(parameter.grad for parameter in net.parameters())]
+    held += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    baseline = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    return peak_bytes(measured, baseline) / peak_bytes(step, baseline)
 
 
 def ratios(seconds, kind):
@@ -204,8 +212,10 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="add Lightning's own grad_norm, read at each step")
     options = parser.parse_args()
     kinds = (*KINDS, "Lightning grad_norm") if options.peers else KINDS
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-          f"Python {platform.python_version()}, torch {torch.__version__}, pytorch-lightning {pl.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, pytorch-lightning {pl.__version__}"
+    )
     print(f"medians of {options.rounds} paired ratios to the plain step [quartiles]\n")
     header = ["net", "plain, ms", *kinds[1:], f"amortised over {EVERY_N_STEPS}", "idle, µs", "peak memory"]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))

@@ -20,7 +20,7 @@ from lightning_gradwatch.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.findings import Finding, Severity
+    from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules import Rule
     from lightning_gradwatch.run import Run
@@ -77,7 +77,7 @@ def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVer
     )
     if comparison is not None and comparison.failure and not verdict.failure:
         verdict = replace(verdict, failure=comparison.failure)
-    return replace(verdict, exit_code=_exit_code(verdict, settings.fail_on))
+    return replace(verdict, exit_code=_exit_code(verdict))
 
 
 def label(code: str) -> str:
@@ -177,11 +177,10 @@ def _why_nothing(run: Run, rules: Sequence[Rule]) -> str:
     return "no rule is left to judge by; see --select, --ignore and the rules stored in the run"
 
 
-def _exit_code(verdict: RunVerdict, fail_on: Severity) -> int:
+def _exit_code(verdict: RunVerdict) -> int:
     if verdict.failure:
         return CANNOT_JUDGE
-    worse = verdict.comparison is not None and bool(verdict.comparison.changes) and fail_on.label == "warning"
-    return FOUND if worse or any(map(verdict.fails, verdict.findings)) else HEALTHY
+    return FOUND if verdict.changes_fail or any(map(verdict.fails, verdict.findings)) else HEALTHY
 
 
 def _compare(run: Run, judged: _Judged, settings: Settings) -> Comparison:

@@ -19,7 +19,7 @@ from lightning_gradwatch.rules.wording import counted
 from lightning_gradwatch.verdict import Change, Comparison
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.record import FloatVector
@@ -39,10 +39,8 @@ class _Series(NamedTuple):
 
     metric: str
     names: Sequence[str]
-    base: FloatVector
-    """Shape [B, N]."""
-    run: FloatVector
-    """Shape [R, N]."""
+    pair: tuple[FloatVector, FloatVector]
+    """Baseline and run, shapes [B, N] and [R, N]."""
     worse: str
     """Which way is worse: ``lower``, ``higher``, ``both``, ``farther`` (from 1, either way)."""
     fraction: bool = False
@@ -125,22 +123,32 @@ def _all_series(base: Run, run: Run, common: Sequence[str], first: int, last: in
     hidden = {site.name for info in run.infos.values() for site in info.sites if site.role == "hidden"}
     sites = [name for name in common if name in hidden]
 
-    def read(metric: str, names: Sequence[str]) -> list[FloatVector]:
-        return [_values(each, metric, names, first, last) for each in pair]
+    def read(
+        metric: str, names: Sequence[str], relative: Callable[[FloatVector], FloatVector] = _as_it_is
+    ) -> tuple[FloatVector, FloatVector]:
+        values = tuple(relative(_values(each, metric, names, first, last)) for each in pair)
+        return values[0], values[1]
 
-    whole = [
-        [record for record in each.records if first <= record.step <= last and not record.skipped] for each in pair
-    ]
-    losses = [np.array([[record.loss] for record in records]) for records in whole]
+    def whole(name: str) -> tuple[FloatVector, FloatVector]:
+        values = tuple(
+            np.array([getattr(record, name) for record in each.records if first <= record.step <= last])[:, None]
+            for each in pair
+        )
+        return values[0], values[1]
+
+    losses = whole("loss")
     if all((values > 0).any() for values in losses):
-        yield _Series("loss", ("",), losses[0], losses[1], "higher")
-    norms = [np.array([[record.global_grad_norm] for record in records]) for records in whole]
-    yield _Series("global_grad_norm", ("",), norms[0], norms[1], "higher")
-    yield _Series("grad_norm", layers, *map(_of_step, read("grad_norm", layers)), worse="lower")
-    yield _Series("signal_norm", sites, *map(_of_last, read("signal_norm", sites)), worse="farther")
-    yield _Series("update_ratio", layers, *read("update_ratio", layers), worse="both")
+        yield _Series("loss", ("",), losses, "higher")
+    yield _Series("global_grad_norm", ("",), whole("global_grad_norm"), "higher")
+    yield _Series("grad_norm", layers, read("grad_norm", layers, _of_step), "lower")
+    yield _Series("signal_norm", sites, read("signal_norm", sites, _of_last), "farther")
+    yield _Series("update_ratio", layers, read("update_ratio", layers), "both")
     for metric in ("dead_fraction", "saturated_fraction"):
-        yield _Series(metric, sites, *read(metric, sites), worse="higher", fraction=True)
+        yield _Series(metric, sites, read(metric, sites), "higher", fraction=True)
+
+
+def _as_it_is(values: FloatVector) -> FloatVector:
+    return values
 
 
 def _values(run: Run, metric: str, names: Sequence[str], first: int, last: int) -> FloatVector:
@@ -173,7 +181,7 @@ def _of_last(values: FloatVector) -> FloatVector:
 
 def _changes(series: _Series) -> Iterator[Change]:
     for column, name in enumerate(series.names):
-        base, run = (values[:, column] for values in (series.base, series.run))
+        base, run = (values[:, column] for values in series.pair)
         base, run = base[np.isfinite(base)], run[np.isfinite(run)]
         if min(len(base), len(run)) < _LEAST_STEPS:
             continue

@@ -104,6 +104,11 @@ class RunVerdict:
         return finding.severity >= self.fail_on and not self.is_known(finding)
 
     @property
+    def changes_fail(self) -> bool:
+        """Whether something got worse, and that makes the check fail: as a warning does."""
+        return self.comparison is not None and bool(self.comparison.changes) and self.fail_on <= Severity.WARNING
+
+    @property
     def sorted_findings(self) -> tuple[Finding, ...]:
         """New ones first, and the worst first among them."""
         return tuple(sorted(self.findings, key=lambda each: (self.is_known(each), -each.severity)))

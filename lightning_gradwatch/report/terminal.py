@@ -1,41 +1,28 @@
-"""Tells findings and verdicts as plain text, without colour: it must read well in a log file and in a warning, too."""
+"""Tells findings and verdicts as text. Without colour it reads as well, in a log file and in a warning."""
 
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.rules.wording import counted, listed, number
+from lightning_gradwatch.report.table import paint, rule_table, runs_table
+from lightning_gradwatch.rules.wording import counted, listed, number, percent
+from lightning_gradwatch.verdict import Change, RunVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.verdict import Comparison
+
+__all__ = ["RunVerdict", "change_text", "outcome", "summary_text", "verdict_text", "warning_text"]
 
 _WIDTH = 80
 _LABEL = 11
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunVerdict:
-    """What a check says about one run."""
-
-    path: str
-    findings: tuple[Finding, ...] = ()
-    unjudged: Mapping[str, str]
-    """Rules that couldn't judge, by code and name, with the reason."""
-    judged: int = 0
-    """Number of rules that could judge."""
-    measured: str = ""
-    """Such as ``12 measured steps (0 to 99), 17 layers, 8 sites``."""
-    problems: tuple[str, ...] = ()
-    """What couldn't be read."""
-    failure: str = ""
-    """Why the run can't be judged at all; empty where it can."""
-    exit_code: int = 0
+_SHOWN = 20
+"""Changes against a baseline that are listed."""
 
 
 def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
@@ -58,22 +45,90 @@ def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
     return "\n".join(lines)
 
 
-def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH) -> str:
-    """Render what a check says about one run: its findings, what couldn't be judged, and the outcome in a line."""
+def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = False, brief: bool = False) -> str:
+    """Render what a check says about one run: its findings, what couldn't be judged, and the outcome in a line.
+
+    Args:
+        verdict: What to tell.
+        width: Columns of the terminal.
+        colour: Whether to use a terminal's colours.
+        brief: Leave out the table of rules where there is nothing to worry about.
+    """
     head = verdict.path
     if verdict.measured:
         head += f": {verdict.measured}"
-    lines = _wrap(head, width, "", "  ")
+    lines = _painted(_wrap(head, width, "", "  "), "bold", colour=colour)
     for problem in verdict.problems:
         lines.extend(_wrap(f"note: {problem}", width, "  ", "    "))
-    for finding in sorted(verdict.findings, key=lambda each: -each.severity):
-        lines.extend(("", *(f"  {line}" for line in warning_text(finding, width=width - 2).splitlines())))
-    if verdict.findings:
-        lines.append("")
+    for each in verdict.ignored:
+        if each.names:
+            told = f"ignored: {each.rule} at {listed(each.names)} ({each.pattern}): {each.reason}"
+            lines.extend(_wrap(told, width, "  ", "    "))
+    if (verdict.rules or verdict.findings) and not (brief and verdict.outcome == "healthy"):
+        lines.extend(("", *(f"  {line}" for line in rule_table(verdict, width=width - 2, colour=colour)), ""))
+    for finding in verdict.sorted_findings:
+        block = [f"  {line}" for line in warning_text(finding, width=width - 2).splitlines()]
+        known = verdict.is_known(finding)
+        style = "dim" if known else finding.severity.label
+        lines.extend(_painted(block[:1], style, colour=colour))
+        lines.extend([*block[1:], *(["    known    the baseline has it as well"] if known else []), ""])
+    if verdict.comparison is not None:
+        lines.extend(_comparison_lines(verdict.comparison, width))
     for rule, reason in verdict.unjudged.items():
         lines.extend(_wrap(f"not judged: {rule}: {reason}", width, "  ", "    "))
-    lines.extend(_wrap(_outcome(verdict), width, "  ", "    "))
+    lines.extend(_painted(_wrap(outcome(verdict), width, "  ", "    "), verdict.outcome, colour=colour))
     return "\n".join(lines)
+
+
+def summary_text(verdicts: Sequence[RunVerdict], *, width: int = _WIDTH, colour: bool = False) -> str:
+    """Render one line on several runs, and a table of those that aren't healthy."""
+    words = {"healthy": "healthy", "passed": "passed", "failed": "failed", "cannot-judge": "can't be judged"}
+    counts = {word: sum(verdict.outcome == key for verdict in verdicts) for key, word in words.items()}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    lines = _wrap(f"{counted(len(verdicts), 'run')}: {told}", width, "", "  ")
+    ill = [verdict for verdict in verdicts if verdict.exit_code]
+    if ill:
+        rows = [(verdict, outcome(verdict)) for verdict in ill]
+        lines.extend(f"  {line}" for line in runs_table(rows, width=width - 2, colour=colour))
+    return "\n".join(lines)
+
+
+def change_text(change: Change) -> str:
+    """Say in one line what got worse.
+
+    >>> change_text(Change(metric="grad_norm", name="net.0", base=0.5, run=0.0005, noise=1.25, steps=9))
+    'grad_norm of net.0: 0.0005 where the baseline has 0.5, 0.001 times; its own steps stray by 1.25 times'
+    """
+    name = f"{change.metric} of {change.name}" if change.name else change.metric
+    if change.metric.endswith("_fraction"):
+        return (
+            f"{name}: {percent(change.run)} where the baseline has {percent(change.base)}; its own steps stray by "
+            f"{percent(change.noise)}"
+        )
+    return (
+        f"{name}: {number(change.run)} where the baseline has {number(change.base)}, {number(change.ratio)} times; "
+        f"its own steps stray by {number(change.noise)} times"
+    )
+
+
+def _comparison_lines(comparison: Comparison, width: int) -> list[str]:
+    lines = _wrap(
+        f"compared with {comparison.baseline}: {comparison.compared or 'not comparable'}", width, "  ", "    "
+    )
+    for title, names in (("only there", comparison.only_baseline), ("only here", comparison.only_run)):
+        if names:
+            lines.extend(_wrap(f"{title}: {listed(names)}", width, "  ", "    "))
+    for finding in comparison.gone:
+        lines.extend(_wrap(f"gone: {finding.code} {finding.name} at {listed(finding.layers)}", width, "  ", "    "))
+    for change in comparison.changes[:_SHOWN]:
+        lines.extend(_wrap(f"worse: {change_text(change)}", width, "  ", "    "))
+    if len(comparison.changes) > _SHOWN:
+        lines.append(f"  worse: and {len(comparison.changes) - _SHOWN} more; --format json has them all")
+    return lines
+
+
+def _painted(lines: list[str], style: str, *, colour: bool) -> list[str]:
+    return [paint(line, style) for line in lines] if colour else lines
 
 
 def _headline(finding: Finding) -> str:
@@ -83,12 +138,17 @@ def _headline(finding: Finding) -> str:
     return f"{finding.code} {finding.name}: {finding.severity.label} {steps}"
 
 
-def _outcome(verdict: RunVerdict) -> str:
+def outcome(verdict: RunVerdict) -> str:
+    """Say in one line what came out."""
     if verdict.failure:
         return f"can't judge: {verdict.failure}"
     rules = counted(verdict.judged, "rule")
+    comparison = verdict.comparison
+    worse = 0 if comparison is None else len(comparison.changes)
+    against = "" if comparison is None else f"; {worse} numbers worse than {comparison.baseline}"
     if not verdict.findings:
-        return f"healthy: {rules} judged, nothing found"
+        word = "healthy" if not worse else "failed" if verdict.exit_code else "passed"
+        return f"{word}: {rules} judged, nothing found{against}"
     amounts = [
         (sum(finding.severity == severity for finding in verdict.findings), severity.label)
         for severity in sorted(Severity, reverse=True)
@@ -96,7 +156,10 @@ def _outcome(verdict: RunVerdict) -> str:
     found = ", ".join(
         counted(count, label) if label != "info" else f"{count} info" for count, label in amounts if count
     )
-    return f"{'failed' if verdict.exit_code else 'passed'}: {found} from {rules} judged"
+    known = sum(map(verdict.is_known, verdict.findings))
+    if known:
+        found += f" ({known} known)"
+    return f"{'failed' if verdict.exit_code else 'passed'}: {found} from {rules} judged{against}"
 
 
 def _row(label: str, text: str, width: int) -> list[str]:

@@ -42,13 +42,12 @@ class Watch(GradWatch):
         self._folder = folder
         self._deliver = deliver
         self._delivered: set[str] = set()
+        self._opened: Sinks | None = None
 
     @property
     def path(self) -> Path | None:
         """Folder of the run that was written; None where nothing was."""
-        return self._written
-
-    _written: Path | None = None
+        return None if self._opened is None else self._opened.path
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, unless the user's own GradWatch does."""
@@ -75,6 +74,10 @@ class Watch(GradWatch):
         """Return nothing: a checkpoint that names a callback asks for it when it is loaded."""
         return {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What a test listens with stays in its process: strategies that start others send them the callbacks.
+        return super().__getstate__() | {"_deliver": None, "_opened": None}
+
     def _deliver_new(self) -> None:
         if self._deliver is None or self._fit is None:
             return
@@ -86,8 +89,8 @@ class Watch(GradWatch):
     def _make_sinks(self, trainer: Trainer) -> Sinks | None:
         if self._folder is None or not trainer.is_global_zero:
             return None
-        sinks = _OwnFile(self, self._folder)
-        return sinks
+        self._opened = Sinks((), self._folder, max_curves=self._max_curves)
+        return self._opened
 
     def _speaks(self, trainer: Trainer) -> bool:
         del trainer

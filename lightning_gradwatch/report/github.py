@@ -1,0 +1,66 @@
+"""The report as commands of GitHub's workflows: an annotation a finding. Each line is a command of ours, so no name can be one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.terminal import change_text, warning_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.verdict import RunVerdict
+
+_SHOWN = 10
+"""Changes against a baseline that one annotation lists."""
+_WIDTH = 200  # GitHub wraps by itself
+
+
+def github_report(verdicts: Sequence[RunVerdict]) -> str:
+    """Render verdicts as annotations: what fails the check first, because GitHub shows ten of a kind."""
+    lines = [line for verdict in verdicts for line in _annotations(verdict)]
+    return "\n".join(sorted(lines, key=lambda line: ("::error", "::warning", "::notice").index(line.split(" ")[0])))
+
+
+def _annotations(verdict: RunVerdict) -> list[str]:
+    lines = []
+    if verdict.failure:
+        lines.append(_command("error", f"gradwatch can't judge {verdict.path}", verdict.failure))
+    for finding in verdict.sorted_findings:
+        title = f"{finding.code} {finding.name} in {verdict.path}"
+        lines.append(_command(_kind(verdict, finding), title, warning_text(finding, width=_WIDTH)))
+    comparison = verdict.comparison
+    if comparison is not None and comparison.changes:
+        shown = [escape(change_text(change)) for change in comparison.changes[:_SHOWN]]
+        rest = len(comparison.changes) - len(shown)
+        text = "\n".join([*shown, *([f"and {rest} more"] if rest else [])])
+        kind = "warning" if verdict.changes_fail else "notice"
+        lines.append(_command(kind, f"{verdict.path} is worse than {comparison.baseline}", text))
+    if verdict.unjudged:
+        text = "\n".join(escape(f"{rule}: {reason}") for rule, reason in verdict.unjudged.items())
+        lines.append(_command("notice", f"not judged in {verdict.path}", text))
+    if not lines:
+        lines.append(_command("notice", f"gradwatch: {verdict.path}", f"healthy: {verdict.judged} rules judged"))
+    return lines
+
+
+def _kind(verdict: RunVerdict, finding: Finding) -> str:
+    if finding.severity == Severity.INFO or verdict.is_known(finding):
+        return "notice"
+    return finding.severity.label
+
+
+def _command(kind: str, title: str, text: str) -> str:
+    text = "\n".join(escape(line) for line in text.split("\n"))
+    return f"::{kind} title={_property(escape(title))}::{_data(text)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

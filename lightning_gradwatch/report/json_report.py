@@ -1,0 +1,98 @@
+"""The report as JSON: everything a check knows, in a versioned form that `schemas/report.schema.json` describes.
+
+Plain ASCII, so that no name in it can steer a terminal; a number that JSON can't hold is one of three words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch import __version__
+from lightning_gradwatch.findings import Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning_gradwatch.verdict import Comparison, RunVerdict
+
+REPORT_VERSION = 1
+
+
+def json_report(verdicts: Sequence[RunVerdict]) -> str:
+    """Render verdicts as one JSON document."""
+    data = {
+        "report_version": REPORT_VERSION,
+        "tool": {"name": "gradwatch", "version": __version__},
+        "exit_code": max((verdict.exit_code for verdict in verdicts), default=2),
+        "runs": [_run(verdict) for verdict in verdicts],
+    }
+    return json.dumps(_plain(data), indent=2, allow_nan=False)
+
+
+def _run(verdict: RunVerdict) -> dict[str, Any]:
+    return {
+        "path": verdict.path,
+        "exit_code": verdict.exit_code,
+        "outcome": verdict.outcome,
+        "failure": verdict.failure,
+        "fail_on": verdict.fail_on.label,
+        "measured": dict(verdict.counts),
+        "findings": [
+            {**finding.to_dict(), "fails": verdict.fails(finding), "known": verdict.is_known(finding)}
+            for finding in verdict.sorted_findings
+        ],
+        "judged": [{**_rule(label), "thresholds": dict(fields)} for label, fields in verdict.rules.items()],
+        "unjudged": [{**_rule(label), "reason": reason} for label, reason in verdict.unjudged.items()],
+        "ignored_layers": [
+            {"rule": each.rule, "pattern": each.pattern, "reason": each.reason, "layers": list(each.names)}
+            for each in verdict.ignored
+        ],
+        "problems": list(verdict.problems),
+        "comparison": None if verdict.comparison is None else _comparison(verdict.comparison),
+    }
+
+
+def _rule(label: str) -> dict[str, str]:
+    code, _, name = label.partition(" ")
+    return {"code": code, "name": name}
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "baseline": comparison.baseline,
+        "failure": comparison.failure,
+        "compared": comparison.compared,
+        "worse": [
+            {
+                "metric": change.metric,
+                "name": change.name,
+                "baseline": change.base,
+                "run": change.run,
+                "ratio": change.ratio,
+                "noise": change.noise,
+                "steps": change.steps,
+            }
+            for change in comparison.changes
+        ],
+        "gone": [finding.to_dict() for finding in comparison.gone],
+        "only_baseline": list(comparison.only_baseline),
+        "only_run": list(comparison.only_run),
+    }
+
+
+def _plain(data: Any) -> Any:
+    """Replace what JSON can't hold: numbers that aren't finite, halves of characters."""
+    if isinstance(data, float) and not math.isfinite(data):
+        return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
+    if isinstance(data, str):
+        return data if data.isascii() else data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        mapping: Mapping[Any, Any] = data
+        return {_plain(str(key)): _plain(value) for key, value in mapping.items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(value) for value in data]
+    if isinstance(data, Severity):
+        return data.label
+    return data

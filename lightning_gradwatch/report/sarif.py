@@ -1,0 +1,161 @@
+"""The report as SARIF 2.1.0, which code scanning services read. A layer is a logical location, the run's folder the artefact."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from lightning_gradwatch import __version__
+from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.terminal import change_text
+from lightning_gradwatch.rules import RULES
+from lightning_gradwatch.verdict import CANNOT_JUDGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.rules import Rule
+    from lightning_gradwatch.verdict import Comparison, RunVerdict
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_WORSE = "baseline"
+"""Id of the one rule that isn't one of `RULES`: worse than the baseline."""
+_LEVELS = {Severity.INFO: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
+_MOST_LAYERS = 100
+
+
+def sarif_report(verdicts: Sequence[RunVerdict]) -> str:
+    """Render verdicts as one SARIF log."""
+    driver = {
+        "name": "gradwatch",
+        "version": __version__,
+        "semanticVersion": __version__,
+        "rules": [*map(_rule, RULES), {"id": _WORSE, "shortDescription": {"text": "Worse than the baseline run."}}],
+    }
+    run = {
+        "tool": {"driver": driver},
+        "invocations": [_invocation(verdicts)],
+        "results": [result for verdict in verdicts for result in _results(verdict)],
+        "columnKind": "unicodeCodePoints",
+    }
+    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False)
+
+
+def _rule(rule: type[Rule]) -> dict[str, Any]:
+    page = inspect.cleandoc(rule.__doc__ or "").replace("``", "`").partition("\n\nAttributes:\n")[0]
+    first, _, rest = page.partition("\n\n")
+    return {
+        "id": rule.code,
+        "name": "".join(word.capitalize() for word in rule.name.split("-")),
+        "shortDescription": {"text": first},
+        "fullDescription": {"text": " ".join(rest.split()) or first},
+        "help": {"text": page},
+        "defaultConfiguration": {"level": "warning"},
+    }
+
+
+def _invocation(verdicts: Sequence[RunVerdict]) -> dict[str, Any]:
+    exit_code = max((verdict.exit_code for verdict in verdicts), default=CANNOT_JUDGE)
+    notes = []
+    for verdict in verdicts:
+        if verdict.failure:
+            notes.append(_note("error", f"can't judge {verdict.path}: {verdict.failure}"))
+        notes += [_note("note", f"{verdict.path}: not judged: {rule}: {why}") for rule, why in verdict.unjudged.items()]
+        notes += [_note("warning", f"{verdict.path}: {problem}") for problem in verdict.problems]
+    return {
+        "executionSuccessful": exit_code != CANNOT_JUDGE,
+        "exitCode": exit_code,
+        "toolExecutionNotifications": notes,
+    }
+
+
+def _note(level: str, text: str) -> dict[str, Any]:
+    return {"level": level, "message": {"text": escape(text)}}
+
+
+def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
+    codes = [rule.code for rule in RULES]
+    results = []
+    for finding in verdict.sorted_findings:
+        text = " ".join(part for part in (finding.message, finding.cause, finding.remedy.text) if part)
+        result = _result(verdict, finding.code, _LEVELS[finding.severity], text, finding.layers)
+        if finding.code in codes:
+            result["ruleIndex"] = codes.index(finding.code)
+        result["properties"] = {
+            "firstStep": finding.first_step,
+            "lastStep": finding.last_step,
+            "value": _text_or_number(finding.value),
+            "threshold": _text_or_number(finding.threshold),
+            "fails": verdict.fails(finding),
+        }
+        if verdict.comparison is not None and not verdict.comparison.failure:
+            result["baselineState"] = _state(verdict, finding)
+        results.append(result)
+    comparison = verdict.comparison
+    if comparison is not None:
+        results += _worse(verdict, comparison)
+    return results
+
+
+def _worse(verdict: RunVerdict, comparison: Comparison) -> list[dict[str, Any]]:
+    level = "warning" if verdict.changes_fail else "note"
+    return [
+        {
+            **_result(
+                verdict, _WORSE, level, change_text(change), (change.name,) if change.name else (), change.metric
+            ),
+            "ruleIndex": len(RULES),
+            "baselineState": "new",
+        }
+        for change in comparison.changes
+    ]
+
+
+def _state(verdict: RunVerdict, finding: Finding) -> str:
+    return "unchanged" if verdict.is_known(finding) else "new"
+
+
+def _result(
+    verdict: RunVerdict, rule: str, level: str, text: str, layers: Sequence[str], extra: str = ""
+) -> dict[str, Any]:
+    # Without the path: the same fault in the next run's folder is the same alert.
+    print_ = hashlib.sha256("\0".join((rule, extra, *layers)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    location: dict[str, Any] = {
+        # Code scanning shows only results with a place in a file.
+        "physicalLocation": {"artifactLocation": {"uri": _uri(verdict.path)}, "region": {"startLine": 1}}
+    }
+    if layers:
+        names = dict.fromkeys(map(escape, layers[:_MOST_LAYERS]))
+        location["logicalLocations"] = [{"fullyQualifiedName": name, "kind": "module"} for name in names]
+    return {
+        "ruleId": rule,
+        "level": level,
+        "message": {"text": escape(text)},
+        "locations": [location],
+        "partialFingerprints": {"gradwatch/v1": print_},
+    }
+
+
+def _uri(path: str) -> str:
+    absolute = Path(path).is_absolute()
+    text = quote(Path(path).as_posix().encode("utf-8", "surrogateescape" if _decodable(path) else "backslashreplace"))
+    return f"file://{text}" if absolute else text
+
+
+def _decodable(path: str) -> bool:
+    """Tell whether odd characters in a path are bytes that Python couldn't decode, which an URI can hold."""
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text_or_number(value: float) -> float | str:
+    return value if value - value == 0 else str(value)

@@ -1,0 +1,116 @@
+"""Tables and colour for a terminal. rich lays them out: it knows how wide a character is; names never pass as its markup."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.rules.wording import listed, number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.verdict import RunVerdict
+
+STYLES = {
+    "healthy": "green",
+    "passed": "green",
+    "info": "cyan",
+    "warning": "yellow",
+    "error": "bold red",
+    "failed": "bold red",
+    "cannot-judge": "bold red",
+    "not judged": "dim",
+    "dim": "dim",
+    "bold": "bold",
+}
+_NARROW = 60
+"""Below it a table has no room; the findings below it say the same."""
+
+
+def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
+    """Lay out a line a finding and a rule that found nothing: rule, verdict, layers, since, number, threshold."""
+    if width < _NARROW:
+        return []
+    rows: list[tuple[str, ...]] = []
+    labels = {label.partition(" ")[0]: label for label in (*verdict.rules, *verdict.unjudged)}
+    labels |= {finding.code: f"{finding.code} {finding.name}" for finding in verdict.findings}
+    for code in sorted(labels):
+        found = [finding for finding in verdict.sorted_findings if finding.code == code]
+        rows += [(labels[code], *_cells(verdict, finding)) for finding in found]
+        if not found:
+            word = "healthy" if labels[code] in verdict.rules else "not judged"
+            rows.append((labels[code], word, "", "", "", ""))
+    heads = ("rule", "verdict", "layers", "since step", "number", "threshold")
+    return _render(heads, rows, width=width, colour=colour, right=(3, 4, 5), elastic=2)
+
+
+def runs_table(rows: Sequence[tuple[RunVerdict, str]], *, width: int, colour: bool) -> list[str]:
+    """Lay out a line a run: path and outcome."""
+    cells = [(verdict.path, verdict.outcome.replace("-", " "), told.partition(": ")[2]) for verdict, told in rows]
+    return _render(("run", "verdict", "in short"), cells, width=width, colour=colour, right=(), elastic=2)
+
+
+def paint(text: str, style: str) -> str:
+    """Return one line of text in a style, as a terminal reads it."""
+    return _print(_text(text, STYLES[style]), width=max(len(text) * 2, 1), colour=True)[0]
+
+
+def _cells(verdict: RunVerdict, finding: Finding) -> tuple[str, ...]:
+    return (
+        f"{finding.severity.label}{', known' if verdict.is_known(finding) else ''}",
+        listed(finding.layers),
+        str(finding.first_step),
+        number(finding.value),
+        number(finding.threshold),
+    )
+
+
+def _render(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    width: int,
+    colour: bool,
+    right: Sequence[int],
+    elastic: int,
+) -> list[str]:
+    from rich.table import Table  # noqa: PLC0415 - rich takes longer to import than a short report to write
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold" if colour else "")
+    for place, head in enumerate(heads):
+        table.add_column(
+            head,
+            justify="right" if place in right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            ratio=1 if place == elastic else None,
+        )
+    for row in rows:
+        style = STYLES.get(row[1].partition(",")[0].replace("cannot judge", "cannot-judge"), "")
+        table.add_row(*(_text(cell, style if place == 1 else "") for place, cell in enumerate(row)))
+    return [line.rstrip() for line in _print(table, width=width, colour=colour)]
+
+
+def _text(text: str, style: str) -> Any:
+    from rich.text import Text  # noqa: PLC0415
+
+    return Text(escape(text), style=style)
+
+
+def _print(renderable: Any, *, width: int, colour: bool) -> list[str]:
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        color_system="standard" if colour else None,
+        force_terminal=colour,
+        legacy_windows=False,
+        no_color=False if colour else None,
+        highlight=False,
+    )
+    console.print(renderable, soft_wrap=False)
+    return str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]

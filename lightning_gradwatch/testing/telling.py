@@ -1,0 +1,39 @@
+"""What a watched test tells: why it failed, and the section with all that was found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_gradwatch.report.terminal import warning_text
+from lightning_gradwatch.rules.wording import counted
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.testing.watched import WatchedTest
+
+
+def failure(watched: WatchedTest) -> str:
+    """Return why a test fails, in a line a finding; empty where it doesn't."""
+    if watched.why_nothing:
+        return f"GradWatch: {watched.why_nothing}"
+    failing = watched.failing
+    if not failing:
+        return ""
+    headlines = [warning_text(finding, width=_ONE_LINE).splitlines()[0] for finding in failing]
+    # The code comes first: pytest's summary shows the beginning only.
+    rest = (
+        f"{counted(len(failing), 'finding')} of severity {watched.options.fail_on} or above; see the section gradwatch"
+    )
+    return "\n".join((f"GradWatch: {headlines[0]}", *(f"  {headline}" for headline in headlines[1:]), f"({rest})"))
+
+
+def section(watched: WatchedTest) -> str:
+    """Return all findings of a test as text, those that fail it first; empty where there are none."""
+    dealt_with, failing = watched.dealt_with, watched.failing
+    others = [each for each in watched.findings if each not in failing and each not in dealt_with]
+    parts = [warning_text(finding) for finding in failing]
+    parts += [f"(the test took the warning itself)\n{warning_text(finding)}" for finding in dealt_with]
+    parts += [f"(doesn't fail the test)\n{warning_text(finding)}" for finding in others]
+    return "\n\n".join(parts)
+
+
+_ONE_LINE = 10_000
