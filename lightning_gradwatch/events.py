@@ -13,6 +13,7 @@ import struct
 import time
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_
 
 from lightning_gradwatch.findings import Finding
 from lightning_gradwatch.record import LAYER_METRICS, METRICS, FloatVector, RunInfo, StepRecord
-from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS, findings_markdown, summaries
+from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS, curve_tags, findings_markdown, summaries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 PLUGIN = "gradwatch"
 STEP_TAG = "gradwatch/step"
@@ -37,7 +38,6 @@ _STATE = "layer_state"
 _SITE_VECTORS = ("window_fill", "forward_rms")
 _ARRAYS = ("metrics", _STATE, *_SITE_VECTORS)
 _SCALARS = {entry.name: entry for entry in dataclasses.fields(StepRecord) if entry.name not in _ARRAYS}
-_SHARE_DIGITS = 3
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -77,36 +77,45 @@ def step_event(
     Raises:
         ValueError: the record has an unknown metric, or a vector whose length isn't the layout's.
     """
-    values = list(_vectors(record, info))
+    event = _event(record.step)
+    values = event.summary.value
+    _add_vectors(values, record, info)
     if describe:
         if info.layout != record.layout:
             raise ValueError(f"record.layout={record.layout!r} is not info.layout={info.layout!r}")
-        values.append(_string(RUN_TAG, [_json(info.to_dict())], _OURS))
+        _add_strings(values, RUN_TAG, [_json(info.to_dict())], _OURS)
     envelope: dict[str, Any] = {"record": {name: getattr(record, name) for name in _SCALARS}}
     if findings is not None:
         envelope["findings"] = [finding.to_dict() for finding in findings]
-    values.append(_sealed(envelope, values))
+    _add_sealed(values, envelope)
     if findings is not None:
-        values.append(_string(FINDINGS_TAG, [findings_markdown(findings)], _TEXT))
+        _add_strings(values, FINDINGS_TAG, [findings_markdown(findings)], _TEXT)
     described = (set() if describe else None) if seen is None else seen
-    drawn = [(tag, value, DESCRIPTIONS[tag]) for tag, value in summaries(record, info).items()]
-    drawn += _curves(record, info, max_curves)
-    # What TensorBoard can't draw is left out: NaN, and what is infinite in the float32 of a scalar.
-    values += [_scalar(*curve, described) for curve in drawn if abs(curve[1]) <= _FLOAT32_MAX]
-    return _event(record.step, values)
+    for tag, value in summaries(record, info).items():
+        _add_scalar(values, tag, value, DESCRIPTIONS[tag], described)
+    for metric, description in CURVES.items():
+        if metric in record.metrics:
+            drawn = record.metrics[metric].tolist()
+            for column, tag in curve_tags(metric, info, max_curves):
+                _add_scalar(values, tag, drawn[column], description, described)
+    return event
 
 
 def findings_event(findings: Sequence[Finding], *, step: int) -> Any:
     """Return an event for findings that changed without a measured step, as at the end of a fit."""
-    envelope = _sealed({"findings": [finding.to_dict() for finding in findings]}, [])
-    return _event(step, [envelope, _string(FINDINGS_TAG, [findings_markdown(findings)], _TEXT)])
+    event = _event(step)
+    _add_sealed(event.summary.value, {"findings": [finding.to_dict() for finding in findings]})
+    _add_strings(event.summary.value, FINDINGS_TAG, [findings_markdown(findings)], _TEXT)
+    return event
 
 
 def heatmap_event(step: int, png: bytes) -> Any:
     """Return an event with the image that `heatmap.heatmap_png` drew."""
     width, height = struct.unpack(">II", png[16:24])
     image = summary_pb2.Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
-    return _event(step, [summary_pb2.Summary.Value(tag=HEATMAP_TAG, image=image)])
+    event = _event(step)
+    event.summary.value.add(tag=HEATMAP_TAG, image=image)
+    return event
 
 
 @dataclass(frozen=True)
@@ -166,73 +175,70 @@ def check_lengths(record: StepRecord, info: RunInfo) -> None:
             )
 
 
-def _vectors(record: StepRecord, info: RunInfo) -> Iterator[Any]:
+def _add_vectors(values: Any, record: StepRecord, info: RunInfo) -> None:
     unknown = record.metrics.keys() - set(METRICS)
     if unknown:
         raise ValueError(f"step {record.step}: unknown metrics {sorted(unknown)}; one of {', '.join(METRICS)}")
     check_lengths(record, info)
     for name, vector in record.metrics.items():
-        yield _tensor(name, types_pb2.DT_DOUBLE, vector)
-    yield _tensor(_STATE, types_pb2.DT_UINT8, record.layer_state)
+        _add_tensor(values, name, types_pb2.DT_DOUBLE, vector)
+    _add_tensor(values, _STATE, types_pb2.DT_UINT8, record.layer_state)
     for name in _SITE_VECTORS:
-        yield _narrow_tensor(name, getattr(record, name))
+        _add_narrow_tensor(values, name, getattr(record, name))
 
 
-def _curves(record: StepRecord, info: RunInfo, max_curves: int | None) -> Iterator[tuple[str, float, str]]:
-    layers = [(index, layer.name) for index, layer in enumerate(info.layers) if layer.weight]
-    sites = [(index, site.name) for index, site in enumerate(info.sites)]
-    for metric, description in CURVES.items():
-        named, count = (layers, len(info.layers)) if metric in LAYER_METRICS else (sites, len(info.sites))
-        if metric not in record.metrics or (max_curves is not None and len(named) > max_curves):
-            continue
-        digits = max(_SHARE_DIGITS, len(str(count - 1)))
-        vector = record.metrics[metric].tolist()
-        for index, name in named:
-            yield f"{PLUGIN}.{metric}/{index:0{digits}}.{_utf8(name)}", vector[index], description
+def _event(step: int) -> Any:
+    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary())
 
 
-def _event(step: int, values: Sequence[Any]) -> Any:
-    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+@lru_cache(maxsize=32)
+def _shape(*sizes: int) -> Any:
+    return tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in sizes])
 
 
-def _tensor(name: str, dtype: int, vector: npt.NDArray[Any]) -> Any:
+# Each value is made where it stays, in the event: protobuf copies one that is handed over.
+
+
+def _add_tensor(values: Any, name: str, dtype: int, vector: npt.NDArray[Any]) -> None:
     content = np.ascontiguousarray(vector, dtype=_DTYPES[dtype]).tobytes()
-    shape = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=len(vector))])
-    tensor = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=shape, tensor_content=content)
-    return summary_pb2.Summary.Value(tag=f"{PLUGIN}/{name}", tensor=tensor, metadata=_OURS)
+    tensor = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=_shape(len(vector)), tensor_content=content)
+    values.add(tag=f"{PLUGIN}/{name}", tensor=tensor, metadata=_OURS)
 
 
-def _narrow_tensor(name: str, vector: FloatVector) -> Any:
-    """Return a tensor of the narrowest type that holds the same bits: a window's fill is a count over a power of two."""
+def _add_narrow_tensor(values: Any, name: str, vector: FloatVector) -> None:
+    """Add a tensor of the narrowest type that holds the same bits: a window's fill is a count over a power of two."""
     bits = np.ascontiguousarray(vector, dtype="<f8").tobytes()
     for dtype in (types_pb2.DT_HALF, types_pb2.DT_FLOAT):
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             narrow = vector.astype(_DTYPES[dtype])
         if narrow.astype("<f8").tobytes() == bits:
-            return _tensor(name, dtype, narrow)
-    return _tensor(name, types_pb2.DT_DOUBLE, vector)
+            return _add_tensor(values, name, dtype, narrow)
+    return _add_tensor(values, name, types_pb2.DT_DOUBLE, vector)
 
 
-def _string(tag: str, texts: Sequence[str | bytes], metadata: Any) -> Any:
+def _add_strings(values: Any, tag: str, texts: Sequence[str | bytes], metadata: Any) -> None:
     # One text is a scalar: TensorBoard draws a vector of one as a table of one cell.
-    dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=len(texts))] if len(texts) > 1 else []
-    shape = tensor_shape_pb2.TensorShapeProto(dim=dims)
+    shape = _shape(len(texts)) if len(texts) > 1 else _shape()
     encoded = [text.encode() if isinstance(text, str) else text for text in texts]
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=encoded)
-    return summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
+    values.add(tag=tag, tensor=tensor, metadata=metadata)
 
 
-def _scalar(tag: str, value: float, description: str, described: set[str] | None) -> Any:
+def _add_scalar(values: Any, tag: str, value: float, description: str, described: set[str] | None) -> None:
+    """Add a scalar unless TensorBoard can't draw it: NaN, and what is infinite in the float32 of a scalar."""
+    if not abs(value) <= _FLOAT32_MAX:
+        return
     if described is None or tag in described:
-        return summary_pb2.Summary.Value(tag=tag, simple_value=value)
-    described.add(tag)
-    metadata = _metadata("scalars", summary_pb2.DATA_CLASS_SCALAR, description)
-    return summary_pb2.Summary.Value(tag=tag, simple_value=value, metadata=metadata)
+        values.add(tag=tag, simple_value=value)
+    else:
+        described.add(tag)
+        metadata = _metadata("scalars", summary_pb2.DATA_CLASS_SCALAR, description)
+        values.add(tag=tag, simple_value=value, metadata=metadata)
 
 
-def _sealed(envelope: Mapping[str, Any], values: Sequence[Any]) -> Any:
+def _add_sealed(values: Any, envelope: Mapping[str, Any]) -> None:
     text = _json(envelope).encode()
-    return _string(STEP_TAG, [text, _seal(text, values)], _OURS)
+    _add_strings(values, STEP_TAG, [text, _seal(text, values)], _OURS)
 
 
 def _seal(text: bytes, values: Sequence[Any]) -> bytes:
@@ -250,11 +256,6 @@ def _json(data: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
-
-
-def _utf8(name: str) -> str:
-    """Return the name as protobuf can hold it: Python's strings may hold lone surrogates."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_info(tensor: Any) -> RunInfo:

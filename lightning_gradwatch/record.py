@@ -131,6 +131,16 @@ class RunInfo:
         ]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
 
+    @cached_property
+    def weight_columns(self) -> tuple[int, ...]:
+        """Columns of the weight layers."""
+        return tuple(column for column, layer in enumerate(self.layers) if layer.weight)
+
+    @cached_property
+    def hidden_columns(self) -> tuple[int, ...]:
+        """Columns of the hidden sites."""
+        return tuple(column for column, site in enumerate(self.sites) if site.role == "hidden")
+
     def names(self, metric: str) -> tuple[str, ...]:
         """Return the column names of a metric.
 

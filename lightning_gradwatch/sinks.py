@@ -45,21 +45,23 @@ class Sinks:
 
     def write(self, record: StepRecord, info: RunInfo, findings: tuple[Finding, ...]) -> None:
         """Write one record: one event, which holds the run's description and the findings where those are new."""
+        changed = _outline(findings) != _outline(self._findings)
         event = step_event(
             record,
             info,
             max_curves=self._max_curves,
             describe=info is not self._described_by,
-            findings=findings if _outline(findings) != _outline(self._findings) else None,
+            findings=findings if changed else None,
             seen=self._described,
         )
         self._described_by = info
-        if _outline(findings) != _outline(self._findings):
+        if changed:
             self._findings = findings
         self._send(event)
-        numbers = summaries(record, info)
-        for logger in self._others:
-            logger.log_metrics(numbers, step=record.step)
+        if self._others:
+            numbers = summaries(record, info)
+            for logger in self._others:
+                logger.log_metrics(numbers, step=record.step)
 
     def finish(self, records: Sequence[StepRecord], infos: dict[str, RunInfo], findings: tuple[Finding, ...]) -> None:
         """Write what the end of a fit adds: the findings' last numbers, and the heatmap where there are no curves."""

@@ -7,11 +7,12 @@ its hiding of outliers would else hide what matters.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record import LAYER_METRICS, FloatVector, LayerState, RunInfo, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ CURVES = {
 """Metrics that small models get a curve a layer of, with their description."""
 
 _SHOWN = 6
+_CURVE_DIGITS = 3
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a damaged value is left out, and no warning reaches the training loop
@@ -50,14 +52,14 @@ def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
 
     Norms and ratios are log10, so one that is exactly 0 isn't there either.
     """
-    weights = [index for index, layer in enumerate(info.layers) if layer.weight and layer.used is not False]
-    hidden = [index for index, site in enumerate(info.sites) if site.role == "hidden"]
+    weights = [column for column in info.weight_columns if info.layers[column].used is not False]
+    hidden = list(info.hidden_columns)
     norms = record.values("grad_norm", len(info.layers))[weights]
     signal = _measured(record.values("signal_norm", len(info.sites))[hidden])
     dead = _measured(record.values("dead_fraction", len(info.sites)))
     saturated = _measured(record.values("saturated_fraction", len(info.sites))[hidden])
     ratios = np.sort(_measured(record.values("update_ratio", len(info.layers))[weights]))
-    stopped = np.isin(record.layer_state, (LayerState.NONE, LayerState.ZERO))
+    stopped = (record.layer_state == LayerState.NONE) | (record.layer_state == LayerState.ZERO)
     found = {
         "log10_grad_norm": _log10(record.global_grad_norm),
         "log10_first_layer_grad_norm": _log10(_at(norms, 0)),
@@ -74,6 +76,18 @@ def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
         "layers_without_gradient": np.count_nonzero(stopped),
     }
     return {f"gradwatch/{name}": float(value) for name, value in found.items() if math.isfinite(value)}
+
+
+def curve_tags(metric: str, info: RunInfo, max_curves: int | None) -> tuple[tuple[int, str], ...]:
+    """Return the columns of a metric that get a curve each, with the tags of these; none where there would be too many."""
+    columns = info.weight_columns if metric in LAYER_METRICS else tuple(range(len(info.sites)))
+    return () if max_curves is not None and len(columns) > max_curves else _tags(metric, info.names(metric), columns)
+
+
+@lru_cache(maxsize=32)
+def _tags(metric: str, names: tuple[str, ...], columns: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
+    digits = max(_CURVE_DIGITS, len(str(len(names) - 1)))
+    return tuple((column, f"gradwatch.{metric}/{column:0{digits}}.{_utf8(names[column])}") for column in columns)
 
 
 def findings_markdown(findings: Sequence[Finding]) -> str:
@@ -111,12 +125,17 @@ def escape_markdown(text: str) -> str:
     >>> escape_markdown("<b>|x")
     '&#60;b&#62;&#124;x'
     """
-    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    line = " ".join(_utf8(text).split())
     return "".join(
         f"&#{ord(sign)};" if sign.isascii() and not sign.isalnum() and sign not in " .,:;/" else sign
         for sign in line
         if sign.isprintable()
     )
+
+
+def _utf8(text: str) -> str:
+    """Return the text as protobuf can hold it: Python's strings may hold lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _measured(values: FloatVector) -> FloatVector:

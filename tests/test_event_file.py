@@ -14,7 +14,9 @@ from lightning_gradwatch.event_file import EventFile, masked_crc32c, next_versio
 from lightning_gradwatch.events import findings_event
 
 
-@pytest.mark.parametrize("data", [b"", b"a", bytes(range(256)) * 3])
+@pytest.mark.parametrize(
+    "data", [b"", b"a", bytes(range(256)) * 3, bytes(range(256)) * 8, bytes(range(251)) * 9 + b"a"]
+)
 def test_the_checksum_is_tensorboards(data):
     assert masked_crc32c(data) == stock_crc(data)
 

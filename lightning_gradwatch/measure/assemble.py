@@ -13,13 +13,15 @@ from lightning_gradwatch.measure.updates import Move, rms_and_ratio
 from lightning_gradwatch.record import LAYER_METRICS, FloatVector, StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lightning_gradwatch.measure.collect import SiteSlots
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.sites import Site
     from lightning_gradwatch.measure.step import Measured
     from lightning_gradwatch.measure.windows import Window
+
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,18 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
     for step in measured.steps.values():
         if step.gradients is not None:
             for parameter in step.gradients.parameters:
-                gradients[columns.owners[id(parameter)].name].hold()
+                gradients[columns.owners[id(parameter)].name].held = True
             for gradient in step.gradients.read(values):
-                gradients[columns.owners[id(gradient.parameter)].name].add(gradient)
-                norms.append(gradient.norm)
+                gradients[columns.owners[id(gradient[0])].name].add(gradient)
+                norms.append(gradient[1])
         if step.clipped is not None:
-            clipped += [gradient.norm for gradient in step.clipped.read(values)]
+            clipped += [norm for _, norm, _ in step.clipped.read(values)]
         if step.snapshot is not None:
             for name, move in step.snapshot.read(values):
                 weights.setdefault(name, []).append(move)
     by_site = {slots.site: slots for slots in measured.slots}
+    seen = [by_site.get(site) for site in columns.sites]
+    windows = [columns.windows.get(site) for site in columns.sites]
     scale = 1.0 if measured.scale is None else float(values[measured.scale][0])
     total = math.hypot(*norms) if norms else float("nan")
     after = math.hypot(*clipped) if clipped else float("nan")
@@ -85,13 +89,11 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
         layout=columns.layout,
         metrics={
             **_layer_metrics(gradients.values(), columns.layers, weights),
-            **_site_metrics(columns, by_site, values, scale),
+            **_site_metrics(windows, seen, values, scale),
         },
         layer_state=np.array([gradient.state for gradient in gradients.values()], dtype=np.uint8),
-        window_fill=np.array(
-            [columns.windows[site].fill if site in columns.windows else np.nan for site in columns.sites]
-        ),
-        forward_rms=_by_site(columns.sites, by_site, lambda slots: slots.forward_rms(values))
+        window_fill=np.array([np.nan if window is None else window.fill for window in windows]),
+        forward_rms=np.array([_NAN if slots is None else slots.forward_rms(values) for slots in seen])
         .astype(np.float32)
         .astype(np.float64),
         batch_idx=facts.batch_idx,
@@ -115,27 +117,21 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
 def _layer_metrics(
     gradients: Iterable[LayerGradient], layers: Sequence[Layer], weights: Mapping[str, Sequence[Move]]
 ) -> dict[str, FloatVector]:
-    norms = [(gradient.norm, gradient.rms) for gradient in gradients]
-    moves = [rms_and_ratio(weights.get(layer.name, ())) for layer in layers]
-    columns = np.array([(*norm, *move) for norm, move in zip(norms, moves, strict=True)]).reshape(len(layers), 4).T
+    rows = [
+        (*gradient.norms, *rms_and_ratio(weights.get(layer.name, ())))
+        for gradient, layer in zip(gradients, layers, strict=True)
+    ]
+    columns = np.array(rows).reshape(len(layers), 4).T
     return dict(zip(LAYER_METRICS, columns.copy(), strict=True))
 
 
 def _site_metrics(
-    columns: Columns, by_site: Mapping[Site, SiteSlots], values: list[FloatVector], scale: float
+    windows: Sequence[Window | None], seen: Sequence[SiteSlots | None], values: list[FloatVector], scale: float
 ) -> dict[str, FloatVector]:
-    windows = [columns.windows.get(site) for site in columns.sites]
+    fractions = [(_NAN, _NAN) if window is None else window.fractions() for window in windows]
     return {
-        "dead_fraction": np.array([np.nan if window is None else window.dead_fraction() for window in windows]),
-        "saturated_fraction": np.array(
-            [np.nan if window is None else window.saturated_fraction() for window in windows]
-        ),
-        "inactive_share": _by_site(columns.sites, by_site, lambda slots: slots.inactive_share(values)),
-        "signal_norm": _by_site(columns.sites, by_site, lambda slots: slots.signal_norm(values) / scale),
+        "dead_fraction": np.array([dead for dead, _ in fractions]),
+        "saturated_fraction": np.array([saturated for _, saturated in fractions]),
+        "inactive_share": np.array([_NAN if slots is None else slots.inactive_share(values) for slots in seen]),
+        "signal_norm": np.array([_NAN if slots is None else slots.signal_norm(values) / scale for slots in seen]),
     }
-
-
-def _by_site(
-    sites: Sequence[Site], by_site: Mapping[Site, SiteSlots], measure: Callable[[SiteSlots], float]
-) -> FloatVector:
-    return np.array([measure(by_site[site]) if site in by_site else np.nan for site in sites], dtype=np.float64)

@@ -60,7 +60,7 @@ class SiteSums:
         self.batch_of_pass = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class SiteSlots:
     """Where a site's numbers are in a transfer."""
 
@@ -76,9 +76,10 @@ class SiteSlots:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
         if not self.sums.counted or self.sums.lost or self.site.units == 0:
             return None
-        zeros = np.zeros(self.site.units, dtype=np.int64)
         return Chunk(
-            inactive=zeros if self.inactive is None else values[self.inactive].astype(np.int64),
+            inactive=np.zeros(self.site.units, dtype=np.int64)
+            if self.inactive is None
+            else values[self.inactive].astype(np.int64),
             saturated=None if self.saturated is None else values[self.saturated].astype(np.int64),
             observations=self.sums.observations,
             batch_elements=self.sums.batch_elements,
@@ -88,10 +89,10 @@ class SiteSlots:
         """Return the share of the step's observations that are inactive or saturated."""
         if not self.sums.counted or self.sums.lost or self.site.units == 0 or not self.sums.observations:
             return float("nan")
-        slot = next((slot for slot in (self.either, self.inactive, self.saturated) if slot is not None), None)
-        if slot is None:
-            return 0.0
-        return float(values[slot].sum() / (self.sums.observations * self.site.units))
+        for slot in (self.either, self.inactive, self.saturated):
+            if slot is not None:
+                return float(np.add.reduce(values[slot])) / (self.sums.observations * self.site.units)
+        return 0.0
 
     def signal_norm(self, values: list[FloatVector]) -> float:
         """Return ‖δ‖ over all calls and micro-batches of the step, still multiplied by the gradient scale."""
@@ -132,9 +133,10 @@ class Collected:
             # One mask can be two counts (Hardtanh's outer sides are inactive and saturated): it travels once.
             if tensor is None:
                 return None
-            if id(tensor) not in known:
-                known[id(tensor)] = pack.add(tensor)
-            return known[id(tensor)]
+            place = known.get(id(tensor))
+            if place is None:
+                place = known[id(tensor)] = pack.add(tensor)
+            return place
 
         return [
             SiteSlots(
@@ -158,4 +160,4 @@ def _sum(total: Tensor | None, counts: Tensor | None) -> Tensor | None:
 
 def _combined(values: list[FloatVector], slots: list[Slot]) -> float:
     # hypot scales, so that squares of the smallest float64 values don't vanish.
-    return math.hypot(*(float(values[slot][0]) for slot in slots))
+    return math.hypot(*[values[slot].item() for slot in slots])

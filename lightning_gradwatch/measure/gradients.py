@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,8 @@ _WIDE = (torch.float64, torch.complex128)
 """Dtypes whose smallest entries have squares that vanish even in float64, so that a norm of 0 proves nothing."""
 
 
-class Gradient(NamedTuple):
-    """The gradient of one parameter at one optimizer step, after the transfer."""
-
-    parameter: nn.Parameter
-    norm: float
-    zero: bool
+Gradient: TypeAlias = "tuple[nn.Parameter, float, bool]"
+"""A parameter, the norm of its gradient at one optimizer step, and whether each entry of that is 0; after the transfer."""
 
 
 class OptimizerGradients:
@@ -61,40 +57,38 @@ class OptimizerGradients:
         }
         for members, slot in self._slots:
             for parameter, norm in zip(members, values[slot].tolist(), strict=True):
-                yield Gradient(parameter, norm / scale, counts.get(id(parameter), norm) == 0.0)
+                yield parameter, norm / scale, counts.get(id(parameter), norm) == 0.0
 
 
 class LayerGradient:
     """The gradients of a layer's parameters, put together."""
 
-    __slots__ = ("_entries", "_held", "_matrices", "_norms", "_zero", "frozen")
+    __slots__ = ("_entries", "_matrices", "_norms", "_zero", "frozen", "held")
 
     def __init__(self, *, frozen: bool) -> None:
         self.frozen = frozen
-        self._held = False
+        self.held = False
+        """Whether an optimizer that stepped holds one of its parameters."""
         self._norms: list[float] = []
         self._matrices: list[float] = []
         self._entries = 0
         self._zero = True
 
-    def hold(self) -> None:
-        """Note that an optimizer that stepped holds one of its parameters."""
-        self._held = True
-
     def add(self, gradient: Gradient) -> None:
         """Take in the gradient of one of its parameters."""
-        self._norms.append(gradient.norm)
-        self._zero = self._zero and gradient.zero
-        if gradient.parameter.dim() > 1:
-            self._matrices.append(gradient.norm)
-            self._entries += gradient.parameter.numel()
+        parameter, norm, zero = gradient
+        self._norms.append(norm)
+        self._zero = self._zero and zero
+        if parameter.dim() > 1:
+            self._matrices.append(norm)
+            self._entries += parameter.numel()
 
     @property
     def state(self) -> LayerState:
         """What it is, decided by the entries."""
         if self.frozen:
             return LayerState.FROZEN
-        if not self._held:
+        if not self.held:
             return LayerState.UNMEASURED
         if not self._norms:
             return LayerState.NONE
@@ -103,14 +97,12 @@ class LayerGradient:
         return LayerState.ZERO if self._zero else LayerState.OK
 
     @property
-    def norm(self) -> float:
-        """L2 norm over all parameters; NaN where none has a gradient."""
-        return math.hypot(*self._norms) if self._norms else float("nan")
-
-    @property
-    def rms(self) -> float:
-        """Root mean square over the entries of the matrices; NaN where none has a gradient."""
-        return math.hypot(*self._matrices) / math.sqrt(self._entries) if self._entries else float("nan")
+    def norms(self) -> tuple[float, float]:
+        """The L2 norm over all parameters, and the rms over the entries of the matrices; NaN where none has a gradient."""
+        return (
+            math.hypot(*self._norms) if self._norms else float("nan"),
+            math.hypot(*self._matrices) / math.sqrt(self._entries) if self._entries else float("nan"),
+        )
 
 
 def _by_device(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -27,28 +27,23 @@ class Pack:
 
     def add(self, tensor: Tensor) -> Slot:
         """Take a tensor of any real dtype along; its slot finds it again after the transfer."""
-        self._tensors.append(tensor.detach())
+        self._tensors.append(tensor.detach() if tensor.requires_grad else tensor)
         return len(self._tensors) - 1
 
     def send(self) -> Pending:
         """Start the transfer: one for each device that holds something (as a rule one)."""
         tensors, self._tensors = self._tensors, []
-        devices: dict[torch.device, list[int]] = {}
+        devices: dict[torch.device, dict[tuple[torch.dtype, int], list[int]]] = {}
         for slot, tensor in enumerate(tensors):
-            devices.setdefault(tensor.device, []).append(slot)
+            kinds = devices.setdefault(tensor.device, {})
+            kinds.setdefault((tensor.dtype, tensor.dim()), []).append(slot)
         sent: list[Sent] = []
-        for device, slots in devices.items():
-            dtypes: dict[torch.dtype, list[int]] = {}
-            for slot in slots:
-                dtypes.setdefault(tensors[slot].dtype, []).append(slot)
-            order = [slot for group in dtypes.values() for slot in group]
+        for device, kinds in devices.items():
+            order = [slot for group in kinds.values() for slot in group]
             sizes = [tensors[slot].numel() for slot in order]
-            # Joined before they are widened: two calls a dtype, however many tensors there are.
+            # Joined before they are widened: two calls a kind, however many tensors there are.
             packed = torch.cat(
-                [
-                    torch.cat([tensors[slot].reshape(-1) for slot in group]).to(torch.float64)
-                    for group in dtypes.values()
-                ]
+                [_joined([tensors[slot] for slot in group], dim).to(torch.float64) for (_, dim), group in kinds.items()]
             )
             if device.type == "cuda":
                 host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
@@ -59,6 +54,13 @@ class Pack:
             else:
                 sent.append((order, sizes, packed.cpu(), None))
         return Pending(len(tensors), sent)
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    """Return the entries of tensors that all have `dim` dimensions, most of them none."""
+    if dim == 0:
+        return torch.stack(tensors)
+    return torch.cat(tensors if dim == 1 else [tensor.reshape(-1) for tensor in tensors])
 
 
 class Pending:

@@ -58,11 +58,11 @@ def rms_and_ratio(moves: Sequence[Move]) -> tuple[float, float]:
     >>> rms_and_ratio([Move(3.0, 0.3, 1), Move(4.0, 0.4, 3)])
     (2.5, 0.1)
     """
-    norm = math.hypot(*(move.norm for move in moves))
-    entries = sum(move.entries for move in moves)
+    norm = math.hypot(*[move.norm for move in moves])
+    entries = sum([move.entries for move in moves])
     return (
         norm / math.sqrt(entries) if entries else float("nan"),
-        math.hypot(*(move.moved for move in moves)) / norm if norm > 0 else float("nan"),
+        math.hypot(*[move.moved for move in moves]) / norm if norm > 0 else float("nan"),
     )
 
 
@@ -130,9 +130,10 @@ class _Group:
         self._before = None
 
     def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[str, Move]]:
-        for index, (layer, _) in enumerate(self._members):
-            moved = float("nan") if self._moved is None else float(values[self._moved][index])
-            yield layer.name, Move(float(values[self._norms][index]), moved, self._sizes[index])
+        norms = values[self._norms].tolist()
+        moved = [math.nan] * len(norms) if self._moved is None else values[self._moved].tolist()
+        for (layer, _), norm, distance, size in zip(self._members, norms, moved, self._sizes, strict=True):
+            yield layer.name, Move(norm, distance, size)
 
 
 def _part(parameter: Tensor, step: int) -> Tensor:

@@ -6,8 +6,9 @@ to save in a checkpoint, and free of any device.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,22 +26,39 @@ _FEWEST = 16
 """Observations a chunk holds at least: a step of fewer joins the one before, so that windows hold at most 64 chunks."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Chunk:
-    """The observations of one measured step (of a few, where steps are tiny)."""
+    """The observations of one measured step (of a few, where steps are tiny); those in a window never change."""
 
     inactive: UnitCounts
     saturated: UnitCounts | None
     observations: int
     batch_elements: int
 
-    def take(self, other: Chunk, sign: int = 1) -> None:
-        """Add another chunk's counts, or with ``sign=-1`` take them away."""
-        self.inactive = self.inactive + sign * other.inactive
+    def joined(self, other: Chunk) -> Chunk:
+        """Return a chunk of the observations of both."""
+        return Chunk(
+            self.inactive + other.inactive,
+            None if self.saturated is None or other.saturated is None else self.saturated + other.saturated,
+            self.observations + other.observations,
+            self.batch_elements + other.batch_elements,
+        )
+
+    def add(self, other: Chunk) -> None:
+        """Add another chunk's counts, in place."""
+        self.inactive += other.inactive
         if self.saturated is not None and other.saturated is not None:
-            self.saturated = self.saturated + sign * other.saturated
-        self.observations += sign * other.observations
-        self.batch_elements += sign * other.batch_elements
+            self.saturated += other.saturated
+        self.observations += other.observations
+        self.batch_elements += other.batch_elements
+
+    def remove(self, other: Chunk) -> None:
+        """Take another chunk's counts away, in place."""
+        self.inactive -= other.inactive
+        if self.saturated is not None and other.saturated is not None:
+            self.saturated -= other.saturated
+        self.observations -= other.observations
+        self.batch_elements -= other.batch_elements
 
 
 class Window:
@@ -62,16 +80,16 @@ class Window:
                 0,
                 0,
             )
-        self._total.take(chunk)
-        if self._chunks and self._chunks[-1].observations < _FEWEST:
-            self._chunks[-1].take(chunk)
+        total, chunks = self._total, self._chunks
+        total.add(chunk)
+        if chunks and chunks[-1].observations < _FEWEST:
+            chunks.append(chunks.pop().joined(chunk))
         else:
-            self._chunks.append(replace(chunk))  # the next one may be added to it
-        while len(self._chunks) > 1 and self._full_with(
-            self._total.observations - self._chunks[0].observations,
-            self._total.batch_elements - self._chunks[0].batch_elements,
+            chunks.append(chunk)
+        while len(chunks) > 1 and self._full_with(
+            total.observations - chunks[0].observations, total.batch_elements - chunks[0].batch_elements
         ):
-            self._total.take(self._chunks.popleft(), sign=-1)
+            total.remove(chunks.popleft())
 
     def _full_with(self, observations: int, batch_elements: int) -> bool:
         return observations >= self._observations and batch_elements >= self._batch_elements
@@ -92,22 +110,29 @@ class Window:
             self._total.batch_elements / self._batch_elements,
         )
 
+    def fractions(self) -> tuple[float, float]:
+        """Return the dead and the saturated fraction; NaN until the window is full, and where they don't apply.
+
+        A unit is dead where it was inactive in every observation, and saturated where it was in at least 95 % of them and
+        isn't dead.
+        """
+        total = self._total
+        if total is None or not self.full or not total.inactive.size:
+            return math.nan, math.nan
+        units = total.inactive.size
+        dead = total.inactive == total.observations
+        if total.saturated is None:
+            return np.count_nonzero(dead) / units, math.nan
+        often = 100 * total.saturated >= SATURATED_PERCENT * total.observations
+        return np.count_nonzero(dead) / units, np.count_nonzero(often & ~dead) / units
+
     def dead_fraction(self) -> float:
         """Return the share of units inactive in every observation; NaN until the window is full."""
-        if self._total is None or not self.full or not self._total.inactive.size:
-            return float("nan")
-        return np.count_nonzero(self._dead(self._total)) / self._total.inactive.size
+        return self.fractions()[0]
 
     def saturated_fraction(self) -> float:
         """Return the share of units saturated in at least 95 % of observations and not dead; NaN until full."""
-        if self._total is None or not self.full or self._total.saturated is None or not self._total.inactive.size:
-            return float("nan")
-        often = 100 * self._total.saturated >= SATURATED_PERCENT * self._total.observations
-        return np.count_nonzero(often & ~self._dead(self._total)) / often.size
-
-    @staticmethod
-    def _dead(total: Chunk) -> npt.NDArray[np.bool_]:
-        return np.equal(total.inactive, total.observations)
+        return self.fractions()[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: plain numbers and tensors, which load with ``weights_only=True``."""

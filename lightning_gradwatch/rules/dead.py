@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
 
 _READINGS = 5
+_LEVELS = [(severity, str(int(severity))) for severity in Severity]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ class DeadUnits(Rule):
             return Verdict(unjudged=why_no_fraction(record, info, "dead"))
         trend = loss_trend(state["loss"], info)
         readings, streaks = state.setdefault("readings", {}), state.setdefault("streaks", {})
+        # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
+        stalled = not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged))
         hits = []
         for site, fraction in measured:
             history = readings.setdefault(site.name, [])
@@ -85,7 +88,7 @@ class DeadUnits(Rule):
             if fraction < self.inform:
                 streaks.pop(site.name, None)
                 continue
-            severity = self._note(record, streaks.setdefault(site.name, {}), self._level(history, trend))
+            severity = self._note(record, streaks.setdefault(site.name, {}), self._level(history, stalled=stalled))
             if severity is not None:
                 hits.append((site, severity))
         finding = self._finding(record, info, state, hits, trend) if hits else None
@@ -102,21 +105,19 @@ class DeadUnits(Rule):
     def _note(self, record: StepRecord, streaks: State, level: Severity) -> Severity | None:
         """Count the streak of each severity up to `level`; return the highest one that is long enough."""
         due = None
-        for severity in Severity:
+        for severity, key in _LEVELS:
             if severity > level:
-                streaks.pop(str(int(severity)), None)
-            elif count_hit(streaks, str(int(severity)), record.step) >= self.patience:
+                streaks.pop(key, None)
+            elif count_hit(streaks, key, record.step) >= self.patience:
                 due = severity
         return due
 
-    def _level(self, readings: list[float], trend: LossTrend) -> Severity:
+    def _level(self, readings: list[float], *, stalled: bool) -> Severity:
         fraction = readings[-1]
         if fraction >= self.error:
             return Severity.ERROR
         if fraction >= self.warn:
             return Severity.WARNING
-        # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
-        stalled = not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged))
         rising = fraction - min(readings) >= self.rise
         return Severity.WARNING if rising and stalled else Severity.INFO
 

@@ -46,7 +46,8 @@ def fading_cause(sites: Sequence[SiteInfo], gain: float, saturated: float) -> st
 
 def fading_remedy(sites: Sequence[SiteInfo], layers: Sequence[str], saturated: float) -> Remedy:
     """Say what to change: the function where it is to blame, the initialisation, skip connections in deep nets."""
-    blamed = [site for site in sites if _is_to_blame(look_up(site.function), saturated)]
+    to_blame = {name for name in {site.function for site in sites} if _is_to_blame(look_up(name), saturated)}
+    blamed = [site for site in sites if site.function in to_blame]
     keeps_two_sided = bool(sites) and not blamed and all(function.two_sided for function in _functions(sites))
     method = "xavier_normal_" if keeps_two_sided else "kaiming_normal_"
     actions, said = [], []
@@ -70,7 +71,7 @@ def fading_remedy(sites: Sequence[SiteInfo], layers: Sequence[str], saturated: f
 
 
 def _functions(sites: Sequence[SiteInfo]) -> list[Function]:
-    return list(dict.fromkeys(look_up(site.function) for site in sites))
+    return list(dict.fromkeys(look_up(name) for name in dict.fromkeys(site.function for site in sites)))
 
 
 def _is_to_blame(function: Function, saturated: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -51,6 +52,7 @@ _FUNCTIONS = {
 }
 
 
+@lru_cache(maxsize=256)
 def look_up(name: str) -> Function:
     """Find a function whatever its spelling; one that isn't known keeps its name and is taken to shrink nothing.
 

@@ -14,23 +14,19 @@ if TYPE_CHECKING:
 
 def hidden_sites(info: RunInfo) -> list[tuple[int, SiteInfo]]:
     """Return the hidden sites with their columns, in execution order."""
-    return [(column, site) for column, site in enumerate(info.sites) if site.role == "hidden"]
+    return [(column, info.sites[column]) for column in info.hidden_columns]
 
 
 def measured_sites(record: StepRecord, info: RunInfo, metric: str) -> list[tuple[SiteInfo, float]]:
     """Return the hidden sites where a metric was measured and finite, with its values, in execution order."""
     # Plain floats: a rule visits each site of each record, and numpy's scalars cost ten times as much there.
     values = record.values(metric, len(info.sites)).tolist()
-    return [
-        (site, value)
-        for site, value in zip(info.sites, values, strict=True)
-        if site.role == "hidden" and math.isfinite(value)
-    ]
+    return [(info.sites[column], values[column]) for column in info.hidden_columns if math.isfinite(values[column])]
 
 
 def weight_layers(info: RunInfo) -> list[str]:
     """Return the names of the weight layers, in execution order."""
-    return [layer.name for layer in info.layers if layer.weight]
+    return [info.layers[column].name for column in info.weight_columns]
 
 
 def early_layers(info: RunInfo) -> list[str]:
@@ -69,6 +65,8 @@ def _functions(hidden: Iterable[tuple[int, SiteInfo]]) -> str:
 
 def count_hit(streaks: State, name: str, step: int) -> int:
     """Count one more reading in a row in which something holds; the streak remembers its first step."""
-    streak = streaks.setdefault(name, {"count": 0, "since": int(step)})
+    streak = streaks.get(name)
+    if streak is None:
+        streak = streaks[name] = {"count": 0, "since": int(step)}
     streak["count"] += 1
     return int(streak["count"])

@@ -121,7 +121,7 @@ class VanishingGradient(Rule):
 
     def _read(self, record: StepRecord, info: RunInfo) -> _Signal | str:
         """Return the signal, or why it can't be judged."""
-        hidden = sum(site.role == "hidden" for site in info.sites)
+        hidden = len(info.hidden_columns)
         if hidden < _LEAST_SITES:
             had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
             return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
