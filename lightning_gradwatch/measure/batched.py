@@ -97,7 +97,7 @@ class Batch:
             else:
                 call.site.batched = False
                 call.sums.lost = True
-        for group in _alike(whole, lambda call: (call.zones, call.axis, *_kind(call.z.tensor))):
+        for group in _alike(whole, lambda call: (id(call.zones), call.axis, *_kind(call.z.tensor))):
             first = group[0]
             many = count_many(first.zones, torch.stack([call.z.tensor for call in group]), first.axis)
             if many is not None:

@@ -78,7 +78,7 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
             module = names.get(id(owner))
             if module is not None and is_leaf(owner):
                 leaf, inner, place = True, place, None
-        elif place is None and not _internal(code):
+        elif place is None and not (_is_internal.get(id(code)) or _look(code))[0]:
             place = (id(code), frame.f_lasti)
         elif id(code) in _OUTERMOST:
             break
@@ -116,10 +116,8 @@ def is_leaf(module: nn.Module) -> bool:
     return not module._modules and (not module._parameters or isinstance(module, nn.PReLU))  # noqa: SLF001 - no copies
 
 
-def _internal(code: CodeType) -> bool:
-    known = _is_internal.get(id(code))
-    if known is None:
-        path = code.co_filename
-        internal = path.startswith((*_INTERNAL_FOLDERS, "<frozen")) or any(part in path for part in _LIGHTNING)
-        known = _is_internal[id(code)] = (internal, code)
-    return known[0]
+def _look(code: CodeType) -> tuple[bool, CodeType]:
+    path = code.co_filename
+    internal = path.startswith((*_INTERNAL_FOLDERS, "<frozen")) or any(part in path for part in _LIGHTNING)
+    found = _is_internal[id(code)] = (internal, code)
+    return found

@@ -39,7 +39,12 @@ def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         RuntimeError: the tensors are on several devices, or there are none.
     """
-    plain = [_plain(tensor) for tensor in tensors]
+    plain = [
+        tensor
+        if tensor.dtype is torch.float32 and tensor.layout is torch.strided and not tensor.requires_grad
+        else _plain(tensor)
+        for tensor in tensors
+    ]
     if len(plain) == 1:
         return _norm(plain[0]).reshape(1)
     short = [i for i, tensor in enumerate(plain) if not _takes_rows(tensor)]

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector
 
 Slot: TypeAlias = int
+Place: TypeAlias = tuple[int, int, int]
+"""Of a slot: which tensor that travels, from which entry on, how many."""
 Sent: TypeAlias = "tuple[list[int], list[int], Tensor, torch.cuda.Event | None]"
+
+_SHARED = 1 << 20
+"""Entries up to which a view's whole base travels: ours are a few counts a unit, a user's may be anything."""
 
 
 class Pack:
@@ -24,15 +29,30 @@ class Pack:
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
+        self._places: list[Place] = []
+        self._shared: dict[int, int] = {}
 
     def add(self, tensor: Tensor) -> Slot:
         """Take a tensor of any real dtype along; its slot finds it again after the transfer."""
-        self._tensors.append(tensor.detach() if tensor.requires_grad else tensor)
-        return len(self._tensors) - 1
+        base = tensor._base  # noqa: SLF001 - of which it is a view; it has no public name
+        if base is None or base.numel() > _SHARED or not (base.is_contiguous() and tensor.is_contiguous()):
+            self._places.append((len(self._tensors), 0, tensor.numel()))
+            self._tensors.append(tensor.detach() if tensor.requires_grad else tensor)
+        else:
+            # The rows of one tensor, as batched measuring makes them, travel as that tensor.
+            index = self._shared.get(id(base))
+            if index is None:
+                index = self._shared[id(base)] = len(self._tensors)
+                self._tensors.append(base.detach() if base.requires_grad else base)
+            start = int(tensor.storage_offset() - base.storage_offset())
+            self._places.append((index, start, tensor.numel()))
+        return len(self._places) - 1
 
     def send(self) -> Pending:
         """Start the transfer: one for each device that holds something (as a rule one)."""
         tensors, self._tensors = self._tensors, []
+        places, self._places = self._places, []
+        self._shared.clear()
         devices: dict[torch.device, dict[tuple[torch.dtype, int], list[int]]] = {}
         for slot, tensor in enumerate(tensors):
             kinds = devices.setdefault(tensor.device, {})
@@ -53,7 +73,7 @@ class Pack:
                 sent.append((order, sizes, host, arrived))
             else:
                 sent.append((order, sizes, packed.cpu(), None))
-        return Pending(len(tensors), sent)
+        return Pending(len(tensors), places, sent)
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
@@ -66,8 +86,9 @@ def _joined(tensors: list[Tensor], dim: int) -> Tensor:
 class Pending:
     """A transfer under way."""
 
-    def __init__(self, length: int, sent: list[Sent]) -> None:
+    def __init__(self, length: int, places: list[Place], sent: list[Sent]) -> None:
         self._length = length
+        self._places = places
         self._sent = sent
 
     @property
@@ -77,12 +98,12 @@ class Pending:
 
     def wait(self) -> list[FloatVector]:
         """Return the values by slot, each flattened."""
-        values: list[FloatVector] = [np.empty(0)] * self._length
-        for slots, sizes, host, event in self._sent:
+        arrived: list[FloatVector] = [np.empty(0)] * self._length
+        for indices, sizes, host, event in self._sent:
             if event is not None:
                 event.synchronize()
             flat, start = host.numpy(), 0
-            for slot, size in zip(slots, sizes, strict=True):
-                values[slot] = flat[start : start + size]
+            for index, size in zip(indices, sizes, strict=True):
+                arrived[index] = flat[start : start + size]
                 start += size
-        return values
+        return [arrived[index][start : start + size] for index, start, size in self._places]
