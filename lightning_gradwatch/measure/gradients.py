@@ -32,8 +32,9 @@ class OptimizerGradients:
     """The gradients of one optimizer's parameters at one step: measured on the device, read after the transfer."""
 
     def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, *, scale: Tensor | None = None) -> None:
+        owners = layers.owners
         self.parameters = [
-            parameter for parameter in parameters_of(optimizer) if parameter.requires_grad and parameter in layers
+            parameter for parameter in parameters_of(optimizer) if parameter.requires_grad and id(parameter) in owners
         ]
         """Those that are trained in this step; one that is frozen may still hold an old gradient."""
         self._scale = None if scale is None else pack.add(scale)

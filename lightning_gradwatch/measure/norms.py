@@ -39,25 +39,36 @@ def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         RuntimeError: the tensors are on several devices, or there are none.
     """
-    plain = [
-        tensor
-        if tensor.dtype is torch.float32 and tensor.layout is torch.strided and not tensor.requires_grad
-        else _plain(tensor)
-        for tensor in tensors
+    groups: dict[tuple[int, ...] | None, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        # Small tensors of one shape, as the layers of a deep net have them, take one call together.
+        alike = tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.numel() < _LONG
+        groups.setdefault(tuple(tensor.shape) if alike else None, []).append(index)
+    norms = [
+        _norms_one_by_one([tensors[index] for index in group])
+        if shape is None or len(group) == 1
+        else stacked_norms(torch.stack([tensors[index] for index in group]).detach())
+        for shape, group in groups.items()
     ]
-    if len(plain) == 1:
-        return _norm(plain[0]).reshape(1)
-    short = [i for i, tensor in enumerate(plain) if not _takes_rows(tensor)]
-    if len(short) == len(plain):
-        return torch.stack(torch._foreach_norm(plain, 2, torch.float64))  # noqa: SLF001 - the one fused reduction; torch's own clipping calls it
-    norms: list[Tensor] = [plain[0]] * len(plain)
-    if short:
-        for i, norm in zip(short, torch._foreach_norm([plain[i] for i in short], 2, torch.float64), strict=True):  # noqa: SLF001 - as above
-            norms[i] = norm
-    for i, tensor in enumerate(plain):
-        if _takes_rows(tensor):
-            norms[i] = _norm_by_rows(tensor)
-    return torch.stack(norms)
+    if len(norms) == 1:
+        return norms[0]
+    order = [0] * len(tensors)
+    for place, index in enumerate(index for group in groups.values() for index in group):
+        order[index] = place
+    joined = torch.cat(norms)
+    return joined[torch.tensor(order, device=joined.device)]
+
+
+def stacked_norms(stacked: Tensor) -> Tensor:
+    """Return the L2 norm of each of the tensors that were stacked, as float64; for short ones."""
+    return vector_norm(stacked.reshape(len(stacked), -1), dim=1, dtype=torch.float64)
+
+
+def _norms_one_by_one(tensors: Sequence[Tensor]) -> Tensor:
+    plain = [_plain(tensor) for tensor in tensors]
+    if any(map(_takes_rows, plain)):
+        return torch.stack([_norm(tensor) for tensor in plain])
+    return torch.stack(torch._foreach_norm(plain, 2, torch.float64))  # noqa: SLF001 - the one fused reduction; torch's own clipping calls it
 
 
 def l2_norm(tensor: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.layers import parameters_of
-from lightning_gradwatch.measure.norms import l2_norms
+from lightning_gradwatch.measure.norms import l2_norm, stacked_norms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from torch import nn
     from torch.optim import Optimizer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.pack import Pack, Slot
     from lightning_gradwatch.record import FloatVector
 
+_SMALL = 32_768
+"""Entries up to which weights of one shape are taken together."""
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -109,11 +111,10 @@ class _Group:
         self._steps = [1 if entries is None else math.ceil(per_layer[layer.name] / entries) for layer, _ in members]
         views = self._views()
         self._sizes = [view.numel() for view in views]
-        self._before: list[Tensor] | None = [
-            view.to(torch.float32) if view.dtype in _NARROW else view.clone() for view in views
-        ]
-        self._norms: Slot = pack.add(l2_norms(self._before))
-        self._moved: Slot | None = None
+        self._alike = _alike(views)
+        self._before: list[Tensor] | None = [_copy([views[index] for index in alike]) for alike in self._alike]
+        self._norms = self._measure(self._before, pack)
+        self._moved: list[Slot] = []
 
     def _views(self) -> list[Tensor]:
         return [
@@ -121,19 +122,42 @@ class _Group:
             for (_, parameter), step in zip(self._members, self._steps, strict=True)
         ]
 
+    def _measure(self, copies: list[Tensor], pack: Pack) -> list[Slot]:
+        return [
+            pack.add(stacked_norms(copy) if len(alike) > 1 else l2_norm(copy))
+            for copy, alike in zip(copies, self._alike, strict=True)
+        ]
+
     def measure(self, pack: Pack) -> None:
         if self._before is None:
             return
-        # In place into the copies, so that no third copy of the weights ever exists.
-        torch._foreach_sub_(self._before, self._views())
-        self._moved = pack.add(l2_norms(self._before))
+        views = self._views()
+        for copy, alike in zip(self._before, self._alike, strict=True):
+            # In place into the copies, so that no third copy of large weights ever exists.
+            copy.sub_(torch.stack([views[index] for index in alike]) if len(alike) > 1 else views[alike[0]])
+        self._moved = self._measure(self._before, pack)
         self._before = None
 
     def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[str, Move]]:
-        norms = values[self._norms].tolist()
-        moved = [math.nan] * len(norms) if self._moved is None else values[self._moved].tolist()
-        for (layer, _), norm, distance, size in zip(self._members, norms, moved, self._sizes, strict=True):
-            yield layer.name, Move(norm, distance, size)
+        norms = [norm for slot in self._norms for norm in values[slot].tolist()]
+        moved = [norm for slot in self._moved for norm in values[slot].tolist()] or [math.nan] * len(norms)
+        order = [index for alike in self._alike for index in alike]
+        for index, norm, distance in zip(order, norms, moved, strict=True):
+            yield self._members[index][0].name, Move(norm, distance, self._sizes[index])
+
+
+def _alike(views: list[Tensor]) -> list[list[int]]:
+    """Return which small weights have one shape and dtype, and so are copied and compared as one; the others alone."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, view in enumerate(views):
+        key = (tuple(view.shape), view.dtype) if view.numel() < _SMALL and not view.is_complex() else index
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _copy(views: list[Tensor]) -> Tensor:
+    copy = torch.stack(views) if len(views) > 1 else views[0].clone()
+    return copy.to(torch.float32) if copy.dtype in _NARROW else copy
 
 
 def _part(parameter: Tensor, step: int) -> Tensor:
