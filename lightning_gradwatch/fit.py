@@ -123,7 +123,7 @@ class Fit:
         finally:
             if self._sinks is not None:
                 sinks = self._sinks
-                self._try("writing", lambda: sinks.finish(list(self.records), self.infos, self.evaluator.findings))
+                self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings))
                 self._try("writing", sinks.close)
                 self._sinks = None
 
@@ -140,7 +140,7 @@ class Fit:
         self._try("rules", lambda: told.extend(self.evaluator.feed(record, info)))
         if self._sinks is not None:
             sinks = self._sinks
-            self._try("writing", lambda: sinks.write(record, info, self.evaluator.findings))
+            self._try("writing", lambda: sinks.write(self.records, self.infos, self.evaluator.findings))
         if self._speaks:
             for finding in told:
                 if finding.severity >= Severity.WARNING:

@@ -16,10 +16,14 @@ from lightning_gradwatch.record import series
 from lightning_gradwatch.summaries import summaries
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.record import RunInfo, StepRecord
+
+
+_FIRST_PICTURE = 8
+"""Records from which on a heatmap shows something."""
 
 
 class Sinks:
@@ -40,11 +44,17 @@ class Sinks:
         self._described_by: RunInfo | None = None
         self._described: set[str] = set()
         self._findings: tuple[Finding, ...] = ()
+        self._written = 0
         self.path: Path | None = None
         """Folder of the event file of our own; None where a logger's is used."""
 
-    def write(self, record: StepRecord, info: RunInfo, findings: tuple[Finding, ...]) -> None:
-        """Write one record: one event, which holds the run's description and the findings where those are new."""
+    def write(self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo], findings: tuple[Finding, ...]) -> None:
+        """Write the last record: one event, which holds the run's description and the findings where those are new.
+
+        Of a net that has too many layers for curves it holds the picture, each time there are twice as many records.
+        """
+        record = records[-1]
+        info = infos[record.layout]
         changed = _outline(findings) != _outline(self._findings)
         event = step_event(
             record,
@@ -57,24 +67,38 @@ class Sinks:
         self._described_by = info
         if changed:
             self._findings = findings
+        self._written += 1
+        if self._written >= _FIRST_PICTURE and self._written & (self._written - 1) == 0:
+            picture = self._picture(records, infos)
+            if picture is not None:
+                event.summary.value.extend(picture.summary.value)
         self._send(event)
         if self._others:
             numbers = summaries(record, info)
             for logger in self._others:
                 logger.log_metrics(numbers, step=record.step)
 
-    def finish(self, records: Sequence[StepRecord], infos: dict[str, RunInfo], findings: tuple[Finding, ...]) -> None:
+    def finish(
+        self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo], findings: tuple[Finding, ...]
+    ) -> None:
         """Write what the end of a fit adds: the findings' last numbers, and the heatmap where there are no curves."""
         if not records:
             return
         if findings != self._findings:
             self._findings = findings
             self._send(findings_event(findings, step=records[-1].step))
-        info = infos[records[-1].layout]
-        names = [layer.name for layer in info.layers if layer.weight]
-        if self._max_curves is not None and len(names) > self._max_curves:
-            steps, values = series(records, infos, "grad_norm", names)
-            self._send(heatmap_event(records[-1].step, heatmap_png(steps, values, names, "gradient norm by layer")))
+        picture = self._picture(records, infos)
+        if picture is not None:
+            self._send(picture)
+
+    def _picture(self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo]) -> Any:
+        """Return the event of the heatmap where the layers have no curves, None where they have."""
+        names = [layer.name for layer in infos[records[-1].layout].layers if layer.weight]
+        if self._max_curves is None or len(names) <= self._max_curves:
+            return None
+        steps, values = series(records, infos, "grad_norm", names)
+        png = heatmap_png(steps, values, names, "gradient norm by layer")
+        return heatmap_event(records[-1].step, png)
 
     def close(self) -> None:
         """Close a file of our own; the loggers' stay theirs."""

@@ -42,7 +42,7 @@ FAULTS = {
     "end of a pass": ("lightning_gradwatch.measure.sites.Sites.settle", bug, "activations"),
     "signal": ("lightning_gradwatch.measure.batched.Batch.add_signal", bug, "signal"),
     "gradients": ("lightning_gradwatch.measure.gradients.l2_norms", bug, "gradients"),
-    "snapshot": ("lightning_gradwatch.measure.updates.l2_norms", bug, "updates"),
+    "snapshot": ("lightning_gradwatch.measure.updates._copy", bug, "updates"),
     "comparing weights": ("lightning_gradwatch.measure.updates.WeightSnapshot.measure", bug, "updates"),
     "rules": ("lightning_gradwatch.rules.evaluator.Evaluator.feed", bug, "rules"),
     "full disk": ("lightning_gradwatch.event_file.EventFile.write", full_disk, "writing"),

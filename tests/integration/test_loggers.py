@@ -157,6 +157,17 @@ def test_above_max_curves_there_is_a_heatmap(tmp_path):
     same_run(read_run(event_files(tmp_path)[0]), watch)
 
 
+def test_the_heatmap_is_there_while_a_long_run_goes_on(tmp_path):
+    """At the 8th, 16th, … record, inside that record's own event; and at the end."""
+    fit(tmp_path, GradWatch(max_curves=2, every_n_steps=1), max_steps=20)
+    drawn = [
+        event.step
+        for event in EventFileLoader(str(event_files(tmp_path)[0])).Load()
+        if any(value.tag == "gradwatch/heatmap" for value in event.summary.value)
+    ]
+    assert drawn == [7, 15, 19]
+
+
 def test_at_most_twelve_summaries(tmp_path):
     fit(tmp_path, GradWatch(), logger=TensorBoardLogger(tmp_path), gradient_clip_val=0.1)
     scalars = {
