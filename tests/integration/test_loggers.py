@@ -30,9 +30,9 @@ def tags(path):
     return {value.tag for event in EventFileLoader(str(path)).Load() for value in event.summary.value}
 
 
-def fit(folder, watch, net=None, **settings):
+def fit(folder, watch, net=None, max_steps=10, **settings):
     seed()
-    run = trainer(folder, watch, max_steps=10, **settings)
+    run = trainer(folder, watch, max_steps=max_steps, **settings)
     run.fit(Classifier(relu_net() if net is None else net), batches())
     return run
 
