@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lightning_gradwatch.version import __version__
 
 _HOMES = {
     "GradWatch": "callback",
@@ -18,6 +18,8 @@ _HOMES = {
     "RunError": "run",
     "read_run": "run",
     "evaluate": "run",
+    "TrainingReport": "smoke",
+    "check_training": "smoke",
     "RunInfo": "record",
     "StepRecord": "record",
     "LayerState": "record",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.run import RunError as RunError
     from lightning_gradwatch.run import evaluate as evaluate
     from lightning_gradwatch.run import read_run as read_run
+    from lightning_gradwatch.smoke import TrainingReport as TrainingReport
+    from lightning_gradwatch.smoke import check_training as check_training
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,10 @@ of that one instance, gone when the batch ends) and listens to Lightning's own h
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarning, Severity
+from lightning_gradwatch.callback_base import AnyCallback, guarded
+from lightning_gradwatch.findings import Finding, Severity
 from lightning_gradwatch.fit import Fit
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
@@ -31,7 +29,8 @@ from lightning_gradwatch.trainer import (
 )
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback as _Callback
+    from collections.abc import Mapping, Sequence
+
     from pytorch_lightning import LightningModule, Trainer
     from torch import Tensor
     from torch.optim import Optimizer
@@ -39,48 +38,11 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record import RunInfo, StepRecord
-else:
-
-    def _find_bases() -> tuple[type, ...]:
-        """Return the Callback class of each Lightning package there is: each Trainer accepts only its own."""
-        bases = []
-        for name in ("lightning.pytorch", "pytorch_lightning"):
-            try:
-                bases.append(importlib.import_module(name).Callback)
-            except ImportError:
-                continue
-        if not bases:
-            raise ImportError("GradWatch needs PyTorch Lightning: pip install pytorch-lightning (or lightning)")
-        return tuple(bases)
-
-    class _Callback(*_find_bases()):
-        """The Callback of every installed Lightning package at once."""
-
 
 FailOn = Literal["warning", "error"]
-_Hook = TypeVar("_Hook", bound=Callable[..., None])
 
 
-def _guarded(hook: _Hook) -> _Hook:
-    """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on."""
-
-    @wraps(hook)
-    def guarded(self: GradWatch, *args: Any, **kwargs: Any) -> None:
-        if not self._faults.on("schedule"):
-            return
-        try:
-            hook(self, *args, **kwargs)
-        except (GradWatchError, GradWatchWarning):
-            self._release()
-            raise
-        except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
-            self._release()
-            self._faults.report("schedule", error)
-
-    return cast("_Hook", guarded)
-
-
-class GradWatch(_Callback):
+class GradWatch(AnyCallback):
     """Watch gradients and activations of a fit, show them in TensorBoard, and warn when the net stops learning.
 
     Args:
@@ -148,11 +110,11 @@ class GradWatch(_Callback):
 
     # -- Lightning's hooks
 
-    @_guarded
+    @guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module)
 
-    @_guarded
+    @guarded
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._release()
         fit = self._fit
@@ -175,13 +137,13 @@ class GradWatch(_Callback):
             if self._compiled == "eager" or not is_compiled_step(pl_module):
                 self._traced = TracedTrainingStep(trainer.strategy, opened.meter)
 
-    @_guarded
+    @guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         meter = self._meter
         if meter is not None:
             meter.add_loss(loss, current_scale(trainer, loss))
 
-    @_guarded
+    @guarded
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         meter = self._meter
         if meter is not None and meter.scale is None:
@@ -189,7 +151,7 @@ class GradWatch(_Callback):
             if scale is not None:
                 meter.set_scale(scale)
 
-    @_guarded
+    @guarded
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         meter = self._meter
         if meter is None or self._fit is None:
@@ -213,7 +175,7 @@ class GradWatch(_Callback):
         # Taken away when the batch ends: a hook that removes itself breaks the optimizer's loop over the user's hooks.
         self._step_hooks.append(optimizer.register_step_post_hook(stepped))
 
-    @_guarded
+    @guarded
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -235,16 +197,16 @@ class GradWatch(_Callback):
             )
         )
 
-    @_guarded
+    @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
 
-    @_guarded
+    @guarded
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The Trainer calls no teardown after an exception; what was measured before it is still worth having.
         self._end()
 
-    @_guarded
+    @guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end()
 

@@ -126,7 +126,7 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
 
 def _rules_for(run: Run, settings: Settings) -> tuple[tuple[Rule, ...], list[str], list[str]]:
     """Return the rules to judge a run by, the codes of those that only a newer release knows, and notes."""
-    stored = {rule.code: rule for rule in rules_from_settings(run.info.rules)}
+    stored = _stored_rules(run)
     unknown = [code for code in run.info.rules if code not in RULE_BY_CODE]
     if settings.select is None:
         chosen = stored
@@ -143,6 +143,13 @@ def _rules_for(run: Run, settings: Settings) -> tuple[tuple[Rule, ...], list[str
         elif settings.select is None and not code.startswith(settings.ignore):
             notes.append(f"a threshold of {code} is set, and the run was watched without that rule: --select {code}")
     return tuple(chosen.values()), unknown, notes
+
+
+def _stored_rules(run: Run) -> dict[str, Rule]:
+    try:
+        return {rule.code: rule for rule in rules_from_settings(run.info.rules)}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"the rules stored in the run can't be used: {error}") from error
 
 
 def _with_thresholds(rule: Rule, fields: Mapping[str, Threshold]) -> Rule:

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import shutil
 import sys
-import textwrap
 import traceback
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch import __version__
-from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
-from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.check import find_runs, judge
+from lightning_gradwatch.cli_options import build_parser, terminal_width
+from lightning_gradwatch.config import load_settings
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.explain import explain_text, rules_text
-from lightning_gradwatch.report.terminal import RunVerdict, verdict_text
-from lightning_gradwatch.rules import RULE_BY_CODE, RULES, check_prefixes, replay, rules_from_settings
-from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.report.formats import render
+from lightning_gradwatch.report.terminal import summary_text, verdict_text
+from lightning_gradwatch.rules import RULE_BY_CODE, RULES
+from lightning_gradwatch.settings import ConfigError
+from lightning_gradwatch.verdict import CANNOT_JUDGE, HEALTHY
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
-    from lightning_gradwatch.rules import Rule
-    from lightning_gradwatch.run import Run
+    from lightning_gradwatch.settings import Settings
 
-HEALTHY, FOUND, CANNOT_JUDGE = 0, 1, 2
 _INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
-_EXIT_CODES = """exit codes:
-  0  judged and healthy
-  1  findings at or above --fail-on
-  2  can't judge: no such run, no records, no selected rule could be judged, bad usage
-Of several runs, 2 beats 1 beats 0."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code. Every failure is a line on stderr, never a traceback."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = build_parser(_COMMANDS).parse_args(argv)
         code: int = arguments.command(arguments)
         sys.stdout.flush()
     except SystemExit as stop:  # argparse: help, version, bad usage
@@ -49,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CANNOT_JUDGE
+    except (ConfigError, OSError) as error:  # of a run that can't be read there is a verdict
+        code = _complain(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
     except Exception as error:  # noqa: BLE001 - the last line of defence: a user gets a sentence
         place = traceback.extract_tb(error.__traceback__)[-1]
         _complain(
@@ -58,151 +55,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gradwatch", description="Judge training runs that GradWatch measured.")
-    parser.add_argument("--version", action="version", version=f"gradwatch {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    check = commands.add_parser(
-        "check",
-        help="judge stored runs",
-        description="Judge stored runs from their event files alone, with the rules and thresholds stored in them.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    check.add_argument("runs", nargs="+", metavar="RUN", help="run folder or event file")
-    check.add_argument("--select", metavar="CODES", help="judge these rules only: codes or their beginnings, GW1,GW201")
-    check.add_argument("--ignore", metavar="CODES", help="leave these rules out")
-    check.add_argument(
-        "--fail-on",
-        choices=("warning", "error"),
-        default="warning",
-        help="lowest severity that makes the check fail (default: %(default)s)",
-    )
-    check.set_defaults(command=_check)
-
-    explain = commands.add_parser("explain", help="print the page of a rule", description="Print the page of a rule.")
-    explain.add_argument("code", metavar="CODE", help="such as GW101")
-    explain.set_defaults(command=_explain)
-
-    rules = commands.add_parser("rules", help="list the rules", description="List the rules, a line each.")
-    rules.set_defaults(command=_rules)
-
-    demo = commands.add_parser(
-        "demo",
-        help="train a net whose gradients vanish, and the mended one",
-        description="Train an ill net on scikit-learn's digits, see the warning, then train the mended net.",
-        epilog=_demo_nets(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    demo.add_argument("--net", choices=tuple(WHAT_TO_SEE), metavar="NET", help=f"see below (default: {DEFAULT_NET})")
-    demo.add_argument(
-        "--logdir", default="gradwatch-demo", help="where the two runs are written (default: %(default)s)"
-    )
-    demo.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default: %(default)s)")
-    demo.add_argument("--steps", type=int, help="optimizer steps a net (default: the demo's own)")
-    demo.set_defaults(command=_demo)
-    return parser
-
-
-def _demo_nets() -> str:
-    """List the demo's nets, each with what to see."""
-    width = max(map(len, WHAT_TO_SEE))
-    lines = (
-        textwrap.fill(sentence, _width(), initial_indent=f"  {net:<{width}}  ", subsequent_indent=" " * (width + 4))
-        for net, sentence in WHAT_TO_SEE.items()
-    )
-    return "\n".join(("nets:", *lines))
-
-
 def _check(arguments: argparse.Namespace) -> int:
-    try:
-        select = _codes(arguments.select, "--select")
-        ignore = _codes(arguments.ignore, "--ignore")
-    except ValueError as error:
-        return _complain(str(error))
-    fail_on = Severity[arguments.fail_on.upper()]
-    worst = HEALTHY
-    width = _width()
-    for place, path in enumerate(arguments.runs):
-        verdict = _judge(path, select, ignore, fail_on)
-        if place:
-            _say("")
-        _say(verdict_text(verdict, width=width))
-        worst = max(worst, verdict.exit_code)
-    return worst
+    return _judge_and_tell(arguments, _settings(arguments, "require", "baseline"), rules_needed=True)
 
 
-def _judge(path: str, select: tuple[str, ...] | None, ignore: tuple[str, ...] | None, fail_on: Severity) -> RunVerdict:
-    from lightning_gradwatch.run import RunError, read_run  # noqa: PLC0415 - the other commands read no runs
+def _compare(arguments: argparse.Namespace) -> int:
+    settings = replace(_settings(arguments), baseline=arguments.base, require=())
+    return _judge_and_tell(arguments, settings, rules_needed=False)
 
-    try:
-        run = read_run(path)
-        rules, unknown = _rules_for(run, select, ignore)
-        evaluator = replay(run.records, run.infos, rules)
-    except (RunError, OSError, ValueError) as error:
-        return RunVerdict(path=path, unjudged={}, failure=str(error), exit_code=CANNOT_JUDGE)
-    unjudged = {f"{code} {RULE_BY_CODE[code].name}": reason for code, reason in evaluator.unjudged.items()}
-    unjudged |= dict.fromkeys(unknown, "this release doesn't know it")
-    judged = len(rules) - len(evaluator.unjudged)
-    failure = "" if judged else _why_nothing(run, rules)
-    failed = any(finding.severity >= fail_on for finding in evaluator.findings)
-    return RunVerdict(
-        path=path,
-        findings=evaluator.findings,
-        unjudged=unjudged,
-        judged=judged,
-        measured=_measured(run),
-        problems=tuple(str(problem) for problem in run.problems),
-        failure=failure,
-        exit_code=CANNOT_JUDGE if failure else FOUND if failed else HEALTHY,
+
+def _settings(arguments: argparse.Namespace, *more: str) -> Settings:
+    keys = ("select", "ignore", "fail-on", "format", "ignore-layers", *more)
+    given = {key: getattr(arguments, key.replace("-", "_")) for key in keys} | {"rules": arguments.set}
+    return load_settings(
+        given,
+        environment=os.environ,
+        folder=Path.cwd(),
+        file="" if arguments.no_config else arguments.config,
     )
 
 
-def _rules_for(
-    run: Run, select: tuple[str, ...] | None, ignore: tuple[str, ...] | None
-) -> tuple[tuple[Rule, ...], list[str]]:
-    """Return the rules to judge a run by, and the codes of those that only a newer release knows."""
-    stored = {rule.code: rule for rule in rules_from_settings(run.info.rules)}
-    unknown = [code for code in run.info.rules if code not in RULE_BY_CODE]
-    if select is None:
-        chosen = stored
-    else:
-        # A rule that the run itself left out can still be asked for, with its defaults.
-        chosen = {cls.code: stored.get(cls.code) or cls() for cls in RULES if cls.code.startswith(select)}
-        unknown = [code for code in unknown if code.startswith(select)]
-    if ignore is not None:
-        chosen = {code: rule for code, rule in chosen.items() if not code.startswith(ignore)}
-        unknown = [code for code in unknown if not code.startswith(ignore)]
-    return tuple(chosen.values()), unknown
-
-
-def _why_nothing(run: Run, rules: Sequence[Rule]) -> str:
-    if not run.records:
-        return "the run has no measured step"
-    if rules:
-        return "none of the selected rules could be judged"
-    return "no rule is left to judge by; see --select, --ignore and the rules stored in the run"
-
-
-def _measured(run: Run) -> str:
-    steps = [record.step for record in run.records]
-    span = f" ({min(steps)} to {max(steps)})" if steps else ""
-    layers, sites = counted(len(run.info.layers), "layer"), counted(len(run.info.sites), "activation site")
-    return f"{counted(len(steps), 'measured step')}{span}, {layers}, {sites}"
-
-
-def _codes(text: str | None, option: str) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    return check_prefixes(text.split(","), option)
+def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_needed: bool) -> int:
+    runs = [run for argument in arguments.runs for run in find_runs(argument)]
+    to_terminal = settings.format == "text" or arguments.output is not None
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = terminal_width()
+    verdicts = []
+    for place, run in enumerate(runs):
+        verdict = judge(run, settings, rules_needed=rules_needed)
+        verdicts.append(verdict)
+        if to_terminal:
+            text = verdict_text(verdict, width=width, colour=colour, brief=len(runs) > 1)
+            _say(f"\n{text}" if place else text)
+    if to_terminal and len(runs) > 1:
+        _say("\n" + summary_text(verdicts, width=width, colour=colour))
+    if arguments.output is not None:
+        report = render(verdicts, settings.format).rstrip("\n") + "\n"
+        Path(arguments.output).write_text(report, encoding="utf-8", errors="backslashreplace")
+    elif not to_terminal:
+        _say(render(verdicts, settings.format).rstrip("\n"))
+    if settings.format == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(render(verdicts, "markdown"))
+    return max(verdict.exit_code for verdict in verdicts)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     rule = RULE_BY_CODE.get(arguments.code.strip().upper())
     if rule is None:
         return _complain(f"no rule has the code {arguments.code!r}; there are {', '.join(RULE_BY_CODE)}")
-    _say(explain_text(rule, width=_width()))
+    _say(explain_text(rule, width=terminal_width()))
     return HEALTHY
 
 
@@ -224,11 +126,6 @@ def _demo(arguments: argparse.Namespace) -> int:
         return _complain("the demo's digits come from scikit-learn: pip install 'lightning-gradwatch[demo]'")
 
 
-def _width() -> int:
-    """Return the terminal's width, up to what reads well."""
-    return min(shutil.get_terminal_size().columns, 100)
-
-
 def _say(text: str) -> None:
     """Print in whatever the terminal can spell: a name or an ellipsis must not end in an encoding error."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -238,6 +135,9 @@ def _say(text: str) -> None:
 def _complain(text: str) -> int:
     sys.stderr.write(f"gradwatch: {escape(text)}\n".encode("ascii", "backslashreplace").decode())
     return CANNOT_JUDGE
+
+
+_COMMANDS = {"check": _check, "compare": _compare, "explain": _explain, "rules": _rules, "demo": _demo}
 
 
 if __name__ == "__main__":

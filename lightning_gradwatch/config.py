@@ -80,7 +80,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, st
     names |= {f"{PREFIX}SET": "rules"}
     values: dict[str, tuple[Any, str]] = {}
     for name in sorted(environment):
-        if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG" or name.startswith(f"{PREFIX}PYTEST_"):
+        if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG":
             continue
         if name not in names:
             raise ConfigError(f"unknown environment variable {name}; {nearest(name, [*names, f'{PREFIX}CONFIG'])}")

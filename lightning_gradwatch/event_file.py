@@ -254,5 +254,5 @@ def _lost(name: str, start: int, size: int, length: int | None, found: int | Non
     if found is not None:
         return f"{name}: damaged at byte {start}; read on at byte {found}"
     if length is not None or size - start < _HEADER_BYTES:
-        return f"{name}: the last record is cut off; its {size - start} bytes are lost"
+        return f"{name}: the last record is cut off, or still being written; its {size - start} bytes are lost"
     return f"{name}: damaged from byte {start} to the end, {size - start} bytes"

@@ -14,10 +14,10 @@ from lightning_gradwatch.rules import settings_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lightning_gradwatch.measure.assemble import StepFacts
+    from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
     from lightning_gradwatch.measure.faults import Faults, Part
     from lightning_gradwatch.measure.step import StepMeter
-    from lightning_gradwatch.probe import PendingRecord, Probe
+    from lightning_gradwatch.probe import Probe
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules import Evaluator
     from lightning_gradwatch.schedule import Schedule

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import platform
 from collections.abc import Iterable
 from contextlib import ExitStack
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.aside import may_need_space
-from lightning_gradwatch.measure.assemble import Columns, StepFacts, assemble, fill_windows
-from lightning_gradwatch.measure.coverage import not_covered
+from lightning_gradwatch.measure.assemble import Columns, PendingRecord, StepFacts
+from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.sites import Site, Sites
-from lightning_gradwatch.measure.step import Measured, StepMeter
+from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.updates import Limits
 from lightning_gradwatch.measure.windows import Window
-from lightning_gradwatch.record import FloatVector, OptimizerInfo, RunInfo, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
     from typing_extensions import Self
+
+    from lightning_gradwatch.record import RunInfo, StepRecord
 
 
 class Probe:
@@ -266,69 +263,12 @@ class Probe:
         )
 
     def _describe(self) -> RunInfo:
-        return RunInfo(
-            layers=tuple(layer.info(seen=self._sees_forward()) for layer in self._layers.ordered),
-            sites=tuple(site.info() for site in self._sites.ordered),
-            optimizers=tuple(self._describe_optimizer(optimizer) for optimizer in self._optimizers),
-            coverage=tuple(
-                not_covered(
-                    self._model,
-                    self._layers,
-                    self._optimizers,
-                    self._seen,
-                    estimated=self._estimated,
-                    eager=self._eager,
-                )
-            ),
-            versions=_versions(),
+        return describe(
+            self._model,
+            self._layers,
+            self._sites,
+            self._optimizers,
+            self._seen,
+            estimated=self._estimated,
+            eager=self._eager,
         )
-
-    def _sees_forward(self) -> bool:
-        return any(layer.used for layer in self._layers.ordered)
-
-    def _describe_optimizer(self, optimizer: Optimizer) -> OptimizerInfo:
-        owners = (self._layers.owner(parameter) for parameter in parameters_of(optimizer))
-        names = dict.fromkeys(owner.name for owner in owners if owner is not None)
-        return OptimizerInfo(
-            name=type(optimizer).__name__,
-            settings={
-                key: value for key, value in optimizer.defaults.items() if isinstance(value, (bool, int, float, str))
-            },
-            layers=tuple(names),
-        )
-
-
-@dataclasses.dataclass
-class PendingRecord:
-    """A measured step on its way to the host; resolve them in the order of their steps."""
-
-    measured: Measured
-    columns: Columns
-    facts: StepFacts
-    info: RunInfo
-
-    @property
-    def arrived(self) -> bool:
-        """Whether `resolve` would return at once."""
-        return self.measured.pending.arrived
-
-    def resolve(self) -> StepRecord:
-        """Wait for the numbers, move the windows on, and build the record."""
-        values = self.fill_windows()
-        return assemble(self.measured, values, self.columns, self.facts)
-
-    def fill_windows(self) -> list[FloatVector]:
-        """Wait for the numbers and move the windows on, which is all that a step of activations only is for."""
-        values = self.measured.pending.wait()
-        fill_windows(self.measured, values, self.columns.windows)
-        return values
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in ("lightning-gradwatch", "lightning", "pytorch-lightning"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch import record as records_
+from lightning_gradwatch.description import check_description
 from lightning_gradwatch.event_file import read_payloads
 from lightning_gradwatch.events import PLUGIN, DecodedEvent, check_lengths, decode_event
 from lightning_gradwatch.record import SCHEMA_VERSION, FloatVector, RunInfo, StepRecord
@@ -73,7 +74,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """
     path = Path(path)
     problems: list[str] = []
-    files = [_read_file(file, problems) for file in _event_files(path)]
+    paths = _event_files(path)
+    files = [_read_file(file, problems) for file in paths]
     # By the time written inside: names tell it to the second only, and copying changes a file's own time.
     files.sort(key=lambda events: events[0].wall_time if events else 0.0)
     events = [event for found in files for event in found]
@@ -87,7 +89,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     if len(problems) > _MOST_PROBLEMS:
         problems[_MOST_PROBLEMS:] = [f"and {len(problems) - _MOST_PROBLEMS} problems more"]
     if not records:
-        raise RunError(_nothing(path, problems))
+        raise RunError(_nothing(path, paths, problems))
     info = next(reversed(infos.values()))
     if info.schema_version > SCHEMA_VERSION:
         problems.append(f"written by a newer GradWatch (schema {info.schema_version}); what it added is left out")
@@ -153,13 +155,15 @@ def _read_file(path: Path, problems: list[str]) -> list[DecodedEvent]:
         for start, payload in read_payloads(path, marker=PLUGIN.encode(), problem=problems.append):
             try:
                 event = decode_event(payload)
+                if event is not None and event.info is not None:
+                    check_description(event.info)
             except ValueError as error:
                 problems.append(f"{path.name}: the event at byte {start} is damaged: {error}")
                 continue
             if event is not None:
                 events.append(event)
     except OSError as error:
-        problems.append(f"{path.name}: {error.strerror}")
+        problems.append(f"{path.name} can't be read: {error.strerror}")
     return events
 
 
@@ -176,7 +180,11 @@ def _fits(record: StepRecord, infos: Mapping[str, RunInfo], problems: list[str])
     return True
 
 
-def _nothing(path: Path, problems: Sequence[str]) -> str:
+def _nothing(path: Path, files: Sequence[Path], problems: Sequence[str]) -> str:
+    from lightning_gradwatch.foreign import describe_curves, gradient_curves  # noqa: PLC0415 - only where nothing is ours
+
+    curves = gradient_curves(files)
+    shown = f". {describe_curves(curves)}" if curves else ""
     if problems:
-        return f"{path} is damaged before its first GradWatch record: {'; '.join(problems)}"
-    return f"no GradWatch records in {path}: add GradWatch() to the Trainer's callbacks"
+        return f"{path} is damaged before its first GradWatch record: {'; '.join(problems)}{shown}"
+    return f"no GradWatch records in {path}: add GradWatch() to the Trainer's callbacks{shown}"

@@ -145,7 +145,8 @@ def test_every_run_gets_its_verdict_even_after_one_that_failed(capsys):
     cli.main(["check", "nowhere", "healthy"])
     said = capsys.readouterr().out
     assert "nowhere\n  can't judge: no such run: nowhere\n\nhealthy: 5" in said
-    assert said.endswith("healthy: 4 rules judged, nothing found\n")
+    assert "\n  healthy: 4 rules judged, nothing found\n" in said
+    assert "\n2 runs: 1 healthy, 1 can't be judged\n" in said
 
 
 @pytest.mark.parametrize(("name", "code"), [("healthy", 0), ("vanishing", 1)])

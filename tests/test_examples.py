@@ -75,6 +75,12 @@ def test_healthy_example_raises_no_warning(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_smoke_training_keeps_its_run(tmp_path):
+    assert "failed: 1 finding" in example(tmp_path, "ci_smoke.py", "--net", "sigmoid")
+    assert (tmp_path / "smoke-run" / "gradwatch" / "version_0").is_dir()
+
+
+@pytest.mark.slow
 def test_smoke_test_fails_as_it_should(tmp_path):
     done = run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / "test_smoke.py")
     assert done.returncode == 1

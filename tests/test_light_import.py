@@ -5,7 +5,20 @@ import sys
 
 import pytest
 
-LIGHT = ["", ".events", ".event_file", ".run", ".rules", ".report.terminal", ".cli", ".findings", ".record"]
+LIGHT = [
+    "",
+    ".events",
+    ".event_file",
+    ".run",
+    ".rules",
+    ".report.terminal",
+    ".cli",
+    ".findings",
+    ".record",
+    ".pytest_plugin",
+    ".testing.watched",
+    ".report.training",
+]
 HEAVY = ["torch", "lightning", "pytorch_lightning"]
 
 
@@ -34,3 +47,11 @@ def test_this_test_can_fail():
 
 def test_measuring_does_not_import_lightning():
     assert heavy_modules_after("import lightning_gradwatch.probe") == "['torch']"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["check nowhere --format sarif", "compare a b", "rules", "explain GW101", "--help"]
+)
+def test_the_command_line_stays_light_while_it_works(arguments):
+    program = f"from lightning_gradwatch.cli import main\nmain({arguments.split()!r})"
+    assert heavy_modules_after(program) == "[]"

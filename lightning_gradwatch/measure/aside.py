@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.measure.compiled import is_compiled
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -21,11 +23,6 @@ if TYPE_CHECKING:
 
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 _MISSING = object()
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of a module run compiled code (``torch.compile(module)`` or ``module.compile()``)."""
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def may_need_space(module: nn.Module) -> bool:

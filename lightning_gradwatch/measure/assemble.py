@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.measure.gradients import LayerGradient
 from lightning_gradwatch.measure.updates import Move, rms_and_ratio
-from lightning_gradwatch.record import LAYER_METRICS, FloatVector, StepRecord
+from lightning_gradwatch.record import LAYER_METRICS, FloatVector, RunInfo, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -135,3 +135,29 @@ def _site_metrics(
         "inactive_share": np.array([_NAN if slots is None else slots.inactive_share(values) for slots in seen]),
         "signal_norm": np.array([_NAN if slots is None else slots.signal_norm(values) / scale for slots in seen]),
     }
+
+
+@dataclass
+class PendingRecord:
+    """A measured step on its way to the host; resolve them in the order of their steps."""
+
+    measured: Measured
+    columns: Columns
+    facts: StepFacts
+    info: RunInfo
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `resolve` would return at once."""
+        return self.measured.pending.arrived
+
+    def resolve(self) -> StepRecord:
+        """Wait for the numbers, move the windows on, and build the record."""
+        values = self.fill_windows()
+        return assemble(self.measured, values, self.columns, self.facts)
+
+    def fill_windows(self) -> list[FloatVector]:
+        """Wait for the numbers and move the windows on, which is all that a step of activations only is for."""
+        values = self.measured.pending.wait()
+        fill_windows(self.measured, values, self.columns.windows)
+        return values

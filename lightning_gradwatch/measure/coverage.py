@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.measure.aside import is_compiled
+from lightning_gradwatch.measure.compiled import is_compiled
 from lightning_gradwatch.measure.layers import qualified_name
 from lightning_gradwatch.record import NotCovered
 

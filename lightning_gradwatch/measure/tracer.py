@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from lightning_gradwatch.measure.flow import Flow
-from lightning_gradwatch.measure.functions import ERF, identify
+from lightning_gradwatch.measure.functions import ERF
+from lightning_gradwatch.measure.identify import identify
 from lightning_gradwatch.measure.tags import Op, Tags, classify, tensors_in
 
 if TYPE_CHECKING:

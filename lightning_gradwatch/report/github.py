@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import change_text, warning_text
+from lightning_gradwatch.rules.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ def github_report(verdicts: Sequence[RunVerdict]) -> str:
 def _annotations(verdict: RunVerdict) -> list[str]:
     lines = []
     if verdict.failure:
-        lines.append(_command("error", f"gradwatch can't judge {verdict.path}", verdict.failure))
+        lines.append(_command("error", f"gradwatch can't judge {verdict.path}", escape(verdict.failure)))
     for finding in verdict.sorted_findings:
         title = f"{finding.code} {finding.name} in {verdict.path}"
         lines.append(_command(_kind(verdict, finding), title, warning_text(finding, width=_WIDTH)))
@@ -43,7 +44,9 @@ def _annotations(verdict: RunVerdict) -> list[str]:
         text = "\n".join(escape(f"{rule}: {reason}") for rule, reason in verdict.unjudged.items())
         lines.append(_command("notice", f"not judged in {verdict.path}", text))
     if not lines:
-        lines.append(_command("notice", f"gradwatch: {verdict.path}", f"healthy: {verdict.judged} rules judged"))
+        lines.append(
+            _command("notice", f"gradwatch: {verdict.path}", f"healthy: {counted(verdict.judged, 'rule')} judged")
+        )
     return lines
 
 
@@ -54,7 +57,7 @@ def _kind(verdict: RunVerdict, finding: Finding) -> str:
 
 
 def _command(kind: str, title: str, text: str) -> str:
-    text = "\n".join(escape(line) for line in text.split("\n"))
+    """Return a command; `text` is escaped already, its line breaks are ours."""
     return f"::{kind} title={_property(escape(title))}::{_data(text)}"
 
 

@@ -9,8 +9,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch import __version__
 from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

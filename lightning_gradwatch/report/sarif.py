@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lightning_gradwatch import __version__
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import change_text
 from lightning_gradwatch.rules import RULES
 from lightning_gradwatch.verdict import CANNOT_JUDGE
+from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,7 @@ def _worse(verdict: RunVerdict, comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             **_result(
-                verdict, _WORSE, level, change_text(change), (change.name,) if change.name else (), change.metric
+                verdict, _WORSE, level, change_text(change), (change.name,) if change.name else (), extra=change.metric
             ),
             "ruleIndex": len(RULES),
             "baselineState": "new",
@@ -122,7 +122,7 @@ def _state(verdict: RunVerdict, finding: Finding) -> str:
 
 
 def _result(
-    verdict: RunVerdict, rule: str, level: str, text: str, layers: Sequence[str], extra: str = ""
+    verdict: RunVerdict, rule: str, level: str, text: str, layers: Sequence[str], *, extra: str = ""
 ) -> dict[str, Any]:
     # Without the path: the same fault in the next run's folder is the same alert.
     print_ = hashlib.sha256("\0".join((rule, extra, *layers)).encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.rules.wording import listed, number
@@ -26,14 +26,11 @@ STYLES = {
     "dim": "dim",
     "bold": "bold",
 }
-_NARROW = 60
-"""Below it a table has no room; the findings below it say the same."""
+_GAP = 2
 
 
 def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
-    """Lay out a line a finding and a rule that found nothing: rule, verdict, layers, since, number, threshold."""
-    if width < _NARROW:
-        return []
+    """Lay out a line a finding and a rule that found nothing; no line where there is no room, since the findings follow."""
     rows: list[tuple[str, ...]] = []
     labels = {label.partition(" ")[0]: label for label in (*verdict.rules, *verdict.unjudged)}
     labels |= {finding.code: f"{finding.code} {finding.name}" for finding in verdict.findings}
@@ -43,7 +40,7 @@ def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
         if not found:
             word = "healthy" if labels[code] in verdict.rules else "not judged"
             rows.append((labels[code], word, "", "", "", ""))
-    heads = ("rule", "verdict", "layers", "since step", "number", "threshold")
+    heads = ("rule", "verdict", "layers", "since", "number", "threshold")
     return _render(heads, rows, width=width, colour=colour, right=(3, 4, 5), elastic=2)
 
 
@@ -77,17 +74,19 @@ def _render(
     right: Sequence[int],
     elastic: int,
 ) -> list[str]:
-    from rich.table import Table  # noqa: PLC0415 - rich takes longer to import than a short report to write
+    from rich.cells import cell_len  # noqa: PLC0415 - rich takes longer to import than a short report to write
+    from rich.table import Table  # noqa: PLC0415
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold" if colour else "")
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold" if colour else "")
+    # Only the elastic column gives way: a number that is cut off would be another number.
+    widths = [max(cell_len(escape(cell)) for cell in column) for column in zip(heads, *rows, strict=True)]
+    room = width - sum(widths) + widths[elastic] - _GAP * len(widths)
+    if room < len(heads[elastic]):
+        return []
+    widths[elastic] = min(widths[elastic], room)
     for place, head in enumerate(heads):
-        table.add_column(
-            head,
-            justify="right" if place in right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            ratio=1 if place == elastic else None,
-        )
+        justify: Literal["left", "right"] = "right" if place in right else "left"
+        table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", width=widths[place])
     for row in rows:
         style = STYLES.get(row[1].partition(",")[0].replace("cannot judge", "cannot-judge"), "")
         table.add_row(*(_text(cell, style if place == 1 else "") for place, cell in enumerate(row)))

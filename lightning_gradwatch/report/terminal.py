@@ -65,7 +65,8 @@ def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = Fal
             told = f"ignored: {each.rule} at {listed(each.names)} ({each.pattern}): {each.reason}"
             lines.extend(_wrap(told, width, "  ", "    "))
     if (verdict.rules or verdict.findings) and not (brief and verdict.outcome == "healthy"):
-        lines.extend(("", *(f"  {line}" for line in rule_table(verdict, width=width - 2, colour=colour)), ""))
+        table = rule_table(verdict, width=width - 2, colour=colour)
+        lines.extend(("", *(f"  {line}" for line in table), *([""] if table else [])))
     for finding in verdict.sorted_findings:
         block = [f"  {line}" for line in warning_text(finding, width=width - 2).splitlines()]
         known = verdict.is_known(finding)
@@ -97,17 +98,16 @@ def change_text(change: Change) -> str:
     """Say in one line what got worse.
 
     >>> change_text(Change(metric="grad_norm", name="net.0", base=0.5, run=0.0005, noise=1.25, steps=9))
-    'grad_norm of net.0: 0.0005 where the baseline has 0.5, 0.001 times; its own steps stray by 1.25 times'
+    'grad_norm of net.0: 0.5 → 0.0005, 0.001 times (spread of the baseline: 1.25 times)'
     """
     name = f"{change.metric} of {change.name}" if change.name else change.metric
     if change.metric.endswith("_fraction"):
         return (
-            f"{name}: {percent(change.run)} where the baseline has {percent(change.base)}; its own steps stray by "
-            f"{percent(change.noise)}"
+            f"{name}: {percent(change.base)} → {percent(change.run)} (spread of the baseline: {percent(change.noise)})"
         )
     return (
-        f"{name}: {number(change.run)} where the baseline has {number(change.base)}, {number(change.ratio)} times; "
-        f"its own steps stray by {number(change.noise)} times"
+        f"{name}: {number(change.base)} → {number(change.run)}, {number(change.ratio)} times "
+        f"(spread of the baseline: {number(change.noise)} times)"
     )
 
 
@@ -145,10 +145,10 @@ def outcome(verdict: RunVerdict) -> str:
     rules = counted(verdict.judged, "rule")
     comparison = verdict.comparison
     worse = 0 if comparison is None else len(comparison.changes)
-    against = "" if comparison is None else f"; {worse} numbers worse than {comparison.baseline}"
+    against = "" if comparison is None else f"{counted(worse, 'number')} worse than {comparison.baseline}; "
     if not verdict.findings:
         word = "healthy" if not worse else "failed" if verdict.exit_code else "passed"
-        return f"{word}: {rules} judged, nothing found{against}"
+        return f"{word}: {against}{rules} judged, nothing found"
     amounts = [
         (sum(finding.severity == severity for finding in verdict.findings), severity.label)
         for severity in sorted(Severity, reverse=True)
@@ -159,7 +159,7 @@ def outcome(verdict: RunVerdict) -> str:
     known = sum(map(verdict.is_known, verdict.findings))
     if known:
         found += f" ({known} known)"
-    return f"{'failed' if verdict.exit_code else 'passed'}: {found} from {rules} judged{against}"
+    return f"{'failed' if verdict.exit_code else 'passed'}: {against}{found} from {rules} judged"
 
 
 def _row(label: str, text: str, width: int) -> list[str]:

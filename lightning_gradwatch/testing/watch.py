@@ -36,7 +36,7 @@ class Watch(GradWatch):
         rules: Sequence[Rule] = (),
         ignore: Sequence[str] = (),
         folder: Path | None = None,
-        deliver: Callable[[Watch, Finding, type[Warning]], None] | None = None,
+        deliver: Callable[[Finding, type[Warning]], None] | None = None,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, rules=rules, ignore=ignore)
         self._folder = folder
@@ -84,7 +84,7 @@ class Watch(GradWatch):
         for finding in self.findings:
             if finding.severity >= Severity.WARNING and finding.code not in self._delivered:
                 self._delivered.add(finding.code)
-                self._deliver(self, finding, self._fit.evaluator.warning_for(finding))
+                self._deliver(finding, self._fit.evaluator.warning_for(finding))
 
     def _make_sinks(self, trainer: Trainer) -> Sinks | None:
         if self._folder is None or not trainer.is_global_zero:

@@ -51,7 +51,7 @@ FAULTS = {
     "schedule": ("lightning_gradwatch.schedule.Schedule.due", bug, "schedule"),
     "loss": ("lightning_gradwatch.measure.step.StepMeter.add_loss", bug, "schedule"),
     "packing": ("lightning_gradwatch.measure.pack.Pack.send", bug, "schedule"),
-    "assembling": ("lightning_gradwatch.probe.assemble", bug, "schedule"),
+    "assembling": ("lightning_gradwatch.measure.assemble.assemble", bug, "schedule"),
     "describing": ("lightning_gradwatch.callback.describe", bug, "schedule"),
 }
 

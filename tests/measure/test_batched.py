@@ -12,7 +12,8 @@ from torch import nn
 from lightning_gradwatch import Probe
 from lightning_gradwatch.measure import batched
 from lightning_gradwatch.measure.counting import count, count_many
-from lightning_gradwatch.measure.functions import ACTIVATIONS, identify
+from lightning_gradwatch.measure.functions import ACTIVATIONS
+from lightning_gradwatch.measure.identify import identify
 
 
 class Writes(nn.Module):

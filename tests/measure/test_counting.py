@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch.measure import counting
 from lightning_gradwatch.measure.counting import count
-from lightning_gradwatch.measure.functions import composite, identify
+from lightning_gradwatch.measure.functions import composite
+from lightning_gradwatch.measure.identify import identify
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # Name: call of z, inactive and saturated of a float64 array (None: can't be, not applicable).

@@ -10,7 +10,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_gradwatch.measure import functions
-from lightning_gradwatch.measure.functions import COMPOSITES, composite, identify
+from lightning_gradwatch.measure.functions import COMPOSITES, composite
+from lightning_gradwatch.measure.identify import identify
 
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 # |z| <= 5 densely and farther out; the kinks of every parametrisation below, and the numbers next to them.

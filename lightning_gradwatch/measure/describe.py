@@ -1,0 +1,65 @@
+"""The description of a run, as far as the model and its optimizers tell it."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_gradwatch.measure.coverage import not_covered
+from lightning_gradwatch.measure.layers import parameters_of
+from lightning_gradwatch.record import OptimizerInfo, RunInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.sites import Sites
+
+
+def describe(
+    model: nn.Module,
+    layers: Layers,
+    sites: Sites,
+    optimizers: Sequence[Optimizer],
+    opaque: Mapping[str, str],
+    *,
+    estimated: bool,
+    eager: bool,
+) -> RunInfo:
+    """Describe what was seen of a run so far; the arguments are those of `not_covered`, and the sites."""
+    seen = any(layer.used for layer in layers.ordered)
+    return RunInfo(
+        layers=tuple(layer.info(seen=seen) for layer in layers.ordered),
+        sites=tuple(site.info() for site in sites.ordered),
+        optimizers=tuple(_describe_optimizer(optimizer, layers) for optimizer in optimizers),
+        coverage=tuple(not_covered(model, layers, optimizers, opaque, estimated=estimated, eager=eager)),
+        versions=_versions(),
+    )
+
+
+def _describe_optimizer(optimizer: Optimizer, layers: Layers) -> OptimizerInfo:
+    owners = (layers.owner(parameter) for parameter in parameters_of(optimizer))
+    names = dict.fromkeys(owner.name for owner in owners if owner is not None)
+    return OptimizerInfo(
+        name=type(optimizer).__name__,
+        settings={
+            key: value for key, value in optimizer.defaults.items() if isinstance(value, (bool, int, float, str))
+        },
+        layers=tuple(names),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("lightning-gradwatch", "lightning", "pytorch-lightning"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

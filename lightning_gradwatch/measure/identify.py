@@ -1,0 +1,113 @@
+"""Which activation function a torch call is, by every spelling that torch offers.
+
+The spellings (function, method, in-place form, alias) are found by a row's name. `identify` is called for every torch
+operation of a measured step, so what isn't in the table costs it one dictionary lookup; nothing here reads a tensor's
+values.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import types
+from functools import lru_cache
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_gradwatch.measure.functions import ACTIVATIONS, Activation, Call, Zones
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Call | None:
+    """Return which activation function a ``TorchFunctionMode`` handler was called for; None if it is none.
+
+    None too for an input that isn't a strided float tensor. Never raises, and never waits for a device.
+    """
+    try:
+        if (spelling := _SPELLINGS.get(func)) is None:
+            return None
+    except TypeError:  # an unhashable callable
+        return None
+    z = args[0] if args else kwargs.get("input") if kwargs else None
+    if not isinstance(z, Tensor) or z.dtype not in _DTYPES or z.layout is not torch.strided:
+        return None
+    if spelling.plain is not None and len(args) == 1 and (not kwargs or kwargs.keys() <= _IN_PLACE_ONLY):
+        # The usual call, all parameters at their defaults: no dictionaries to build.
+        return Call(spelling.plain, z, spelling.in_place or bool(kwargs and kwargs["inplace"]))
+    given: dict[str, Any] = dict(zip(spelling.parameters, args[1:], strict=False))
+    if kwargs:
+        given.update(kwargs)
+    key = tuple((name, _plain(given[name])) for name in spelling.wanted if name in given)
+    zones = _zones(spelling.activation, key)
+    if (dim := zones.gate_dim) is not None and not (-z.dim() <= dim < z.dim() and z.shape[dim] % 2 == 0):
+        return None  # torch itself is about to refuse it
+    return Call(zones, z, spelling.in_place or bool(_plain(given.get("inplace"))) or given.get("out") is not None)
+
+
+class _Spelling(NamedTuple):
+    activation: Activation
+    parameters: tuple[str, ...]
+    """Names of the positional parameters after the input."""
+    wanted: tuple[str, ...]
+    """Names of those that the zones depend on."""
+    in_place: bool
+    plain: Zones | None
+    """The zones of a call without parameters; None where there must be some, or z decides too (GLU)."""
+
+
+_IN_PLACE_ONLY = frozenset(("inplace",))
+_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
+def _plain(value: object) -> float | str | None:
+    """Return a number or a string as it is; None for what would have to be read from a tensor."""
+    if isinstance(value, (int, float, str)):
+        return value
+    return float(value) if isinstance(value, Real) else None
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
+@lru_cache(maxsize=1024)
+def _zones(activation: Activation, key: tuple[tuple[str, Any], ...]) -> Zones:
+    given = dict(key)
+    if None not in given.values():
+        try:
+            return activation.judge(**given)
+        except (ArithmeticError, TypeError, ValueError):  # torch itself is about to refuse it
+            pass
+    return Zones(activation.name, fractions=False)
+
+
+def _zones_by_default(row: Activation) -> Zones | None:
+    try:
+        zones = row.judge()
+    except TypeError:  # Threshold has no default
+        return None
+    return zones if zones.gate_dim is None else None
+
+
+def _find_spellings() -> dict[object, _Spelling]:
+    spellings: dict[object, _Spelling] = {}
+    spaces = (functional, torch, torch.Tensor, torch.special, torch._C._nn)  # noqa: SLF001 - F.silu and others end there
+    for row in ACTIVATIONS:
+        wanted = _parameters(row.judge)
+        plain = _zones_by_default(row)
+        for name, space, suffix in itertools.product((row.name, *row.aliases), spaces, ("", "_")):
+            found = getattr(space, name + suffix, None)
+            if found is not None:
+                # Builtins have no signature; theirs is the row's own.
+                positional = _parameters(found)[1:] if isinstance(found, types.FunctionType) else wanted
+                spellings[found] = _Spelling(row, positional, wanted, bool(suffix), plain)
+    return spellings
+
+
+_SPELLINGS = _find_spellings()

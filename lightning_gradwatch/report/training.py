@@ -1,0 +1,97 @@
+"""Tells what `check_training` saw, as answers to the two questions that a smoke test asks. No torch."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.terminal import warning_text
+from lightning_gradwatch.rules.wording import counted, number, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.record import RunInfo, StepRecord
+
+_WIDTH = 80
+_UNREACHED = {LayerState.NONE: "it gets no gradient", LayerState.ZERO: "its gradient is exactly zero"}
+
+
+def training_text(
+    records: Sequence[StepRecord],
+    info: RunInfo | None,
+    findings: Sequence[Finding],
+    *,
+    judged: int,
+    unjudged: Mapping[str, str],
+    ok: bool,
+) -> str:
+    """Render a check: what was measured, the two answers, the findings, what wasn't judged, the outcome."""
+    if not records or info is None:
+        return "can't judge: nothing was measured, as no optimizer step was completed"
+    layers, sites = counted(len(info.layers), "layer"), counted(len(info.sites), "activation site")
+    loss = f"; loss {number(records[0].loss)} at first, {number(records[-1].loss)} at last"
+    lines = _wrap(f"{counted(len(records), 'measured step')}, {layers}, {sites}{loss}", "", "  ")
+    lines += _wrap(f"Do gradients reach the first layer? {_reach(records, info, findings)}", "  ", "    ")
+    lines += _wrap(f"Does a layer die? {_death(records, info, findings)}", "  ", "    ")
+    for finding in sorted(findings, key=lambda each: -each.severity):
+        lines += ["", *(f"  {line}" for line in warning_text(finding, width=_WIDTH - 2).splitlines())]
+    if findings:
+        lines.append("")
+    for code, reason in unjudged.items():
+        lines += _wrap(f"not judged: {code}: {reason}", "  ", "    ")
+    lines += _wrap(_outcome(findings, judged, ok=ok), "  ", "    ")
+    return "\n".join(lines)
+
+
+def _reach(records: Sequence[StepRecord], info: RunInfo, findings: Sequence[Finding]) -> str:
+    weights = [index for index, layer in enumerate(info.layers) if layer.weight]
+    if not weights:
+        return "Can't say: there is no trainable weight layer."
+    first, last = weights[0], weights[-1]
+    name = info.layers[first].name
+    states = [int(record.layer_state[first]) for record in records if first < len(record.layer_state)]
+    seen = [state for state in states if state != LayerState.UNMEASURED]
+    if not seen:
+        return f"Can't say: the gradient of {name} wasn't measured."
+    if seen[-1] in _UNREACHED:
+        return f"No: {name} is the first, and {_UNREACHED[LayerState(seen[-1])]}."
+    if seen[-1] == LayerState.NON_FINITE:
+        return f"Can't say: the gradient of {name} isn't finite."
+    rms = [record.values("grad_rms", len(info.layers)) for record in records]
+    here, there = (float(np.nanmedian([row[index] for row in rms])) for index in (first, last))
+    numbers = f"{name} gets a gradient of rms {number(here)}"
+    if last != first:
+        numbers += f", the last layer, {info.layers[last].name}, one of {number(there)} (medians over the steps)"
+    vanished = any(finding.code == "GW101" for finding in findings)
+    return f"{'Hardly, see GW101' if vanished else 'Yes'}: {numbers}."
+
+
+def _death(records: Sequence[StepRecord], info: RunInfo, findings: Sequence[Finding]) -> str:
+    if not info.sites:
+        return "Can't say: no activation function was seen."
+    dead = np.array([record.values("dead_fraction", len(info.sites)) for record in records])
+    if np.isnan(dead).all():
+        return "Can't say: no site's window of observations is full yet; give it more steps or larger batches."
+    latest = [column[~np.isnan(column)][-1] if (~np.isnan(column)).any() else np.nan for column in dead.T]
+    worst = int(np.nanargmax(latest))
+    share = f"{percent(latest[worst])} of the units of {info.sites[worst].name} are dead"
+    if any(finding.code == "GW201" and finding.severity >= Severity.WARNING for finding in findings):
+        return f"Yes, see GW201: {share}."
+    return f"No: at most {share}." if latest[worst] else "No: no unit is dead."
+
+
+def _outcome(findings: Sequence[Finding], judged: int, *, ok: bool) -> str:
+    if not judged:
+        return "can't judge: no rule had what it needs"
+    return f"{'passed' if ok else 'failed'}: {counted(len(findings), 'finding')} from {counted(judged, 'rule')} judged"
+
+
+def _wrap(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(escape(text), _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -1,0 +1,202 @@
+"""`check_training`: a few dozen steps in CI, every one measured, that say whether a module can learn.
+
+A check must not change what it checks: weights, modes and random generators are put back, nothing is logged or written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import random
+import sys
+import tempfile
+import warnings
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_gradwatch.findings import Finding, GradWatchError, Severity
+from lightning_gradwatch.report.training import training_text
+from lightning_gradwatch.testing.restoring import generators_restored, module_restored
+from lightning_gradwatch.testing.watch import Watch, judged, unjudged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.rules import Rule
+
+_PACKAGES = ("pytorch_lightning", "lightning.pytorch")
+_CHATTY = (*_PACKAGES, "lightning_fabric", "lightning.fabric", "lightning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReport:
+    """What a few dozen measured steps said about a module."""
+
+    findings: tuple[Finding, ...]
+    records: tuple[StepRecord, ...]
+    """The measured steps (the last 1,000 of them)."""
+    info: RunInfo | None
+    """The description of the run; None where nothing was measured."""
+    judged: int
+    """How many rules could judge."""
+    unjudged: Mapping[str, str] = field(default_factory=dict)
+    """Rules that couldn't, by code, with the reason."""
+    fail_on: Severity = Severity.WARNING
+    """Severity from which on a finding makes it not `ok`."""
+    path: Path | None = None
+    """Folder of the run, for `gradwatch check` and TensorBoard; None where no folder was given."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether rules judged and none objects; never true where nothing was measured."""
+        return self.judged > 0 and not self.failing
+
+    @property
+    def failing(self) -> tuple[Finding, ...]:
+        """The findings of severity `fail_on` or above."""
+        return tuple(finding for finding in self.findings if finding.severity >= self.fail_on)
+
+    def __str__(self) -> str:
+        """Answer: do gradients reach the first layer, does a layer die, what was found, what couldn't be judged."""
+        return training_text(
+            self.records, self.info, self.findings, judged=self.judged, unjudged=self.unjudged, ok=self.ok
+        )
+
+
+def check_training(
+    model: Any,
+    data: Any = None,
+    *,
+    max_steps: int = 32,
+    fail_on: Literal["warning", "error"] | None = None,
+    rules: Sequence[Rule] = (),
+    ignore: Sequence[str] = (),
+    seed: int | None = 0,
+    accelerator: str = "cpu",
+    folder: str | Path | None = None,
+    restore: bool = True,
+    trainer_options: Mapping[str, Any] | None = None,
+) -> TrainingReport:
+    """Train a LightningModule for a few dozen steps, measure each of them, and report whether it learns.
+
+    Silent; no logger, checkpoint, validation or progress bar, and nothing is left in the working directory.
+
+    Args:
+        model: A LightningModule of ``pytorch_lightning`` or ``lightning.pytorch``.
+        data: What ``Trainer.fit`` takes: a DataLoader, a DataModule; None: the module's own ``train_dataloader``.
+        max_steps: Optimizer steps. The rules about units need 1,024 observations, which is 16 batches of 64.
+        fail_on: Raise for a finding of this severity or above, and if nothing could be judged; None: only report,
+            with `ok` judged by ``"warning"``.
+        rules: Rules that replace the default ones of the same code.
+        ignore: Codes of rules to leave out, or prefixes of them.
+        seed: Seed of the training; None: go on from the generators' present state, which comes back in any case.
+        accelerator: As for the Trainer.
+        folder: Keep the run below this folder, as ``gradwatch/version_N``, for `gradwatch check` and TensorBoard.
+        restore: Put the module's parameters, gradients, buffers, modes and device back; other attributes stay as
+            training left them. False: keep the trained module.
+        trainer_options: More arguments of the Trainer, such as ``{"precision": "bf16-mixed"}``; they beat ours.
+
+    Raises:
+        TypeError, ValueError: an argument can't be used; the message says which, and what would do.
+        GradWatchError: see `fail_on`; its text is the report, `findings` what failed.
+    """
+    module = getattr(model, "_orig_mod", model)  # of `torch.compile(module)`
+    package = _package_of(module)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int):
+        raise TypeError(f"check_training(max_steps={max_steps!r}): must be an integer of at least 1, such as 32")
+    if max_steps < 1:
+        raise ValueError(f"check_training(max_steps={max_steps!r}): must be at least 1, such as 32")
+    if fail_on not in {None, "warning", "error"}:
+        raise ValueError(f"check_training(fail_on={fail_on!r}): must be one of None, 'warning', 'error'")
+    watch = Watch(rules=rules, ignore=ignore, folder=None if folder is None else Path(folder))
+    with ExitStack() as stack:
+        stack.enter_context(generators_restored())
+        if restore:
+            stack.enter_context(module_restored(module))
+        stack.enter_context(_detached_afterwards(module))
+        stack.enter_context(_quiet())
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradwatch-"))
+        if seed is not None:
+            _seed(seed)
+        settings = _settings(max_steps, accelerator, place) | dict(trainer_options or {})
+        callbacks = [*settings.pop("callbacks", ()), watch]
+        package.Trainer(**settings, callbacks=callbacks).fit(model, data)
+    report = TrainingReport(
+        findings=watch.findings,
+        records=watch.records,
+        info=watch.info,
+        judged=judged(watch),
+        unjudged=unjudged(watch),
+        fail_on=Severity[(fail_on or "warning").upper()],
+        path=watch.path,
+    )
+    if fail_on is not None and not report.ok:
+        raise GradWatchError(str(report), report.failing)
+    return report
+
+
+def _settings(max_steps: int, accelerator: str, place: str) -> dict[str, Any]:
+    return {
+        "max_steps": max_steps,
+        "max_epochs": -1,  # small data goes round as often as the steps need
+        "accelerator": accelerator,
+        "devices": 1,
+        "default_root_dir": place,
+        "logger": False,
+        "log_every_n_steps": 1,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
+def _package_of(model: Any) -> Any:
+    """Return the Lightning package whose Trainer takes a module."""
+    for name in _PACKAGES:
+        if name in sys.modules and isinstance(model, sys.modules[name].LightningModule):
+            return importlib.import_module(name)
+    hint = "an instance, not the class" if isinstance(model, type) else "a LightningModule"
+    if isinstance(model, nn.Module):
+        hint += "; for a plain torch module use Probe in its own training loop"
+    raise TypeError(f"check_training(model={type(model).__name__}): must be {hint}")
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the user's code may draw from the global generator
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def _detached_afterwards(model: Any) -> Iterator[None]:
+    """Give the module back the Trainer it had, or none."""
+    before = model.__dict__.get("_trainer")
+    try:
+        yield
+    finally:
+        model.trainer = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Lightning says and warns of itself: nobody asked for its advice on these few steps."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning|lightning_fabric)\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,245 @@
+"""Settings: from three places in one order of precedence, and every mistake named with its place."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+
+from lightning_gradwatch.config import load_settings
+from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.rules import RULE_BY_CODE, RULES
+from lightning_gradwatch.schemas import config_schema_text, read_schema
+from lightning_gradwatch.settings import KEYS, ConfigError, LayerIgnore, Settings
+
+WHOLE = """
+select = ["GW1", "GW201"]
+ignore = ["GW104"]
+require = ["GW101"]
+fail-on = "error"
+format = "junit"
+baseline = "runs/good"
+
+[rules.GW101]
+ratio = 0.01
+min_grad_rms = "none"
+patience = 5
+
+[[ignore-layers]]
+rules = ["GW2"]
+layers = ["head.*", "neck"]
+reason = "a small head,  dead on purpose"
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(toml=None, given=None, environment=None, name="gradwatch.toml", **options):
+        if toml is not None:
+            (tmp_path / name).write_text(toml)
+        folder = tmp_path / "deep" / "er"
+        folder.mkdir(parents=True, exist_ok=True)
+        return load_settings(given or {}, environment=environment or {}, folder=folder, **options)
+
+    return load
+
+
+def values(thresholds):
+    return {code: {name: entry.value for name, entry in fields.items()} for code, fields in thresholds.items()}
+
+
+def test_without_any_place_the_run_decides(load):
+    assert load() == Settings()
+
+
+def test_a_file_above_is_read_whole(load, tmp_path):
+    settings = load(WHOLE)
+    assert settings.select == ("GW1", "GW201")
+    assert settings.ignore == ("GW104",)
+    assert settings.require == ("GW101",)
+    assert settings.fail_on == Severity.ERROR
+    assert settings.format == "junit"
+    assert settings.baseline == str(tmp_path / "runs/good")
+    assert values(settings.thresholds) == {"GW101": {"ratio": 0.01, "min_grad_rms": None, "patience": 5}}
+    reason = "a small head, dead on purpose"
+    assert settings.ignore_layers == (
+        LayerIgnore(rule="GW2", pattern="head.*", reason=reason),
+        LayerIgnore(rule="GW2", pattern="neck", reason=reason),
+    )
+
+
+def test_pyproject_has_the_same_under_its_table(load):
+    toml = "[project]\nname = 'x'\n[tool.gradwatch]\nfail-on = 'error'\n[tool.gradwatch.rules.GW201]\nwarn = 0.8\n"
+    settings = load(toml, name="pyproject.toml")
+    assert settings.fail_on == Severity.ERROR
+    assert values(settings.thresholds) == {"GW201": {"warn": 0.8}}
+
+
+def test_a_pyproject_without_our_table_is_passed_by(load, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert load("fail-on = 'error'").fail_on == Severity.ERROR
+
+
+def test_in_one_folder_our_own_file_beats_pyproject(load):
+    load("[tool.gradwatch]\nformat = 'json'\n", name="pyproject.toml")
+    assert load("format = 'sarif'").format == "sarif"
+
+
+def test_command_line_beats_environment_beats_file(load):
+    environment = {"GRADWATCH_FAIL_ON": "warning", "GRADWATCH_FORMAT": "json", "GRADWATCH_SELECT": "GW2"}
+    settings = load(WHOLE, {"format": "sarif", "select": None}, environment)
+    assert (settings.format, settings.fail_on, settings.select) == ("sarif", Severity.WARNING, ("GW2",))
+    assert settings.require == ("GW101",)
+
+
+def test_thresholds_are_merged_field_by_field_and_ignored_layers_add_up(load):
+    environment = {"GRADWATCH_SET": "GW101.ratio=0.2 GW101.gain=0.5", "GRADWATCH_IGNORE_LAYERS": "GW1:a GW2:b:c"}
+    settings = load(
+        WHOLE, {"rules": ["GW101.ratio=3e-1", "gw202.fraction=0.9"], "ignore-layers": ["GW:z"]}, environment
+    )
+    assert values(settings.thresholds) == {
+        "GW101": {"ratio": 0.3, "gain": 0.5, "min_grad_rms": None, "patience": 5},
+        "GW202": {"fraction": 0.9},
+    }
+    assert settings.thresholds["GW101"]["ratio"].where == "--set GW101.ratio=3e-1"
+    assert [(each.rule, each.pattern) for each in settings.ignore_layers] == [
+        ("GW", "z"),
+        ("GW1", "a"),
+        ("GW2", "b:c"),
+        ("GW2", "head.*"),
+        ("GW2", "neck"),
+    ]
+
+
+def test_a_whole_number_stays_one(load):
+    value = load(given={"rules": ["GW101.patience=5"]}).thresholds["GW101"]["patience"].value
+    assert isinstance(value, int)
+
+
+def test_a_file_can_be_named_or_left_out(load, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text("format = 'github'")
+    assert load(WHOLE, file=str(other)).format == "github"
+    assert load(WHOLE, file="").format == "text"
+    assert load(WHOLE, environment={"GRADWATCH_CONFIG": str(other)}).format == "github"
+    with pytest.raises(ConfigError, match=r"gone\.toml can't be read"):
+        load(file=str(tmp_path / "gone.toml"))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "pyproject.toml").write_text("")
+    with pytest.raises(ConfigError, match=r"has no table \[tool.gradwatch\]"):
+        load(file=str(tmp_path / "sub" / "pyproject.toml"))
+
+
+def test_empty_variables_and_others_are_no_settings(load):
+    assert load(environment={"GRADWATCH_SELECT": " ", "PYTEST_GRADWATCH": "1", "OTHER": "x"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("fail_on = 'error'", r"gradwatch\.toml: unknown key 'fail_on'; the nearest is fail-on"),
+        ("selct = []", "unknown key 'selct'; the nearest is select"),
+        ("select = ['GW9']", r"gradwatch\.toml: select: no rule's code starts with 'GW9'"),
+        ("select = [1]", "select: must be a list of codes"),
+        ("select = 1", "select: must be a list of codes"),
+        ("fail-on = 'never'", "fail-on: must be one of warning, error, not 'never'"),
+        ("format = ['text']", "format: must be one of"),
+        ("baseline = 1", "baseline: must be text"),
+        ("rules = 1", "rules: must be a table of rules"),
+        ("rules.GW101 = 1", "rules.GW101: must be a table of thresholds"),
+        ("rules.GW999.x = 1", r"rules\.GW999: no rule has the code 'GW999'; the nearest is"),
+        ("rules.GW101.ration = 1", r"rules\.GW101\.ration: GW101 has no threshold 'ration'; the nearest is ratio"),
+        ("rules.GW101.ratio = true", r'rules\.GW101\.ratio: must be a number or "none", not True'),
+        ("rules.GW101.ratio = 'much'", "must be a number"),
+        ("rules.GW201.observations = 5", "decides how a run is measured"),
+        ("ignore-layers = 1", "must be an array of tables"),
+        ("ignore-layers = [1]", r"ignore-layers\[0\]: must be a table with rules, layers, reason"),
+        ("ignore-layers = [{rules = ['GW1'], layers = ['x']}]", r"ignore-layers\[0\]: 'reason' is missing"),
+        ("ignore-layers = [{rules = ['GW1'], layer = ['x'], reason = 'y'}]", "'layer'; the nearest is layers"),
+        ("ignore-layers = [{rules = ['GW1'], layers = 'x', reason = 'y'}]", "layers must be a list of patterns"),
+        ("ignore-layers = [{rules = ['GW1'], layers = ['x'], reason = 1}]", "reason: must be text"),
+        ("ignore-layers = ['GW9:x']", "no rule's code starts with 'GW9'"),
+        ("select = ", r"gradwatch\.toml isn't TOML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_its_place(load, toml, message):
+    with pytest.raises(ConfigError, match=message):
+        load(toml)
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "message"),
+    [
+        ({"select": "GW9"}, {}, "--select: no rule's code starts with 'GW9'"),
+        ({"rules": ["ratio=1"]}, {}, "--set ratio=1: must be CODE.THRESHOLD=NUMBER"),
+        ({"rules": ["GW101.ratio"]}, {}, "must be CODE.THRESHOLD=NUMBER"),
+        ({"rules": ["GW101.ratio=x"]}, {}, "--set GW101.ratio=x: must be a number"),
+        ({"ignore-layers": ["head"]}, {}, "--ignore-layers head: must be CODE:PATTERN"),
+        (
+            {},
+            {"GRADWATCH_FAILON": "error"},
+            "unknown environment variable GRADWATCH_FAILON; the nearest is GRADWATCH_FAIL_ON",
+        ),
+        ({}, {"GRADWATCH_FAIL_ON": "never"}, "GRADWATCH_FAIL_ON: must be one of"),
+    ],
+)
+def test_a_mistake_elsewhere_is_named_with_its_place(load, given, environment, message):
+    with pytest.raises(ConfigError, match=message):
+        load(given=given, environment=environment)
+
+
+def test_a_weaker_place_is_checked_even_where_a_stronger_one_decides(load):
+    with pytest.raises(ConfigError, match="fail-on"):
+        load("fail-on = 'never'", {"fail-on": "error"})
+
+
+class TestSchema:
+    SCHEMA = read_schema("config")
+
+    def accepts(self, toml):
+        import sys  # noqa: PLC0415
+
+        if sys.version_info >= (3, 11):
+            import tomllib  # noqa: PLC0415
+        else:
+            import tomli as tomllib  # noqa: PLC0415
+        return jsonschema.Draft202012Validator(self.SCHEMA).is_valid(tomllib.loads(toml))
+
+    def test_it_is_a_schema_and_knows_every_key_rule_and_threshold(self):
+        jsonschema.Draft202012Validator.check_schema(self.SCHEMA)
+        assert set(self.SCHEMA["properties"]) == set(KEYS)
+        assert set(self.SCHEMA["properties"]["rules"]["properties"]) == set(RULE_BY_CODE)
+
+    def test_the_shipped_file_follows_the_rules(self):
+        """Else: python -m lightning_gradwatch.schemas."""
+        from importlib import resources  # noqa: PLC0415
+
+        shipped = resources.files("lightning_gradwatch").joinpath("schemas/config.schema.json").read_text()
+        assert shipped == config_schema_text()
+
+    def test_the_defaults_are_the_rules(self):
+        for rule in RULES:
+            properties = self.SCHEMA["properties"]["rules"]["properties"][rule.code]["properties"]
+            for name, entry in properties.items():
+                default = getattr(rule(), name)
+                assert entry["default"] == ("none" if default is None else default)
+
+    def test_what_is_loaded_is_accepted(self):
+        assert self.accepts(WHOLE)
+        assert self.accepts("")
+
+    @pytest.mark.parametrize(
+        "toml",
+        [
+            "fail_on = 'error'",
+            "fail-on = 'never'",
+            "select = ['XX']",
+            "rules.GW101.ration = 1",
+            "rules.GW101.patience = 1.5",
+            "rules.GW201.observations = 5",
+            "rules.GW101.gain = 'none'",
+            "ignore-layers = [{rules = ['GW1'], layers = ['x']}]",
+        ],
+    )
+    def test_what_is_refused_is_refused(self, toml):
+        assert not self.accepts(toml)
