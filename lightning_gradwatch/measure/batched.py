@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 
 from lightning_gradwatch.measure.counting import count_many
-from lightning_gradwatch.measure.norms import vector_norm
+from lightning_gradwatch.measure.norms import stacked_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -136,5 +136,4 @@ def _alike(items: Iterable[_Item], key: Callable[[_Item], tuple[Any, ...]]) -> l
 
 
 def _norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    stacked = torch.stack(list(tensors)).reshape(len(tensors), -1)
-    return vector_norm(stacked, dim=1, dtype=torch.float64).unbind()
+    return stacked_norms(torch.stack(list(tensors))).unbind()
