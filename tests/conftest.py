@@ -5,9 +5,28 @@ import os
 # Before torch is imported: tiny nets run faster on one thread, and the suite's workers don't fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import random
+
+import numpy as np
 import pytest
+import torch
 
 from lightning_gradwatch.measure import faults
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_each_time():
+    """A test draws the same numbers alone, in any order and in any process."""
+    _seed()
+
+
+def _seed():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the generator that Lightning and the nets' data use
+    torch.manual_seed(0)
+
+
+_seed()  # nets and tensors that a test file makes when it is imported
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Producer(nn.Module):
-    """Shifts every third unit of what `make` returns far below the kink of a ReLU, and keeps z to be recounted."""
+    """Shifts every third unit of what `make` returns below the kink of a ReLU and the next above; keeps z to recount."""
 
     def __init__(self, make, axis, modules):
         super().__init__()
@@ -19,7 +19,7 @@ class Producer(nn.Module):
 
     def forward(self, x):
         z = self.make(self.parts, x)
-        shift = torch.where(torch.arange(z.shape[self.axis]) % 3 == 0, -100.0, 0.5)
+        shift = torch.tensor([-100.0, 100.0, 0.5])[torch.arange(z.shape[self.axis]) % 3]
         z = z + shift.view([-1 if axis == self.axis else 1 for axis in range(z.dim())])
         self.z = z.detach().clone()
         return F.relu(z)
