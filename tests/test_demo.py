@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from replayed import check_equals_live
 
 from lightning_gradwatch import Severity, read_run
 from lightning_gradwatch.demo import main
@@ -167,6 +168,7 @@ def test_net_is_ill_or_mended_as_it_says(net, tmp_path):
         assert hits, (patient.run, found)
         assert hits[0].severity >= Severity.WARNING
         assert hits[0].first_step <= max(0.1 * patient.steps, 60)
+    assert check_equals_live(tmp_path) == len(GALLERY[net].ill) + 1
     mended = read_run(tmp_path / "gradwatch-demo" / GALLERY[net].mended.run)
     assert all(each.severity < Severity.WARNING for each in mended.findings)
     if net != "three-neurons":

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from replayed import check_equals_live
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
@@ -58,6 +59,7 @@ def test_vgg16_learns_only_when_mended(tmp_path):
     told = example(tmp_path, "vgg16.py", "--max-steps", 60)
     assert re.search(r"^plain: .*GW101", told, re.MULTILINE)
     assert re.search(r"^mended: .*findings: none", told, re.MULTILINE)
+    assert check_equals_live(tmp_path) == 2
 
 
 @pytest.mark.slow
@@ -65,6 +67,7 @@ def test_residual_net_needs_its_skip_connections(tmp_path):
     told = example(tmp_path, "residual.py", "--max-steps", 100)
     assert re.search(r"^without skip .*GW101", told, re.MULTILINE)
     assert re.search(r"^with skip .*findings: none", told, re.MULTILINE)
+    assert check_equals_live(tmp_path) == 2
 
 
 @pytest.mark.slow
@@ -72,12 +75,14 @@ def test_residual_net_needs_its_skip_connections(tmp_path):
 def test_healthy_example_raises_no_warning(name, tmp_path):
     told = example(tmp_path, name, "--max-steps", 60)
     assert told.rstrip().endswith("findings: none")
+    assert check_equals_live(tmp_path) >= 1
 
 
 @pytest.mark.slow
 def test_smoke_training_keeps_its_run(tmp_path):
     assert "failed: 1 finding" in example(tmp_path, "ci_smoke.py", "--net", "sigmoid")
     assert (tmp_path / "smoke-run" / "gradwatch" / "version_0").is_dir()
+    assert check_equals_live(tmp_path) == 1
 
 
 @pytest.mark.slow
