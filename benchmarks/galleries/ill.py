@@ -1,0 +1,217 @@
+"""The ill cases, by family. New ones go to the end of their family: the halves alternate in the order of this list.
+
+The roots are written down from what was done to the net, before any run was judged: the initialisation where the weights
+start wrong (GW401, or GW101 and GW102, which tell its effect and name the weights as its cause), the function where that
+takes the signal, the learning rate where the same net learns with another one.
+"""
+
+from __future__ import annotations
+
+from benchmarks.galleries.shorthand import (
+    ADAM,
+    CANCER,
+    DIABETES,
+    DIGITS,
+    IRIS,
+    MOMENTUM,
+    SGD,
+    SINES,
+    SPIRALS,
+    WINE,
+    dense,
+    family,
+)
+from benchmarks.galleries.spec import XAVIER, Conv, Data, Dense, Start, Towers, Training, Transformer, Unrolled
+
+SMALL = Start(method="normal_", arguments={"std": 0.01})
+
+VANISHING_ACTIVATION = family(
+    "vanishing-activation",
+    ("sigmoid-8-sgd", DIGITS, dense(8, "Sigmoid", XAVIER), SGD),
+    ("sigmoid-12-momentum", DIGITS, dense(12, "Sigmoid", XAVIER), MOMENTUM),
+    ("sigmoid-12-adam", DIGITS, dense(12, "Sigmoid", XAVIER), ADAM),
+    ("sigmoid-30-adam", DIGITS, dense(30, "Sigmoid", XAVIER), ADAM),
+    ("sigmoid-50-sgd", DIGITS, dense(50, "Sigmoid", XAVIER), SGD),
+    ("sigmoid-6-cancer", CANCER, dense(6, "Sigmoid", XAVIER, 32), SGD),
+    ("sigmoid-8-iris", IRIS, dense(8, "Sigmoid", XAVIER, 16), MOMENTUM),
+    ("sigmoid-8-diabetes", DIABETES, dense(8, "Sigmoid", XAVIER, 32), SGD),
+    ("tanhshrink-8-wine", WINE, dense(8, "Tanhshrink", XAVIER, 32), SGD),
+    ("sigmoid-conv", DIGITS, Conv(widths=(8,) * 8, activation="Sigmoid", start=XAVIER, pooled=(3,)), MOMENTUM),
+    ("sigmoid-unrolled", DIGITS, Unrolled(width=32, activation="Sigmoid"), SGD),
+    ("hardsigmoid-10", DIGITS, dense(10, "Hardsigmoid", XAVIER), SGD),
+    roots=("GW101",),
+)
+
+VANISHING_START = family(
+    "vanishing-start",
+    ("tanh-20-default-sgd", DIGITS, dense(20, "Tanh", None), SGD),
+    ("relu-10-default-sgd", DIGITS, dense(10, "ReLU", None), SGD),
+    ("relu-30-default-adam", DIGITS, dense(30, "ReLU", None), ADAM),
+    ("tanh-8-small-sgd", DIGITS, dense(8, "Tanh", SMALL), SGD),
+    ("relu-8-small-adam", DIGITS, dense(8, "ReLU", SMALL), ADAM),
+    ("relu-6-small-wine", WINE, dense(6, "ReLU", SMALL, 32), SGD),
+    ("elu-24-default-sgd", DIGITS, dense(24, "ELU", None), SGD),
+    ("gelu-16-default-sgd", DIGITS, dense(16, "GELU", None), SGD),
+    ("silu-12-default-momentum", DIGITS, dense(12, "SiLU", None), MOMENTUM),
+    ("leaky-12-default-cancer", CANCER, dense(12, "LeakyReLU", None, 32), SGD),
+    (
+        "conv-10-default",
+        DIGITS,
+        Conv(widths=(8,) * 10, start=None, pooled=(3, 6)),
+        Training(rate=0.05, options={"momentum": 0.9}, steps=300),
+    ),
+    ("relu-12-default-diabetes", DIABETES, dense(12, "ReLU", None, 32), SGD),
+    ("tanh-50-default-adam", DIGITS, dense(50, "Tanh", None), ADAM),
+    roots=("GW401", "GW101"),
+)
+
+EXPLODING = family(
+    "exploding",
+    ("relu-20-large-sgd", DIGITS, dense(20, "ReLU", Start(method="kaiming_normal_", gain=1.7)), SGD),
+    ("tanh-20-large-sgd", DIGITS, dense(20, "Tanh", Start(method="xavier_normal_", gain=4.0)), SGD),
+    ("tanh-12-unit-normal-adam", DIGITS, dense(12, "Tanh", Start(method="normal_")), ADAM),
+    ("leaky-16-large-adam", DIGITS, dense(16, "LeakyReLU", Start(method="kaiming_normal_", gain=3.0)), ADAM),
+    ("relu-8-unit-normal-wine", WINE, dense(8, "ReLU", Start(method="normal_"), 32), SGD),
+    (
+        "relu-unrolled-large",
+        Data(task="pixels"),
+        Unrolled(width=32, activation="ReLU", start=Start(method="orthogonal_", gain=2.0)),
+        Training(rate=0.05, steps=120),
+    ),
+    ("elu-24-large-momentum", DIGITS, dense(24, "ELU", Start(method="xavier_normal_", gain=2.5)), MOMENTUM),
+    roots=("GW401", "GW102"),
+)
+
+NON_FINITE = family(
+    "non-finite",
+    ("rate-relu-sgd", DIGITS, dense(4, "ReLU"), Training(rate=30.0)),
+    ("rate-regression", SINES, dense(3, "ReLU"), Training(rate=2.0)),
+    ("log-of-zero", CANCER, dense(3, "ReLU", output="ReLU"), Training(loss="log"), ("GW103",)),
+    ("root-of-zero", DIABETES, dense(2, "ReLU", None, 32), Training(rate=0.05, loss="root"), ("GW103",)),
+    ("inputs-never-vary", Data(task="digits", inputs="unguarded"), dense(3, "ReLU"), SGD, ("GW103",)),
+    (
+        "rate-momentum-conv",
+        DIGITS,
+        Conv(widths=(8, 16), pooled=(0,)),
+        Training(rate=50.0, options={"momentum": 0.9}, steps=200),
+    ),
+    roots=("GW103", "GW302", "GW102"),
+)
+
+DYING = family(
+    "dying",
+    ("rate-6-sgd", DIGITS, dense(6, "ReLU"), Training(rate=3.0), ("GW201", "GW302")),
+    ("rate-4-adam", DIGITS, dense(4, "ReLU"), Training(optimizer="Adam", rate=0.3), ("GW201", "GW302")),
+    ("bias-4", DIGITS, dense(4, "ReLU", Start(method="kaiming_normal_", bias=-8.0)), SGD),
+    ("bias-3-wine", WINE, dense(3, "ReLU", Start(method="kaiming_normal_", bias=-10.0), 32), ADAM),
+    ("narrow-2-by-20", DIGITS, dense(20, "ReLU", width=2), ADAM),
+    ("narrow-3-by-30-spirals", SPIRALS, dense(30, "ReLU", width=3), ADAM),
+    ("hardtanh-input-scale", Data(task="digits", scale=1000.0), dense(3, "Hardtanh", XAVIER), SGD),
+    (
+        "conv-rate",
+        DIGITS,
+        Conv(widths=(8, 16, 16), pooled=(0,)),
+        Training(optimizer="Adam", rate=0.5, steps=300),
+        ("GW201", "GW302"),
+    ),
+    roots=("GW201",),
+)
+
+SATURATION = family(
+    "saturation",
+    ("tanh-wine-raw", Data(task="wine", inputs="raw"), dense(4, "Tanh", XAVIER, 32), SGD),
+    ("tanh-cancer-raw", Data(task="cancer", inputs="raw"), dense(4, "Tanh", XAVIER, 32), SGD),
+    ("tanh-input-scale", Data(task="digits", scale=300.0), dense(3, "Tanh", XAVIER), SGD),
+    ("sigmoid-bias", DIGITS, dense(3, "Sigmoid", Start(method="xavier_normal_", bias=12.0)), SGD),
+    ("elu-bias", DIGITS, dense(4, "ELU", Start(method="kaiming_normal_", bias=-15.0)), SGD),
+    ("softsign-wine-raw", Data(task="wine", inputs="raw"), dense(4, "Softsign", XAVIER, 32), SGD),
+    roots=("GW202",),
+)
+
+RATE_SMALL = family(
+    "rate-small",
+    ("relu-sgd", DIGITS, dense(4, "ReLU"), Training(rate=1e-06)),
+    ("tanh-adam", DIGITS, dense(4, "Tanh", XAVIER), Training(optimizer="Adam", rate=1e-07)),
+    ("wine-momentum", WINE, dense(3, "ReLU", width=32), Training(rate=1e-06, options={"momentum": 0.9})),
+    ("sines-sgd", SINES, dense(3, "Tanh", XAVIER), Training(rate=1e-06)),
+    ("adam-large-eps", DIGITS, dense(4, "ReLU"), Training(optimizer="Adam", rate=0.001, options={"eps": 1000.0})),
+    roots=("GW301",),
+)
+
+RATE_LARGE = family(
+    "rate-large",
+    ("layer-norm-adam", DIGITS, dense(4, "ReLU", norm="LayerNorm"), Training(optimizer="Adam", rate=3.0)),
+    ("leaky-adam", DIGITS, dense(6, "LeakyReLU"), Training(optimizer="Adam", rate=1.0)),
+    ("transformer-adam", DIGITS, Transformer(depth=2), Training(optimizer="Adam", rate=0.5, steps=200)),
+    ("batch-norm-spirals", SPIRALS, dense(4, "ReLU", norm="BatchNorm", width=32), Training(optimizer="Adam", rate=3.0)),
+    ("tanh-sgd", DIGITS, dense(4, "Tanh", XAVIER), Training(rate=50.0), ("GW302", "GW202")),
+    roots=("GW302",),
+)
+
+CUT = family(
+    "cut",
+    ("digits-narrow", DIGITS, Dense(widths=(64, 64, 4), detached=3), ADAM),
+    ("spirals", SPIRALS, Dense(widths=(16, 16, 8), detached=2), ADAM),
+    ("second-tower", Data(task="halves"), Towers(tower=dense(2, "ReLU", width=32), detached=True), ADAM),
+    ("autoencoder", Data(task="digits-themselves"), Dense(widths=(32, 4, 32), detached=2), ADAM),
+    roots=("GW104",),
+)
+
+ONE_UNIT = family(
+    "one-unit",
+    ("softmax-cancer", CANCER, dense(2, "ReLU", width=32, output="Softmax"), Training(loss="bce")),
+    (
+        "softmax-xor",
+        Data(task="xor"),
+        dense(3, "Tanh", XAVIER, 16, output="Softmax"),
+        Training(optimizer="Adam", rate=0.01, loss="bce"),
+    ),
+    roots=("GW104",),
+)
+
+TARGETS = family(
+    "targets",
+    ("diabetes-raw-sgd", Data(task="diabetes", targets="raw"), dense(3, "ReLU", width=32), Training(rate=0.05)),
+    ("diabetes-raw-adam", Data(task="diabetes", targets="raw"), dense(3, "Tanh", XAVIER, 32), ADAM, ("GW102",)),
+    ("sines-raw-momentum", Data(task="sines", targets="raw"), dense(3, "Tanh", XAVIER), MOMENTUM),
+    roots=("GW102", "GW103", "GW302"),
+)
+
+HALF_PRECISION = family(
+    "half-precision",
+    (
+        "true-small-loss",
+        DIGITS,
+        dense(4, "ReLU"),
+        Training(rate=10000.0, loss_scale=1e-05, precision="16-true"),
+    ),
+    (
+        "mixed-small-loss",
+        DIGITS,
+        dense(4, "ReLU"),
+        Training(rate=100000.0, loss_scale=1e-06, precision="16-mixed", scaler=False),
+    ),
+    (
+        "mixed-tanh-deep",
+        DIGITS,
+        dense(16, "Tanh", None),
+        Training(optimizer="Adam", rate=0.001, loss_scale=0.01, precision="16-mixed", scaler=False),
+        ("GW104", "GW101"),
+    ),
+    roots=("GW104",),
+)
+
+ILL = [
+    *VANISHING_ACTIVATION,
+    *VANISHING_START,
+    *EXPLODING,
+    *NON_FINITE,
+    *DYING,
+    *SATURATION,
+    *RATE_SMALL,
+    *RATE_LARGE,
+    *CUT,
+    *ONE_UNIT,
+    *TARGETS,
+    *HALF_PRECISION,
+]
