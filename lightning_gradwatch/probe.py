@@ -258,6 +258,7 @@ class Probe:
             len(self._layers.ordered),
             self._layers.unused,
             len(self._sites.ordered),
+            self._sites.connections,
             len(self._seen),
             self._estimated,
         )

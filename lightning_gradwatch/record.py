@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.segments import as_bits, segment_starts
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -79,7 +81,8 @@ class SiteInfo:
     units: int
     """Number of units (size of the unit axis); 0 for a function without unit fractions (softmax)."""
     predecessors: tuple[str, ...] = ()
-    """Sites whose outputs reach this one through no other site; filled in with the weight gain."""
+    """Sites whose outputs reached this one's argument through no other site in any measured step, as the autograd graph
+    had it; in the order of the columns. An unrolled loop is among its own."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,20 @@ class RunInfo:
     def hidden_columns(self) -> tuple[int, ...]:
         """Columns of the hidden sites."""
         return tuple(column for column, site in enumerate(self.sites) if site.role == "hidden")
+
+    @cached_property
+    def segment_starts(self) -> tuple[int | None, ...]:
+        """For each site the column at which the segment that its weight gain is of starts (see `segments.segment_starts`).
+
+        None where there is none. It follows from the predecessors alone, those of all measured steps; what only the graph
+        of a step shows (a site that the loss takes directly) leaves the weight gain of that step NaN.
+        """
+        column = {site.name: place for place, site in enumerate(self.sites)}
+        feeds = [{column[name] for name in site.predecessors if name in column} for site in self.sites]
+        others = [feeding - {place} for place, feeding in enumerate(feeds)]
+        entries = {place for place, feeding in enumerate(others) if not feeding} | {0}  # the first call of all is one
+        exits = set(range(len(feeds))).difference(*others)
+        return segment_starts(tuple(map(as_bits, feeds)), as_bits(entries), as_bits(exits))
 
     def names(self, metric: str) -> tuple[str, ...]:
         """Return the column names of a metric.
@@ -218,7 +235,8 @@ class StepRecord:
     window_fill: FloatVector
     """How full each site's window is, 0 to 1, shape [S]."""
     forward_rms: FloatVector
-    """rms of each site's output in this step, shape [S]; rounded to float32, so that it takes little room."""
+    """rms of each site's output in this step, shape [S]; rounded to float32, so that it takes little room. Infinite
+    where the output holds NaN or infinity."""
     batch_idx: int = 0
     optimizers: tuple[int, ...] = (0,)
     """Indices of the optimizers that stepped."""

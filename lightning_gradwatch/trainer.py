@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +34,9 @@ class TracedTrainingStep:
 
         def measured_training_step(*args: Any, **kwargs: Any) -> Any:
             with meter.tracing():
-                return original(*args, **kwargs)
+                output = original(*args, **kwargs)
+                meter.end_pass(output.get("loss") if isinstance(output, Mapping) else output)
+                return output
 
         mark_outermost(measured_training_step.__code__)
         strategy.training_step = measured_training_step

@@ -94,12 +94,12 @@ def test_info_is_there_before_a_step_and_complete_after_it():
     assert probe.record.layout == info.layout
 
 
-def test_a_record_holds_every_metric_but_the_gains():
+def test_a_record_holds_every_metric():
     model = make_model()
     with Probe(model, optimizer := sgd(model)) as probe:
         take_step(model, optimizer)
     record = probe.record
-    assert set(record.metrics) == set(METRICS) - {"activation_gain", "weight_gain"}
+    assert set(record.metrics) == set(METRICS)
     for metric, vector in record.metrics.items():
         assert vector.dtype == float
         assert len(vector) == len(probe.info.names(metric))

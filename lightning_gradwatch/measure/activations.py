@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_gradwatch.measure.collect import Collected
+    from lightning_gradwatch.measure.connections import Connections
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.location import Location
     from lightning_gradwatch.measure.sites import Site, Sites
@@ -35,6 +36,7 @@ class Activations:
         sites: Sites,
         collected: Collected,
         hooks: SignalHooks,
+        connections: Connections,
         batch: Batch,
         tags: Tags,
         names: Mapping[int, str],
@@ -44,6 +46,7 @@ class Activations:
         self.opaque: dict[str, str] = {}
         """Why a module's inner activation functions can't be seen, by the module's name."""
         self._batch = batch
+        self._connections = connections
         self._sites = sites
         self._collected = collected
         self._tags = tags
@@ -66,7 +69,7 @@ class Activations:
         axis = unit_axis(call.z, tag)
         site = self._site(location, call, None if tag is None else tag.layer, axis)
         sums = SiteSums() if site.part else self._collected.of(site)
-        seen = SiteCall(site, sums, axis, tag)
+        seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
         small = not call.in_place and site.composite is None and self._batch.takes(call.z)
         if small:
             seen.kept, seen.zones = Kept(call.z), call.zones
@@ -96,6 +99,7 @@ class Activations:
                 if kept is not None and site.role is None:
                     self._batch.try_out(site, kept, output)
             seen.handles = self.hooks.watch(seen.sums, output, origin)
+            self._connections.called(site, origin, output, in_place=seen.in_place)
             if site.role is None:
                 self.roles.called(site, output.grad_fn)
 
@@ -117,10 +121,7 @@ class Activations:
         site, sums = done.call.site, done.call.sums
         if site.composite is None:
             sums = self._rename(site, done)
-        sums.output(output)
-        self.hooks.watch(sums, output, Origin(done.root))
-        if site.role is None:
-            self.roles.called(site, output.grad_fn)
+        self._end(site, sums, done, output)
 
     def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
         assert done.u is not None
@@ -130,8 +131,13 @@ class Activations:
             return
         sums = self._collected.of(site)
         self._count(site, sums, call, axis)
+        self._end(site, sums, done, output)
+
+    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor) -> None:
+        origin = Origin(done.root)
         sums.output(output)
-        self.hooks.watch(sums, output, Origin(done.root))
+        self.hooks.watch(sums, output, origin)
+        self._connections.called(site, origin, output, whole=True)
         if site.role is None:
             self.roles.called(site, output.grad_fn)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.windows import Window
 
 _NAN = float("nan")
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,11 @@ def assemble(measured: Measured, values: list[FloatVector], columns: Columns, fa
         metrics={
             **_layer_metrics(gradients.values(), columns.layers, weights),
             **_site_metrics(windows, seen, values, scale),
+            **_gains(columns.sites, seen, values, measured.segments),
         },
         layer_state=np.array([gradient.state for gradient in gradients.values()], dtype=np.uint8),
         window_fill=np.array([np.nan if window is None else window.fill for window in windows]),
-        forward_rms=np.array([_NAN if slots is None else slots.forward_rms(values) for slots in seen])
-        .astype(np.float32)
-        .astype(np.float64),
+        forward_rms=_narrow([_NAN if slots is None else slots.forward_rms(values) for slots in seen]),
         batch_idx=facts.batch_idx,
         optimizers=tuple(sorted(index for index, step in measured.steps.items() if step.done)),
         loss=math.fsum(float(values[slot][0]) for slot in measured.losses)
@@ -135,6 +135,36 @@ def _site_metrics(
         "inactive_share": np.array([_NAN if slots is None else slots.inactive_share(values) for slots in seen]),
         "signal_norm": np.array([_NAN if slots is None else slots.signal_norm(values) / scale for slots in seen]),
     }
+
+
+def _gains(
+    sites: Sequence[Site], seen: Sequence[SiteSlots | None], values: list[FloatVector], segments: Mapping[Site, Site]
+) -> dict[str, FloatVector]:
+    """Return the gains; the gradient scale, which is in both norms of a ratio, isn't in them."""
+    signal = [_NAN if slots is None else slots.signal_norm(values) for slots in seen]
+    arriving = [_NAN if slots is None else slots.arriving_norm(values) for slots in seen]
+    column = {site: place for place, site in enumerate(sites)}
+    starts = [segments.get(site) for site in sites]
+    return {
+        "activation_gain": np.array([_ratio(*norms) for norms in zip(signal, arriving, strict=True)]),
+        "weight_gain": np.array(
+            [
+                _NAN if start is None else _ratio(arriving[column[start]], norm)
+                for start, norm in zip(starts, signal, strict=True)
+            ]
+        ),
+    }
+
+
+def _ratio(passed_on: float, came: float) -> float:
+    return passed_on / came if came > 0 else _NAN
+
+
+def _narrow(values: list[float]) -> FloatVector:
+    """Round to float32, in which what is finite stays so: infinity has a meaning of its own."""
+    wide = np.array(values)
+    wide[(wide > _FLOAT32_MAX) & np.isfinite(wide)] = _FLOAT32_MAX
+    return wide.astype(np.float32).astype(np.float64)
 
 
 @dataclass

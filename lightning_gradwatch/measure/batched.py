@@ -1,7 +1,7 @@
 """Small tensors judged together: what a deep net of narrow layers costs is calls, not arithmetic.
 
-Up to a size, the argument and the output of an activation call are kept until the forward pass ends, δ until the step
-ends, and then one comparison, one sum and one norm serve all that have the same shape. What is changed in place meanwhile
+Up to a size, the argument and the output of an activation call are kept until the forward pass ends, δ and dL/da until
+the step ends, and then one comparison, one sum and one norm serve all that have the same shape. What is changed in place meanwhile
 (torch counts the changes) is measured at once from then on; this once its numbers are absent.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 
 from lightning_gradwatch.measure.counting import count_many
-from lightning_gradwatch.measure.norms import stacked_norms
+from lightning_gradwatch.measure.norms import l2_norm, stacked_norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +62,7 @@ class Batch:
         self._entries = 0
         self._calls: list[_Call] = []
         self._tried: list[tuple[Site, Kept, Kept]] = []
-        self._signals: list[tuple[SiteSums, Kept]] = []
+        self._gradients: list[tuple[SiteSums, list[Tensor], Kept]] = []
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether a tensor is small enough, and there is room."""
@@ -78,10 +78,15 @@ class Batch:
         """Find out until `end_pass` whether the tensors of a new site stay as they are."""
         self._tried.append((site, z, Kept(output)))
 
-    def add_signal(self, sums: SiteSums, delta: Tensor) -> None:
-        """Keep a call's δ until `end_step`."""
-        self._entries += delta.numel()
-        self._signals.append((sums, Kept(delta)))
+    def add_gradient(self, sums: SiteSums, norms: list[Tensor], gradient: Tensor | None) -> None:
+        """Add the norm of a gradient of a call to `norms`, which is a list of `sums`: of a small one at `end_step`."""
+        if gradient is None:
+            return
+        if self.takes(gradient):
+            self._entries += gradient.numel()
+            self._gradients.append((sums, norms, Kept(gradient)))
+        else:
+            norms.append(l2_norm(gradient))
 
     def end_pass(self) -> None:
         """Count the calls of a forward pass."""
@@ -109,14 +114,14 @@ class Batch:
                 call.sums.output_entries += call.output.tensor.numel()
 
     def end_step(self) -> None:
-        """Measure the signals of a step."""
-        signals, self._signals = self._signals, []
+        """Measure the gradients of a step."""
+        gradients, self._gradients = self._gradients, []
         self._entries = 0
-        for sums, delta in signals:
-            sums.signal_complete = sums.signal_complete and delta.unchanged
-        for group in _alike(signals, lambda signal: _kind(signal[1].tensor)):
-            for (sums, _), norm in zip(group, _norms([delta.tensor for _, delta in group]), strict=True):
-                sums.signal_norms.append(norm)
+        for sums, _, gradient in gradients:
+            sums.signal_complete = sums.signal_complete and gradient.unchanged
+        for group in _alike(gradients, lambda entry: _kind(entry[2].tensor)):
+            for (_, norms, _), norm in zip(group, _norms([gradient.tensor for _, _, gradient in group]), strict=True):
+                norms.append(norm)
 
 
 def batch_elements(z: Tensor, unit_axis: int) -> int:

@@ -35,10 +35,12 @@ class SiteSums:
     output_entries: int = 0
     output_norms: list[Tensor] = field(default_factory=list)
     signal_norms: list[Tensor] = field(default_factory=list)
+    arriving_norms: list[Tensor] = field(default_factory=list)
+    """Of dL/da, the gradient that arrives at each call's output a."""
     lost: bool = False
     """Whether something of a forward pass can't be counted any more."""
     signal_complete: bool = True
-    """False where a call's δ can't be had, so that a sum over the others would be wrong."""
+    """False where a call's δ or dL/da can't be had, so that a sum over the others would be wrong."""
 
     def count(self, counts: Counts, batch_elements: int) -> None:
         """Add the counts of one call."""
@@ -71,6 +73,7 @@ class SiteSlots:
     either: Slot | None
     output: list[Slot]
     signal: list[Slot]
+    arriving: list[Slot]
 
     def chunk(self, values: list[FloatVector]) -> Chunk | None:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
@@ -100,11 +103,18 @@ class SiteSlots:
             return float("nan")
         return _combined(values, self.signal)
 
+    def arriving_norm(self, values: list[FloatVector]) -> float:
+        """Return ‖dL/da‖ in the same way, still multiplied by the gradient scale."""
+        if not self.arriving or not self.sums.signal_complete:
+            return float("nan")
+        return _combined(values, self.arriving)
+
     def forward_rms(self, values: list[FloatVector]) -> float:
-        """Return the rms of the site's output over the step."""
+        """Return the rms of the site's output over the step; infinite where that holds NaN or infinity."""
         if not self.sums.output_entries or self.sums.lost:
             return float("nan")
-        return _combined(values, self.output) / math.sqrt(self.sums.output_entries)
+        rms = _combined(values, self.output) / math.sqrt(self.sums.output_entries)
+        return rms if math.isfinite(rms) else math.inf
 
 
 class Collected:
@@ -147,6 +157,7 @@ class Collected:
                 either=slot(sums.either),
                 output=[pack.add(norm) for norm in sums.output_norms],
                 signal=[pack.add(norm) for norm in sums.signal_norms],
+                arriving=[pack.add(norm) for norm in sums.arriving_norms],
             )
             for site, sums in self.sites.items()
         ]

@@ -30,12 +30,26 @@ if TYPE_CHECKING:
 class SiteCall:
     """One call of a site, for as long as the forward pass may show what it is part of."""
 
-    __slots__ = ("argument", "axis", "handles", "inner", "kept", "layer", "of", "origin", "site", "sums", "zones")
+    __slots__ = (
+        "argument",
+        "axis",
+        "handles",
+        "in_place",
+        "inner",
+        "kept",
+        "layer",
+        "of",
+        "origin",
+        "site",
+        "sums",
+        "zones",
+    )
 
-    def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None) -> None:
+    def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None, *, in_place: bool) -> None:
         self.site = site
         self.sums = sums
         self.axis = axis
+        self.in_place = in_place
         self.layer = None if tag is None else tag.layer
         self.inner = None if tag is None else tag.call
         """The call whose output is the argument, as softplus is of the tanh in Mish."""

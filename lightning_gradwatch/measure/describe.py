@@ -36,7 +36,7 @@ def describe(
     seen = any(layer.used for layer in layers.ordered)
     return RunInfo(
         layers=tuple(layer.info(seen=seen) for layer in layers.ordered),
-        sites=tuple(site.info() for site in sites.ordered),
+        sites=sites.infos(),
         optimizers=tuple(_describe_optimizer(optimizer, layers) for optimizer in optimizers),
         coverage=tuple(not_covered(model, layers, optimizers, opaque, estimated=estimated, eager=eager)),
         versions=_versions(),

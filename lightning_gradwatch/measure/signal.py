@@ -1,9 +1,10 @@
-"""The signal δ = dL/dz of an activation call, taken where autograd computes it.
+"""The signal δ = dL/dz of an activation call and the gradient dL/da that arrives at it, taken where autograd has them.
 
 A hook on the node that the call made gets the gradients of that node's own inputs: δ through this activation only, even
 where the tensor is also used elsewhere (a tensor hook would read the total) and even where the output is changed in
-place afterwards (a module hook would fail). A hand-written function makes several nodes; there δ is the sum of what
-they pass on to z, and the parts are held from the first of them to the last.
+place afterwards (a module hook would fail). It gets the gradient of the node's output too, all of it. A hand-written
+function makes several nodes; there dL/da arrives at the last of them, δ is the sum of what they pass on to z, and the
+parts are held from the first to the last.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Origin:
     """Where gradients for a tensor go: to output `index` of a node, or into a leaf."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._node = tensor.grad_fn
+        self.node = tensor.grad_fn
         self._index = tensor.output_nr
         self._leaf = tensor if tensor.grad_fn is None else None
 
@@ -44,7 +45,7 @@ class Origin:
             return False
         if self._leaf is not None:
             return getattr(node, "variable", None) is self._leaf
-        return node is self._node and index == self._index
+        return node is self.node and index == self._index
 
 
 class SignalHooks:
@@ -68,7 +69,7 @@ class SignalHooks:
             self.ignoring = before
 
     def watch(self, sums: SiteSums, output: Tensor, origin: Origin) -> list[RemovableHandle]:
-        """Add ‖δ‖ of a call to `sums` when the backward pass gets there.
+        """Add ‖δ‖ and ‖dL/da‖ of a call to `sums` when the backward pass gets there.
 
         Args:
             sums: The sums of the call's site.
@@ -92,6 +93,7 @@ class SignalHooks:
             return []
         seen = _Parts(sums, len(ends))
         handles = [end.register_hook(self._hook(seen, places)) for end, places in ends]
+        handles.append(node.register_hook(self._arriving_hook(sums)))
         self._handles += handles
         return handles
 
@@ -102,18 +104,27 @@ class SignalHooks:
 
         def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
             nonlocal fired
-            del grad_outputs
             if self.ignoring or not self._faults.on("signal"):
                 return
             with guard:
                 if fired:  # see `_Parts.take`
                     sums.signal_complete = False
-                elif (delta := grad_inputs[0]) is not None:
-                    if batch.takes(delta):
-                        batch.add_signal(sums, delta)
-                    else:
-                        sums.signal_norms.append(l2_norm(delta))
+                else:
+                    batch.add_gradient(sums, sums.signal_norms, grad_inputs[0])
+                    batch.add_gradient(sums, sums.arriving_norms, grad_outputs[0])
                 fired = True
+
+        return hook
+
+    def _arriving_hook(self, sums: SiteSums) -> Callable[[Grads, Grads], None]:
+        """Return the hook of the last of several nodes; whether they fire twice is for the others to see."""
+
+        def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
+            del grad_inputs
+            if self.ignoring or not self._faults.on("signal"):
+                return
+            with self._guard:
+                self._batch.add_gradient(sums, sums.arriving_norms, grad_outputs[0])
 
         return hook
 

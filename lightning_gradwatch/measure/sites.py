@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.record import Role, SiteInfo
@@ -37,12 +37,8 @@ class Site:
     part: bool = False
     """Whether it turned out to be a step inside a hand-written function, and so no site."""
     name: str = ""
-
-    def info(self) -> SiteInfo:
-        """Describe the site."""
-        return SiteInfo(
-            name=self.name, function=self.composite or self.function, role=self.role or "hidden", units=self.units
-        )
+    predecessors: set[Site] = field(default_factory=set)
+    """Sites whose outputs reached this one's argument through no other site, in any step so far."""
 
 
 class Sites:
@@ -54,6 +50,25 @@ class Sites:
         self.ordered: list[Site] = []
         """Those with a name and a role."""
         self._fresh: list[Site] = []
+
+    @property
+    def connections(self) -> int:
+        """How many pairs of a site and a predecessor are known."""
+        return sum([len(site.predecessors) for site in self.ordered])
+
+    def infos(self) -> tuple[SiteInfo, ...]:
+        """Describe the sites, column by column."""
+        column = {site: place for place, site in enumerate(self.ordered)}
+        return tuple(
+            SiteInfo(
+                name=site.name,
+                function=site.composite or site.function,
+                role=site.role or "hidden",
+                units=site.units,
+                predecessors=tuple(before.name for before in sorted(site.predecessors, key=column.__getitem__)),
+            )
+            for site in self.ordered
+        )
 
     @property
     def unsettled(self) -> bool:

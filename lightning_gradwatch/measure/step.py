@@ -12,6 +12,7 @@ from lightning_gradwatch.measure.activations import Activations
 from lightning_gradwatch.measure.aside import stepping_aside
 from lightning_gradwatch.measure.batched import Batch
 from lightning_gradwatch.measure.collect import Collected, SiteSlots
+from lightning_gradwatch.measure.connections import Connections
 from lightning_gradwatch.measure.gradients import OptimizerGradients
 from lightning_gradwatch.measure.pack import Pack, Pending, Slot
 from lightning_gradwatch.measure.signal import SignalHooks
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.layers import Layers
-    from lightning_gradwatch.measure.sites import Sites
+    from lightning_gradwatch.measure.sites import Site, Sites
 
 
 class OptimizerStep:
@@ -54,6 +55,7 @@ class Measured:
         self.slots: list[SiteSlots] = step.collected.pack(step.pack) if step.faults.on("activations") else []
         self.losses = step.losses
         self.scale = step.scale
+        self.segments = step.segments
         self.pending: Pending = step.pack.send()
 
 
@@ -79,6 +81,7 @@ class StepMeter:
         self.losses: list[Slot] = []
         self.scale: Slot | None = None
         self.activations_only = activations_only
+        self.segments: dict[Site, Site] = {}
         self._layers = layers
         self._limits = limits
         self._spacious = spacious
@@ -86,8 +89,15 @@ class StepMeter:
         self._tags = Tags()
         self._batch = Batch()
         self.hooks = SignalHooks(faults, self._batch, off=activations_only)
+        self._connections = Connections(off=activations_only)
         self.activations = Activations(
-            sites=sites, collected=self.collected, hooks=self.hooks, batch=self._batch, tags=self._tags, names=names
+            sites=sites,
+            collected=self.collected,
+            hooks=self.hooks,
+            connections=self._connections,
+            batch=self._batch,
+            tags=self._tags,
+            names=names,
         )
         self.takes_losses = True
         self.tracer = Tracer(
@@ -112,13 +122,15 @@ class StepMeter:
             self.tracer.stop()
             self.end_pass()
 
-    def end_pass(self) -> None:
-        """Close a forward pass."""
+    def end_pass(self, loss: Any = None) -> None:
+        """Close a forward pass; `loss` is what it computed and is about to be propagated back, where that is known."""
         with self.faults.guard("activations"):
             self.activations.end_pass()
+        with self.faults.guard("signal"):
+            self._connections.end_pass(loss)
 
     def _saw_backward(self, loss: Any) -> None:
-        self.end_pass()
+        self.end_pass(loss)
         if self.takes_losses:
             self.add_loss(loss)
 
@@ -174,6 +186,7 @@ class StepMeter:
         self.close()
         with self.faults.guard("signal"):
             self._batch.end_step()
+            self.segments = self._connections.segments()
         return Measured(self)
 
     def close(self) -> None:

@@ -40,7 +40,8 @@ FAULTS = {
     "identifying": ("lightning_gradwatch.measure.tracer.identify", bug, "activations"),
     "after an activation": ("lightning_gradwatch.measure.activations.Activations.after", bug, "activations"),
     "end of a pass": ("lightning_gradwatch.measure.sites.Sites.settle", bug, "activations"),
-    "signal": ("lightning_gradwatch.measure.batched.Batch.add_signal", bug, "signal"),
+    "signal": ("lightning_gradwatch.measure.batched.Batch.add_gradient", bug, "signal"),
+    "walking the graph": ("lightning_gradwatch.measure.connections.Connections.end_pass", bug, "signal"),
     "gradients": ("lightning_gradwatch.measure.gradients.l2_norms", bug, "gradients"),
     "snapshot": ("lightning_gradwatch.measure.updates._copy", bug, "updates"),
     "comparing weights": ("lightning_gradwatch.measure.updates.WeightSnapshot.measure", bug, "updates"),
@@ -102,17 +103,16 @@ def test_the_other_parts_go_on_after_a_fault(name, tmp_path, monkeypatch):
     last = watch.records[-1].metrics
     measured = {metric for metric, vector in last.items() if np.isfinite(vector).any()}
     gradients, updates = {"grad_norm", "grad_rms"}, {"weight_rms", "update_ratio"}
-    expected = gradients | updates | {"signal_norm", "inactive_share"}
+    signal = {"signal_norm", "activation_gain", "weight_gain"}
+    expected = gradients | updates | signal | {"inactive_share"}
     expected -= {
-        "activations": {"signal_norm", "inactive_share"},
-        "signal": {"signal_norm"},
+        "activations": {*signal, "inactive_share"},
+        "signal": signal,
         "gradients": gradients,
     }.get(part, set())
     expected -= updates if part == "updates" else set()
     assert measured >= expected
-    assert measured.isdisjoint(
-        {"activations": {"signal_norm"}, "signal": {"signal_norm"}, "gradients": gradients}.get(part, ())
-    )
+    assert measured.isdisjoint({"activations": signal, "signal": signal, "gradients": gradients}.get(part, ()))
     if part != "writing":
         assert len(read_run(tmp_path / "gradwatch" / "version_0").records) == STEPS
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
-from integration.nets import Classifier, batches, relu_net, seed, trainer, vanishing_net
+from integration.nets import CLASSES, FEATURES, Classifier, batches, relu_net, seed, trainer, vanishing_net
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, evaluate, read_run
 
@@ -52,6 +54,39 @@ def same_run(run, watch):
         for scalar in ("step", "layout", "batch_idx", "optimizers", "loss", "learning_rates", "global_grad_norm"):
             assert getattr(stored, scalar) == getattr(live, scalar)
     assert run.info == watch.info
+
+
+class LeavesBlocksOut(nn.Module):
+    """Two of its blocks are left out in every other step, so who feeds whom is known only after a few."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Tanh()) for _ in range(4))
+        self.last = nn.Linear(FEATURES, CLASSES)
+        self.steps = 0
+
+    def forward(self, x):
+        for index, block in enumerate(self.blocks):
+            if self.steps % 2 == 0 or index not in (1, 2):
+                x = block(x)
+        self.steps += 1
+        return self.last(x)
+
+
+def test_predecessors_that_show_later_are_a_layout_of_their_own(tmp_path):
+    watch = GradWatch(every_n_steps=1)
+    run = fit(tmp_path, watch, LeavesBlocksOut(), logger=TensorBoardLogger(tmp_path), max_steps=6)
+    stored = read_run(run.log_dir)
+    same_run(stored, watch)
+    first, last = stored.infos.values()
+    names = [f"net.blocks.{index}.1" for index in range(4)]
+    assert [site.name for site in first.sites] == [site.name for site in last.sites] == names
+    assert [site.predecessors for site in first.sites] == [(), (names[0],), (names[1],), (names[2],)]
+    assert [site.predecessors for site in last.sites] == [(), (names[0],), (names[1],), (names[0], names[2])]
+    assert [record.layout for record in stored.records] == [first.layout] + [last.layout] * 5
+    _, gains = stored.series("weight_gain")
+    assert np.isnan(gains).tolist() == [[True, False, False, False], [True, True, True, False]] * 3
+    assert len(own_events(event_files(tmp_path)[0])) == 6
 
 
 def test_a_tensorboard_loggers_own_file_holds_one_event_a_measured_step(tmp_path):

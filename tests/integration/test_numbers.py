@@ -160,7 +160,7 @@ def test_the_first_closure_of_lbfgs_is_what_is_measured(tmp_path):
 
 
 class Stores(Classifier):
-    """Stores each activation's argument and output, and computes the signal by `autograd.grad` on its own graph."""
+    """Stores each activation's argument, and dL/dz and dL/da of each by `autograd.grad` on its own graph."""
 
     def __init__(self):
         super().__init__(nn.ModuleList([nn.Linear(FEATURES, 16), nn.Linear(16, 16), nn.Linear(16, CLASSES)]))
@@ -172,12 +172,31 @@ class Stores(Classifier):
     def training_step(self, batch, batch_idx):
         x, y = batch
         first = self.net[0](x)
-        second = self.net[1](F.relu(first))
-        loss = F.cross_entropy(self.net[2](torch.tanh(second)), y)
-        signals = torch.autograd.grad(loss, (first, second), retain_graph=True)
+        outputs = [F.relu(first)]
+        second = self.net[1](outputs[0])
+        outputs.append(torch.tanh(second))
+        loss = F.cross_entropy(self.net[2](outputs[1]), y)
+        signals = torch.autograd.grad(loss, (first, second, *outputs), retain_graph=True)
         self.stored.append((first.detach().numpy().copy(), second.detach().numpy().copy(), signals))
         self.log("loss", loss)
         return loss
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gains_are_of_the_scaled_loss_and_its_scale_is_in_neither(accumulate, tmp_path):
+    module = Stores()
+    _, watch, _ = run(tmp_path, module, plugins=scaled(), accumulate_grad_batches=accumulate)
+    assert len(watch.records) == 8
+    assert [site.predecessors for site in watch.info.sites] == [(), (watch.info.sites[0].name,)]
+    for place, record in enumerate(watch.records):
+        own = module.stored[place * accumulate : (place + 1) * accumulate]
+        relu, tanh, relu_out, tanh_out = (
+            math.sqrt(sum((norm([entry[2][each]]) / accumulate) ** 2 for entry in own)) for each in range(4)
+        )
+        # Half precision rounds the unscaled gradients of the reference otherwise than the scaled ones of the step.
+        assert record.metrics["signal_norm"] == pytest.approx([relu, tanh], rel=0.02)
+        assert record.metrics["activation_gain"] == pytest.approx([relu / relu_out, tanh / tanh_out], rel=0.01)
+        assert record.metrics["weight_gain"] == pytest.approx([math.nan, relu_out / tanh], rel=0.01, nan_ok=True)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -188,9 +207,11 @@ def test_signal_and_units_equal_a_recount_of_stored_activations(accumulate, tmp_
     for place, record in enumerate(watch.records):
         # A step's signal is of the loss as Lightning divides it, over all micro-batches.
         own = module.stored[place * accumulate : (place + 1) * accumulate]
+        norms = [math.sqrt(sum((norm([entry[2][each]]) / accumulate) ** 2 for entry in own)) for each in range(4)]
         for site in (0, 1):
-            expected = math.sqrt(sum((norm([entry[2][site]]) / accumulate) ** 2 for entry in own))
-            assert record.metrics["signal_norm"][site] == pytest.approx(expected, rel=1e-6)
+            assert record.metrics["signal_norm"][site] == pytest.approx(norms[site], rel=1e-6)
+            assert record.metrics["activation_gain"][site] == pytest.approx(norms[site] / norms[2 + site], rel=1e-6)
+        assert record.metrics["weight_gain"] == pytest.approx([math.nan, norms[2] / norms[1]], rel=1e-6, nan_ok=True)
         # The window: as few of the last steps as hold 1,024 observations.
         needed = -(-1024 // (64 * accumulate)) * accumulate
         seen = module.stored[: (place + 1) * accumulate]

@@ -24,6 +24,9 @@ class Result:
                 saturated=metric["saturated_fraction"][i],
                 inactive_share=metric["inactive_share"][i],
                 signal=metric["signal_norm"][i],
+                activation_gain=metric["activation_gain"][i],
+                weight_gain=metric["weight_gain"][i],
+                predecessors=site.predecessors,
                 rms=self.record.forward_rms[i],
                 fill=self.record.window_fill[i],
             )

@@ -1,0 +1,188 @@
+"""Which activation sites feed which, read off the autograd graph at the end of each forward pass.
+
+The whole graph of the pass is walked once, from the loss, at every measured step: a comparison with the step before could
+not tell every change of a dynamic net, and the walk costs a hundredth of making the graph. It is only looked at: no node is
+kept afterwards, none is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.autograd.function import BackwardCFunction
+
+from lightning_gradwatch.measure.tags import tensors_in
+from lightning_gradwatch.segments import bits, segment_starts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from torch.autograd.graph import Node
+
+    from lightning_gradwatch.measure.signal import Origin
+    from lightning_gradwatch.measure.sites import Site
+
+_Leaf: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name
+_UNSEEN = 1
+"""In a set of sites: an activation function that isn't measured lies between. The sites are the bits from the next on."""
+_FUNCTION = re.compile(
+    "^(Celu|Elu|Erf|Gelu|Glu|Hardshrink|Hardsigmoid|Hardswish|Hardtanh|LeakyRelu|LogSigmoid|LogSoftmax|Mish|PreluKernel"
+    "|Relu|RreluWithNoise|Sigmoid|Silu|Softmax|Softplus|Softshrink|Tanh|Threshold|CompiledFunction)Backward[0-9]*$"
+    "|Rnn|Lstm|Gru|ScaledDotProduct"
+)
+"""Names of the nodes that are an activation function's, or hold some."""
+
+
+class _Call(NamedTuple):
+    site: Site
+    bit: int
+    argument: Node | None
+    """The node that made z; None for a leaf."""
+    whole: bool
+    """Whether this is the call of a hand-written function, not of a step inside it."""
+
+
+class Connections:
+    """What the graphs of one step's passes show."""
+
+    def __init__(self, *, off: bool = False) -> None:
+        self._off = off
+        self._calls: dict[Node, _Call] = {}
+        self._blind = False
+        """Whether a call of this pass has no node of its own, so that the graph leads past it."""
+        self._places: dict[Site, int] = {}
+        self._feeds: list[int] = []
+        self._entries = 0
+        self._exits = 0
+
+    def called(
+        self, site: Site, origin: Origin, output: Tensor, *, in_place: bool = False, whole: bool = False
+    ) -> None:
+        """Note an activation call, at its end.
+
+        Args:
+            site: The call's site.
+            origin: Of its argument, made before the call.
+            output: What it returned.
+            in_place: Whether it wrote into its argument.
+            whole: Whether it is the last step of a hand-written function.
+        """
+        if self._off:
+            return
+        node = output.grad_fn
+        # An in-place function on a view is a node of the whole tensor, of which this output isn't.
+        if node is None or (in_place and output._is_view()):  # noqa: SLF001 - the documented test has no public name
+            self._blind = True
+            return
+        place = self._places.setdefault(site, len(self._places))
+        self._calls[node] = _Call(site, 2 << place, origin.node, whole)
+
+    def end_pass(self, loss: Any = None) -> None:
+        """Read the graph of a pass, from the loss that is about to be propagated back; None: nothing will be."""
+        calls, self._calls = self._calls, {}
+        blind, self._blind = self._blind, False
+        if not calls:
+            return
+        own = {
+            node: call
+            for node, call in calls.items()
+            if not call.site.part and (call.whole or call.site.composite is None)
+        }
+        walk = _Walk(own, blind=blind)
+        for tensor in tensors_in((loss,)):
+            if tensor.grad_fn is not None:
+                self._exits |= walk.reached_from(tensor.grad_fn)
+        self._feeds += [0] * (len(self._places) - len(self._feeds))
+        # What this loss doesn't reach another one may, unseen.
+        beyond = [(node, call) for node, call in own.items() if node not in walk.feeding]
+        for node, call in beyond:
+            walk.reached_from(node)
+            self._exits |= call.bit
+        self._exits |= walk.exits
+        for node, call in own.items():
+            feeding = walk.feeding[node]
+            self._feeds[self._places[call.site]] |= feeding
+            if feeding <= _UNSEEN:
+                self._entries |= call.bit
+
+    def segments(self) -> dict[Site, Site]:
+        """Return for each site the one where the segment of its weight gain starts, and tell the sites who feeds them."""
+        sites = list(self._places)
+        for site, feeding in zip(sites, self._feeds, strict=True):
+            site.predecessors.update(sites[place] for place in bits(feeding >> 1))
+        starts = segment_starts(tuple(feeding >> 1 for feeding in self._feeds), self._entries >> 1, self._exits >> 1)
+        return {
+            site: sites[start]
+            for site, start, feeding in zip(sites, starts, self._feeds, strict=True)
+            if start is not None and not feeding & _UNSEEN
+        }
+
+
+class _Visit:
+    """A node whose edges are being followed."""
+
+    __slots__ = ("edges", "found", "node")
+
+    def __init__(self, node: Node, edges: Sequence[tuple[Node | None, int]]) -> None:
+        self.node = node
+        self.edges = iter(edges)
+        self.found = 0
+
+
+class _Walk:
+    """One pass through the graph of one forward pass, each node once."""
+
+    def __init__(self, calls: dict[Node, _Call], *, blind: bool) -> None:
+        self.feeding: dict[Node, int] = {}
+        """For the node of each call that was reached: the sites that feed it."""
+        self.exits = 0
+        """Sites whose output goes where the graph leads past a call."""
+        self._calls = calls
+        self._blind = blind
+        self._seen: dict[Node, int] = {}
+        """By node: the sites that whoever takes its output gets it from."""
+
+    def reached_from(self, root: Node) -> int:
+        """Return the sites that lead to a node through no other site (itself, where it is a site's)."""
+        seen = self._seen
+        path = [] if root in seen else [_Visit(root, self._before(root))]
+        while path:  # no recursion: graphs are deeper than Python's stack
+            visit = path[-1]
+            for earlier, _ in visit.edges:
+                if earlier is None or type(earlier) is _Leaf:
+                    continue
+                sites = seen.get(earlier)
+                if sites is None:
+                    path.append(_Visit(earlier, self._before(earlier)))
+                    break
+                visit.found |= sites
+            else:
+                path.pop()
+                sites = seen[visit.node] = self._after(visit.node, visit.found)
+                if path:
+                    path[-1].found |= sites
+        return seen[root]
+
+    def _before(self, node: Node) -> Sequence[tuple[Node | None, int]]:
+        call = self._calls.get(node)
+        return node.next_functions if call is None else ((call.argument, 0),)
+
+    def _after(self, node: Any, found: int) -> int:
+        """Return the sites that reach a node, as whoever takes its output should see them."""
+        call = self._calls.get(node)
+        if call is not None:
+            self.feeding[node] = found
+            return call.bit
+        if self._blind and (isinstance(node, BackwardCFunction) or type(node).__name__ == "CopySlices"):
+            self.exits |= found
+            return _UNSEEN
+        return found | _UNSEEN if _is_function(type(node).__name__) else found
+
+
+@lru_cache(maxsize=1024)
+def _is_function(name: str) -> bool:
+    return _FUNCTION.search(name) is not None
