@@ -43,6 +43,10 @@ def check_description(info: RunInfo) -> None:
     for part, table in (("layers", _LAYER), ("sites", _SITE), ("optimizers", _OPTIMIZER), ("coverage", _NOT_COVERED)):
         for entry in getattr(info, part):
             _check(part, entry, table)
+    for part, entries in (("layers", info.layers), ("sites", info.sites)):
+        names = [entry.name for entry in entries]
+        if len(set(names)) < len(names):  # a rule's memory goes by them
+            raise ValueError(f"its description is damaged: a name stands twice in {part}")
     for optimizer in info.optimizers:
         _check_names("optimizers", optimizer.layers)
     for site in info.sites:

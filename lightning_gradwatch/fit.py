@@ -140,7 +140,7 @@ class Fit:
         self._try("rules", lambda: told.extend(self.evaluator.feed(record, info)))
         if self._sinks is not None:
             sinks = self._sinks
-            self._try("writing", lambda: sinks.write(self.records, self.infos, self.evaluator.findings))
+            self._try("writing", lambda: sinks.write(self.records, self.infos, self.evaluator))
         if self._speaks:
             for finding in told:
                 if finding.severity >= Severity.WARNING:

@@ -140,6 +140,21 @@ class RunInfo:
         return tuple(column for column, layer in enumerate(self.layers) if layer.weight)
 
     @cached_property
+    def weight_names(self) -> tuple[str, ...]:
+        """Names of the weight layers, in execution order."""
+        return tuple(self.layers[column].name for column in self.weight_columns)
+
+    @cached_property
+    def layer_used(self) -> FloatVector:
+        """Whether the forward pass uses each layer, shape [L]: 1, 0, or NaN where that can't be seen."""
+        return np.array([np.nan if layer.used is None else layer.used for layer in self.layers], dtype=np.float64)
+
+    @cached_property
+    def hidden_mask(self) -> npt.NDArray[np.bool_]:
+        """Whether each site is hidden, shape [S]."""
+        return np.array([site.role == "hidden" for site in self.sites], dtype=bool)
+
+    @cached_property
     def hidden_columns(self) -> tuple[int, ...]:
         """Columns of the hidden sites."""
         return tuple(column for column, site in enumerate(self.sites) if site.role == "hidden")
@@ -157,6 +172,11 @@ class RunInfo:
         entries = {place for place, feeding in enumerate(others) if not feeding} | {0}  # the first call of all is one
         exits = set(range(len(feeds))).difference(*others)
         return segment_starts(tuple(map(as_bits, feeds)), as_bits(entries), as_bits(exits))
+
+    @cached_property
+    def hidden_functions(self) -> tuple[str, ...]:
+        """The activation functions of the hidden sites, each once, in execution order."""
+        return tuple(dict.fromkeys(self.sites[column].function for column in self.hidden_columns))
 
     def names(self, metric: str) -> tuple[str, ...]:
         """Return the column names of a metric.

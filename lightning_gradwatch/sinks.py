@@ -7,7 +7,7 @@ runs without one. Loggers are told apart by what they can do: Lightning exists a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning_gradwatch.event_file import EventFile, next_version_folder, write_to
 from lightning_gradwatch.events import findings_event, heatmap_event, step_event
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 
 _FIRST_PICTURE = 8
 """Records from which on a heatmap shows something."""
+
+
+class Told(Protocol):
+    """Where findings come from."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All so far, with their latest numbers."""
+
+    @property
+    def outline(self) -> tuple[tuple[Any, ...], ...]:
+        """What makes findings worth another entry: that their numbers go on is told once, at the end."""
 
 
 class Sinks:
@@ -44,29 +56,33 @@ class Sinks:
         self._described_by: RunInfo | None = None
         self._described: set[str] = set()
         self._findings: tuple[Finding, ...] = ()
+        self._outline: tuple[tuple[Any, ...], ...] = ()
         self._written = 0
         self.path: Path | None = None
         """Folder of the event file of our own; None where a logger's is used."""
 
-    def write(self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo], findings: tuple[Finding, ...]) -> None:
+    def write(self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo], told: Told) -> None:
         """Write the last record: one event, which holds the run's description and the findings where those are new.
 
         Of a net that has too many layers for curves it holds the picture, each time there are twice as many records.
         """
         record = records[-1]
         info = infos[record.layout]
-        changed = _outline(findings) != _outline(self._findings)
+        outline = told.outline
+        changed = outline != self._outline
+        findings = told.findings if changed else None
         event = step_event(
             record,
             info,
             max_curves=self._max_curves,
             describe=info is not self._described_by,
-            findings=findings if changed else None,
+            findings=findings,
             seen=self._described,
         )
         self._described_by = info
-        if changed:
+        if findings is not None:
             self._findings = findings
+            self._outline = outline
         self._written += 1
         if self._written >= _FIRST_PICTURE and self._written & (self._written - 1) == 0:
             picture = self._picture(records, infos)
@@ -114,11 +130,6 @@ class Sinks:
                 self.path = self.path or next_version_folder(self._folder)
                 self._file = EventFile(self.path)
             self._file.write(event)
-
-
-def _outline(findings: tuple[Finding, ...]) -> list[tuple[Any, ...]]:
-    """Return what makes findings worth another entry: that their numbers go on is told once, at the end."""
-    return [(finding.code, finding.severity, finding.first_step, finding.layers) for finding in findings]
 
 
 def _file_writer(logger: Any) -> Any:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lightning_gradwatch.findings import Action, DeadUnitsWarning, Finding, Remedy, Severity
+import numpy as np
+
+from lightning_gradwatch.findings import Action, DeadUnitsWarning, Remedy, Severity
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.protocol import Rule, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, measured_sites, weight_layers, why_no_fraction
+from lightning_gradwatch.rules.memory import Columns, columns, count_hits, counts, first_step, shift_in, streaks
+from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.readings import hidden_values, sites_where, weight_layers, why_no_fraction
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Mask
 
 _READINGS = 5
-_LEVELS = [(severity, str(int(severity))) for severity in Severity]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,75 +76,75 @@ class DeadUnits(Rule):
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
         note_loss(state.setdefault("loss", {}), record)
-        measured = measured_sites(record, info, "dead_fraction")
-        if not measured:
+        fractions = hidden_values(record, info, "dead_fraction")
+        if fractions is None:
             return Verdict(unjudged=why_no_fraction(record, info, "dead"))
+        readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
+        shift_in(readings, fractions)
+        held = streaks(state, "streaks", info, "sites", levels=len(Severity))
+        if held.blank and not (fractions >= self.inform).any():
+            return HEALTHY
         trend = loss_trend(state["loss"], info)
-        readings, streaks = state.setdefault("readings", {}), state.setdefault("streaks", {})
         # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
         stalled = not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged))
-        hits = []
-        for site, fraction in measured:
-            history = readings.setdefault(site.name, [])
-            history.append(fraction)
-            del history[:-_READINGS]
-            if fraction < self.inform:
-                streaks.pop(site.name, None)
-                continue
-            severity = self._note(record, streaks.setdefault(site.name, {}), self._level(history, stalled=stalled))
-            if severity is not None:
-                hits.append((site, severity))
-        finding = self._finding(record, info, state, hits, trend) if hits else None
-        if finding is not None:
-            state["reported"] = max(state.get("reported", -1), int(finding.severity))
-        reported = state.get("reported", -1)
-        pending = any(int(level) > reported for site, _ in measured for level in streaks.get(site.name, ()))
+        hit = self._levels(fractions, readings.values, stalled=stalled)
+        measured = fractions >= 0
+        count_hits(held, hit, measured & ~hit, record.step)
+        count = counts(held)
+        due = (count >= self.patience) & hit
+        levels = due.any(axis=1).nonzero()[0]
+        findings = {}
+        if len(levels):
+            severity = Severity(int(levels[-1]))
+            findings["dead"] = self._sighting(record, info, fractions, due, severity, held, trend)
+            state["reported"] = max(state.get("reported", -1), int(severity))
+        pending = bool((count[state.get("reported", -1) + 1 :] * measured).any())
         return Verdict(
-            findings={"dead": finding} if finding else {},
+            findings=findings,
             confirming=pending,
             unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else "",
         )
 
-    def _note(self, record: StepRecord, streaks: State, level: Severity) -> Severity | None:
-        """Count the streak of each severity up to `level`; return the highest one that is long enough."""
-        due = None
-        for severity, key in _LEVELS:
-            if severity > level:
-                streaks.pop(key, None)
-            elif count_hit(streaks, key, record.step) >= self.patience:
-                due = severity
-        return due
+    def _levels(self, fractions: FloatVector, readings: FloatVector, *, stalled: bool) -> Mask:
+        """Return which sites are at least as bad as each severity, shape [3, S]."""
+        levels = fractions >= np.array([[self.inform], [self.warn], [self.error]])
+        if stalled and (levels[Severity.INFO] & ~levels[Severity.WARNING]).any():
+            rising = fractions - np.fmin.reduce(readings) >= self.rise
+            levels[Severity.WARNING] |= levels[Severity.INFO] & rising
+        return levels
 
-    def _level(self, readings: list[float], *, stalled: bool) -> Severity:
-        fraction = readings[-1]
-        if fraction >= self.error:
-            return Severity.ERROR
-        if fraction >= self.warn:
-            return Severity.WARNING
-        rising = fraction - min(readings) >= self.rise
-        return Severity.WARNING if rising and stalled else Severity.INFO
+    def _sighting(
+        self,
+        record: StepRecord,
+        info: RunInfo,
+        fractions: FloatVector,
+        due: Mask,
+        severity: Severity,
+        held: Columns,
+        trend: LossTrend,
+    ) -> Sighting:
+        level = min(severity, Severity.WARNING)
+        shown = due[level]
+        names = sites_where(info, shown)
+        worst = int(np.argmax(np.where(shown, fractions, -1)))
+        value = float(fractions[worst])
 
-    def _finding(
-        self, record: StepRecord, info: RunInfo, state: State, hits: list[tuple[SiteInfo, Severity]], trend: LossTrend
-    ) -> Finding:
-        severity = max(level for _, level in hits)
-        shown = [site for site, level in hits if level >= min(severity, Severity.WARNING)]
-        names = tuple(site.name for site in shown)
-        worst = max(names, key=lambda name: state["readings"][name][-1])
-        level = str(int(min(severity, Severity.WARNING)))
-        value = state["readings"][worst][-1]
-        return Finding(
-            code=self.code,
-            name=self.name,
+        def write() -> Sentences:
+            sites = [info.sites[column] for column in np.flatnonzero(shown)]
+            return Sentences(
+                cause=_cause(value, sites),
+                remedy=_remedy(info, sites),
+                message=self._message(info.sites[worst].name, value, names, trend),
+            )
+
+        return Sighting(
             severity=severity,
             layers=names,
-            first_step=min(state["streaks"][name][level]["since"] for name in names),
+            first_step=first_step(held, shown, level),
             last_step=int(record.step),
             value=value,
             threshold=next(limit for limit in (self.error, self.warn, self.inform) if value >= limit),
-            cause=_cause(value, shown),
-            remedy=_remedy(info, shown),
-            message=self._message(worst, value, names, trend),
+            write=write,
         )
 
     def _message(self, worst: str, value: float, names: tuple[str, ...], trend: LossTrend) -> str:

@@ -5,44 +5,81 @@ What it keeps is plain data, so that a checkpoint can carry it and a resumed run
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.findings import Finding
+from lightning_gradwatch.rules.memory import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.rules.protocol import Rule, State, Verdict
+    from lightning_gradwatch.rules.protocol import Rule, Sighting, State, Verdict
 
-_VERSION = 1
+_VERSION = 2
 _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not have every step measured
+
+
+class _Kept:
+    """A finding over all records: the worst severity with the numbers that go with it, and the whole span of steps."""
+
+    __slots__ = ("_finding", "first_step", "last_step", "seen")
+
+    def __init__(self, seen: Finding | Sighting) -> None:
+        self.seen = seen
+        self.first_step = seen.first_step
+        self.last_step = seen.last_step
+        self._finding: Finding | None = None
+
+    def take(self, new: Finding | Sighting) -> bool:
+        """Take in a later one; return whether it is worse than any before."""
+        severity = self.seen.severity
+        if new.severity >= severity:
+            self.seen = new
+        self.first_step = min(self.first_step, new.first_step)
+        self.last_step = new.last_step
+        self._finding = None
+        return new.severity > severity
+
+    def finding(self, rule: Rule) -> Finding:
+        """Return the finding as it stands, its sentences written now."""
+        if self._finding is None:
+            if not isinstance(self.seen, Finding):
+                self.seen = _written(rule, self.seen)
+            self._finding = replace(self.seen, first_step=self.first_step, last_step=self.last_step)
+        return self._finding
+
+
+def _written(rule: Rule, seen: Sighting) -> Finding:
+    *numbers, write = seen
+    return Finding(rule.code, rule.name, *numbers, *write())
 
 
 @dataclass
 class _Entry:
     """What is kept about one rule."""
 
+    rule: Rule
     memory: State = field(default_factory=dict)
-    findings: dict[str, Finding] = field(default_factory=dict)
+    kept: dict[str, _Kept] = field(default_factory=dict)
     judged: bool = False
     reason: str = "not yet: no step was measured"
     confirming: bool = False
     confirmations: int = 0
 
-    def take(self, verdict: Verdict) -> list[Finding]:
-        """Take in a verdict; return findings that are new, or worse than before."""
-        for key in verdict.withdrawn:
-            self.findings.pop(key, None)
+    def take(self, verdict: Verdict) -> list[_Kept]:
+        """Take in a verdict; return what is new, or worse than before."""
         told = []
-        for key, finding in verdict.findings.items():
-            kept = self.findings.get(key)
-            merged = finding if kept is None else _merge(kept, finding)
-            self.findings[key] = merged
-            if kept is None or merged.severity > kept.severity:
-                told.append(merged)
+        for key in verdict.withdrawn:
+            self.kept.pop(key, None)
+        for key, seen in verdict.findings.items():
+            kept = self.kept.get(key)
+            if kept is None:
+                kept = self.kept[key] = _Kept(seen)
+                told.append(kept)
+            elif kept.take(seen):
+                told.append(kept)
         self.judged = self.judged or not verdict.unjudged
         self.reason = verdict.unjudged
         self.confirming = verdict.confirming and self.confirmations < _MOST_CONFIRMATIONS
@@ -51,8 +88,8 @@ class _Entry:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "memory": copy.deepcopy(self.memory),
-            "findings": {key: finding.to_dict() for key, finding in self.findings.items()},
+            "memory": plain(self.memory),
+            "findings": {key: kept.finding(self.rule).to_dict() for key, kept in self.kept.items()},
             "judged": self.judged,
             "reason": self.reason,
             "confirming": self.confirming,
@@ -60,10 +97,11 @@ class _Entry:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> _Entry:
+    def from_dict(cls, rule: Rule, data: Mapping[str, Any]) -> _Entry:
         return cls(
-            memory=copy.deepcopy(data["memory"]),
-            findings={key: Finding.from_dict(finding) for key, finding in data["findings"].items()},
+            rule,
+            memory=plain(data["memory"]),
+            kept={key: _Kept(Finding.from_dict(finding)) for key, finding in data["findings"].items()},
             judged=data["judged"],
             reason=data["reason"],
             confirming=data["confirming"],
@@ -80,7 +118,7 @@ class Evaluator:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
-        self._entries = {rule.code: _Entry() for rule in self.rules}
+        self._entries = {rule.code: _Entry(rule) for rule in self.rules}
 
     def feed(self, record: StepRecord, info: RunInfo) -> tuple[Finding, ...]:
         """Judge one record, whose columns `info` describes; return the findings that are new or rose in severity.
@@ -88,15 +126,24 @@ class Evaluator:
         Each is to be told once: as a warning from severity WARNING on. Findings of severity INFO are returned too.
         """
         told: list[Finding] = []
-        for rule in self.rules:
-            entry = self._entries[rule.code]
-            told.extend(entry.take(rule.judge(record, info, entry.memory)))
+        for entry in self._entries.values():
+            worse = entry.take(entry.rule.judge(record, info, entry.memory))
+            told.extend(kept.finding(entry.rule) for kept in worse)
         return tuple(told)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """All findings so far, by code, each with its latest numbers."""
-        return tuple(finding for entry in self._entries.values() for finding in entry.findings.values())
+        return tuple(kept.finding(entry.rule) for entry in self._entries.values() for kept in entry.kept.values())
+
+    @property
+    def outline(self) -> tuple[tuple[Any, ...], ...]:
+        """What makes findings worth telling again, and costs no writing: that their numbers go on is told at the end."""
+        return tuple(
+            (code, int(kept.seen.severity), kept.first_step, kept.seen.layers)
+            for code, entry in self._entries.items()
+            for kept in entry.kept.values()
+        )
 
     @property
     def confirming(self) -> bool:
@@ -126,7 +173,8 @@ class Evaluator:
             raise ValueError(f"the monitor's state has version {state.get('version')!r}; this release reads {_VERSION}")
         saved = state["rules"]
         self._entries = {
-            rule.code: _Entry.from_dict(saved[rule.code]) if rule.code in saved else _Entry() for rule in self.rules
+            rule.code: _Entry.from_dict(rule, saved[rule.code]) if rule.code in saved else _Entry(rule)
+            for rule in self.rules
         }
 
 
@@ -153,10 +201,3 @@ def evaluate_records(
     """Return the findings of stored records: those that a live run with the same rules reported."""
     return replay(records, infos, rules).findings
 
-
-def _merge(kept: Finding, new: Finding) -> Finding:
-    """Keep the worst severity with the numbers that go with it, and the whole span of steps."""
-    first = min(kept.first_step, new.first_step)
-    if new.severity < kept.severity:
-        return replace(kept, first_step=first, last_step=new.last_step)
-    return replace(new, first_step=first)

@@ -1,7 +1,7 @@
 """What a rule is: a frozen dataclass of thresholds that reads one record at a time and keeps nothing itself.
 
-A rule's memory is a dictionary of plain data, keyed by names and handed in at each record: it travels in a checkpoint,
-and layers or sites that appear in mid-run can't shift it.
+A rule's memory is a dictionary of plain data and of `memory.Columns`, handed in at each record: it travels in a
+checkpoint by names, so layers or sites that appear in mid-run can't shift it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,43 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from lightning_gradwatch.findings import Finding, GradWatchWarning
+    from lightning_gradwatch.findings import Finding, GradWatchWarning, Remedy, Severity
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 State: TypeAlias = dict[str, Any]
+
+
+class Sentences(NamedTuple):
+    """What a finding says in words."""
+
+    cause: str
+    remedy: Remedy
+    message: str
+
+
+class Sighting(NamedTuple):
+    """A finding whose sentences aren't written yet: an ill run has one at each record, and only the last is read."""
+
+    severity: Severity
+    layers: tuple[str, ...]
+    first_step: int
+    last_step: int
+    value: float
+    threshold: float
+    write: Callable[[], Sentences]
+    """Called at most once, and maybe after later records: it must hold what it needs, and not the rule's memory."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a rule says about one record."""
 
-    findings: Mapping[str, Finding] = field(default_factory=dict)
+    findings: Mapping[str, Finding | Sighting] = field(default_factory=dict)
     """What holds at this record, by root cause: a key that stays the same as long as the cause does."""
     withdrawn: tuple[str, ...] = ()
     """Keys of earlier findings that one of `findings` has taken in."""
@@ -33,6 +54,10 @@ class Verdict:
     """The rule has hit and lacks patience: the next steps would settle it."""
     unjudged: str = ""
     """Why this record couldn't be judged: starts with ``can't judge`` (an input is missing) or ``not yet``."""
+
+
+HEALTHY = Verdict()
+"""What is said of nearly every record of nearly every run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +70,7 @@ class Rule(ABC):
 
     @abstractmethod
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
-        """Judge one record; `state` is this rule's memory, plain JSON data, changed in place."""
+        """Judge one record; `state` is this rule's memory, changed in place: plain JSON data, or made by `memory`."""
 
     def settings(self) -> dict[str, Any]:
         """Return the thresholds by field name, as plain JSON data."""

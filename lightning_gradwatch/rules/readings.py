@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+import numpy as np
 
+if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Mask
     from lightning_gradwatch.rules.protocol import State
 
 
@@ -24,14 +25,37 @@ def measured_sites(record: StepRecord, info: RunInfo, metric: str) -> list[tuple
     return [(info.sites[column], values[column]) for column in info.hidden_columns if math.isfinite(values[column])]
 
 
-def weight_layers(info: RunInfo) -> list[str]:
+def hidden_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector | None:
+    """Return a site metric, shape [S], NaN where it wasn't measured, isn't finite or the site isn't hidden; None: all NaN."""
+    values = record.metrics.get(metric)
+    if values is None:
+        return None
+    known = np.isfinite(values) & info.hidden_mask
+    if known.all():
+        return values if len(values) else None
+    return np.where(known, values, np.nan) if known.any() else None
+
+
+def sites_where(info: RunInfo, where: Mask) -> tuple[str, ...]:
+    """Return the names of some sites, in execution order."""
+    sites = info.sites
+    return tuple([sites[column].name for column in np.flatnonzero(where).tolist()])
+
+
+def layers_where(info: RunInfo, where: Mask) -> tuple[str, ...]:
+    """Return the names of some layers, in execution order."""
+    layers = info.layers
+    return tuple([layers[column].name for column in np.flatnonzero(where).tolist()])
+
+
+def weight_layers(info: RunInfo) -> tuple[str, ...]:
     """Return the names of the weight layers, in execution order."""
-    return [info.layers[column].name for column in info.weight_columns]
+    return info.weight_names
 
 
-def early_layers(info: RunInfo) -> list[str]:
+def early_layers(info: RunInfo) -> tuple[str, ...]:
     """Return the names of the first third of the weight layers, at least one of them."""
-    names = weight_layers(info)
+    names = info.weight_names
     return names[: max(1, len(names) // 3)]
 
 
@@ -47,20 +71,14 @@ def layer_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector:
 
 def why_no_fraction(record: StepRecord, info: RunInfo, what: str) -> str:
     """Say why no hidden site has a unit fraction in this record."""
-    hidden = hidden_sites(info)
-    if not hidden:
+    if not info.hidden_columns:
         return "can't judge: the run has no hidden activation site"
-    fills = [float(record.window_fill[column]) for column, _ in hidden if column < len(record.window_fill)]
-    known = [fill for fill in fills if fill == fill]  # noqa: PLR0124 - NaN is the one value that differs from itself
-    if not known:
+    fullest = np.fmax.reduce(record.window_fill[info.hidden_mask])
+    if np.isnan(fullest):
         return "not yet: no hidden site was measured"
-    if max(known) < 1:
-        return f"not yet: the fullest window of a hidden site is {100 * max(known):.0f} % full"
-    return f"can't judge: no hidden site whose window is full can be {what} ({_functions(hidden)})"
-
-
-def _functions(hidden: Iterable[tuple[int, SiteInfo]]) -> str:
-    return ", ".join(dict.fromkeys(site.function for _, site in hidden))
+    if fullest < 1:
+        return f"not yet: the fullest window of a hidden site is {100 * fullest:.0f} % full"
+    return f"can't judge: no hidden site whose window is full can be {what} ({', '.join(info.hidden_functions)})"
 
 
 def count_hit(streaks: State, name: str, step: int) -> int:

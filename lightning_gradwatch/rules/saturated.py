@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from lightning_gradwatch.findings import Action, Finding, Remedy, SaturatedUnitsWarning, Severity
+import numpy as np
+
+from lightning_gradwatch.findings import Action, Remedy, SaturatedUnitsWarning, Severity
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.protocol import Rule, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, measured_sites, weight_layers, why_no_fraction
+from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
+from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.readings import hidden_values, sites_where, weight_layers, why_no_fraction
 from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,53 +55,47 @@ class SaturatedUnits(Rule):
 
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the saturated fraction of each hidden site whose window is full."""
-        measured = measured_sites(record, info, "saturated_fraction")
-        if not measured:
+        fractions = hidden_values(record, info, "saturated_fraction")
+        if fractions is None:
             return Verdict(unjudged=why_no_fraction(record, info, "saturated"))
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
-        streaks = state.setdefault("streaks", {})
-        hits = []
-        for site, fraction in measured:
-            if fraction < self.fraction:
-                streaks.pop(site.name, None)
-            elif count_hit(streaks, site.name, record.step) >= self.patience:
-                hits.append((site, fraction))
-        if hits:
+        hit = fractions >= self.fraction
+        held = streaks(state, "streaks", info, "sites")
+        count_hits(held, hit, fractions < self.fraction, record.step)
+        if held.blank:
+            return HEALTHY
+        due = hit & (counts(held)[0] >= self.patience)
+        if due.any():
             state["reported"] = True
-        pending = not state.get("reported", False) and any(site.name in streaks for site, _ in measured)
-        return Verdict(
-            findings={"saturated": self._finding(record, info, streaks, hits)} if hits else {},
-            confirming=pending,
-            unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else "",
-        )
+            return Verdict({"saturated": self._sighting(record, info, fractions, due, first_step(held, due))})
+        if state.get("reported", False) or not counts(held)[0][fractions >= 0].any():
+            return HEALTHY
+        return Verdict(confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree")
 
-    def _finding(
-        self, record: StepRecord, info: RunInfo, streaks: State, hits: list[tuple[SiteInfo, float]]
-    ) -> Finding:
-        names = tuple(site.name for site, _ in hits)
-        worst, value = max(hits, key=lambda hit: hit[1])
-        functions = " and ".join(dict.fromkeys(look_up(site.function).module for site, _ in hits))
-        elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
-        return Finding(
-            code=self.code,
-            name=self.name,
-            severity=Severity.WARNING,
-            layers=names,
-            first_step=min(streaks[name]["since"] for name in names),
-            last_step=int(record.step),
-            value=value,
-            threshold=self.fraction,
-            cause=(
-                f"The inputs of these {functions} units lie far outside, where the function is flat: inputs or weights are too "
-                "large, or a high learning rate threw them there."
-            ),
-            remedy=_remedy(info, names),
-            message=(
-                f"{percent(value)} of the units of {worst.name} are saturated: on a flat outer side in at least 95 % of the "
-                f"observations. Reported from {percent(self.fraction)} of a hidden site's units.{elsewhere}"
-            ),
-        )
+    def _sighting(self, record: StepRecord, info: RunInfo, fractions: FloatVector, due: Mask, since: int) -> Sighting:
+        names = sites_where(info, due)
+        worst = int(np.argmax(np.where(due, fractions, -1)))
+        value = float(fractions[worst])
+
+        def write() -> Sentences:
+            functions = " and ".join(
+                dict.fromkeys(look_up(info.sites[column].function).module for column in np.flatnonzero(due))
+            )
+            elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
+            return Sentences(
+                cause=(
+                    f"The inputs of these {functions} units lie far outside, where the function is flat: inputs or weights are too "
+                    "large, or a high learning rate threw them there."
+                ),
+                remedy=_remedy(info, names),
+                message=(
+                    f"{percent(value)} of the units of {info.sites[worst].name} are saturated: on a flat outer side in at least "
+                    f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden site's units.{elsewhere}"
+                ),
+            )
+
+        return Sighting(Severity.WARNING, names, since, int(record.step), value, self.fraction, write)
 
 
 def _remedy(info: RunInfo, names: tuple[str, ...]) -> Remedy:

@@ -7,12 +7,14 @@ from itertools import groupby
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from lightning_gradwatch.findings import Finding, Severity, UnreachedLayerWarning
-from lightning_gradwatch.record import LayerInfo, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
+from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.blocking import unreached_cause
-from lightning_gradwatch.rules.protocol import Rule, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit
+from lightning_gradwatch.rules.memory import Columns, Mask, columns, count_hits, counts, first_step, streaks
+from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.readings import layers_where
 from lightning_gradwatch.rules.wording import counted, listed
 
 _SEEN = {
@@ -56,116 +58,107 @@ class UnreachedLayer(Rule):
         """Count for each layer how many measured steps in a row left it without a gradient."""
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
-        streaks = state.setdefault("streaks", {})
-        groups = state.setdefault("groups", {})
         codes = record.layer_state
-        lacking = (codes == LayerState.NONE) | (codes == LayerState.ZERO)
-        reached = (codes == LayerState.OK) | (codes == LayerState.NON_FINITE)
-        if not lacking.any():
-            if streaks:
-                _forget(streaks, info, reached | (codes == LayerState.FROZEN))
-            return Verdict(unjudged="" if reached.any() else _NOTHING_MEASURED)
-        _forget(streaks, info, reached | (codes == LayerState.FROZEN))
-        resting = _resting_layers(record, info)
-        hit = []
-        for column in np.flatnonzero(lacking):
-            layer = info.layers[column]
-            if layer.name in resting or record.loss == 0:
-                continue
-            count_hit(streaks, layer.name, record.step)
-            hit.append((layer, _kind(layer, LayerState(int(codes[column])))))
-        due = [(layer, kind) for layer, kind in hit if streaks[layer.name]["count"] >= self.patience]
-        withdrawn = _regroup(groups, record, info, due)
-        findings = self._findings(record, info, state, {layer.name for layer, _ in due})
-        pending = any(layer.name not in groups for layer, _ in hit)
-        judged = bool(due) or bool(reached.any())
+        lacking, reached = _LACKING[codes], _REACHED[codes]
+        held = streaks(state, "streaks", info, "layers")
+        if held.blank and not lacking.any():
+            return HEALTHY if reached.any() else Verdict(unjudged=_NOTHING_MEASURED)
+        hit = lacking & _moving(record, info) if record.loss != 0 else np.zeros_like(lacking)
+        count_hits(held, hit, _SETTLED[codes], record.step)
+        due = hit & (counts(held)[0] >= self.patience)
+        groups = columns(state, "groups", info, "layers", rows=2)
+        withdrawn = _regroup(groups, state, info, codes, due)
+        number = groups.values[_NUMBER]
+        findings = {
+            _key(group): self._sighting(record, info, held, groups, group)
+            for group in sorted(set(number[due].tolist()))
+        }
+        pending = bool((hit & (number == 0)).any())
+        judged = bool(findings) or bool(reached.any())
         reason = (
             f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else _NOTHING_MEASURED
         )
         return Verdict(findings, withdrawn, confirming=pending, unjudged="" if judged else reason)
 
-    def _findings(self, record: StepRecord, info: RunInfo, state: State, due: set[str]) -> dict[str, Finding]:
-        """Return a finding for each group that has a layer still without a gradient."""
-        members: dict[str, list[str]] = {}
-        for layer in info.layers:
-            if layer.name in state["groups"]:
-                members.setdefault(state["groups"][layer.name], []).append(layer.name)
-        return {
-            key: self._group_finding(record, info, state["streaks"], key, names)
-            for key, names in members.items()
-            if due.intersection(names)
-        }
+    def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, groups: Columns, group: float) -> Sighting:
+        members = groups.values[_NUMBER] == group
+        names = layers_where(info, members)
+        kind = _KINDS[int(groups.values[_KIND][members][0])]
+        count = counts(held)[0]
+        longest = int(count[members].max())
 
-    def _group_finding(self, record: StepRecord, info: RunInfo, streaks: State, key: str, names: list[str]) -> Finding:
-        kind = _kind_of(key)
-        cause, remedy = unreached_cause(kind, record, info, names)
-        current = [streaks[name] for name in names if name in streaks]
-        longest = max(streak["count"] for streak in current)
-        seen = _SEEN[kind].format(layers=listed(names))
-        return Finding(
-            code=self.code,
-            name=self.name,
+        def write() -> Sentences:
+            cause, remedy = unreached_cause(kind, record, info, names)
+            seen = _SEEN[kind].format(layers=listed(names))
+            message = f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on."
+            return Sentences(cause, remedy, message)
+
+        return Sighting(
             severity=Severity.INFO if kind == "unused" else Severity.ERROR,
-            layers=tuple(names),
-            first_step=min(streak["since"] for streak in current),
+            layers=names,
+            first_step=first_step(held, members & (count > 0)),
             last_step=int(record.step),
             value=longest,
             threshold=self.patience,
-            cause=cause,
-            remedy=remedy,
-            message=f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on.",
+            write=write,
         )
 
 
 _NOTHING_MEASURED = "not yet: no trainable layer was measured"
 
 
-def _kind(layer: LayerInfo, state: LayerState) -> str:
-    """Tell a fault from a layer that the forward pass leaves out, or may leave out where it can't be seen."""
-    if layer.used is False or (layer.used is None and state == LayerState.NONE):
-        return "unused"
-    return "zero" if state == LayerState.ZERO else "none"
+def _among(*states: LayerState) -> Mask:
+    """Return a table by code; of any byte, as a newer release may know more states."""
+    return np.isin(np.arange(256), states)
 
 
-def _forget(streaks: State, info: RunInfo, settled: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-    """End the streak of each layer that has a gradient again, or that is frozen now."""
-    for column in np.flatnonzero(settled):
-        streaks.pop(info.layers[column].name, None)
+_LACKING = _among(LayerState.NONE, LayerState.ZERO)
+_REACHED = _among(LayerState.OK, LayerState.NON_FINITE)
+_SETTLED = _among(LayerState.OK, LayerState.NON_FINITE, LayerState.FROZEN)
+_TRANSPARENT = _among(LayerState.FROZEN, LayerState.UNMEASURED)
+"""A layer that can't have a gradient anyway doesn't part its neighbours."""
+
+_KINDS = ("", "unused", "none", "zero")
+_UNUSED, _NONE, _ZERO = 1, 2, 3
+_NUMBER, _KIND = 0, 1
+"""Rows of the groups: each layer's root cause by number, the oldest lowest, and its kind; neighbours of a kind share one."""
 
 
-def _resting_layers(record: StepRecord, info: RunInfo) -> set[str]:
-    """Return the layers that are held by optimizers of rate 0 only: what starts at zero has to stay there."""
+def _moving(record: StepRecord, info: RunInfo) -> Mask:
+    """Return the layers that aren't held by optimizers of rate 0 only: what starts at zero has to stay there."""
+    if 0 not in record.learning_rates:
+        return np.ones(len(info.layers), dtype=bool)
     moving: set[str] = set()
     resting: set[str] = set()
     for optimizer, rate in zip(info.optimizers, record.learning_rates, strict=False):
         (resting if rate == 0 else moving).update(optimizer.layers)
-    return resting - moving
+    resting -= moving
+    return np.array([layer.name not in resting for layer in info.layers], dtype=bool)
 
 
-def _regroup(groups: State, record: StepRecord, info: RunInfo, due: list[tuple[LayerInfo, str]]) -> tuple[str, ...]:
-    """Give each layer the key of its root cause, which neighbours of one kind share; return keys that went."""
-    before = list(dict.fromkeys(groups.values()))
-    for layer, kind in due:
-        kept = _kind_of(groups.get(layer.name, ""))
-        if not kept or (kept == "unused" and kind != "unused"):
-            groups[layer.name] = f"{kind}:{layer.name}"
-    if list(dict.fromkeys(groups.values())) == before:
+def _regroup(
+    groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask
+) -> tuple[str, ...]:
+    """Give each due layer the number of its root cause; return the keys of those that went."""
+    number, kind = groups.values
+    # A layer that the forward pass leaves out, or may leave out where it can't be seen, is no fault.
+    unused = (info.layer_used == 0) | (np.isnan(info.layer_used) & (codes == LayerState.NONE))
+    now = np.where(unused, _UNUSED, np.where(codes == LayerState.ZERO, _ZERO, _NONE))
+    new = due & ((number == 0) | ((kind == _UNUSED) & ~unused))
+    if not new.any():
         return ()
-    # A layer that can't have a gradient anyway, such as a frozen one, doesn't part its neighbours.
-    transparent = {LayerState.FROZEN, LayerState.UNMEASURED}
-    order = [
-        layer.name
-        for column, layer in enumerate(info.layers)
-        if layer.name in groups or record.layer_state[column] not in transparent
-    ]
-    for _, run in groupby(order, key=lambda name: _kind_of(groups.get(name, ""))):
-        members = [name for name in run if name in groups]
-        keys = {groups[name] for name in members}
-        if len(keys) > 1:
-            oldest = next((key for key in before if key in keys), groups[members[0]])
-            groups.update(dict.fromkeys(members, oldest))
-    return tuple(key for key in before if key not in groups.values())
+    before = set(number.tolist())
+    last = state.get("last_group", 0)
+    state["last_group"] = last + int(np.count_nonzero(new))
+    number[new] = np.arange(last, state["last_group"]) + 1
+    kind[new] = now[new]
+    order = np.flatnonzero((number > 0) | ~_TRANSPARENT[codes]).tolist()
+    for shared, run in groupby(order, key=lambda column: int(kind[column])):
+        if shared:
+            members = list(run)
+            number[members] = number[members].min()
+    return tuple(map(_key, sorted(before - set(number.tolist()))))
 
 
-def _kind_of(key: str) -> str:
-    return key.partition(":")[0]
+def _key(group: float) -> str:
+    return str(int(group))

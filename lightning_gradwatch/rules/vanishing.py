@@ -7,12 +7,13 @@ from statistics import median
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_gradwatch.findings import Finding, Severity, VanishingGradientWarning
-from lightning_gradwatch.record import LayerState, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.fading import fading_cause, fading_remedy
-from lightning_gradwatch.rules.protocol import Rule, State, Verdict
-from lightning_gradwatch.rules.readings import early_layers, hidden_sites, layer_values, measured_sites, weight_layers
+from lightning_gradwatch.rules.protocol import Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.readings import early_layers, hidden_sites, hidden_values, layer_values, weight_layers
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
 
@@ -27,19 +28,19 @@ _LAX_RATIO = 1e-4
 class _Signal(NamedTuple):
     """One reading of the signal over the hidden sites that were measured."""
 
-    sites: list[SiteInfo]
-    norms: list[float]
+    columns: npt.NDArray[np.intp]
+    norms: FloatVector
     attenuation: float
 
     @property
     def gain(self) -> float:
         """Mean factor from one site to the next."""
-        return float(self.attenuation ** (1 / (len(self.sites) - 1)))
+        return float(self.attenuation ** (1 / (len(self.columns) - 1)))
 
-    @property
-    def ends(self) -> str:
+    def ends(self, info: RunInfo) -> str:
         """What readings must share to be compared."""
-        return f"{self.sites[0].name}\n{self.sites[-1].name}\n{len(self.sites)}"
+        first, last = (info.sites[column].name for column in (self.columns[0], self.columns[-1]))
+        return f"{first}\n{last}\n{len(self.columns)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class VanishingGradient(Rule):
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         note_loss(state.setdefault("loss", {}), record)
-        findings: dict[str, Finding] = {}
+        findings: dict[str, Finding | Sighting] = {}
         floor_judged = self._judge_floor(record, info, state, findings)
         signal = self._read(record, info)
         if isinstance(signal, str):
@@ -125,22 +126,27 @@ class VanishingGradient(Rule):
         if hidden < _LEAST_SITES:
             had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
             return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
-        measured = measured_sites(record, info, "signal_norm")
-        if len(measured) < _LEAST_SITES:
-            return f"can't judge: the signal was measured at {counted(len(measured), 'hidden activation site')} only"
-        norms = [norm for _, norm in measured]
-        if norms[-1] == 0:
+        norms = hidden_values(record, info, "signal_norm")
+        columns = np.flatnonzero(norms >= 0) if norms is not None else ()
+        if norms is None or len(columns) < _LEAST_SITES:
+            return f"can't judge: the signal was measured at {counted(len(columns), 'hidden activation site')} only"
+        first, last = float(norms[columns[0]]), float(norms[columns[-1]])
+        if last == 0:
             return "can't judge: no signal at the last hidden activation site"
-        return _Signal(sites=[site for site, _ in measured], norms=norms, attenuation=norms[0] / norms[-1])
+        return _Signal(columns, norms, first / last)
 
-    def _judge_ratio(self, record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> Finding | None:
+    def _judge_ratio(self, record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> Sighting | None:
         # Steps of different optimizers (a GAN's) see different sites: only like is compared with like.
-        readings = [*state.get("readings", ()), [signal.ends, signal.attenuation]][-_READINGS:]
+        ends = signal.ends(info)
+        readings = [*state.get("readings", ()), [ends, signal.attenuation]][-_READINGS:]
         state["readings"] = readings
-        signal = signal._replace(attenuation=median(value for ends, value in readings if ends == signal.ends))
+        signal = signal._replace(attenuation=median([value for other, value in readings if other == ends]))
         threshold = self.threshold_for(info)
+        if signal.attenuation >= threshold or signal.gain >= self.gain:
+            state["streak"] = 0
+            return None
         trend = loss_trend(state["loss"], info)
-        if signal.attenuation >= threshold or signal.gain >= self.gain or trend.converged_to(self.converged):
+        if trend.converged_to(self.converged):
             state["streak"] = 0
             return None
         if not state.get("streak"):
@@ -148,26 +154,31 @@ class VanishingGradient(Rule):
         state["streak"] = state.get("streak", 0) + 1
         if state["streak"] < self.patience:
             return None
-        known = [fraction for _, fraction in measured_sites(record, info, "saturated_fraction")]
-        saturated = median(known) if known else 0.0
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
-        return Finding(
-            code=self.code,
-            name=self.name,
+
+        def write() -> Sentences:
+            sites = [info.sites[column] for column in signal.columns]
+            fractions = hidden_values(record, info, "saturated_fraction")
+            saturated = 0.0 if fractions is None else float(np.nanmedian(fractions))
+            return Sentences(
+                cause=fading_cause(sites, signal.gain, saturated),
+                remedy=fading_remedy(sites, weight_layers(info), saturated),
+                message=self._message(info, signal, threshold, trend),
+            )
+
+        return Sighting(
             severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
             layers=_faded_layers(info, signal, threshold),
             first_step=state["since"],
             last_step=int(record.step),
             value=signal.attenuation,
             threshold=threshold,
-            cause=fading_cause(signal.sites, signal.gain, saturated),
-            remedy=fading_remedy(signal.sites, weight_layers(info), saturated),
-            message=self._message(info, signal, threshold, trend),
+            write=write,
         )
 
     def _message(self, info: RunInfo, signal: _Signal, threshold: float, trend: LossTrend) -> str:
-        first, last = signal.sites[0].name, signal.sites[-1].name
-        steps = len(signal.sites) - 1
+        first, last = info.sites[signal.columns[0]].name, info.sites[signal.columns[-1]].name
+        steps = len(signal.columns) - 1
         if signal.attenuation == 0:
             seen = (
                 f"The gradient signal at the first hidden site, {first}, is exactly 0, that at the last, {last}, isn't"
@@ -181,7 +192,9 @@ class VanishingGradient(Rule):
         why = f" for {names}" if self.ratio is None and names else ""
         return f"{seen}. Reported below {number(threshold)}{why}. {trend.sentence(self.loss_fall)}"
 
-    def _judge_floor(self, record: StepRecord, info: RunInfo, state: State, findings: dict[str, Finding]) -> bool:
+    def _judge_floor(
+        self, record: StepRecord, info: RunInfo, state: State, findings: dict[str, Finding | Sighting]
+    ) -> bool:
         """Hold the early weight layers to the user's own threshold; tell whether any could be."""
         if self.min_grad_rms is None:
             return False
@@ -228,8 +241,8 @@ class VanishingGradient(Rule):
 def _faded_layers(info: RunInfo, signal: _Signal, threshold: float) -> tuple[str, ...]:
     """Return the weight layers from the first to where the signal is back above the threshold."""
     layers = weight_layers(info)
-    last = signal.norms[-1]
-    faded = next(index for index, norm in enumerate([*signal.norms, last]) if norm >= threshold * last)
+    norms = signal.norms[signal.columns]
+    faded = int(np.argmax(norms >= threshold * norms[-1]))
     # A record doesn't say which layer feeds which site; in a chain of n sites the k-th of n + 1 layers does.
-    count = faded * len(layers) // (len(signal.sites) + 1)
-    return tuple(layers[: max(count, len(early_layers(info)))])
+    count = faded * len(layers) // (len(norms) + 1)
+    return layers[: max(count, len(early_layers(info)))]
