@@ -1,13 +1,17 @@
-"""Checks that a run's description, once read, holds what its types say: JSON can hold anything, and rules rely on it."""
+"""Checks that what was read holds what its types say: a file can hold anything, and rules rely on it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.record import LAYER_METRICS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.record import RunInfo
+    import numpy.typing as npt
+
+    from lightning_gradwatch.record import RunInfo, StepRecord
 
 _NUMBER = (int, float)
 _NONE = type(None)
@@ -43,10 +47,6 @@ def check_description(info: RunInfo) -> None:
     for part, table in (("layers", _LAYER), ("sites", _SITE), ("optimizers", _OPTIMIZER), ("coverage", _NOT_COVERED)):
         for entry in getattr(info, part):
             _check(part, entry, table)
-    for part, entries in (("layers", info.layers), ("sites", info.sites)):
-        names = [entry.name for entry in entries]
-        if len(set(names)) < len(names):  # a rule's memory goes by them
-            raise ValueError(f"its description is damaged: a name stands twice in {part}")
     for optimizer in info.optimizers:
         _check_names("optimizers", optimizer.layers)
     for site in info.sites:
@@ -54,6 +54,26 @@ def check_description(info: RunInfo) -> None:
     for code, settings in info.rules.items():
         if not isinstance(settings, dict):
             raise ValueError(f"its description is damaged: rules.{code} is {type(settings).__name__}")  # noqa: TRY004 - damage is a ValueError everywhere in reading
+
+
+def check_lengths(record: StepRecord, info: RunInfo) -> None:
+    """Check that every vector of a record has as many entries as the layout has columns.
+
+    Raises:
+        ValueError: one hasn't.
+    """
+    of_layers, of_sites = (len(info.layers),), (len(info.sites),)
+    vectors: list[tuple[str, npt.NDArray[Any], tuple[int]]] = [
+        ("layer_state", record.layer_state, of_layers),
+        ("window_fill", record.window_fill, of_sites),
+        ("forward_rms", record.forward_rms, of_sites),
+        *((name, vector, of_layers if name in LAYER_METRICS else of_sites) for name, vector in record.metrics.items()),
+    ]
+    for name, vector, shape in vectors:
+        if vector.shape != shape:
+            raise ValueError(
+                f"step {record.step}: {name} has shape {vector.shape} where the layout has {shape[0]} columns"
+            )
 
 
 def _check(part: str, entry: Any, table: Mapping[str, tuple[type, ...]]) -> None:

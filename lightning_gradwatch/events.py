@@ -11,18 +11,19 @@ import dataclasses
 import json
 import struct
 import time
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 
+from lightning_gradwatch.description import check_lengths
 from lightning_gradwatch.findings import Finding
-from lightning_gradwatch.record import LAYER_METRICS, METRICS, FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.record import METRICS, FloatVector, RunInfo, StepRecord
 from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS, curve_tags, findings_markdown, summaries
 
 if TYPE_CHECKING:
@@ -34,10 +35,16 @@ RUN_TAG = "gradwatch/run"
 FINDINGS_TAG = "gradwatch/findings"
 HEATMAP_TAG = "gradwatch/heatmap"
 
+_PREFIX = f"{PLUGIN}/"
 _STATE = "layer_state"
 _SITE_VECTORS = ("window_fill", "forward_rms")
-_ARRAYS = ("metrics", _STATE, *_SITE_VECTORS)
-_SCALARS = {entry.name: entry for entry in dataclasses.fields(StepRecord) if entry.name not in _ARRAYS}
+_STATE_TAG, _FILL_TAG, _RMS_TAG = (_PREFIX + name for name in (_STATE, *_SITE_VECTORS))
+_METRIC_TAGS = {name: _PREFIX + name for name in METRICS}
+_TAGS = frozenset((STEP_TAG, RUN_TAG, _STATE_TAG, _FILL_TAG, _RMS_TAG, *_METRIC_TAGS.values()))
+_SCALARS: dict[str, Any] = {"step": 0, "layout": ""} | {
+    entry.name: entry.default for entry in dataclasses.fields(StepRecord) if entry.default is not dataclasses.MISSING
+}
+"""Fields of a record that are no vectors, each with a value of its type."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -51,7 +58,12 @@ def _metadata(plugin: str, data_class: int, description: str = "") -> Any:
 
 _OURS = _metadata(PLUGIN, summary_pb2.DATA_CLASS_TENSOR)
 _TEXT = _metadata("text", summary_pb2.DATA_CLASS_TENSOR)
-_DTYPES = {types_pb2.DT_DOUBLE: "<f8", types_pb2.DT_FLOAT: "<f4", types_pb2.DT_HALF: "<f2", types_pb2.DT_UINT8: "|u1"}
+_DTYPES: dict[int, np.dtype[Any]] = {
+    types_pb2.DT_DOUBLE: np.dtype("<f8"),
+    types_pb2.DT_FLOAT: np.dtype("<f4"),
+    types_pb2.DT_HALF: np.dtype("<f2"),
+    types_pb2.DT_UINT8: np.dtype("|u1"),
+}
 
 
 def step_event(
@@ -140,39 +152,30 @@ def decode_event(payload: bytes) -> DecodedEvent | None:
         event = event_pb2.Event.FromString(payload)
     except DecodeError as error:
         raise ValueError("its framing inside is broken") from error
-    values = event.summary.value
-    ours = [value for value in values if value.tag == STEP_TAG or value.metadata.plugin_data.plugin_name == PLUGIN]
-    if not ours:
+    tensors = {}
+    for value in event.summary.value:
+        tag = value.tag
+        # The metadata of a value takes longer to look at than all the rest of it.
+        if tag in _TAGS or (tag.startswith(_PREFIX) and value.metadata.plugin_data.plugin_name == PLUGIN):
+            tensors[tag] = value.tensor
+    if not tensors:
         return None
-    by_tag = {value.tag: value.tensor for value in ours}
     try:
-        text, seal = by_tag.pop(STEP_TAG).string_val
-        if seal != _seal(text, [value for value in ours if value.tag != STEP_TAG]):
+        text, seal = tensors.pop(STEP_TAG).string_val
+        contents = {tag: _content(tensor) for tag, tensor in tensors.items()}
+        if seal != _seal(text, contents):
             raise ValueError("its checksum is wrong")
-        envelope = json.loads(text)
+        envelope = json.loads(text.decode())
         return DecodedEvent(
             wall_time=event.wall_time,
-            info=_read_info(by_tag[RUN_TAG]) if RUN_TAG in by_tag else None,
-            record=_read_record(envelope["record"], by_tag, event.step) if "record" in envelope else None,
+            info=RunInfo.from_dict(json.loads(contents[RUN_TAG])) if RUN_TAG in contents else None,
+            record=_read_record(envelope["record"], tensors, contents, event.step) if "record" in envelope else None,
             findings=tuple(Finding.from_dict(entry) for entry in envelope["findings"])
             if "findings" in envelope
             else None,
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-def check_lengths(record: StepRecord, info: RunInfo) -> None:
-    """Raise ValueError unless every vector has as many entries as the layout has columns."""
-    layers, sites = len(info.layers), len(info.sites)
-    expected: dict[str, tuple[npt.NDArray[Any], int]] = {_STATE: (record.layer_state, layers)}
-    expected |= {name: (getattr(record, name), sites) for name in _SITE_VECTORS}
-    expected |= {name: (vector, layers if name in LAYER_METRICS else sites) for name, vector in record.metrics.items()}
-    for name, (vector, length) in expected.items():
-        if vector.shape != (length,):
-            raise ValueError(
-                f"step {record.step}: {name} has shape {vector.shape} where the layout has {length} columns"
-            )
 
 
 def _add_vectors(values: Any, record: StepRecord, info: RunInfo) -> None:
@@ -202,7 +205,7 @@ def _shape(*sizes: int) -> Any:
 def _add_tensor(values: Any, name: str, dtype: int, vector: npt.NDArray[Any]) -> None:
     content = np.ascontiguousarray(vector, dtype=_DTYPES[dtype]).tobytes()
     tensor = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=_shape(len(vector)), tensor_content=content)
-    values.add(tag=f"{PLUGIN}/{name}", tensor=tensor, metadata=_OURS)
+    values.add(tag=_PREFIX + name, tensor=tensor, metadata=_OURS)
 
 
 def _add_narrow_tensor(values: Any, name: str, vector: FloatVector) -> None:
@@ -238,15 +241,20 @@ def _add_scalar(values: Any, tag: str, value: float, description: str, described
 
 def _add_sealed(values: Any, envelope: Mapping[str, Any]) -> None:
     text = _json(envelope).encode()
-    _add_strings(values, STEP_TAG, [text, _seal(text, values)], _OURS)
+    contents = {value.tag: _content(value.tensor) for value in values}
+    _add_strings(values, STEP_TAG, [text, _seal(text, contents)], _OURS)
 
 
-def _seal(text: bytes, values: Sequence[Any]) -> bytes:
+def _content(tensor: Any) -> bytes:
+    content: bytes = tensor.tensor_content or b"".join(tensor.string_val)
+    return content
+
+
+def _seal(text: bytes, contents: Mapping[str, bytes]) -> bytes:
     """Return a checksum that C computes; the file's own takes Python a hundred times as long, so readers skip it."""
-    crc = zlib.crc32(text)
-    for value in values:
-        content = value.tensor.tensor_content or b"".join(value.tensor.string_val)
-        crc = zlib.crc32(content, zlib.crc32(value.tag.encode(), crc))
+    crc = crc32(text)
+    for tag, content in contents.items():
+        crc = crc32(content, crc32(tag.encode(), crc))
     return b"%08x" % crc
 
 
@@ -258,42 +266,31 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _read_info(tensor: Any) -> RunInfo:
-    info = RunInfo.from_dict(json.loads(tensor.string_val[0]))
-    names = [*(layer.name for layer in info.layers), *(site.name for site in info.sites)]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("a layer's name isn't text")
-    return info
-
-
-def _read_record(scalars: Mapping[str, Any], by_tag: Mapping[str, Any], step: int) -> StepRecord:
+def _read_record(
+    scalars: Mapping[str, Any], tensors: Mapping[str, Any], contents: Mapping[str, bytes], step: int
+) -> StepRecord:
     if scalars["step"] != step:
         raise ValueError(f"it says step {scalars['step']!r} and step {step}")
-    known = {name: _checked(name, value) for name, value in scalars.items() if name in _SCALARS}
-    tensors = {name: by_tag[f"{PLUGIN}/{name}"] for name in METRICS if f"{PLUGIN}/{name}" in by_tag}
+
+    def vector(tag: str) -> FloatVector:
+        return np.frombuffer(contents[tag], _DTYPES[tensors[tag].dtype]).astype(np.float64, copy=False)
+
     return StepRecord(
-        metrics={name: _read_vector(tensor) for name, tensor in tensors.items()},
-        layer_state=np.frombuffer(by_tag[f"{PLUGIN}/{_STATE}"].tensor_content, np.uint8).copy(),
-        window_fill=_read_vector(by_tag[f"{PLUGIN}/window_fill"]),
-        forward_rms=_read_vector(by_tag[f"{PLUGIN}/forward_rms"]),
-        **known,
+        metrics={name: vector(tag) for name, tag in _METRIC_TAGS.items() if tag in contents},
+        layer_state=np.frombuffer(contents[_STATE_TAG], np.uint8),
+        window_fill=vector(_FILL_TAG),
+        forward_rms=vector(_RMS_TAG),
+        **{name: _checked(name, value) for name, value in scalars.items() if name in _SCALARS},
     )
 
 
 def _checked(name: str, value: Any) -> Any:
     """Return a scalar as the type of its field."""
-    default = {"step": 0, "layout": ""}.get(name, _SCALARS[name].default)
-    if isinstance(default, tuple):
-        value = tuple(value)
-        kinds: tuple[type, ...] = (int, float)
-        wrong = not all(isinstance(entry, kinds) for entry in value)
-    else:
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
-        wrong = not isinstance(value, kinds)
-    if wrong:
-        raise TypeError(f"{name}={value!r}")
-    return float(value) if isinstance(default, float) else value
-
-
-def _read_vector(tensor: Any) -> FloatVector:
-    return np.frombuffer(tensor.tensor_content, _DTYPES[tensor.dtype]).astype(np.float64)
+    kind = type(_SCALARS[name])
+    if type(value) is kind:
+        return value
+    if kind is tuple and all(isinstance(entry, (int, float)) for entry in value):
+        return tuple(value)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    raise TypeError(f"{name}={value!r}")

@@ -140,6 +140,16 @@ class RunInfo:
         return tuple(column for column, layer in enumerate(self.layers) if layer.weight)
 
     @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers, in execution order."""
+        return tuple(layer.name for layer in self.layers)
+
+    @cached_property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites, in execution order."""
+        return tuple(site.name for site in self.sites)
+
+    @cached_property
     def weight_names(self) -> tuple[str, ...]:
         """Names of the weight layers, in execution order."""
         return tuple(self.layers[column].name for column in self.weight_columns)
@@ -185,9 +195,9 @@ class RunInfo:
             ValueError: no metric has that name.
         """
         if metric in LAYER_METRICS:
-            return tuple(layer.name for layer in self.layers)
+            return self.layer_names
         if metric in SITE_METRICS:
-            return tuple(site.name for site in self.sites)
+            return self.site_names
         raise ValueError(f"metric={metric!r} is not one of {', '.join(METRICS)}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch import record as records_
-from lightning_gradwatch.description import check_description
+from lightning_gradwatch.description import check_description, check_lengths
 from lightning_gradwatch.event_file import read_payloads
-from lightning_gradwatch.events import PLUGIN, DecodedEvent, check_lengths, decode_event
+from lightning_gradwatch.events import PLUGIN, DecodedEvent, decode_event
 from lightning_gradwatch.record import SCHEMA_VERSION, FloatVector, RunInfo, StepRecord
 
 if TYPE_CHECKING:

@@ -146,4 +146,5 @@ def mutate_event(draw, event):
         tensor.tensor_content = draw(st.binary(max_size=40))
     ours = [value for value in event.summary.value if value.metadata.plugin_data.plugin_name == events.PLUGIN]
     envelope = values[events.STEP_TAG].tensor.string_val
-    envelope[1] = events._seal(envelope[0], [value for value in ours if value.tag != events.STEP_TAG])
+    contents = {value.tag: events._content(value.tensor) for value in ours if value.tag != events.STEP_TAG}
+    envelope[1] = events._seal(envelope[0], contents)

@@ -9,9 +9,9 @@ import numpy as np
 
 from lightning_gradwatch.findings import Action, DeadUnitsWarning, Remedy, Severity
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import Columns, columns, count_hits, counts, first_step, shift_in, streaks
+from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, sites_where, weight_layers, why_no_fraction
+from lightning_gradwatch.rules.readings import hidden_values, names_where, weight_layers, why_no_fraction
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, percent
 
@@ -82,55 +82,59 @@ class DeadUnits(Rule):
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
-        if held.blank and not (fractions >= self.inform).any():
+        if held.blank and not np.count_nonzero(fractions >= self.inform):
             return HEALTHY
-        trend = loss_trend(state["loss"], info)
-        # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
-        stalled = not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged))
-        hit = self._levels(fractions, readings.values, stalled=stalled)
+        hit = fractions >= np.array([[self.inform], [self.warn], [self.error]])
+        mild = hit[Severity.INFO] > hit[Severity.WARNING]
+        trend = LossTrend()
+        if np.count_nonzero(mild):
+            trend = loss_trend(state["loss"], info)
+            # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
+            if not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged)):
+                hit[Severity.WARNING] |= mild & (fractions - np.fmin.reduce(readings.values) >= self.rise)
         measured = fractions >= 0
         count_hits(held, hit, measured & ~hit, record.step)
         count = counts(held)
         due = (count >= self.patience) & hit
-        levels = due.any(axis=1).nonzero()[0]
+        levels = np.flatnonzero(np.logical_or.reduce(due, axis=1))
         findings = {}
         if len(levels):
             severity = Severity(int(levels[-1]))
-            findings["dead"] = self._sighting(record, info, fractions, due, severity, held, trend)
+            level = min(severity, Severity.WARNING)
+            findings["dead"] = self._sighting(
+                record,
+                info,
+                fractions,
+                due=due[level],
+                severity=severity,
+                since=first_step(held, due[level], level),
+                trend=trend,
+            )
             state["reported"] = max(state.get("reported", -1), int(severity))
-        pending = bool((count[state.get("reported", -1) + 1 :] * measured).any())
+        pending = bool(np.count_nonzero(count[state.get("reported", -1) + 1 :] * measured))
         return Verdict(
             findings=findings,
             confirming=pending,
             unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else "",
         )
 
-    def _levels(self, fractions: FloatVector, readings: FloatVector, *, stalled: bool) -> Mask:
-        """Return which sites are at least as bad as each severity, shape [3, S]."""
-        levels = fractions >= np.array([[self.inform], [self.warn], [self.error]])
-        if stalled and (levels[Severity.INFO] & ~levels[Severity.WARNING]).any():
-            rising = fractions - np.fmin.reduce(readings) >= self.rise
-            levels[Severity.WARNING] |= levels[Severity.INFO] & rising
-        return levels
-
     def _sighting(
         self,
         record: StepRecord,
         info: RunInfo,
         fractions: FloatVector,
+        *,
         due: Mask,
         severity: Severity,
-        held: Columns,
+        since: int,
         trend: LossTrend,
     ) -> Sighting:
-        level = min(severity, Severity.WARNING)
-        shown = due[level]
-        names = sites_where(info, shown)
-        worst = int(np.argmax(np.where(shown, fractions, -1)))
+        names = names_where(info.site_names, due)
+        worst = int(np.argmax(np.where(due, fractions, -1)))
         value = float(fractions[worst])
 
         def write() -> Sentences:
-            sites = [info.sites[column] for column in np.flatnonzero(shown)]
+            sites = [info.sites[column] for column in np.flatnonzero(due)]
             return Sentences(
                 cause=_cause(value, sites),
                 remedy=_remedy(info, sites),
@@ -140,7 +144,7 @@ class DeadUnits(Rule):
         return Sighting(
             severity=severity,
             layers=names,
-            first_step=first_step(held, shown, level),
+            first_step=since,
             last_step=int(record.step),
             value=value,
             threshold=next(limit for limit in (self.error, self.warn, self.inform) if value >= limit),

@@ -52,8 +52,20 @@ class _Kept:
 
 
 def _written(rule: Rule, seen: Sighting) -> Finding:
-    *numbers, write = seen
-    return Finding(rule.code, rule.name, *numbers, *write())
+    cause, remedy, message = seen.write()
+    return Finding(
+        code=rule.code,
+        name=rule.name,
+        severity=seen.severity,
+        layers=seen.layers,
+        first_step=seen.first_step,
+        last_step=seen.last_step,
+        value=seen.value,
+        threshold=seen.threshold,
+        cause=cause,
+        remedy=remedy,
+        message=message,
+    )
 
 
 @dataclass
@@ -200,4 +212,3 @@ def evaluate_records(
 ) -> tuple[Finding, ...]:
     """Return the findings of stored records: those that a live run with the same rules reported."""
     return replay(records, infos, rules).findings
-

@@ -45,7 +45,7 @@ class Columns:
     def align(self, layout: str, names: tuple[str, ...]) -> None:
         """Take over the columns of another layout."""
         before = dict(zip(self._names, self._all.T, strict=True))
-        self._names = tuple(dict.fromkeys((*names, *self._names)))
+        self._names = (*names, *(name for name in self._names if name not in frozenset(names)))
         aligned = np.full((len(self._all), len(self._names)), self._fill)
         for column, name in enumerate(self._names):
             if name in before:
@@ -76,7 +76,7 @@ def columns(
     if not isinstance(held, Columns):
         held = state[key] = Columns(held or {}, rows, fill)
     if held.layout != info.layout:
-        held.align(info.layout, tuple(each.name for each in (info.layers if of == "layers" else info.sites)))
+        held.align(info.layout, info.layer_names if of == "layers" else info.site_names)
     return held
 
 
@@ -108,7 +108,7 @@ def count_hits(held: Columns, hit: Mask, ended: Mask, step: int) -> None:
         ended: The same shape; where `hit`, it's False.
         step: Of the reading.
     """
-    if held.blank and not hit.any():
+    if held.blank and not np.count_nonzero(hit):
         return
     count = counts(held)
     since = held.values[len(count) :]
@@ -116,7 +116,7 @@ def count_hits(held: Columns, hit: Mask, ended: Mask, step: int) -> None:
     count += hit
     np.putmask(count, ended, 0)
     np.putmask(since, ended, 0)
-    held.blank = not count.any()
+    held.blank = not np.count_nonzero(count)
 
 
 def first_step(held: Columns, where: Mask, level: int = 0) -> int:

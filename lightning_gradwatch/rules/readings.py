@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,21 +32,15 @@ def hidden_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector
     if values is None:
         return None
     known = np.isfinite(values) & info.hidden_mask
-    if known.all():
-        return values if len(values) else None
-    return np.where(known, values, np.nan) if known.any() else None
+    count = np.count_nonzero(known)
+    if count == len(values):
+        return values if count else None
+    return np.where(known, values, np.nan) if count else None
 
 
-def sites_where(info: RunInfo, where: Mask) -> tuple[str, ...]:
-    """Return the names of some sites, in execution order."""
-    sites = info.sites
-    return tuple([sites[column].name for column in np.flatnonzero(where).tolist()])
-
-
-def layers_where(info: RunInfo, where: Mask) -> tuple[str, ...]:
-    """Return the names of some layers, in execution order."""
-    layers = info.layers
-    return tuple([layers[column].name for column in np.flatnonzero(where).tolist()])
+def names_where(names: tuple[str, ...], where: Mask) -> tuple[str, ...]:
+    """Return the names of some columns, in execution order."""
+    return tuple(compress(names, where.tolist()))
 
 
 def weight_layers(info: RunInfo) -> tuple[str, ...]:

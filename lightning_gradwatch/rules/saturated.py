@@ -11,7 +11,7 @@ from lightning_gradwatch.findings import Action, Remedy, SaturatedUnitsWarning, 
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, sites_where, weight_layers, why_no_fraction
+from lightning_gradwatch.rules.readings import hidden_values, names_where, weight_layers, why_no_fraction
 from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
@@ -66,15 +66,17 @@ class SaturatedUnits(Rule):
         if held.blank:
             return HEALTHY
         due = hit & (counts(held)[0] >= self.patience)
-        if due.any():
+        if np.count_nonzero(due):
             state["reported"] = True
             return Verdict({"saturated": self._sighting(record, info, fractions, due, first_step(held, due))})
         if state.get("reported", False) or not counts(held)[0][fractions >= 0].any():
             return HEALTHY
-        return Verdict(confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree")
+        return Verdict(
+            confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+        )
 
     def _sighting(self, record: StepRecord, info: RunInfo, fractions: FloatVector, due: Mask, since: int) -> Sighting:
-        names = sites_where(info, due)
+        names = names_where(info.site_names, due)
         worst = int(np.argmax(np.where(due, fractions, -1)))
         value = float(fractions[worst])
 

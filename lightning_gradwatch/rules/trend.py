@@ -7,6 +7,7 @@ fast one falling, and training that follows a power law falls by about the same 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -56,34 +57,39 @@ def note_loss(state: dict[str, Any], record: StepRecord) -> None:
     """Add a record's loss to the memory, whose older half gets sparser as the run gets longer."""
     if record.skipped or not math.isfinite(record.loss):
         return
-    start = state.setdefault("start", [])
+    start: list[float] = state.setdefault("start", [])
     if len(start) < _STARTING:
         start.append(float(record.loss))
-    losses = state.setdefault("losses", [])
-    losses.append([int(record.step), float(record.loss)])
+    steps: list[int] = state.setdefault("steps", [])
+    losses: list[float] = state.setdefault("losses", [])
+    steps.append(int(record.step))
+    losses.append(float(record.loss))
     if len(losses) > _KEPT:
+        steps[: _KEPT // 2] = steps[: _KEPT // 2 : 2]
         losses[: _KEPT // 2] = losses[: _KEPT // 2 : 2]
 
 
 def loss_trend(state: dict[str, Any], info: RunInfo) -> LossTrend:
     """Read the trend out of what `note_loss` kept."""
-    losses: list[tuple[int, float]] = [(step, loss) for step, loss in state.get("losses", ())]
+    steps, losses = state.get("steps", ()), state.get("losses", ())
     if len(info.optimizers) > 1:
         return LossTrend(unknown="several optimizers share the run, each with a loss of its own")
     if not losses:
         return LossTrend(unknown="no loss was recorded")
-    if min(loss for _, loss in losses) < 0 or median(state["start"]) <= 0:
+    at_start = median(state["start"])
+    if min(losses) < 0 or at_start <= 0:
         return LossTrend(unknown="the loss isn't positive")
-    boundary = losses[-1][0] // 2
-    if losses[0][0] > boundary:
-        boundary = losses[(len(losses) - 1) // 2][0]
-    recent = [loss for step, loss in losses if step > boundary][-_COMPARED:]
-    before = [(step, loss) for step, loss in losses if step <= boundary][-len(recent) :] if recent else []
-    if not before:
+    boundary = steps[-1] // 2
+    if steps[0] > boundary:
+        boundary = steps[(len(steps) - 1) // 2]
+    place = bisect_right(steps, boundary)
+    recent = sorted(losses[max(place, len(losses) - _COMPARED) :])
+    earlier = sorted(losses[max(place - len(recent), 0) : place])
+    if not recent or not earlier:
         return LossTrend(unknown="too few losses were measured")
-    earlier = [loss for _, loss in before]
-    of_start = median(recent) / median(state["start"])
+    now, then = median(recent), median(earlier)
     # Half the pairs fall by chance; three quarters of them is what noise seldom gives.
-    falling = sum(old > new for old in earlier for new in recent) >= 0.75 * len(earlier) * len(recent)
-    fall = 1 - median(recent) / median(earlier) if falling and median(earlier) > 0 else 0.0
-    return LossTrend(fall=fall, since_step=before[-1][0], of_start=of_start)
+    pairs = sum([bisect_left(recent, old) for old in earlier])
+    falling = pairs >= 0.75 * len(earlier) * len(recent)
+    fall = 1 - now / then if falling and then > 0 else 0.0
+    return LossTrend(fall=fall, since_step=steps[place - 1], of_start=now / at_start)

@@ -14,7 +14,7 @@ from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.blocking import unreached_cause
 from lightning_gradwatch.rules.memory import Columns, Mask, columns, count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import layers_where
+from lightning_gradwatch.rules.readings import names_where
 from lightning_gradwatch.rules.wording import counted, listed
 
 _SEEN = {
@@ -61,8 +61,8 @@ class UnreachedLayer(Rule):
         codes = record.layer_state
         lacking, reached = _LACKING[codes], _REACHED[codes]
         held = streaks(state, "streaks", info, "layers")
-        if held.blank and not lacking.any():
-            return HEALTHY if reached.any() else Verdict(unjudged=_NOTHING_MEASURED)
+        if held.blank and not np.count_nonzero(lacking):
+            return HEALTHY if np.count_nonzero(reached) else Verdict(unjudged=_NOTHING_MEASURED)
         hit = lacking & _moving(record, info) if record.loss != 0 else np.zeros_like(lacking)
         count_hits(held, hit, _SETTLED[codes], record.step)
         due = hit & (counts(held)[0] >= self.patience)
@@ -73,8 +73,8 @@ class UnreachedLayer(Rule):
             _key(group): self._sighting(record, info, held, groups, group)
             for group in sorted(set(number[due].tolist()))
         }
-        pending = bool((hit & (number == 0)).any())
-        judged = bool(findings) or bool(reached.any())
+        pending = bool(np.count_nonzero(hit & (number == 0)))
+        judged = bool(findings) or bool(np.count_nonzero(reached))
         reason = (
             f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else _NOTHING_MEASURED
         )
@@ -82,7 +82,7 @@ class UnreachedLayer(Rule):
 
     def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, groups: Columns, group: float) -> Sighting:
         members = groups.values[_NUMBER] == group
-        names = layers_where(info, members)
+        names = names_where(info.layer_names, members)
         kind = _KINDS[int(groups.values[_KIND][members][0])]
         count = counts(held)[0]
         longest = int(count[members].max())
@@ -136,11 +136,11 @@ def _moving(record: StepRecord, info: RunInfo) -> Mask:
     return np.array([layer.name not in resting for layer in info.layers], dtype=bool)
 
 
-def _regroup(
-    groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask
-) -> tuple[str, ...]:
+def _regroup(groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask) -> tuple[str, ...]:
     """Give each due layer the number of its root cause; return the keys of those that went."""
     number, kind = groups.values
+    if not np.count_nonzero(due & (kind <= _UNUSED)):
+        return ()
     # A layer that the forward pass leaves out, or may leave out where it can't be seen, is no fault.
     unused = (info.layer_used == 0) | (np.isnan(info.layer_used) & (codes == LayerState.NONE))
     now = np.where(unused, _UNUSED, np.where(codes == LayerState.ZERO, _ZERO, _NONE))

@@ -127,7 +127,7 @@ class VanishingGradient(Rule):
             had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
             return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
         norms = hidden_values(record, info, "signal_norm")
-        columns = np.flatnonzero(norms >= 0) if norms is not None else ()
+        columns = np.flatnonzero([] if norms is None else norms >= 0)
         if norms is None or len(columns) < _LEAST_SITES:
             return f"can't judge: the signal was measured at {counted(len(columns), 'hidden activation site')} only"
         first, last = float(norms[columns[0]]), float(norms[columns[-1]])

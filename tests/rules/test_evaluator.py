@@ -104,6 +104,21 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(run, data):
     assert evaluate_records(records, infos, RULES) == whole.findings == second.findings
 
 
+@settings(max_examples=100, deadline=None)
+@given(stored_runs())
+def test_findings_are_the_same_however_often_they_are_read(run):
+    """Their sentences are written when they are read, and mustn't know what came after."""
+    records, infos = run
+    often, at_the_end = Evaluator(RULES), Evaluator(RULES)
+    for record in records:
+        often.feed(record, infos[record.layout])
+        at_the_end.feed(record, infos[record.layout])
+        assert often.outline == tuple(
+            (each.code, int(each.severity), each.first_step, each.layers) for each in often.findings
+        )
+    assert often.findings == at_the_end.findings
+
+
 @settings(max_examples=50, deadline=None)
 @given(stored_runs())
 def test_each_cause_is_told_once_a_severity_and_findings_make_sense(run):

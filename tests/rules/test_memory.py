@@ -1,0 +1,92 @@
+"""A rule's memory goes by names, whatever layouts come and go, and is plain data in a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.record import RunInfo, SiteInfo
+from lightning_gradwatch.rules import Evaluator, SaturatedUnits
+from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, plain, shift_in, streaks
+
+
+def described(*names):
+    return RunInfo(sites=tuple(SiteInfo(name, "tanh", "hidden", 4) for name in names))
+
+
+def test_numbers_follow_their_names_through_layouts():
+    state = {}
+    columns(state, "kept", described("a", "b"), "sites", rows=1).values[0] = [1, 2]
+    grown = columns(state, "kept", described("b", "c", "a"), "sites", rows=1)
+    assert grown.values.tolist() == [[2, 0, 1]]
+    grown.values[0, 1] = 3
+    # A resumed run whose files are read together may go back to an older layout, and forth again.
+    assert columns(state, "kept", described("a"), "sites", rows=1).values.tolist() == [[1]]
+    assert columns(state, "kept", described("c", "b"), "sites", rows=1).values.tolist() == [[3, 2]]
+
+
+@pytest.mark.parametrize("fill", [0.0, float("nan")])
+def test_plain_data_is_the_same_whatever_layouts_there_were(fill):
+    one, two = {}, {}
+    columns(one, "kept", described("a"), "sites", rows=2, fill=fill)
+    for state in (one, two):
+        columns(state, "kept", described("b", "a"), "sites", rows=2, fill=fill).values[1, 1] = 7
+    saved = plain(one)
+    assert saved == plain(two) == {"kept": {"a": [None if np.isnan(fill) else 0.0, 7.0]}}
+    back = json.loads(json.dumps(saved))
+    values = columns(back, "kept", described("c", "a"), "sites", rows=2, fill=fill).values
+    np.testing.assert_array_equal(values, [[fill, fill], [fill, 7]])
+    assert plain(back) == saved
+
+
+def test_a_streak_counts_hits_in_a_row_and_keeps_what_wasnt_read():
+    state, info = {}, described("a", "b", "c")
+    hits = [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    ends = [[0, 0, 1], [0, 1, 1], [0, 0, 0]]
+    held = streaks(state, "held", info, "sites")
+    for step, (hit, ended) in enumerate(zip(hits, ends, strict=True), start=5):
+        count_hits(held, np.array(hit, dtype=bool), np.array(ended, dtype=bool), step)
+    assert counts(held).tolist() == [[3, 1, 1]]
+    assert first_step(held, np.array([False, True, True])) == 7
+    assert first_step(held, np.array([True, True, True])) == 5
+    count_hits(held, np.zeros(3, dtype=bool), np.ones(3, dtype=bool), 8)
+    assert held.blank
+    assert plain(state) == {"held": {}}
+
+
+def test_a_streak_in_a_layout_that_is_gone_isnt_blank():
+    state = {}
+    count_hits(streaks(state, "held", described("a"), "sites"), np.array([True]), np.array([False]), 3)
+    assert not streaks(state, "held", described("b"), "sites").blank
+
+
+def test_readings_are_the_last_ones_that_there_were():
+    readings = columns({}, "kept", described("a", "b"), "sites", rows=3, fill=float("nan"))
+    for row in ([1, np.nan], [2, 5], [np.nan, np.nan], [3, np.nan], [4, np.nan]):
+        shift_in(readings, np.array(row, dtype=np.float64))
+    np.testing.assert_array_equal(readings.values, [[2, np.nan], [3, np.nan], [4, 5]])
+
+
+def test_sentences_are_written_for_findings_that_are_read_and_of_their_own_record(runs, monkeypatch):
+    written = []
+    original = SaturatedUnits._sighting
+
+    def spy(self, *given):
+        seen = original(self, *given)
+        return seen._replace(write=lambda: written.append(seen.last_step) or seen.write())
+
+    monkeypatch.setattr(SaturatedUnits, "_sighting", spy)
+    info = runs.stack()
+    evaluator = Evaluator((SaturatedUnits(),))
+    for step, fraction in enumerate([0.6, 0.6, 0.6, 0.7, 0.8, 0.9], start=10):
+        evaluator.feed(runs.measure(info, step, saturated_fraction=fraction), info)
+    assert written == [12]  # the warning's
+    evaluator.feed(runs.measure(info, 16, saturated_fraction=0.0), info)
+    (finding,) = evaluator.findings
+    assert evaluator.findings == (finding,)
+    assert written == [12, 15]
+    assert finding.message.startswith("90 % of")
+    assert finding == dataclasses.replace(finding, first_step=10, last_step=15, value=0.9)
