@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_gradwatch.record import LayerInfo, NotCovered
 
@@ -49,15 +50,16 @@ class Layer:
     @property
     def matrices(self) -> list[nn.Parameter]:
         """The parameters of two or more dimensions."""
-        return [parameter for parameter in self.parameters if parameter.dim() > 1]
+        return [parameter for parameter in self.parameters if not is_lazy(parameter) and parameter.dim() > 1]
 
     def info(self, *, seen: bool) -> LayerInfo:
         """Describe the layer; `seen` says whether the forward pass can be watched at all."""
+        known = [parameter for parameter in self.parameters if not is_lazy(parameter)]
         return LayerInfo(
             name=self.name,
             kind=self.kind,
-            shapes=tuple(tuple(parameter.shape) for parameter in self.parameters),
-            parameters=sum(parameter.numel() for parameter in self.parameters),
+            shapes=tuple(tuple(parameter.shape) for parameter in known),
+            parameters=sum(parameter.numel() for parameter in known),
             weight=self.weight,
             used=True if self.used else (False if seen else None),
         )
@@ -80,9 +82,7 @@ class Layers:
         """Take in parameters that came, or became trainable, since; those that are known keep their layer."""
         modules = {qualified_name(f"{name}."): module for name, module in self._model.named_modules()}
         for name, parameter in self._model.named_parameters():
-            if id(parameter) in self._by_parameter or not parameter.requires_grad:
-                continue
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
+            if parameter in self or not parameter.requires_grad:
                 continue
             full = qualified_name(name)
             prefix, _, own = full.rpartition(".")
@@ -91,7 +91,7 @@ class Layers:
                 module = modules.get(f"{prefix}." if prefix else "")
                 layer = Layer(
                     name=prefix or own,
-                    kind=type(module).__name__ if prefix and module is not None else "Parameter",
+                    kind=type(module).__name__.removeprefix("Lazy") if prefix and module is not None else "Parameter",
                     normalizes=isinstance(module, _NOT_WEIGHT),
                 )
                 self._by_name[layer.name] = layer
@@ -99,8 +99,9 @@ class Layers:
             layer.parameters.append(parameter)
             self._by_parameter[id(parameter)] = layer
 
-    def __contains__(self, parameter: object) -> bool:
-        return id(parameter) in self._by_parameter
+    def __contains__(self, parameter: nn.Parameter) -> bool:
+        # One without entries trains nothing, so it makes no layer.
+        return id(parameter) in self._by_parameter or not (is_lazy(parameter) or parameter.numel())
 
     @property
     def owners(self) -> Mapping[int, Layer]:
@@ -140,6 +141,11 @@ def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
     """Yield the parameters an optimizer updates."""
     for group in optimizer.param_groups:
         yield from group["params"]
+
+
+def is_lazy(parameter: nn.Parameter) -> bool:
+    """Whether a parameter gets its shape in the first forward pass; it stays the same object then."""
+    return isinstance(parameter, UninitializedParameter)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integration.situation import fit_both
+from integration.table import SITUATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +13,9 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=SITUATIONS)
+def pair(request, tmp_path_factory):
+    """A situation's fit without the monitor and with it: made once for all tests of the promises."""
+    return fit_both(request.param, SITUATIONS[request.param], tmp_path_factory.mktemp(request.param))
