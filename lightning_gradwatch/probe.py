@@ -180,6 +180,7 @@ class Probe:
         ):
             self._layers.refresh()
             self._name_modules()
+        self._layers.step += 1
         self._meter = StepMeter(
             layers=self._layers,
             sites=self._sites,
@@ -223,6 +224,7 @@ class Probe:
             owners=self._layers.owners,
             windows=self._windows,
             frozen=[not any(parameter.requires_grad for parameter in layer.parameters) for layer in layers],
+            left_out=[self._layers.left_out(layer) for layer in layers],
         )
         return PendingRecord(measured, columns, facts, self._info)
 

@@ -51,6 +51,9 @@ class LayerState(IntEnum):
     """There are gradients, and every entry is exactly zero."""
     FROZEN = 4
     NON_FINITE = 5
+    UNUSED = 6
+    """No gradient, as this step's forward pass left out a layer that it used before (a dropped block, an expert without
+    tokens)."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Columns:
     windows: Mapping[Site, Window] = field(default_factory=dict)
     frozen: Sequence[bool] = ()
     """Whether nothing of a layer was being trained."""
+    left_out: Sequence[bool] = ()
+    """Whether the step's forward pass left out a layer that it used before."""
 
 
 def fill_windows(measured: Measured, values: list[FloatVector], windows: Mapping[Site, Window]) -> None:
@@ -62,7 +64,8 @@ def fill_windows(measured: Measured, values: list[FloatVector], windows: Mapping
 def assemble(measured: Measured, values: list[FloatVector], columns: Columns, facts: StepFacts) -> StepRecord:
     """Build the record of a step; the windows must hold the step already."""
     gradients = {
-        layer.name: LayerGradient(frozen=frozen) for layer, frozen in zip(columns.layers, columns.frozen, strict=True)
+        layer.name: LayerGradient(frozen=frozen, left_out=left_out)
+        for layer, frozen, left_out in zip(columns.layers, columns.frozen, columns.left_out, strict=True)
     }
     weights: dict[str, list[Move]] = {}
     norms: list[float] = []

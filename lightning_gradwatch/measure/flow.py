@@ -44,9 +44,10 @@ class Flow:
 
     def use(self, arguments: Iterable[Any]) -> None:
         """Note the layers whose parameters are among arguments."""
-        if self._layers.unused:
-            for argument in arguments:
-                self._owner(argument)
+        for argument in arguments:
+            layer = self._layers.owner(argument)
+            if layer is not None and layer.step != self._layers.step:
+                self._layers.use(layer)
 
     def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Any) -> None:
         """Hand what is known of a call's arguments on to its results."""
@@ -90,8 +91,12 @@ class Flow:
         tensor: Tensor | None = None
         weights_only = bool(arguments)
         for argument in arguments:
-            layer = self._owner(argument)
-            if layer is None:
+            layer = self._layers.owner(argument)
+            if layer is not None:
+                # Without a sample there is no use: an expert that got no token, a mask that is empty.
+                if layer.step != self._layers.step and all(other.numel() for other in arguments):
+                    self._layers.use(layer)
+            else:
                 tag = self._tags.get(argument)
                 if tag is not None and tag.weights_only:
                     layer = tag.layer
@@ -101,9 +106,3 @@ class Flow:
                         found, tensor = tag, argument
             user = user or layer
         return _Sources(user, found, tensor, weights_only and user is not None)
-
-    def _owner(self, argument: object) -> Layer | None:
-        layer = self._layers.owner(argument)
-        if layer is not None and not layer.used:
-            self._layers.use(layer)
-        return layer

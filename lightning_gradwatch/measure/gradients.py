@@ -64,10 +64,11 @@ class OptimizerGradients:
 class LayerGradient:
     """The gradients of a layer's parameters, put together."""
 
-    __slots__ = ("_entries", "_matrices", "_norms", "_zero", "frozen", "held")
+    __slots__ = ("_entries", "_matrices", "_norms", "_zero", "frozen", "held", "left_out")
 
-    def __init__(self, *, frozen: bool) -> None:
+    def __init__(self, *, frozen: bool, left_out: bool) -> None:
         self.frozen = frozen
+        self.left_out = left_out
         self.held = False
         """Whether an optimizer that stepped holds one of its parameters."""
         self._norms: list[float] = []
@@ -91,6 +92,8 @@ class LayerGradient:
             return LayerState.FROZEN
         if not self.held:
             return LayerState.UNMEASURED
+        if self._zero and self.left_out:
+            return LayerState.UNUSED
         if not self._norms:
             return LayerState.NONE
         if not math.isfinite(math.fsum(self._norms)):

@@ -41,6 +41,8 @@ class Layer:
     """Whether it is an embedding or a norm, whose matrices are no weight layer's."""
     parameters: list[nn.Parameter] = field(default_factory=list)
     used: bool = False
+    step: int = 0
+    """The measured step (`Layers.step`) whose forward pass used it last."""
 
     @property
     def weight(self) -> bool:
@@ -74,6 +76,8 @@ class Layers:
         self._by_parameter: dict[int, Layer] = {}
         self.ordered: list[Layer] = []
         self._listed: set[str] = set()
+        self.step = 0
+        """Measured steps so far, the one under way included."""
         self.unused = 0
         """Layers that no forward pass was seen to use; while there are none, nothing needs to look."""
         self.refresh()
@@ -113,11 +117,16 @@ class Layers:
         return self._by_parameter.get(id(parameter))
 
     def use(self, layer: Layer) -> None:
-        """Note that the forward pass uses a layer."""
+        """Note that the forward pass of this step uses a layer."""
+        layer.step = self.step
         if not layer.used:
             layer.used = True
             self.unused -= 1
             self._list(layer)
+
+    def left_out(self, layer: Layer) -> bool:
+        """Whether this step's forward pass was seen not to use a layer that it used before."""
+        return layer.used and layer.step != self.step
 
     def list_unused(self) -> None:
         """Append what no forward pass used so far, in registration order."""

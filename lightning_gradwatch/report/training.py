@@ -57,7 +57,7 @@ def _reach(records: Sequence[StepRecord], info: RunInfo, findings: Sequence[Find
     first, last = weights[0], weights[-1]
     name = info.layers[first].name
     states = [int(record.layer_state[first]) for record in records if first < len(record.layer_state)]
-    seen = [state for state in states if state != LayerState.UNMEASURED]
+    seen = [state for state in states if state not in (LayerState.UNMEASURED, LayerState.UNUSED)]
     if not seen:
         return f"Can't say: the gradient of {name} wasn't measured."
     if seen[-1] in _UNREACHED:
