@@ -117,10 +117,10 @@ class TestCase2:
             "case 2, update ratio of w¹ = η · ∂L/∂w¹ / w¹", by_name(probe, "update_ratio")["0"], ratio, percent(1e-4)
         )
 
-    def test_a_hundred_steps_of_it_get_nowhere(self):
+    def test_thirty_steps_of_it_get_nowhere(self):
         model, point = chain(SIGMOID, (10.0, 20.0, 20.0)), {"x": 1.0, "target": 0.5}
-        losses = [measure_chain(model, **point).record.loss for _ in range(100)]
-        agrees("case 2, loss after 100 steps over that at the start", losses[-1] / losses[0], 1.0, percent(1e-4))
+        losses = [measure_chain(model, **point).record.loss for _ in range(30)]
+        agrees("case 2, loss after 30 steps over that at the start", losses[-1] / losses[0], 1.0, percent(1e-4))
 
     def test_a_step_below_the_weights_own_precision_is_measured_as_the_zero_it_is(self):
         """The gradient is there and the weight stands still all the same: no case 1, and the state tells them apart."""

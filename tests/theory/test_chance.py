@@ -41,7 +41,7 @@ def records(model, x, *, steps, weight_std, **window):
 @pytest.mark.parametrize(("width", "depth"), [(2, 3), (3, 5), (4, 10)])
 def test_narrow_deep_relu_nets_are_born_dead_as_often_as_published(width, depth):
     """Lu et al. 2019: for one input and symmetric weights, a layer of N units is all dead with 2^-N, if none before it is."""
-    nets, together = 2500, 50
+    nets, together = 2000, 50
     model = SideBySide([stack(nn.ReLU, width=width, depth=depth) for _ in range(together)])
     # A window of just this step: one input, as often as the shortest window takes it.
     x = torch.randn(1, width).expand(16, width)
