@@ -67,7 +67,7 @@ CONVERGED = family(
 NORMALISED = family(
     "normalised",
     ("batch-norm-10-sgd", DIGITS, dense(10, "ReLU", norm="BatchNorm"), SGD),
-    ("batch-norm-20-adam", DIGITS, dense(20, "ReLU", norm="BatchNorm"), ADAM),
+    ("batch-norm-12-adam", DIGITS, dense(12, "ReLU", norm="BatchNorm"), ADAM),
     ("layer-norm-6-adam", DIGITS, dense(6, "GELU", None, norm="LayerNorm"), ADAM),
     ("batch-norm-conv", DIGITS, Conv(widths=(8, 16, 16), norm="BatchNorm", pooled=(0,)), replace(SGD, steps=250)),
     ("layer-norm-sigmoid", DIGITS, dense(3, "Sigmoid", XAVIER, norm="LayerNorm"), QUICK),
@@ -166,7 +166,7 @@ PRECISION = family(
 
 ADVERSARIAL = family(
     "adversarial",
-    ("ring", RING, Gan(generator=LEAKY, discriminator=LEAKY), replace(ADAM, options={"beta1": 0.5}, steps=800)),
+    ("ring", RING, Gan(generator=LEAKY, discriminator=LEAKY), replace(ADAM, options={"beta1": 0.5}, steps=1200)),
     (
         "ring-squares",
         RING,

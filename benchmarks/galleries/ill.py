@@ -14,6 +14,7 @@ from benchmarks.galleries.shorthand import (
     DIGITS,
     IRIS,
     MOMENTUM,
+    QUICK,
     SGD,
     SINES,
     SPIRALS,
@@ -104,9 +105,9 @@ DYING = family(
     ("rate-4-adam", DIGITS, dense(4, "ReLU"), Training(optimizer="Adam", rate=0.3), ("GW201", "GW302")),
     ("bias-4", DIGITS, dense(4, "ReLU", Start(method="kaiming_normal_", bias=-8.0)), SGD),
     ("bias-3-wine", WINE, dense(3, "ReLU", Start(method="kaiming_normal_", bias=-10.0), 32), ADAM),
-    ("narrow-2-by-20", DIGITS, dense(20, "ReLU", width=2), ADAM),
-    ("narrow-3-by-30-spirals", SPIRALS, dense(30, "ReLU", width=3), ADAM),
-    ("hardtanh-input-scale", Data(task="digits", scale=1000.0), dense(3, "Hardtanh", XAVIER), SGD),
+    ("narrow-4-by-16-cancer", CANCER, dense(16, "ReLU", width=4), QUICK),
+    ("narrow-4-by-16-wine", WINE, dense(16, "ReLU", width=4), QUICK),
+    ("hardtanh-wine-raw", Data(task="wine", inputs="raw"), dense(3, "Hardtanh", XAVIER, 32), SGD),
     (
         "conv-rate",
         DIGITS,
@@ -150,10 +151,15 @@ RATE_LARGE = family(
 
 CUT = family(
     "cut",
-    ("digits-narrow", DIGITS, Dense(widths=(64, 64, 4), detached=3), ADAM),
-    ("spirals", SPIRALS, Dense(widths=(16, 16, 8), detached=2), ADAM),
-    ("second-tower", Data(task="halves"), Towers(tower=dense(2, "ReLU", width=32), detached=True), ADAM),
-    ("autoencoder", Data(task="digits-themselves"), Dense(widths=(32, 4, 32), detached=2), ADAM),
+    ("digits-narrow", DIGITS, Dense(widths=(64, 64, 6), activation="LeakyReLU", detached=3), QUICK),
+    ("spirals", SPIRALS, Dense(widths=(32, 32, 8), activation="Tanh", start=XAVIER, detached=2), QUICK),
+    ("second-tower", Data(task="halves"), Towers(tower=dense(2, "ReLU", width=32), detached=True), QUICK),
+    (
+        "autoencoder",
+        Data(task="digits-themselves"),
+        Dense(widths=(64, 16, 64), activation="Tanh", start=XAVIER, detached=2),
+        Training(optimizer="Adam", rate=3e-3),
+    ),
     roots=("GW104",),
 )
 
@@ -183,7 +189,7 @@ HALF_PRECISION = family(
         "true-small-loss",
         DIGITS,
         dense(4, "ReLU"),
-        Training(rate=10000.0, loss_scale=1e-05, precision="16-true"),
+        Training(rate=6e4, loss_scale=1e-6, precision="16-true"),
     ),
     (
         "mixed-small-loss",
@@ -194,8 +200,8 @@ HALF_PRECISION = family(
     (
         "mixed-tanh-deep",
         DIGITS,
-        dense(16, "Tanh", None),
-        Training(optimizer="Adam", rate=0.001, loss_scale=0.01, precision="16-mixed", scaler=False),
+        dense(8, "Tanh", None),
+        Training(optimizer="Adam", rate=0.001, loss_scale=1e-5, precision="16-mixed", scaler=False),
         ("GW104", "GW101"),
     ),
     roots=("GW104",),

@@ -1,0 +1,170 @@
+"""Does what a finding recommends, by program, and trains again: a remedy is right if the net then learns.
+
+Only `Remedy.actions` is read, never the case's name or the finding's text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.galleries.nets import norm
+from benchmarks.galleries.outcome import Outcome, outcome
+from benchmarks.galleries.training import prepare, quiet, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.galleries.spec import Case
+    from lightning_gradwatch.findings import Action, Remedy
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a run after its remedy."""
+
+    outcome: Outcome
+    refused: tuple[str, ...]
+    """Actions that can't be applied to this net, with the reason; the others were."""
+
+
+class NotApplicableError(Exception):
+    """An action that this net has no place for."""
+
+
+def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
+    """Apply a remedy's actions as a whole and train at the same seed."""
+    refused: list[str] = []
+    with quiet():
+        for action in remedy.actions:
+            if action.kind in _OF_CASE:
+                case = _OF_CASE[action.kind](case, **dict(action.arguments))
+        prepared = prepare(case, seed)
+        for action in remedy.actions:
+            if action.kind in _OF_NET:
+                refused += _apply(prepared.module, action)
+            elif action.kind not in _OF_CASE:
+                refused.append(f"{action.kind}: nothing that a program could do")
+        train(prepared, [], logger=False)
+        return Trial(outcome(prepared), tuple(refused))
+
+
+def _apply(module: nn.Module, action: Action) -> list[str]:
+    try:
+        _OF_NET[action.kind](module, action.targets, **dict(action.arguments))
+    except NotApplicableError as error:
+        return [f"{action.kind}: {error}"]
+    return []
+
+
+def _training(**changes: Callable[[Case, Any], Any]) -> Callable[..., Case]:
+    """Return what changes a case's training; each value is computed from the case and the action's argument."""
+
+    def change(case: Case, **arguments: Any) -> Case:
+        given = next(iter(arguments.values()), None)
+        return replace(
+            case, training=replace(case.training, **{name: compute(case, given) for name, compute in changes.items()})
+        )
+
+    return change
+
+
+def _normalize_inputs(case: Case) -> Case:
+    return replace(case, data=replace(case.data, inputs="standard", scale=1.0))
+
+
+def _normalize_targets(case: Case) -> Case:
+    return replace(case, data=replace(case.data, targets="standard"))
+
+
+_OF_CASE: dict[str, Callable[..., Case]] = {
+    "set_learning_rate": _training(rate=lambda case, factor: factor * case.training.rate),
+    "clip_gradients": _training(clip=lambda _, bound: bound, clip_by=lambda *_: "norm"),
+    "set_precision": _training(precision=lambda _, to: to),
+    "use_gradient_scaler": _training(precision=lambda *_: "16-mixed", scaler=lambda *_: True),
+    "normalize_inputs": _normalize_inputs,
+    "normalize_targets": _normalize_targets,
+}
+
+
+def _replace_activation(module: nn.Module, targets: tuple[str, ...], **arguments: str) -> None:
+    for target in targets:
+        owner, leaf = _place(module, target)
+        if leaf is None:  # torch's encoder layers call a function that they hold
+            if not hasattr(owner, "activation"):
+                raise NotApplicableError(f"{target} is a function called in forward")
+            owner.activation = getattr(F, arguments["with"].lower())
+        else:
+            setattr(owner, leaf, getattr(nn, arguments["with"])())
+
+
+@torch.no_grad()
+def _initialize(
+    module: nn.Module, targets: tuple[str, ...], *, method: str, gain: float = 1.0, bias: float | None = None
+) -> None:
+    for target in targets:
+        layer = module.get_submodule(target)
+        for name, parameter in layer.named_parameters(recurse=False):
+            if parameter.dim() > 1:
+                getattr(nn.init, method)(parameter)
+                parameter.mul_(gain)
+            elif bias is not None and "bias" in name:
+                parameter.fill_(bias)
+
+
+def _add_skip_connections(module: nn.Module, targets: tuple[str, ...]) -> None:
+    # Of n blocks each adds 1/n of itself: added whole, n of them would make the signal explode.
+    for target in targets:
+        _block(module, target).skip = 1 / len(targets)
+
+
+def _add_normalization(module: nn.Module, targets: tuple[str, ...], **arguments: str) -> None:
+    for target in targets:
+        block = _block(module, target)
+        block.norm = norm(arguments.get("with", "LayerNorm"), block.layer)
+
+
+def _reconnect_graph(module: nn.Module, _: tuple[str, ...]) -> None:
+    cut = [part for part in module.modules() if getattr(part, "detached", False)]
+    if not cut:
+        raise NotApplicableError("the graph is whole")
+    for part in cut:
+        part.detached = False
+
+
+def _replace_output(module: nn.Module, _: tuple[str, ...], **arguments: str) -> None:
+    net = module.get_submodule("net")
+    if not hasattr(net, "output"):
+        raise NotApplicableError("nothing follows the output layer")
+    net.output = getattr(nn, arguments["with"])()
+
+
+_OF_NET: dict[str, Callable[..., None]] = {
+    "replace_activation": _replace_activation,
+    "initialize": _initialize,
+    "add_skip_connections": _add_skip_connections,
+    "add_normalization": _add_normalization,
+    "reconnect_graph": _reconnect_graph,
+    "replace_output": _replace_output,
+}
+
+
+def _place(module: nn.Module, site: str) -> tuple[nn.Module, str | None]:
+    """Return the module that owns a site, and its name there; None for a function."""
+    path, colon, _ = site.partition(":")
+    path = path.partition("#")[0]
+    if colon:
+        return module.get_submodule(path), None
+    owner, _, leaf = path.rpartition(".")
+    return module.get_submodule(owner), leaf
+
+
+def _block(module: nn.Module, site: str) -> nn.Module:
+    owner, _ = _place(module, site)
+    if not hasattr(owner, "norm") or not hasattr(owner, "skip"):
+        raise NotApplicableError(f"{site} isn't in a block that takes it")
+    return owner
