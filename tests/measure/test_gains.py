@@ -18,6 +18,7 @@ from lightning_gradwatch.measure.connections import _is_function
 from lightning_gradwatch.measure.functions import ACTIVATIONS
 from lightning_gradwatch.probe import Probe
 
+METRICS = ("activation_gain", "weight_gain")
 NAN = pytest.approx(math.nan, nan_ok=True)
 
 
@@ -92,7 +93,7 @@ def measure(model, *inputs, loss_of=squares, steps=1):
         with probe:
             for x in inputs:
                 (loss_of(model(x)) / len(inputs)).backward()
-    gains = zip(probe.record.metrics["activation_gain"], probe.record.metrics["weight_gain"], strict=True)
+    gains = zip(*(probe.record.metrics[metric] for metric in METRICS), strict=True)
     return (
         dict(zip([site.name for site in probe.info.sites], gains, strict=True)),
         Reference(model, inputs, loss_of),
@@ -382,7 +383,7 @@ def test_blocks_that_are_left_out_at_random_give_no_wrong_gain():
             model(x).square().sum().backward()
         reference = Reference(model, [x], squares)
         columns = {site.name: place for place, site in enumerate(probe.info.sites)}
-        activation, weight = (probe.record.metrics[name] for name in ("activation_gain", "weight_gain"))
+        activation, weight = (probe.record.metrics[metric] for metric in METRICS)
         # The site of a block: `:elu`, `:elu#2`, … and `:relu#2`, `:relu#3`, … behind the first.
         names = {"first": ":relu"} | {f"outer{i}": f":relu#{i + 2}" for i in range(4)}
         trunk = ["first", *(f"outer{index}" for index in range(4) if kept[index])]
@@ -568,13 +569,29 @@ def test_two_backward_passes_leave_what_they_share_without_gains():
         one.sum().backward(retain_graph=True)
         two.sum().backward()
     found = {
-        name: tuple(probe.record.metrics[metric][place] for metric in ("activation_gain", "weight_gain"))
+        name: tuple(probe.record.metrics[metric][place] for metric in METRICS)
         for place, name in enumerate(predecessors(probe))
     }
     assert found[":tanh"] == (NAN, NAN)
     assert found[":relu"][0] > 0
     # The second loss isn't known when the first one's graph is looked at.
     assert all(math.isnan(weight) for _, weight in found.values())
+
+
+def test_a_gradient_that_a_hook_of_the_user_writes_into_is_absent():
+    def forward(m, x):
+        x = torch.tanh(m.a(x))
+        z = m.b(x)
+        z.register_hook(lambda gradient: gradient.mul_(3.0))
+        return m.head(F.elu(m.c(F.relu(z))))
+
+    model = Net(forward)
+    probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    with probe:
+        model(batch()).square().sum().backward()
+    tanh, relu, elu = zip(*(probe.record.metrics[name] for name in METRICS), strict=True)
+    assert (tanh[0], relu, elu[0]) == (pytest.approx(tanh[0]), (NAN, NAN), pytest.approx(elu[0]))
+    assert math.isnan(elu[1])
 
 
 def test_no_gain_where_nothing_arrives():
