@@ -25,9 +25,14 @@ _HOMES = {
     "LayerState": "record",
     "DEFAULT_RULES": "rules",
     "VanishingGradient": "rules",
+    "ExplodingGradient": "rules",
+    "NonFiniteGradient": "rules",
     "UnreachedLayer": "rules",
     "DeadUnits": "rules",
     "SaturatedUnits": "rules",
+    "StalledUpdate": "rules",
+    "OversizedUpdate": "rules",
+    "Initialization": "rules",
     "Finding": "findings",
     "Remedy": "findings",
     "Severity": "findings",
@@ -68,7 +73,12 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import StepRecord as StepRecord
     from lightning_gradwatch.rules import DEFAULT_RULES as DEFAULT_RULES
     from lightning_gradwatch.rules import DeadUnits as DeadUnits
+    from lightning_gradwatch.rules import ExplodingGradient as ExplodingGradient
+    from lightning_gradwatch.rules import Initialization as Initialization
+    from lightning_gradwatch.rules import NonFiniteGradient as NonFiniteGradient
+    from lightning_gradwatch.rules import OversizedUpdate as OversizedUpdate
     from lightning_gradwatch.rules import SaturatedUnits as SaturatedUnits
+    from lightning_gradwatch.rules import StalledUpdate as StalledUpdate
     from lightning_gradwatch.rules import UnreachedLayer as UnreachedLayer
     from lightning_gradwatch.rules import VanishingGradient as VanishingGradient
     from lightning_gradwatch.run import Run as Run

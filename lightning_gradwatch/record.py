@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -72,6 +73,24 @@ class LayerInfo:
     used: bool | None = True
     """Whether the forward pass was seen to use it; None where the forward pass can't be seen (compiled)."""
 
+    @property
+    def fan_in(self) -> float:
+        """How many inputs a unit adds up, over the layer's matrices in proportion to their entries; NaN where unknown.
+
+        >>> LayerInfo("net.0", "Conv2d", ((16, 8, 3, 3), (16,)), 1168, weight=True).fan_in
+        72.0
+        """
+        if self.kind.startswith("ConvTranspose"):
+            return math.nan  # its stride decides
+        units = entries = 0.0
+        for shape in self.shapes:
+            if len(shape) > 1:
+                # A bare parameter may be a table of positions or a mixing matrix: what is added up is its last axis.
+                inputs = shape[-1] if self.kind == "Parameter" else math.prod(shape[1:])
+                units += math.prod(shape) / max(inputs, 1)
+                entries += math.prod(shape)
+        return entries / units if units else math.nan
+
 
 @dataclass(frozen=True)
 class SiteInfo:
@@ -107,6 +126,8 @@ class OptimizerInfo:
     """Plain numbers, strings and booleans of its ``defaults`` (learning rate, eps, momentum, …)."""
     layers: tuple[str, ...] = ()
     """Names of the layers whose parameters it holds."""
+    rates: tuple[float, ...] = ()
+    """Learning rate of each of `layers` over the optimizer's largest one, when the run was described; empty: all alike."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +172,27 @@ class RunInfo:
     def site_names(self) -> tuple[str, ...]:
         """Names of the sites, in execution order."""
         return tuple(site.name for site in self.sites)
+
+    @cached_property
+    def fan_in(self) -> FloatVector:
+        """How many inputs a unit of each layer adds up, shape [L]; NaN for a layer that isn't a weight layer, or unknown."""
+        return np.array([layer.fan_in if layer.weight else np.nan for layer in self.layers], dtype=np.float64)
+
+    @cached_property
+    def layer_rates(self) -> FloatVector:
+        """Learning rate of each layer over its optimizer's largest one, shape [optimizers, L]; NaN where it isn't held."""
+        column = {name: place for place, name in enumerate(self.layer_names)}
+        rates = np.full((len(self.optimizers), len(self.layers)), np.nan)
+        for row, optimizer in zip(rates, self.optimizers, strict=True):
+            for name, rate in zip(optimizer.layers, optimizer.rates or (1.0,) * len(optimizer.layers), strict=True):
+                if name in column:
+                    row[column[name]] = rate
+        return rates
+
+    @cached_property
+    def weight_mask(self) -> npt.NDArray[np.bool_]:
+        """Whether each layer is a weight layer, shape [L]."""
+        return np.array([layer.weight for layer in self.layers], dtype=bool)
 
     @cached_property
     def weight_names(self) -> tuple[str, ...]:
@@ -229,7 +271,13 @@ class RunInfo:
                 for site in data["sites"]
             ),
             optimizers=tuple(
-                OptimizerInfo(**{**_known(OptimizerInfo, entry), "layers": tuple(entry.get("layers", ()))})
+                OptimizerInfo(
+                    **{
+                        **_known(OptimizerInfo, entry),
+                        "layers": tuple(entry.get("layers", ())),
+                        "rates": tuple(entry.get("rates", ())),
+                    }
+                )
                 for entry in data.get("optimizers", ())
             ),
             coverage=tuple(NotCovered(**_known(NotCovered, entry)) for entry in data.get("coverage", ())),

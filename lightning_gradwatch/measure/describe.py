@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_gradwatch.measure.coverage import not_covered
-from lightning_gradwatch.measure.layers import parameters_of
 from lightning_gradwatch.record import OptimizerInfo, RunInfo
 
 if TYPE_CHECKING:
@@ -44,14 +43,22 @@ def describe(
 
 
 def _describe_optimizer(optimizer: Optimizer, layers: Layers) -> OptimizerInfo:
-    owners = (layers.owner(parameter) for parameter in parameters_of(optimizer))
-    names = dict.fromkeys(owner.name for owner in owners if owner is not None)
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        rate = float(group.get("lr", 0.0))
+        for parameter in group["params"]:
+            owner = layers.owner(parameter)
+            if owner is not None:
+                rates[owner.name] = max(rates.get(owner.name, 0.0), rate)
+    largest = max(rates.values(), default=0.0)
+    alike = all(rate == largest for rate in rates.values())
     return OptimizerInfo(
         name=type(optimizer).__name__,
         settings={
             key: value for key, value in optimizer.defaults.items() if isinstance(value, (bool, int, float, str))
         },
-        layers=tuple(names),
+        layers=tuple(rates),
+        rates=() if alike else tuple(rate / largest for rate in rates.values()),
     )
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from lightning_gradwatch.rules.dead import DeadUnits
 from lightning_gradwatch.rules.evaluator import Evaluator, evaluate_records, replay
+from lightning_gradwatch.rules.exploding import ExplodingGradient
+from lightning_gradwatch.rules.initialization import Initialization
+from lightning_gradwatch.rules.nonfinite import NonFiniteGradient
+from lightning_gradwatch.rules.oversized import OversizedUpdate
 from lightning_gradwatch.rules.protocol import Rule, Verdict
 from lightning_gradwatch.rules.registry import DEFAULT_RULES, RULE_BY_CODE, RULES
 from lightning_gradwatch.rules.saturated import SaturatedUnits
 from lightning_gradwatch.rules.selection import check_prefixes, resolve_rules, rules_from_settings, settings_of
+from lightning_gradwatch.rules.stalled import StalledUpdate
 from lightning_gradwatch.rules.unreached import UnreachedLayer
 from lightning_gradwatch.rules.vanishing import VanishingGradient
 
@@ -17,8 +22,13 @@ __all__ = [
     "RULE_BY_CODE",
     "DeadUnits",
     "Evaluator",
+    "ExplodingGradient",
+    "Initialization",
+    "NonFiniteGradient",
+    "OversizedUpdate",
     "Rule",
     "SaturatedUnits",
+    "StalledUpdate",
     "UnreachedLayer",
     "VanishingGradient",
     "Verdict",

@@ -1,0 +1,111 @@
+"""GW103: NaN or infinity in the loss, the activations or the gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from lightning_gradwatch.findings import NonFiniteGradientWarning, Severity
+from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.rules.overflow import find_beginning, note_heading, write_beginning, write_skipped
+from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sighting, State, Verdict
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record import RunInfo, StepRecord
+
+_MASKED = "log_softmax"
+"""Its output is minus infinity for a class that is masked, which is meant and passes back 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFiniteGradient(Rule):
+    """NaN or infinity in the loss, the activations or the gradients.
+
+    What: the first measured step in which the loss, an activation function's output or an entry of a gradient isn't
+    finite. There is no warm-up and no patience. A step that the gradient scaler left out is *skipped*, which belongs to
+    training in half precision, unless ``skipped_steps`` measured steps in a row are: a scaler starts at 2^16 and halves
+    at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't its doing. Log
+    softmax is left out, whose output is infinite for a masked class.
+
+    Why: a NaN in a gradient is in the weights after the step, and in everything after that. It comes in two ways: the net
+    explodes, which shows in the measured steps before, or one operation is undefined where the net has come to.
+
+    What to do: after an explosion, lower the learning rate, clip the gradient norm, mend the initialisation. Out of
+    nothing, look at where it began for log(0), a division by 0, the square root or the norm of 0, a softmax over a row that
+    is masked as a whole, NaN in the data; ``torch.autograd.set_detect_anomaly(True)`` names the operation. In half
+    precision, use bf16, or a gradient scaler.
+
+    Attributes:
+        skipped_steps: measured steps in a row left out by the gradient scaler that are a finding.
+    """
+
+    code: ClassVar[str] = "GW103"
+    name: ClassVar[str] = "non-finite"
+    warning: ClassVar[type[NonFiniteGradientWarning]] = NonFiniteGradientWarning
+
+    skipped_steps: int = 20
+
+    def __post_init__(self) -> None:
+        self._require_count(1, "skipped_steps")
+
+    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Look for what isn't finite; the first such record says where it began."""
+        if record.skipped:
+            return self._judge_skipped(record, info, state)
+        state.pop("skips", None)
+        layers = record.layer_state == LayerState.NON_FINITE
+        sites = np.isinf(record.forward_rms)
+        if sites.any():
+            sites &= np.array([site.function != _MASKED for site in info.sites], dtype=bool)
+        loss = _is_bad(record, state)
+        if not (loss or layers.any() or sites.any()):
+            note_heading(state, record, info)
+            measured = record.layer_state.any() or math.isfinite(record.loss)
+            return HEALTHY if measured else Verdict(unjudged="not yet: no layer and no loss was measured")
+        if "first" not in state:
+            state["first"] = find_beginning(record, info, state, loss=loss, sites=sites, layers=layers)
+        # Later records show the ruins only: what is told stays what the first one showed.
+        first = state["first"]
+        value = max(1, first["layers"][0] + first["sites"][0])
+        write = partial(write_beginning, first, info)
+        found = Sighting(Severity.ERROR, (first["name"],), first["step"], int(record.step), value, 1, write)
+        return Verdict({"non-finite": found})
+
+    def _judge_skipped(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        skips = state.setdefault("skips", {"since": int(record.step), "count": 0})
+        skips["count"] += 1
+        count = skips["count"]
+        if count < self.skipped_steps:
+            return Verdict(confirming=True, unjudged="not yet: the gradient scaler left the optimizer step out")
+        layers = record.layer_state == LayerState.NON_FINITE
+        column = int(np.flatnonzero(layers)[-1]) if layers.any() else -1
+        write = partial(write_skipped, count, info)
+        found = Sighting(
+            severity=Severity.ERROR,
+            layers=(info.layer_names[column],),
+            first_step=skips["since"],
+            last_step=int(record.step),
+            value=count,
+            threshold=self.skipped_steps,
+            write=write,
+        )
+        return Verdict({"skipped": found})
+
+
+def _is_bad(record: StepRecord, state: State) -> bool:
+    """Tell whether the loss is NaN or infinite; NaN may also say that it isn't known.
+
+    In a run of one optimizer a loss is known in each step that had a backward pass, or in none (the loop calls backward
+    itself): so one that was known before and is NaN in a step with gradients is NaN.
+    """
+    if math.isfinite(record.loss):
+        state["loss_known"] = True
+        return False
+    if math.isinf(record.loss):
+        return True
+    reached = np.isin(record.layer_state, (LayerState.OK, LayerState.ZERO, LayerState.NON_FINITE))
+    return state.get("loss_known", False) and bool(reached.any())

@@ -1,0 +1,170 @@
+"""Where NaN or infinity began and how the run was heading there: facts as plain data, and the sentences on them."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.rules.protocol import Sentences
+from lightning_gradwatch.rules.readings import hidden_sites, layer_values
+from lightning_gradwatch.rules.starting import read_start, starting_remedy
+from lightning_gradwatch.rules.wording import counted, number
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Mask
+    from lightning_gradwatch.rules.protocol import State
+
+_KEPT = 6
+_EXPLODED = 10
+_UNDEFINED = (
+    "log(0), a division by 0, the square root or the norm of 0, a softmax over a row that is masked as a whole, NaN in the "
+    "data; torch.autograd.set_detect_anomaly(True) names the operation"
+)
+_WHERE = {
+    "weights": "The weights of {name} hold NaN or infinity already, so it began in an earlier step.",
+    "output": "It began in the forward pass: the output of {name} is the first that isn't finite.",
+    "gradient": "It began in the backward pass: {name} is the layer nearest to the loss whose gradient isn't finite.",
+    "loss": "What was measured of the forward pass is finite and the loss isn't, so it began after {name}.",
+}
+
+
+def note_heading(state: State, record: StepRecord, info: RunInfo) -> None:
+    """Remember loss and gradient norm of the last few finite records, and once whether the weights start large."""
+    if "large" not in state:
+        sites = [site for _, site in hidden_sites(info)]
+        state["large"] = read_start(record, info, sites).strays(low=False)
+    state["past"] = [*state.get("past", ()), _reading(record)][-_KEPT:]
+
+
+def find_beginning(
+    record: StepRecord, info: RunInfo, state: State, *, loss: bool, sites: Mask, layers: Mask
+) -> dict[str, Any]:
+    """Return the facts of the first record that isn't finite, as plain data.
+
+    Args:
+        record: The record.
+        info: Its description.
+        state: What `note_heading` remembers.
+        loss: Whether the loss isn't finite.
+        sites: Which sites have an output that isn't.
+        layers: Which layers have a gradient that isn't.
+    """
+    past = state.get("past", [])
+    # Before a first finite record, a weight that wasn't measured looks the same as one that is NaN.
+    spoiled = layers & info.weight_mask & ~np.isfinite(layer_values(record, info, "weight_rms")) & bool(past)
+    if spoiled.any():
+        place, name = "weights", info.layer_names[int(np.flatnonzero(spoiled)[-1])]
+    elif sites.any():
+        place, name = "output", info.sites[int(np.argmax(sites))].name
+    elif loss or not layers.any():
+        place, name = "loss", info.layer_names[-1]
+    else:
+        place, name = "gradient", info.layer_names[int(np.flatnonzero(layers)[-1])]
+    return {
+        "step": int(record.step),
+        "place": place,
+        "name": name,
+        "loss": str(record.loss) if loss else "",
+        "layers": [int(layers.sum()), len(layers)],
+        "sites": [int(sites.sum()), len(sites)],
+        "past": [*past, _reading(record)],
+        "large": state.get("large", False),
+    }
+
+
+def write_beginning(facts: dict[str, Any], info: RunInfo) -> Sentences:
+    """Say what isn't finite, where it began and how the run was heading."""
+    *past, now = facts["past"]
+    grown = _growth(facts["past"])
+    if grown:
+        heading = f"The net exploded: {grown}."
+    elif not past:
+        heading = "It was so in the first measured step: look at inputs, targets and weights."
+    elif now[0] - past[-1][0] <= 1:
+        heading = f"It came out of nothing, as nothing had grown before. Look for {_UNDEFINED}."
+    else:
+        heading = (
+            f"Nothing had grown up to step {past[-1][0]}; the {now[0] - past[-1][0] - 1} steps after it weren't measured. If it "
+            f"didn't explode in them, look for {_UNDEFINED}."
+        )
+    return Sentences(
+        cause=f"{_WHERE[facts['place']].format(name=facts['name'])} {heading}",
+        remedy=_remedy(info, exploded=bool(grown), first=not past, large=facts["large"]),
+        message=f"At step {facts['step']}, {_seen(facts)}.",
+    )
+
+
+def write_skipped(count: int, info: RunInfo) -> Sentences:
+    """Say that the gradient scaler lets no step through."""
+    return Sentences(
+        cause=(
+            f"The scaled gradients of {info.precision} hold NaN or infinity however far the scaler lowers its factor, so the "
+            "gradients themselves do, or are beyond the largest float16 (65504)."
+        ),
+        remedy=Remedy(
+            'Train with precision="bf16-mixed", which has the range of float32. If it stays, the forward pass is to blame: '
+            f"look for {_UNDEFINED}.",
+            (Action("set_precision", (), (("to", "bf16-mixed"),)),),
+        ),
+        message=f"The gradient scaler left {counted(count, 'measured step')} in a row out: the net isn't trained at all.",
+    )
+
+
+def _reading(record: StepRecord) -> list[float | int | None]:
+    return [
+        int(record.step),
+        *(float(value) if math.isfinite(value) else None for value in (record.loss, record.global_grad_norm)),
+    ]
+
+
+def _growth(readings: list[list[Any]]) -> str:
+    """Say by how much loss or gradient norm had grown, whichever grew more; empty where neither grew tenfold."""
+    found = (float(_EXPLODED), "")
+    for place, what in ((1, "the loss"), (2, "the gradient norm")):
+        known = [(reading[0], reading[place]) for reading in readings if reading[place] is not None]
+        if len(known) < 2:
+            continue
+        *before, (last_step, last) = known
+        usual = median([value for _, value in before])
+        if usual > 0 and last / usual >= found[0]:
+            found = (
+                last / usual,
+                f"{what} grew from {number(before[0][1])} at step {before[0][0]} to {number(last)} at step {last_step}",
+            )
+    return found[1]
+
+
+def _seen(facts: dict[str, Any]) -> str:
+    parts = [f"the loss is {facts['loss']}"] if facts["loss"] else []
+    for key, what in (("layers", "the gradients of {} of {}"), ("sites", "the outputs of {} of {}")):
+        bad, of = facts[key]
+        if bad:
+            noun = "layer" if key == "layers" else "activation site"
+            parts.append(f"{what.format(bad, counted(of, noun))} hold NaN or infinity")
+    return ", ".join(parts)
+
+
+def _remedy(info: RunInfo, *, exploded: bool, first: bool, large: bool) -> Remedy:
+    actions, said = [], []
+    if info.precision.startswith("16"):
+        actions.append(Action("set_precision", (), (("to", "bf16-mixed"),)))
+        said.append('Train with precision="bf16-mixed", which has the range of float32.')
+    if first:
+        actions.append(Action("normalize_inputs"))
+        said.append("Clean the data of NaN and scale the inputs to mean 0 and variance 1.")
+    if exploded and large:
+        start = starting_remedy(info, [site for _, site in hidden_sites(info)])
+        actions += start.actions
+        said.append(start.text)
+    actions += [Action("set_learning_rate", (), (("factor", 0.1),)), Action("clip_gradients", (), (("norm", 1.0),))]
+    said.append("Lower the learning rate to a tenth and clip the gradient norm to 1.")
+    if not exploded:
+        said.append(
+            "Where an operation is undefined, keep its argument away from there (clamp, eps) before the operation."
+        )
+    return Remedy(" ".join(said), tuple(actions))

@@ -1,0 +1,170 @@
+"""GW302: a weight layer is changed by a large part of itself at each step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+
+from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Remedy, Severity
+from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
+from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.readings import layer_values, layers_where
+from lightning_gradwatch.rules.starting import default_rms
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.wording import counted, listed, number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.record import RunInfo, StepRecord
+
+_ERROR_FACTOR = 10
+_NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
+_AIM = 3e-3
+_WELL_BELOW = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class OversizedUpdate(Rule):
+    """A weight layer is changed by a large part of itself at each step.
+
+    What: the update ratio is the root mean square of a step's change over that of the weights, measured, whatever the
+    optimizer. The rule fires where it is above ``ratio`` in a weight layer, in ``patience`` measured steps in a row. These
+    count from step 0 on, as the first steps are the largest under Adam, but are told from step ``warm_up_steps`` on: many
+    a net that starts too fast lands on its feet by then. Ten times ``ratio`` is an error. It is information only where less
+    than half of the weight layers are above, or the loss falls and is below its start, and silent once the loss has
+    converged. Weights that are smaller than PyTorch's default initialisation makes them are measured by that instead: a
+    layer that starts at or near 0 (a zero-initialised head, a LoRA adapter) is changed by much of itself and by little of
+    what it will be. Biases, norms and embeddings are left out.
+
+    Why: about 1e-3 is usual. At 0.1, ten steps replace a layer: what it had learned, or its initialisation, is gone, units
+    are thrown where they die or saturate, and the loss jumps or overflows. Under Adam the first steps are the largest, and
+    all layers take them at once.
+
+    What to do: lower the learning rate, or warm it up over the first few hundred steps; clip the gradient norm.
+
+    Attributes:
+        ratio: update ratio above which a layer's update is oversized.
+        warm_up_steps: steps that count and aren't told.
+        patience: measured steps in a row that must agree.
+        loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
+        converged: share of the loss at the start below which the rule is silent.
+    """
+
+    code: ClassVar[str] = "GW302"
+    name: ClassVar[str] = "oversized-update"
+    warning: ClassVar[type[OversizedUpdateWarning]] = OversizedUpdateWarning
+
+    ratio: float = 0.1
+    warm_up_steps: int = 4
+    patience: int = 3
+    loss_fall: float = 0.05
+    converged: float = 0.01
+
+    def __post_init__(self) -> None:
+        self._require_between(0, float("inf"), "ratio")
+        self._require_between(0, 1, "loss_fall", "converged")
+        self._require_count(0, "warm_up_steps")
+        self._require_count(1, "patience")
+
+    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Count for each weight layer how many measured steps in a row changed it by too much."""
+        if record.skipped:
+            return Verdict(unjudged="not yet: the optimizer step was skipped")
+        note_loss(state.setdefault("loss", {}), record)
+        ratios = record.metrics.get("update_ratio")
+        if ratios is None:
+            return Verdict(unjudged=_NOTHING_MEASURED)
+        judged = np.isfinite(ratios) & info.weight_mask
+        held = streaks(state, "streaks", info, "layers")
+        hit = judged & (ratios > self.ratio)
+        if held.blank and not hit.any():
+            return HEALTHY if judged.any() else Verdict(unjudged=_NOTHING_MEASURED)
+        trend = loss_trend(state["loss"], info)
+        sizes = np.fmin(layer_values(record, info, "weight_rms") / default_rms(info), np.inf)
+        ratios = ratios * np.fmin(sizes, 1.0)
+        hit = judged & (ratios > self.ratio) & (not trend.converged_to(self.converged))
+        if held.blank and hit.any():
+            # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
+            state["at_first"] = float(np.max((ratios * np.fmax(sizes, 1.0))[hit]))
+        count_hits(held, hit, judged & ~hit, record.step)
+        due = hit & (counts(held)[0] >= self.patience) & (record.step >= self.warm_up_steps)
+        if not due.any():
+            if state.get("reported", False) or not hit.any():
+                return HEALTHY
+            reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+            return Verdict(confirming=True, unjudged=reason)
+        state["reported"] = True
+        learns = self._learns(trend, state["loss"].get("start", ()))
+        most = bool(2 * np.count_nonzero(due) >= np.count_nonzero(judged))
+        worst = int(np.argmax(np.where(due, ratios, 0.0)))
+        seen = _Seen(
+            names=layers_where(info, due),
+            worst=info.layers[worst].name,
+            value=float(ratios[worst]),
+            at_first=state["at_first"],
+            urgency=self._urgency(trend, learns=learns, most=most),
+        )
+        severity = Severity.ERROR if seen.value > _ERROR_FACTOR * self.ratio else Severity.WARNING
+        return Verdict(
+            {
+                "oversized": Sighting(
+                    severity=Severity.INFO if learns or not most else severity,
+                    layers=seen.names,
+                    first_step=first_step(held, due),
+                    last_step=int(record.step),
+                    value=seen.value,
+                    threshold=self.ratio,
+                    write=partial(self._write, record, seen),
+                )
+            }
+        )
+
+    def _learns(self, trend: LossTrend, losses: Sequence[float]) -> bool:
+        """Tell whether the loss has come down from where it began: the first steps may have thrown it up."""
+        if trend.unknown:
+            return False
+        now = trend.of_start * median(losses)
+        return now < _WELL_BELOW * losses[0] or (trend.falls_by(self.loss_fall) and now < losses[0])
+
+    def _urgency(self, trend: LossTrend, *, learns: bool, most: bool) -> str:
+        if not most:
+            return "As less than half of the weight layers are above, this is information only."
+        if learns:
+            return "The loss is below its start, so this is information only."
+        return "The loss is above its start." if trend.falls_by(self.loss_fall) else trend.sentence(self.loss_fall)
+
+    def _write(self, record: StepRecord, seen: _Seen) -> Sentences:
+        rates = ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))
+        factor = 10.0 ** min(max(math.floor(math.log10(_AIM / seen.at_first) + 0.5), -6), -1)
+        others = f" Above the threshold: {listed(seen.names)}." if len(seen.names) > 1 else ""
+        return Sentences(
+            cause=f"The learning rate ({rates}) is too high for these weights and gradients, at least without a warm-up.",
+            remedy=Remedy(
+                f"Multiply the learning rate by {factor:g}, or warm it up from there; clip the gradient norm to 1.",
+                (
+                    Action("set_learning_rate", (), (("factor", factor),)),
+                    Action("clip_gradients", (), (("norm", 1.0),)),
+                ),
+            ),
+            message=(
+                f"A step changes {seen.worst} by {number(seen.value)} of itself. Reported above {number(self.ratio)}, "
+                f"{counted(self.patience, 'measured step')} in a row.{others} {seen.urgency}"
+            ),
+        )
+
+
+class _Seen(NamedTuple):
+    """What the sentences need of a record."""
+
+    names: tuple[str, ...]
+    worst: str
+    value: float
+    at_first: float
+    """The largest change in the first such step, over the rms that PyTorch's default initialisation gives the weights."""
+    urgency: str
