@@ -101,12 +101,13 @@ class OversizedUpdate(Rule):
             return Verdict(confirming=True, unjudged=reason)
         state["reported"] = True
         learns = self._learns(trend, state["loss"].get("start", ()))
-        most = bool(2 * np.count_nonzero(due) >= np.count_nonzero(judged))
         worst = int(np.argmax(np.where(due, ratios, 0.0)))
+        value = float(ratios[worst])
+        most = bool(2 * np.count_nonzero(due) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
         seen = _Seen(
             names=layers_where(info, due),
             worst=info.layers[worst].name,
-            value=float(ratios[worst]),
+            value=value,
             at_first=state["at_first"],
             urgency=self._urgency(trend, learns=learns, most=most),
         )
