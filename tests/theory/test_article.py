@@ -67,11 +67,11 @@ class TestCase1:
     """A derivative of exactly 0: the weights before it, and here it too, stand still."""
 
     weights = (1.0, -1.0, 1.0)
+    x = torch.linspace(-0.7, 0.3, 1024, dtype=torch.float64)[:, None]
 
     def step(self, function):
         model = chain(function, self.weights)
-        x = torch.rand(1024, 1, dtype=torch.float64) + 0.1
-        return model, measure(model, x, lambda y: (y - 1).square().mean())
+        return model, measure(model, self.x, lambda y: (y - 1).square().mean())
 
     def test_a_weight_whose_gradient_is_exactly_zero_does_not_move(self):
         model, probe = self.step(RELU)
@@ -83,15 +83,18 @@ class TestCase1:
 
     def test_the_unit_that_stopped_it_is_dead_and_no_other_before_it(self):
         _, probe = self.step(RELU)
-        dead = by_name(probe, "dead_fraction")
-        agrees("case 1, dead fraction where z > 0", dead["0.act"], 0.0, EXACT)
-        agrees("case 1, dead fraction where z < 0", dead["1.act"], 1.0, EXACT)
+        dead, inactive = by_name(probe, "dead_fraction"), by_name(probe, "inactive_share")
+        agrees("case 1, share of inputs with z¹ <= 0", inactive["0.act"], (self.x <= 0).double().mean().item(), EXACT)
+        agrees("case 1, dead fraction there", dead["0.act"], 0.0, EXACT)
+        agrees("case 1, share of inputs with z² <= 0", inactive["1.act"], 1.0, EXACT)
+        agrees("case 1, dead fraction there", dead["1.act"], 1.0, EXACT)
 
     @pytest.mark.parametrize("function", [LEAKY_RELU, ELU], ids=lambda function: function.name)
     def test_leaky_relu_and_elu_mend_it(self, function):
         model, probe = self.step(function)
         assert states(probe) == [LayerState.OK] * 3
-        agrees(f"case 1 with {function.name}, dead fraction", by_name(probe, "dead_fraction")["1.act"], 0.0, EXACT)
+        for metric in ("dead_fraction", "inactive_share"):
+            agrees(f"case 1 with {function.name}, {metric}", by_name(probe, metric)["1.act"], 0.0, EXACT)
         assert by_name(probe, "update_ratio")["0"] > 1e-6
         assert model[0].weight.item() != 1.0
 
