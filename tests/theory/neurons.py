@@ -52,6 +52,8 @@ class ByHand(NamedTuple):
     z: list[float]
     a: list[float]
     """Of the neurons in order, the input first."""
+    upstream: list[float]
+    """dL/da of each neuron's activation function."""
     delta: list[float]
     """dL/dz of each neuron."""
     gradient: list[float]
@@ -64,11 +66,12 @@ def by_hand(function, weights, biases=None, *, x, target, skip=False):
     for weight, bias in zip(weights, biases or [0.0] * len(weights), strict=True):
         z.append(weight * a[-1] + bias)
         a.append(function.value(z[-1]) + (a[-1] if skip else 0.0))
-    upstream, delta = a[-1] - target, []
+    arriving, upstream, delta = a[-1] - target, [], []
     for weight, argument in zip(reversed(weights), reversed(z), strict=True):
-        delta.insert(0, upstream * function.slope(argument))
-        upstream = delta[0] * weight + (upstream if skip else 0.0)
-    return ByHand(z, a, delta, [d * before for d, before in zip(delta, a, strict=False)])
+        upstream.insert(0, arriving)
+        delta.insert(0, arriving * function.slope(argument))
+        arriving = delta[0] * weight + (arriving if skip else 0.0)
+    return ByHand(z, a, upstream, delta, [d * before for d, before in zip(delta, a, strict=False)])
 
 
 def measure_chain(model, *, x, target, **settings):

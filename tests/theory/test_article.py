@@ -34,8 +34,12 @@ def test_the_gradient_of_three_neurons_is_the_product_of_their_local_derivatives
     agrees("three neurons, ∂L/∂z¹", signal["0.act"], abs(delta1), BY_HAND)
     agrees("three neurons, ∂L/∂z²", signal["1.act"], abs(delta2), BY_HAND)
     agrees("three neurons, ∂L/∂z³", signal["2.act"], abs(delta3), BY_HAND)
-    agrees("three neurons, ∂z²/∂a¹ · ∂a¹/∂z¹", signal["0.act"] / signal["1.act"], -w2 * a1 * (1 - a1), BY_HAND)
-    agrees("three neurons, ∂z³/∂a² · ∂a²/∂z²", signal["1.act"] / signal["2.act"], w3 * a2 * (1 - a2), BY_HAND)
+    slope, weight = by_name(probe, "activation_gain"), by_name(probe, "weight_gain")
+    agrees("three neurons, ∂a¹/∂z¹", slope["0.act"], a1 * (1 - a1), BY_HAND)
+    agrees("three neurons, ∂z²/∂a¹", weight["1.act"], abs(w2), BY_HAND)
+    agrees("three neurons, ∂a²/∂z²", slope["1.act"], a2 * (1 - a2), BY_HAND)
+    agrees("three neurons, ∂z³/∂a²", weight["2.act"], abs(w3), BY_HAND)
+    agrees("three neurons, ∂a³/∂z³", slope["2.act"], a3 * (1 - a3), BY_HAND)
     gradient = by_name(probe, "grad_norm")
     agrees("three neurons, ∂L/∂w¹ (the whole product)", gradient["0"], abs(delta1 * x), BY_HAND)
     agrees("three neurons, ∂L/∂w²", gradient["1"], abs(delta2 * a1), BY_HAND)
@@ -60,6 +64,13 @@ def test_any_chain_has_the_signal_and_the_gradients_worked_out_by_hand(function,
         # 1 - tanh² of a large z keeps few digits, in torch as in Python.
         np.testing.assert_allclose(metrics["signal_norm"], np.abs(expected.delta), rtol=1e-8, atol=0)
         np.testing.assert_allclose(metrics["grad_norm"], np.abs(expected.gradient), rtol=1e-8, atol=0)
+        slopes = [
+            function.slope(z) if upstream else np.nan for z, upstream in zip(expected.z, expected.upstream, strict=True)
+        ]
+        np.testing.assert_allclose(metrics["activation_gain"], slopes, rtol=1e-8, atol=0)
+        if not skip:
+            passed = [np.nan, *(abs(w) if d else np.nan for w, d in zip(weights[1:], expected.delta[1:], strict=True))]
+            np.testing.assert_allclose(metrics["weight_gain"], passed, rtol=1e-8, atol=0)
         assert states(probe) == [LayerState.OK if gradient else LayerState.ZERO for gradient in expected.gradient]
 
 
@@ -190,8 +201,11 @@ def units_at(z, activation):
 )
 def test_weights_alone_make_the_signal_vanish_or_explode_where_the_activation_passes_it_unchanged(what, weight):
     """Through ∂z/∂a: ReLU's slope is 1 here, so that all that is left is the product of the weights."""
-    signal = measure_chain(chain(RELU, [weight] * 50), x=1.0, target=-1.0).record.metrics["signal_norm"]
+    metrics = measure_chain(chain(RELU, [weight] * 50), x=1.0, target=-1.0).record.metrics
+    signal = metrics["signal_norm"]
     agrees(f"{what} ({weight:g}), K = 50, ∂L/∂z¹ over ∂L/∂z⁵⁰", signal[0] / signal[-1], weight**49, EXACT)
+    assert (metrics["activation_gain"] == 1.0).all()
+    assert (metrics["weight_gain"][1:] == weight).all()
 
 
 def test_skip_connections_carry_the_signal_past_fifty_sigmoids():
@@ -201,3 +215,4 @@ def test_skip_connections_carry_the_signal_past_fifty_sigmoids():
     for what, probe, published in (("without skips", plain, 0.25**49), ("with skips", skips, 1.25**49)):
         signal = probe.record.metrics["signal_norm"]
         agrees(f"{what}, K = 50, z = 0: ∂L/∂z¹ over ∂L/∂z⁵⁰", signal[0] / signal[-1], published, BY_HAND)
+        assert (probe.record.metrics["activation_gain"] == 0.25).all()
