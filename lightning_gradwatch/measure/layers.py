@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_FABRIC = "_forward_module"
+"""Under which Lightning Fabric's wrapper holds what its forward pass runs."""
 
 
 def qualified_name(name: str) -> str:
@@ -159,6 +161,10 @@ def is_lazy(parameter: nn.Parameter) -> bool:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the user's module inside of wrappers that hold it under a name of their own."""
-    while isinstance(model, _PARALLEL):
-        model = model.module
-    return model
+    while True:
+        if isinstance(model, _PARALLEL):
+            model = model.module
+        elif (inside := model._modules.get(_FABRIC)) is not None:  # noqa: SLF001 - known by its name: Fabric exists as two packages
+            model = inside
+        else:
+            return model

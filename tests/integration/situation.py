@@ -88,9 +88,11 @@ def fit(situation: Situation, folder: Any, *watch: GradWatch) -> Fitted:
     with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(faults, "RAISE", True)
+        folder.mkdir()
+        patch.chdir(folder)  # where loggers that are told "." write
         run = trainer(folder, looks, captures, *watch, *callbacks, **settings)
         run.fit(module, situation.data())
-    assert run.fit_loop.epoch_loop._batches_that_stepped == situation.steps
+    assert run.fit_loop.epoch_loop._batches_that_stepped == situation.steps, run.fit_loop.epoch_loop._batches_that_stepped
     return Fitted(
         end=_end(run, module),
         traces=traces(run, module),
