@@ -13,6 +13,7 @@ import numpy as np
 
 from lightning_gradwatch.compare import compare_runs
 from lightning_gradwatch.record import LAYER_METRICS, LayerState
+from lightning_gradwatch.report.coverage import columns_text
 from lightning_gradwatch.rules import RULE_BY_CODE, RULES, replay, rules_from_settings
 from lightning_gradwatch.rules.wording import counted
 from lightning_gradwatch.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison, IgnoredLayers, RunVerdict
@@ -255,8 +256,7 @@ def _counts(run: Run) -> dict[str, int]:
 def _measured(run: Run) -> str:
     counts = _counts(run)
     span = f" ({counts['first_step']} to {counts['last_step']})" if counts["steps"] else ""
-    layers, sites = counted(counts["layers"], "layer"), counted(counts["sites"], "activation site")
-    return f"{counted(counts['steps'], 'measured step')}{span}, {layers}, {sites}"
+    return f"{counted(counts['steps'], 'measured step')}{span}, {columns_text(run.info)}"
 
 
 def _is_event_file(path: Path) -> bool:

@@ -34,7 +34,7 @@ _LAYER: Mapping[str, tuple[type, ...]] = {
 }
 _SITE: Mapping[str, tuple[type, ...]] = {"name": (str,), "function": (str,), "role": (str,), "units": _NUMBER}
 _OPTIMIZER: Mapping[str, tuple[type, ...]] = {"name": (str,), "settings": (dict,)}
-_NOT_COVERED: Mapping[str, tuple[type, ...]] = {"name": (str,), "reason": (str,)}
+_NOT_COVERED: Mapping[str, tuple[type, ...]] = {"name": (str,), "reason": (str,), "sites": (int,)}
 
 
 def check_description(info: RunInfo) -> None:

@@ -16,6 +16,7 @@ from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.sites import Site, Sites
 from lightning_gradwatch.measure.step import StepMeter
+from lightning_gradwatch.measure.unseen import Unseen
 from lightning_gradwatch.measure.updates import Limits
 from lightning_gradwatch.measure.windows import Window
 
@@ -90,7 +91,9 @@ class Probe:
         self._info: RunInfo | None = None
         self._layout = ""
         self._described: tuple[int, ...] = ()
-        self._seen: dict[str, str] = {}
+        self._unseen = Unseen()
+        self._audited = -1
+        """Sites there were when the last audit had ended."""
 
     # -- one step of a plain loop
 
@@ -181,6 +184,7 @@ class Probe:
             self._layers.refresh()
             self._name_modules()
         self._layers.step += 1
+        audited = not activations_only and self._audited != len(self._sites.ordered)
         self._meter = StepMeter(
             layers=self._layers,
             sites=self._sites,
@@ -190,6 +194,8 @@ class Probe:
             eager=self._eager,
             limits=Limits(),
             activations_only=activations_only,
+            unseen=self._unseen,
+            audited=audited,
         )
         return self._meter
 
@@ -204,7 +210,10 @@ class Probe:
         assert self._meter is not None
         meter, self._meter = self._meter, None
         measured = meter.finish()
-        self._seen.update(meter.activations.opaque)
+        if meter.audited:
+            self._audited = len(self._sites.ordered)
+        if measured.losses and not measured.activations_only:
+            self._unseen.take_signals(measured.slots)
         self._estimated = self._estimated or any(
             step.snapshot is not None and step.snapshot.estimated for step in measured.steps.values()
         )
@@ -261,7 +270,7 @@ class Probe:
             self._layers.unused,
             len(self._sites.ordered),
             self._sites.connections,
-            len(self._seen),
+            self._unseen.changes,
             self._estimated,
         )
 
@@ -271,7 +280,7 @@ class Probe:
             self._layers,
             self._sites,
             self._optimizers,
-            self._seen,
+            self._unseen,
             estimated=self._estimated,
             eager=self._eager,
         )

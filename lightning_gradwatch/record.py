@@ -114,6 +114,8 @@ class NotCovered:
     name: str
     """Fully qualified name of the module, layer or site; ``""`` for the whole run."""
     reason: str
+    sites: int = 0
+    """Known activation sites that aren't seen because of it."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,11 @@ class RunInfo:
     def hidden_functions(self) -> tuple[str, ...]:
         """The activation functions of the hidden sites, each once, in execution order."""
         return tuple(dict.fromkeys(self.sites[column].function for column in self.hidden_columns))
+
+    @property
+    def known_sites(self) -> int:
+        """How many activation sites are known, those that aren't seen included."""
+        return len(self.sites) + sum(entry.sites for entry in self.coverage)
 
     def names(self, metric: str) -> tuple[str, ...]:
         """Return the column names of a metric.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import torch
+from torch import nn
+
 from lightning_gradwatch.measure.batched import Batch, Kept, batch_elements
 from lightning_gradwatch.measure.collect import SiteSums
 from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import count
-from lightning_gradwatch.measure.coverage import OPAQUE
 from lightning_gradwatch.measure.functions import COMPOSITES, Call, Inner, Zones, composite
-from lightning_gradwatch.measure.location import in_reentrant_checkpoint, locate
+from lightning_gradwatch.measure.location import Location, inside_function, locate
 from lightning_gradwatch.measure.signal import Origin, SignalHooks
 from lightning_gradwatch.measure.sites import Roles
 from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
+from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.collect import Collected
     from lightning_gradwatch.measure.connections import Connections
     from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.measure.location import Location
     from lightning_gradwatch.measure.sites import Site, Sites
+    from lightning_gradwatch.measure.unseen import Unseen
 
 
 class Activations:
@@ -40,11 +43,11 @@ class Activations:
         batch: Batch,
         tags: Tags,
         names: Mapping[int, str],
+        unseen: Unseen,
     ) -> None:
         self.hooks = hooks
         self.roles = Roles()
-        self.opaque: dict[str, str] = {}
-        """Why a module's inner activation functions can't be seen, by the module's name."""
+        self._unseen = unseen
         self._batch = batch
         self._connections = connections
         self._sites = sites
@@ -62,13 +65,21 @@ class Activations:
 
     def before(self, call: Call) -> SiteCall | None:
         """Count the units of a call's argument before it runs, which may be in place; None for one left out."""
-        if not call.z.requires_grad and not in_reentrant_checkpoint():
-            return None  # nothing before it is being trained
+        if why := out_of_reach(call.z):
+            self._unseen.call(locate(self._names, above=3), call.function, why)
+            return None
+        # A function with a backward of its own runs its forward without gradients, trained or not.
+        alone = "" if call.z.requires_grad and torch.is_grad_enabled() else inside_function() or "untrained"
+        if alone == "untrained":
+            self._unseen.call(locate(self._names, above=3), call.function, UNTRAINED)
+            return None
         location = locate(self._names, above=3)
         tag = self._tags.get(call.z)
         axis = unit_axis(call.z, tag)
         site = self._site(location, call, None if tag is None else tag.layer, axis)
         sums = SiteSums() if site.part else self._collected.of(site)
+        if alone:
+            self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
         small = not call.in_place and site.composite is None and self._batch.takes(call.z)
         if small:
@@ -108,10 +119,16 @@ class Activations:
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
 
-    def hides(self, function: str) -> None:
+    def hides(self, function: str, *, trained: bool) -> None:
         """Note a torch call that holds activation functions of its own, out of sight."""
-        module = locate(self._names, above=4).module
-        self.opaque.setdefault(module, OPAQUE[function])
+        reason = FUSED[function] if trained or inside_function() else UNTRAINED
+        self._unseen.call(locate(self._names, above=2), function, reason)
+
+    def runs_unseen(self, module: nn.Module) -> None:
+        """Note a module of torch's that runs out of sight, as nothing of it is trained."""
+        location = Location(self._names.get(id(module), ""), leaf=False, place=None, inner=None)
+        inside = sum(isinstance(each, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for each in module.modules())
+        self._unseen.note(location, Note(location.module, UNTRAINED, inside, location))
 
     def complete(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
         """Measure a function written by hand, at its last step."""

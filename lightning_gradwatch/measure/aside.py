@@ -31,14 +31,24 @@ def may_need_space(module: nn.Module) -> bool:
 
 
 @contextmanager
-def stepping_aside(modules: Sequence[nn.Module], tracer: Tracer, *, eager: bool) -> Iterator[None]:
+def stepping_aside(
+    modules: Sequence[nn.Module], tracer: Tracer, *, eager: bool, untrained: Callable[[nn.Module], None]
+) -> Iterator[None]:
     """Step aside for those of the modules that need it while the block runs.
 
     Args:
         modules: The modules that may need it.
         tracer: What steps aside.
         eager: Compiled modules run eagerly in this block, so they need no space.
+        untrained: Called with a module that is about to run unseen, as nothing of it is trained.
     """
+
+    def fast(module: nn.Module, arguments: Sequence[Any]) -> bool:
+        alone = _unless_training(module, arguments)
+        if alone:
+            untrained(module)
+        return alone
+
     replaced: list[tuple[nn.Module, str, Any]] = []
     try:
         for module in modules:
@@ -49,7 +59,7 @@ def stepping_aside(modules: Sequence[nn.Module], tracer: Tracer, *, eager: bool)
                         _replace(module, "forward" if optimized else "_compiled_call_impl", _always, tracer)
                     )
             elif _may_be_fast(module) and "forward" not in module.__dict__:
-                replaced.append(_replace(module, "forward", _unless_training, tracer))
+                replaced.append(_replace(module, "forward", fast, tracer))
         yield
     finally:
         for module, name, earlier in replaced:

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
 from lightning_gradwatch.measure.compiled import is_compiled
-from lightning_gradwatch.measure.layers import qualified_name
+from lightning_gradwatch.measure.layers import parameters_of, qualified_name
+from lightning_gradwatch.measure.unseen import UNTRAINED
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from torch import nn
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.sites import Sites
+    from lightning_gradwatch.measure.unseen import Note, Unseen
 
-OPAQUE: Mapping[str, str] = {
-    "lstm": "the gates inside torch's fused LSTM aren't seen; its parameters are",
-    "gru": "the gates inside torch's fused GRU aren't seen; its parameters are",
-    "rnn_tanh": "the tanh inside torch's fused RNN isn't seen; its parameters are",
-    "rnn_relu": "the ReLU inside torch's fused RNN isn't seen; its parameters are",
-    "lstm_cell": "the gates inside torch's LSTM cell aren't seen; its parameters are",
-    "gru_cell": "the gates inside torch's GRU cell aren't seen; its parameters are",
-    "rnn_tanh_cell": "the tanh inside torch's RNN cell isn't seen; its parameters are",
-    "rnn_relu_cell": "the ReLU inside torch's RNN cell isn't seen; its parameters are",
-    "scaled_dot_product_attention": "scaled_dot_product_attention is fused: its softmax isn't seen",
-    "multi_head_attention_forward": "multi_head_attention_forward is one call: its softmax isn't seen",
+_COMPILED = 'compiled: its activations aren\'t seen; pass compiled="eager" to run measured steps eagerly'
+_SCRIPTED = "scripted: its activations aren't seen"
+_NOT_CALLED = "not called in a measured step"
+_FUNCTIONS: Mapping[str, type[nn.Module]] = {
+    name: getattr(nn, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"
 }
-"""Torch calls that hold activation functions which can't be looked into, by name."""
 
 
 def not_covered(
     model: nn.Module,
     layers: Layers,
+    sites: Sites,
     optimizers: Sequence[Optimizer],
-    opaque: Mapping[str, str],
+    unseen: Unseen,
     *,
     estimated: bool,
     eager: bool,
@@ -45,19 +44,111 @@ def not_covered(
     Args:
         model: The module that is trained.
         layers: Its layers.
+        sites: The activation sites that were seen.
         optimizers: The optimizers.
-        opaque: Reasons by module name, for what the forward pass ran into.
+        unseen: What the passes ran into.
         estimated: Whether update ratios are taken from a part of the weights.
         eager: Whether compiled modules run eagerly in measured steps.
     """
-    for name, module in model.named_modules():
-        if is_compiled(module) and not eager:
-            yield NotCovered(
-                qualified_name(f"{name}.")[:-1],
-                'compiled: its activations aren\'t seen; pass compiled="eager" to run measured steps eagerly',
-            )
-    for name, reason in opaque.items():
-        yield NotCovered(name, reason)
+    modules = {qualified_name(f"{name}.")[:-1]: module for name, module in model.named_modules()}
+    closed = dict(_closed(modules, eager=eager))
+    for name, (reason, inside) in closed.items():
+        yield NotCovered(name, reason, inside)
+    hidden = sum(inside for reason, inside in closed.values() if reason == _SCRIPTED)
+    trained = _trained(model, optimizers)
+    called = {site.location.module for site in sites.ordered}
+    yield from _merged(_told(unseen, modules, sites, trained=trained, hidden=hidden))
+    if any(layer.used for layer in layers.ordered):
+        noted = [note.location.module for note in unseen if note.location is not None]
+        for name in _functions(modules):
+            if name not in called and not _within(name, closed) and not _within(name, noted):
+                yield NotCovered(name, _NOT_CALLED, 1)
     yield from layers.without_optimizer(optimizers)
     if estimated:
         yield NotCovered("update_ratio", "estimated from a fixed part of the entries: the weights exceed 64 MB")
+
+
+def _closed(modules: Mapping[str, nn.Module], *, eager: bool) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Yield the modules that can't be looked into, with the reason and how many activation modules each holds."""
+    for name, module in modules.items():
+        outer = modules.get(name.rpartition(".")[0]) if name else None
+        if is_compiled(module) and not eager:
+            yield name, (_COMPILED, _count_inside(name, modules))
+        elif isinstance(module, torch.jit.ScriptModule) and not isinstance(outer, torch.jit.ScriptModule):
+            yield name, (_SCRIPTED, _count_inside(name, modules))
+
+
+def _count_inside(name: str, modules: Mapping[str, nn.Module]) -> int:
+    return sum(_within(inner, (name,)) for inner in _functions(modules))
+
+
+def _functions(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Yield the names of the modules that are activation functions."""
+    for name, module in modules.items():
+        if getattr(module, "original_name", type(module).__name__) in _FUNCTIONS:
+            yield name
+
+
+def _within(name: str, outer: Iterable[str]) -> bool:
+    return any(not each or name == each or name.startswith(f"{each}.") for each in outer)
+
+
+def _trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> set[str]:
+    """Return the names of all modules with a parameter inside that is being trained."""
+    held = {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}
+    return _with_ancestors(
+        qualified_name(name).rpartition(".")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) in held
+    )
+
+
+def _with_ancestors(names: Iterable[str]) -> set[str]:
+    found = {""}
+    for name in names:
+        while name and name not in found:
+            found.add(name)
+            name = name.rpartition(".")[0]  # noqa: PLW2901 - towards the root
+    return found
+
+
+def _told(
+    unseen: Unseen, modules: Mapping[str, nn.Module], sites: Sites, *, trained: Collection[str], hidden: int
+) -> Iterator[Note]:
+    """Yield the notes as a reader wants them: a frozen part once, nothing that was seen after all."""
+    busy = {*trained, *_with_ancestors(site.location.module for site in sites.ordered)}
+    seen = {site.location for site in sites.ordered}
+    owners = _with_ancestors(
+        name for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None
+    )
+    for note in unseen:
+        location = note.location
+        if note.reason is UNTRAINED and location is not None:
+            owner = location.module.rpartition(".")[0] if location.leaf else location.module
+            # A metric has no parameters; nor is a function that the training step itself calls part of the net.
+            if location in seen or owner not in owners or not location.module:
+                continue
+            yield note._replace(name=_outermost(location.module, busy) or note.name)
+        elif note is unseen.outside and hidden:
+            if note.sites > hidden:
+                yield note._replace(sites=note.sites - hidden)
+        else:
+            yield note
+
+
+def _outermost(name: str, busy: Collection[str]) -> str:
+    """Return the outermost module around a frozen one in which nothing is trained; ``""`` where there is none."""
+    found = ""
+    while name and name not in busy:
+        found, name = name, name.rpartition(".")[0]
+    return found
+
+
+def _merged(notes: Iterable[Note]) -> Iterator[NotCovered]:
+    """Put together what has one name and one reason."""
+    counts: dict[tuple[str, str], int] = {}
+    for note in notes:
+        key = (note.name, note.reason)
+        counts[key] = counts.get(key, 0) + note.sites
+    for (name, reason), count in counts.items():
+        yield NotCovered(name, reason, count)

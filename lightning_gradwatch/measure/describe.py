@@ -12,13 +12,14 @@ from lightning_gradwatch.measure.coverage import not_covered
 from lightning_gradwatch.record import OptimizerInfo, RunInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.layers import Layers
     from lightning_gradwatch.measure.sites import Sites
+    from lightning_gradwatch.measure.unseen import Unseen
 
 
 def describe(
@@ -26,7 +27,7 @@ def describe(
     layers: Layers,
     sites: Sites,
     optimizers: Sequence[Optimizer],
-    opaque: Mapping[str, str],
+    unseen: Unseen,
     *,
     estimated: bool,
     eager: bool,
@@ -37,7 +38,7 @@ def describe(
         layers=tuple(layer.info(seen=seen) for layer in layers.ordered),
         sites=sites.infos(),
         optimizers=tuple(_describe_optimizer(optimizer, layers) for optimizer in optimizers),
-        coverage=tuple(not_covered(model, layers, optimizers, opaque, estimated=estimated, eager=eager)),
+        coverage=tuple(not_covered(model, layers, sites, optimizers, unseen, estimated=estimated, eager=eager)),
         versions=_versions(),
     )
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from lightning_gradwatch.measure.composites import combine
-from lightning_gradwatch.measure.coverage import OPAQUE
 from lightning_gradwatch.measure.tags import Op, Tag, Tags, axis_after
+from lightning_gradwatch.measure.unseen import FUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -54,8 +54,9 @@ class Flow:
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
             return
-        if op is Op.LAST and (name := getattr(func, "__name__", "")) in OPAQUE:
-            self._activations.hides(name)
+        if op is Op.LAST and (name := getattr(func, "__name__", "")) in FUSED:
+            trained = any(isinstance(each, Tensor) and each.requires_grad for each in results)
+            self._activations.hides(name, trained=trained)
         sources = self._sources(arguments)
         if sources.tag is None and sources.user is None and op not in _ARITHMETIC and op not in _MAKES_FEATURES:
             return

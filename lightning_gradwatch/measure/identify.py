@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Call | None:
     """Return which activation function a ``TorchFunctionMode`` handler was called for; None if it is none.
 
-    None too for an input that isn't a strided float tensor. Never raises, and never waits for a device.
+    None too for an input that is no tensor of real or complex floats. Never raises, and never waits for a device.
     """
     try:
         if (spelling := _SPELLINGS.get(func)) is None:
@@ -35,7 +35,7 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     except TypeError:  # an unhashable callable
         return None
     z = args[0] if args else kwargs.get("input") if kwargs else None
-    if not isinstance(z, Tensor) or z.dtype not in _DTYPES or z.layout is not torch.strided:
+    if not isinstance(z, Tensor) or z.dtype not in _DTYPES:
         return None
     if spelling.plain is not None and len(args) == 1 and (not kwargs or kwargs.keys() <= _IN_PLACE_ONLY):
         # The usual call, all parameters at their defaults: no dictionaries to build.
@@ -50,6 +50,14 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     return Call(zones, z, spelling.in_place or bool(_plain(given.get("inplace"))) or given.get("out") is not None)
 
 
+def is_activation(func: object) -> bool:
+    """Return whether a torch function is an activation function, by any of its spellings."""
+    try:
+        return func in _SPELLINGS
+    except TypeError:  # an unhashable callable
+        return False
+
+
 class _Spelling(NamedTuple):
     activation: Activation
     parameters: tuple[str, ...]
@@ -62,7 +70,9 @@ class _Spelling(NamedTuple):
 
 
 _IN_PLACE_ONLY = frozenset(("inplace",))
-_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_DTYPES = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128)
+)
 
 
 def _plain(value: object) -> float | str | None:

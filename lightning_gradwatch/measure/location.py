@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ Place: TypeAlias = tuple[int, int]
 
 _CALL_IMPL = nn.Module._call_impl.__code__  # noqa: SLF001 - the frame that knows which module is being called
 _REENTRANT_CHECKPOINT = CheckpointFunction.forward.__code__
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]  # torch leaves it untyped
 _DEEPEST = 200
 
 
@@ -91,16 +92,21 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
     return Location(module or "", leaf, place, inner)
 
 
-def in_reentrant_checkpoint() -> bool:
-    """Return whether a reentrant checkpoint runs this forward without gradients, to run it again in the backward pass."""
+def inside_function() -> Literal["", "checkpoint", "function"]:
+    """Return which kind of autograd function runs this forward without gradients, as it has a backward of its own.
+
+    That is a reentrant checkpoint, which runs it again in the backward pass, or a custom function; else ``""``.
+    """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
     for _ in range(_DEEPEST):
         if frame is None:
             break
         if frame.f_code is _REENTRANT_CHECKPOINT:
-            return True
+            return "checkpoint"
+        if frame.f_code is _APPLY:
+            return "function"
         frame = frame.f_back
-    return False
+    return ""
 
 
 _OUTERMOST: dict[int, CodeType] = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.activations import Activations
 from lightning_gradwatch.measure.aside import stepping_aside
+from lightning_gradwatch.measure.audit import Audit, AuditedTracer
 from lightning_gradwatch.measure.batched import Batch
 from lightning_gradwatch.measure.collect import Collected, SiteSlots
 from lightning_gradwatch.measure.connections import Connections
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.layers import Layers
     from lightning_gradwatch.measure.sites import Site, Sites
+    from lightning_gradwatch.measure.unseen import Unseen
 
 
 class OptimizerStep:
@@ -73,6 +75,8 @@ class StepMeter:
         spacious: Sequence[nn.Module] = (),
         eager: bool = False,
         activations_only: bool = False,
+        unseen: Unseen,
+        audited: bool = False,
     ) -> None:
         self.faults = faults
         self.collected = Collected()
@@ -98,15 +102,18 @@ class StepMeter:
             batch=self._batch,
             tags=self._tags,
             names=names,
+            unseen=unseen,
         )
         self.takes_losses = True
-        self.tracer = Tracer(
-            layers=layers,
-            activations=self.activations,
-            tags=self._tags,
-            faults=faults,
-            before_backward=self._saw_backward,
-        )
+        self._audit = Audit(unseen) if audited else None
+        settings: dict[str, Any] = {
+            "layers": layers,
+            "activations": self.activations,
+            "tags": self._tags,
+            "faults": faults,
+            "before_backward": self._saw_backward,
+        }
+        self.tracer = Tracer(**settings) if self._audit is None else AuditedTracer(audit=self._audit, **settings)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -116,11 +123,22 @@ class StepMeter:
             with ExitStack() as stack:
                 if self._eager:
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
-                stack.enter_context(stepping_aside(self._spacious, self.tracer, eager=self._eager))
+                stack.enter_context(
+                    stepping_aside(self._spacious, self.tracer, eager=self._eager, untrained=self._runs_unseen)
+                )
                 yield
         finally:
             self.tracer.stop()
             self.end_pass()
+
+    def _runs_unseen(self, module: nn.Module) -> None:
+        with self.faults.guard("activations"):
+            self.activations.runs_unseen(module)
+
+    @property
+    def audited(self) -> bool:
+        """Whether its graphs are compared with the calls that were seen."""
+        return self._audit is not None
 
     def end_pass(self, loss: Any = None) -> None:
         """Close a forward pass; `loss` is what it computed and is about to be propagated back, where that is known."""
@@ -128,6 +146,9 @@ class StepMeter:
             self.activations.end_pass()
         with self.faults.guard("signal"):
             self._connections.end_pass(loss)
+        if self._audit is not None:
+            with self.faults.guard("activations"):
+                self._audit.check(loss)
 
     def _saw_backward(self, loss: Any) -> None:
         self.end_pass(loss)

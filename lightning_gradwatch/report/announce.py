@@ -7,6 +7,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.report.coverage import coverage_line
 from lightning_gradwatch.report.terminal import warning_text
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo
 
 _INTERNAL = ("lightning_gradwatch.", "lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.", "contextlib")
-_NAMED = 3
-"""Things not covered that the line at the start names; the run's description has them all."""
 
 _log = logging.getLogger("lightning_gradwatch")
 
@@ -46,22 +45,3 @@ def announce(info: RunInfo) -> None:
     if _log.level == logging.NOTSET:
         _log.setLevel(logging.INFO)
     _log.info(coverage_line(info))
-
-
-def coverage_line(info: RunInfo) -> str:
-    """Say in one line what is measured and what isn't, and why.
-
-    >>> from lightning_gradwatch.record import RunInfo
-    >>> coverage_line(RunInfo())
-    'GradWatch: 0 layers, 0 activation sites'
-    """
-    line = f"GradWatch: {_count(len(info.layers), 'layer')}, {_count(len(info.sites), 'activation site')}"
-    if info.coverage:
-        named = [f"`{entry.name}` ({entry.reason})" if entry.name else entry.reason for entry in info.coverage[:_NAMED]]
-        rest = len(info.coverage) - len(named)
-        line += "; not covered: " + ", ".join(named) + (f" and {rest} more" if rest else "")
-    return line
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

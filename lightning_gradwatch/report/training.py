@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.report.coverage import columns_text
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules.wording import counted, number, percent
@@ -35,9 +36,8 @@ def training_text(
     """Render a check: what was measured, the two answers, the findings, what wasn't judged, the outcome."""
     if not records or info is None:
         return "can't judge: nothing was measured, as no optimizer step was completed"
-    layers, sites = counted(len(info.layers), "layer"), counted(len(info.sites), "activation site")
     loss = f"; loss {number(records[0].loss)} at first, {number(records[-1].loss)} at last"
-    lines = _wrap(f"{counted(len(records), 'measured step')}, {layers}, {sites}{loss}", "", "  ")
+    lines = _wrap(f"{counted(len(records), 'measured step')}, {columns_text(info)}{loss}", "", "  ")
     lines += _wrap(f"Do gradients reach the first layer? {_reach(records, info, findings)}", "  ", "    ")
     lines += _wrap(f"Does a layer die? {_death(records, info, findings)}", "  ", "    ")
     for finding in sorted(findings, key=lambda each: -each.severity):

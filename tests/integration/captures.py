@@ -86,7 +86,9 @@ class Captures(pl.Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         fused = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         scale = scaler.get_scale() if fused else 1.0
-        step["norms"] |= by_layer(module, optimizer, lambda own: divided(norm(parameter.grad for parameter in own), scale))
+        step["norms"] |= by_layer(
+            module, optimizer, lambda own: divided(norm(parameter.grad for parameter in own), scale)
+        )
         step["rms"] |= by_layer(module, optimizer, lambda own: divided(rms(own), scale))
         before = {id(p): dense(p).clone().double() for group in optimizer.param_groups for p in group["params"]}
         step["lr"] = optimizer.param_groups[0]["lr"]

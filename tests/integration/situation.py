@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from integration.captures import Captures
 from integration.nets import batches, seed, trainer
@@ -18,6 +16,11 @@ from integration.traces import TracesEachBatch, traces
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, LayerState
 from lightning_gradwatch.measure import faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import pytorch_lightning as pl
 
 STEPS = 5
 
@@ -92,7 +95,9 @@ def fit(situation: Situation, folder: Any, *watch: GradWatch) -> Fitted:
         patch.chdir(folder)  # where loggers that are told "." write
         run = trainer(folder, looks, captures, *watch, *callbacks, **settings)
         run.fit(module, situation.data())
-    assert run.fit_loop.epoch_loop._batches_that_stepped == situation.steps, run.fit_loop.epoch_loop._batches_that_stepped
+    assert run.fit_loop.epoch_loop._batches_that_stepped == situation.steps, (
+        run.fit_loop.epoch_loop._batches_that_stepped
+    )
     return Fitted(
         end=_end(run, module),
         traces=traces(run, module),

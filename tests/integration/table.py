@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from integration.situations import activations, around, loop, parameters
+from integration.situations import activations, around, hidden, loop, parameters
 
-_PARTS = (loop, parameters, activations, around)
+_PARTS = (loop, parameters, activations, hidden, around)
 
 SITUATIONS = {name: row for part in _PARTS for name, row in part.SITUATIONS.items()}
 assert len(SITUATIONS) == sum(len(part.SITUATIONS) for part in _PARTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 from integration.captures import compare
 from integration.situation import differences, others, ours
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch
 
+
 class Boom(Exception):
     pass
 

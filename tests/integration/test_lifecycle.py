@@ -106,7 +106,9 @@ def test_other_loops_measure_nothing_and_write_nothing(loop, tmp_path):
     found = []
     for watch in ([], [GradWatch(every_n_steps=1)]):
         run = trainer(tmp_path, *watch)
-        found.append((getattr(run, loop)(module, batches(2), verbose=False) if loop != "predict" else None, traces(run, module)))
+        found.append(
+            (getattr(run, loop)(module, batches(2), verbose=False) if loop != "predict" else None, traces(run, module))
+        )
     assert found[0] == found[1]
     assert watch[0].records == ()
     assert watch[0].info is None

@@ -21,7 +21,7 @@ def traces(run, module):
     """Return everything a monitor could have put somewhere, by where."""
     found = {
         "modes": (_len_torch_function_stack(), _len_torch_dispatch_stack(), torch.is_grad_enabled()),
-        "saved tensor hooks": torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,  # noqa: FBT003 - torch's signature
+        "saved tensor hooks": torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
         "stance": torch._dynamo.eval_frame._stance.stance if "torch._dynamo" in __import__("sys").modules else None,
         "global hooks": [len(getattr(torch.nn.modules.module, kind)) for kind in GLOBAL_HOOKS],
         "strategy": sorted(vars(run.strategy)),

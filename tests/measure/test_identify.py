@@ -120,9 +120,7 @@ def test_what_is_not_an_activation_function_is_not_identified(func):
     assert identify(func, (torch.randn(3),), None) is None
 
 
-@pytest.mark.parametrize(
-    "args", [(), (None,), (torch.arange(3),), (torch.ones(3) > 0,), (torch.ones(3, dtype=torch.complex64),)]
-)
+@pytest.mark.parametrize("args", [(), (None,), (torch.arange(3),), (torch.ones(3) > 0,)])
 def test_an_input_without_a_float_tensor_is_not_identified(args):
     assert identify(torch.relu, args, {}) is None
 

@@ -143,7 +143,9 @@ SITUATIONS = {
     "adamw-fused": Situation(make=everything(adamw_fused), sites=EVERYTHING),
     "momentum": Situation(make=everything(momentum), sites=EVERYTHING),
     "vanishing": Situation(
-        make=lambda: Classifier(vanishing_net()), sites=tuple(f"net.{place}" for place in range(1, 27, 2)), zeros=("update_ratio",)
+        make=lambda: Classifier(vanishing_net()),
+        sites=tuple(f"net.{place}" for place in range(1, 27, 2)),
+        zeros=("update_ratio",),
     ),
     # -- precision
     "64-true": Situation(make=everything(adam), settings={"precision": "64-true"}, sites=EVERYTHING),
@@ -166,7 +168,7 @@ SITUATIONS = {
         settings={"plugins": scaled(2.0**27), "max_steps": 16},
         steps=16,
         sites=EVERYTHING,
-        states={name: NON_FINITE for name in ("net.first", "net.norm", "net.second", "net.gate", "net.last")},
+        states=dict.fromkeys(("net.first", "net.norm", "net.second", "net.gate", "net.last"), NON_FINITE),
     ),
     "fp16-scaler-manual": Situation(make=lambda: Manual(relu_net()), settings={"plugins": scaled()}, sites=SITES),
     # -- accumulation, clipping
@@ -206,7 +208,11 @@ SITUATIONS = {
     "manual": Situation(make=lambda: Manual(relu_net(), adam), sites=SITES),
     "manual-clipping": Situation(make=lambda: ClipsByHand(relu_net()), sites=SITES),
     "manual-accumulation": Situation(
-        make=lambda: StepsEverySecond(relu_net()), data=lambda: batches(4, shuffle=True), steps=10, records=5, sites=SITES
+        make=lambda: StepsEverySecond(relu_net()),
+        data=lambda: batches(4, shuffle=True),
+        steps=10,
+        records=5,
+        sites=SITES,
     ),
     "manual-closure": Situation(make=lambda: ClosesByHand(relu_net(), adam), sites=SITES),
     "manual-lbfgs": Situation(make=lambda: ClosesByHand(relu_net(), lbfgs), sites=SITES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from integration.nets import CLASSES, FEATURES, Classifier, FrozenEncoder, batches, relu_net
+from integration.nets import CLASSES, FEATURES, Classifier, FrozenEncoder, relu_net
 from integration.situation import Situation
 from integration.situations.loop import SITES, adam
 from pytorch_lightning.callbacks import BackboneFinetuning, BaseFinetuning
@@ -178,7 +178,10 @@ class Borrows(Classifier):
 
 
 def weight_norm():
-    first, second = parametrizations.weight_norm(nn.Linear(FEATURES, 8)), parametrizations.spectral_norm(nn.Linear(8, 8))
+    first, second = (
+        parametrizations.weight_norm(nn.Linear(FEATURES, 8)),
+        parametrizations.spectral_norm(nn.Linear(8, 8)),
+    )
     last = parametrizations.orthogonal(nn.Linear(8, CLASSES))
     return nn.Sequential(first, nn.ReLU(), second, nn.Tanh(), last)
 

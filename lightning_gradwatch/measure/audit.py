@@ -1,0 +1,141 @@
+"""Compares the autograd graph of a pass with the torch calls that were seen: what made a node without one was out of sight.
+
+Autograd numbers its nodes as it makes them, so a node belongs to the call during which its number was given. An activation
+function's node outside of any call comes from a scripted function or a C++ extension; inside of a call that is none,
+torch hides it there. A net shows this in its first measured step, so that is when it is looked for.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.function import BackwardCFunction
+
+from lightning_gradwatch.measure.functions import ACTIVATIONS
+from lightning_gradwatch.measure.identify import is_activation
+from lightning_gradwatch.measure.tags import Op, classify, tensors_in
+from lightning_gradwatch.measure.tracer import Tracer
+from lightning_gradwatch.measure.unseen import FUSED, OUTSIDE, Note, Unseen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch.autograd.graph import Node
+
+_CUSTOM = "a custom autograd function: what it does inside isn't followed"
+_SCRIPTED = "DifferentiableGraphBackward"
+_NODES = {f"{row.name.replace('_', '')}backward": row.name for row in ACTIVATIONS} | {
+    "prelukernelbackward": "prelu",
+    "rreluwithnoisebackward": "rrelu",
+}
+"""Activation functions by their node's name, in small letters and without its number."""
+_NUMBER = re.compile(r"[0-9]+$")
+
+
+class Audit:
+    """The torch calls of one step that made nodes, until the graphs of its passes were compared with them."""
+
+    def __init__(self, unseen: Unseen) -> None:
+        self._unseen = unseen
+        self._ends: list[int] = []
+        self._calls: list[tuple[int, Callable[..., Any] | None]] = []
+
+    def called(self, start: int, func: Callable[..., Any] | None) -> None:
+        """Note a call that has just ended; None for what we ourselves looked away from."""
+        end = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name
+        if end > start:
+            self._ends.append(end)
+            self._calls.append((start, func))
+
+    def check(self, loss: Any) -> None:
+        """Look for nodes of activation functions that no call of one made."""
+        outside = []
+        for node in _nodes(loss):
+            if isinstance(node, BackwardCFunction):
+                self._note_custom(type(node))
+                continue
+            name = node.name()
+            if name.endswith(_SCRIPTED):
+                outside.append("…")
+            elif (function := _NODES.get(_NUMBER.sub("", name).lower())) is not None:
+                maker = self._maker(node)
+                if maker is None:
+                    outside.append(function)
+                else:
+                    self._note_inside(maker, function)
+        if outside:
+            what = ", ".join(dict.fromkeys(outside))
+            reason = f"made out of sight of torch's calls, by a scripted function or a C++ extension: {what}"
+            self._unseen.note(OUTSIDE, Note("", reason, len(outside)))
+
+    def _maker(self, node: Node) -> tuple[Callable[..., Any] | None] | None:
+        number = node._sequence_nr()  # noqa: SLF001 - it has no public name
+        place = bisect_right(self._ends, number)
+        if place == len(self._ends) or self._calls[place][0] > number:
+            return None
+        return (self._calls[place][1],)
+
+    def _note_inside(self, maker: tuple[Callable[..., Any] | None], function: str) -> None:
+        (func,) = maker
+        if func is None or is_activation(func) or classify(func) in (Op.GRAD, Op.BACKWARD):
+            return
+        name = getattr(func, "__name__", "")
+        if name in FUSED or "loss" in name or "cross_entropy" in name:
+            return
+        self._unseen.note(func, Note(f":{name}", f"{name} is one call: its {function} isn't seen", 1))
+
+    def _note_custom(self, node: type) -> None:
+        function: type = getattr(node, "_forward_cls", node)
+        if not f"{function.__module__}.".startswith("torch."):
+            self._unseen.note(function, Note(function.__qualname__, _CUSTOM, 0))
+
+
+class AuditedTracer(Tracer):
+    """A tracer that also tells an audit which call made which nodes."""
+
+    def __init__(self, *, audit: Audit, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._audit = audit
+        self._paused_at = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run a torch call, as `Tracer` does."""
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
+        start = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        finally:
+            self._audit.called(start, func)
+
+    def pause(self) -> None:
+        """Look away; what is made meanwhile isn't held against anyone."""
+        super().pause()
+        self._paused_at = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+
+    def resume(self) -> None:
+        """Look again."""
+        super().resume()
+        self._audit.called(self._paused_at, None)
+
+
+def _nodes(loss: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph, from its loss on."""
+    waiting: list[Node] = [tensor.grad_fn for tensor in tensors_in((loss,)) if tensor.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for earlier, _ in node.next_functions:
+            if earlier is not None and earlier not in seen:
+                seen.add(earlier)
+                waiting.append(earlier)

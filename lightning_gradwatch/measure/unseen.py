@@ -1,0 +1,110 @@
+"""What the passes of a run ran into that isn't measured: noted once a place, told once, in the run's coverage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from lightning_gradwatch.measure.collect import SiteSlots
+    from lightning_gradwatch.measure.location import Location
+    from lightning_gradwatch.measure.sites import Site
+
+FUSED: Mapping[str, str] = {
+    "lstm": "the gates inside torch's fused LSTM aren't seen; its parameters are",
+    "gru": "the gates inside torch's fused GRU aren't seen; its parameters are",
+    "rnn_tanh": "the tanh inside torch's fused RNN isn't seen; its parameters are",
+    "rnn_relu": "the ReLU inside torch's fused RNN isn't seen; its parameters are",
+    "lstm_cell": "the gates inside torch's LSTM cell aren't seen; its parameters are",
+    "gru_cell": "the gates inside torch's GRU cell aren't seen; its parameters are",
+    "rnn_tanh_cell": "the tanh inside torch's RNN cell isn't seen; its parameters are",
+    "rnn_relu_cell": "the ReLU inside torch's RNN cell isn't seen; its parameters are",
+    "scaled_dot_product_attention": "scaled_dot_product_attention is fused: its softmax isn't seen",
+    "multi_head_attention_forward": "multi_head_attention_forward is one call: its softmax isn't seen",
+}
+"""Torch calls that hold activation functions which can't be looked into, by name."""
+
+OUTSIDE = "outside"
+"""Key of the note about what no torch call made."""
+UNTRAINED = "nothing before it is trained: there is no signal"
+_ALONE = {
+    "checkpoint": "inside a reentrant checkpoint: its signal isn't measured; pass use_reentrant=False",
+    "function": "inside a custom autograd function: its signal isn't measured",
+}
+_ENTANGLED = "its signal can't be told from others in the autograd graph"
+_NOT_PASSED = "no backward pass goes through it"
+
+
+class Note(NamedTuple):
+    """One thing that isn't measured."""
+
+    name: str
+    reason: str
+    sites: int
+    """Known activation sites that it stands for."""
+    location: Location | None = None
+
+
+def out_of_reach(z: Tensor) -> str:
+    """Say why the units of an activation function's argument can't be counted; ``""`` where they can."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(z):  # noqa: SLF001 - it has no public name
+        return "inside vmap or another function transform: it isn't seen"
+    if z.is_nested:
+        return "its argument is a nested tensor: it isn't measured"
+    if z.layout is not torch.strided:
+        return "its argument is a sparse tensor: it isn't measured"
+    return "its argument is complex: it isn't measured" if z.is_complex() else ""
+
+
+class Unseen:
+    """The notes of a run."""
+
+    def __init__(self) -> None:
+        self._notes: dict[Hashable, Note] = {}
+        self._passed: set[Site] = set()
+        """Sites that had a signal once."""
+        self.alone: dict[Site, Literal["checkpoint", "function"]] = {}
+        """Sites inside an autograd function that has a backward of its own."""
+        self.changes = 0
+        """How often something was added or taken back, for whoever has described the run already."""
+
+    def __iter__(self) -> Iterator[Note]:
+        return iter(self._notes.values())
+
+    @property
+    def outside(self) -> Note | None:
+        """The note about what no torch call made."""
+        return self._notes.get(OUTSIDE)
+
+    def note(self, key: Hashable, note: Note) -> None:
+        """Add a note, once a key."""
+        if key not in self._notes:
+            self._notes[key] = note
+            self.changes += 1
+
+    def call(self, location: Location, function: str, reason: str) -> None:
+        """Note an activation function, or a torch call that holds one, at its place."""
+        inside = location.place is None or location.leaf
+        name = location.module if inside and location.module else f"{location.module}:{function}"
+        self.note((location, function), Note(name, reason, 1, location))
+
+    def take_signals(self, slots: Iterable[SiteSlots]) -> None:
+        """Note the sites without a signal in a step that had a backward pass, until they have one."""
+        for slot in slots:
+            site = slot.site
+            if site in self._passed or not site.name:
+                continue
+            if slot.signal and slot.sums.signal_complete:
+                self._passed.add(site)
+                if self._notes.pop(site, None) is not None:
+                    self.changes += 1
+            elif site in self.alone:
+                self.note(site, Note(site.name, _ALONE[self.alone[site]], 0))
+            else:
+                reason = _NOT_PASSED if slot.sums.signal_complete else _ENTANGLED
+                self.note(site, Note(site.name, reason, 0))
