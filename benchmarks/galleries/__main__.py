@@ -1,6 +1,6 @@
 """Train the galleries and judge the judge.
 
-    python -m benchmarks.galleries [--only PATTERN] [--seeds 5] [--runs FOLDER] [--judge-only] [--remedies] [--jobs 2]
+    python -m benchmarks.galleries [--only PATTERN] [--seeds 5] [--runs FOLDER] [--judge-only | --resume] [--remedies] [--jobs 2]
 
 Ill nets that should be warned of, for the right reason and soon; healthy nets that should not. Each is trained by a real
 Trainer with GradWatch() in its defaults, at five seeds; what a run is, its outcome says and not its name. The rules of
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", metavar="N", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1))
     parser.add_argument("--runs", metavar="FOLDER", type=Path, help="where runs are written, or read by --judge-only")
     parser.add_argument("--judge-only", action="store_true", help="judge the runs that are in FOLDER, train nothing")
+    parser.add_argument("--resume", action="store_true", help="train only what isn't in FOLDER yet")
     parser.add_argument("--remedies", action="store_true", help="apply what is recommended to ill runs and train again")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that train")
     options = parser.parse_args(arguments)
@@ -58,7 +59,7 @@ def _judge(names: Sequence[str], options: argparse.Namespace, runs: Path) -> Non
     seeds = SEEDS[: options.seeds]
     started = time.monotonic()
     if not options.judge_only:
-        run_all([CASES[name] for name in names], seeds, runs, jobs=options.jobs)
+        run_all([CASES[name] for name in names], seeds, runs, jobs=options.jobs, resume=options.resume)
     judged = judge_all(names, seeds, runs)
     _print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}; seeds {seeds}\n")
     _print("## Cases\n", case_table(judged))

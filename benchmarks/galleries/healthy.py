@@ -57,11 +57,11 @@ SMALL_DATA = family(
 
 CONVERGED = family(
     "converged",
-    ("digits-adam", DIGITS, dense(3, "ReLU"), replace(ADAM, steps=1500)),
-    ("digits-sgd", DIGITS, dense(4, "Tanh", XAVIER), replace(SGD, steps=1500)),
-    ("iris-adam", IRIS, dense(2, "ReLU", width=32), replace(QUICK, steps=2000)),
-    ("wine-momentum", WINE, dense(3, "LeakyReLU", width=32), replace(MOMENTUM, steps=2000)),
-    ("confident-sigmoid", CANCER, dense(2, "ReLU", width=32, output="Sigmoid"), replace(QUICK, steps=1500, loss="bce")),
+    ("digits-adam", DIGITS, dense(3, "ReLU"), replace(ADAM, steps=1000)),
+    ("digits-sgd", DIGITS, dense(4, "Tanh", XAVIER), replace(SGD, steps=1000)),
+    ("iris-adam", IRIS, dense(2, "ReLU", width=32), replace(QUICK, steps=1500)),
+    ("wine-momentum", WINE, dense(3, "LeakyReLU", width=32), replace(MOMENTUM, steps=1500)),
+    ("confident-sigmoid", CANCER, dense(2, "ReLU", width=32, output="Sigmoid"), replace(QUICK, steps=1000, loss="bce")),
 )
 
 NORMALISED = family(
@@ -131,7 +131,7 @@ SHAPES = family(
 
 LOOPS = family(
     "loops",
-    ("batch-of-2", DIGITS, dense(3, "ReLU"), Training(rate=0.01, batch=2, steps=1500)),
+    ("batch-of-2", DIGITS, dense(3, "ReLU"), Training(rate=0.01, batch=2, steps=1000)),
     ("batch-of-4-adam", WINE, dense(2, "ReLU", width=32), Training(optimizer="Adam", rate=0.001, batch=4, steps=800)),
     ("warm-up-sgd", DIGITS, dense(4, "ReLU"), replace(SGD, schedule="warmup")),
     ("cosine", DIGITS, dense(4, "ReLU"), replace(MOMENTUM, schedule="cosine")),

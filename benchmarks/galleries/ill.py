@@ -7,6 +7,8 @@ takes the signal, the learning rate where the same net learns with another one.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.galleries.shorthand import (
     ADAM,
     CANCER,
@@ -31,13 +33,18 @@ VANISHING_ACTIVATION = family(
     ("sigmoid-8-sgd", DIGITS, dense(8, "Sigmoid", XAVIER), SGD),
     ("sigmoid-12-momentum", DIGITS, dense(12, "Sigmoid", XAVIER), MOMENTUM),
     ("sigmoid-12-adam", DIGITS, dense(12, "Sigmoid", XAVIER), ADAM),
-    ("sigmoid-30-adam", DIGITS, dense(30, "Sigmoid", XAVIER), ADAM),
-    ("sigmoid-50-sgd", DIGITS, dense(50, "Sigmoid", XAVIER), SGD),
+    ("sigmoid-30-adam", DIGITS, dense(30, "Sigmoid", XAVIER), replace(ADAM, steps=200)),
+    ("sigmoid-50-sgd", DIGITS, dense(50, "Sigmoid", XAVIER), replace(SGD, steps=200)),
     ("sigmoid-6-cancer", CANCER, dense(6, "Sigmoid", XAVIER, 32), SGD),
     ("sigmoid-8-iris", IRIS, dense(8, "Sigmoid", XAVIER, 16), MOMENTUM),
     ("sigmoid-8-diabetes", DIABETES, dense(8, "Sigmoid", XAVIER, 32), SGD),
     ("tanhshrink-8-wine", WINE, dense(8, "Tanhshrink", XAVIER, 32), SGD),
-    ("sigmoid-conv", DIGITS, Conv(widths=(8,) * 8, activation="Sigmoid", start=XAVIER, pooled=(3,)), MOMENTUM),
+    (
+        "sigmoid-conv",
+        DIGITS,
+        Conv(widths=(8,) * 8, activation="Sigmoid", start=XAVIER, pooled=(3,)),
+        replace(MOMENTUM, steps=200),
+    ),
     ("sigmoid-unrolled", DIGITS, Unrolled(width=32, activation="Sigmoid"), SGD),
     ("hardsigmoid-10", DIGITS, dense(10, "Hardsigmoid", XAVIER), SGD),
     roots=("GW101",),
@@ -47,7 +54,7 @@ VANISHING_START = family(
     "vanishing-start",
     ("tanh-20-default-sgd", DIGITS, dense(20, "Tanh", None), SGD),
     ("relu-10-default-sgd", DIGITS, dense(10, "ReLU", None), SGD),
-    ("relu-30-default-adam", DIGITS, dense(30, "ReLU", None), ADAM),
+    ("relu-30-default-adam", DIGITS, dense(30, "ReLU", None), replace(ADAM, steps=200)),
     ("tanh-8-small-sgd", DIGITS, dense(8, "Tanh", SMALL), SGD),
     ("relu-8-small-adam", DIGITS, dense(8, "ReLU", SMALL), ADAM),
     ("relu-6-small-wine", WINE, dense(6, "ReLU", SMALL, 32), SGD),
@@ -59,10 +66,10 @@ VANISHING_START = family(
         "conv-10-default",
         DIGITS,
         Conv(widths=(8,) * 10, start=None, pooled=(3, 6)),
-        Training(rate=0.05, options={"momentum": 0.9}, steps=300),
+        Training(rate=0.05, options={"momentum": 0.9}, steps=200),
     ),
     ("relu-12-default-diabetes", DIABETES, dense(12, "ReLU", None, 32), SGD),
-    ("tanh-50-default-adam", DIGITS, dense(50, "Tanh", None), ADAM),
+    ("tanh-50-default-adam", DIGITS, dense(50, "Tanh", None), replace(ADAM, steps=200)),
     roots=("GW401", "GW101"),
 )
 

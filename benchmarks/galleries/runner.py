@@ -90,9 +90,14 @@ def run(case: Case, seed: int, runs: Path) -> Result:
     return result
 
 
-def run_all(cases: Sequence[Case], seeds: Sequence[int], runs: Path, *, jobs: int) -> None:
-    """Train all cases at all seeds, on so many processes."""
-    wanted = [(case.name, seed, runs) for case in cases for seed in seeds]
+def run_all(cases: Sequence[Case], seeds: Sequence[int], runs: Path, *, jobs: int, resume: bool = False) -> None:
+    """Train all cases at all seeds, on so many processes; with `resume` those only that aren't there yet."""
+    wanted = [
+        (case.name, seed, runs)
+        for seed in seeds
+        for case in cases
+        if not (resume and (run_folder(runs, case.name, seed) / _RESULT).exists())
+    ]
     if jobs == 1:
         _follow((_run_named(*each) for each in wanted), len(wanted))
         return

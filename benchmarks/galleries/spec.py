@@ -144,7 +144,7 @@ class Training:
     rate: float = 0.1
     options: Mapping[str, float] = field(default_factory=dict)
     """Further arguments of the optimizer."""
-    steps: int = 400
+    steps: int = 300
     """Optimizer steps."""
     batch: int = 64
     loss: str = ""
