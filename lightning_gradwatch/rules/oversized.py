@@ -13,7 +13,7 @@ import numpy as np
 from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import layer_values, layers_where
+from lightning_gradwatch.rules.readings import layer_values, names_where
 from lightning_gradwatch.rules.starting import default_rms
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
@@ -105,7 +105,7 @@ class OversizedUpdate(Rule):
         value = float(ratios[worst])
         most = bool(2 * np.count_nonzero(due) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
         seen = _Seen(
-            names=layers_where(info, due),
+            names=names_where(info.layer_names, due),
             worst=info.layers[worst].name,
             value=value,
             at_first=state["at_first"],

@@ -13,7 +13,7 @@ from lightning_gradwatch.record import LayerState
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
-from lightning_gradwatch.rules.readings import hidden_sites, layer_values, layers_where
+from lightning_gradwatch.rules.readings import hidden_sites, layer_values, names_where
 from lightning_gradwatch.rules.starting import default_rms, starting_remedy
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
@@ -137,7 +137,7 @@ class StalledUpdate(Rule):
     def _stalled(self, reading: _Reading, due: Mask, since: int, trend: LossTrend) -> Sighting:
         """Tell of layers that are behind the others."""
         record, info = reading.record, reading.info
-        names = layers_where(info, due)
+        names = names_where(info.layer_names, due)
         value = float(np.min(reading.ratios, initial=np.inf, where=due))
 
         def write() -> Sentences:
@@ -156,7 +156,7 @@ class StalledUpdate(Rule):
     def _slow(self, reading: _Reading, due: Mask, since: int, trend: LossTrend) -> Sighting:
         """Tell of a net that doesn't move."""
         record, info = reading.record, reading.info
-        names = layers_where(info, due)
+        names = names_where(info.layer_names, due)
         value = reading.top
 
         def write() -> Sentences:
