@@ -83,7 +83,7 @@ def test_tanh_nets_go_from_order_to_chaos_where_mean_field_theory_says(weight_va
         nn.init.normal_(layer.bias, std=math.sqrt(bias_variance))
 
     reading = gain_a_layer(
-        lambda: stack(nn.Tanh, initialize, width=300, bias=True),
+        lambda: stack(nn.Tanh, initialize, width=300, depth=24, bias=True),
         input_std=math.sqrt((variance - bias_variance) / weight_variance),  # so that z starts at its fixed point
     )
     agrees(f"tanh, weight variance {weight_variance:g} / n, √χ1", reading, gain, percent(2))
