@@ -1,0 +1,44 @@
+"""The unit that a loss is measured in changes no verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.galleries.cases import CASES
+from benchmarks.galleries.training import prepare, quiet, train
+from lightning_gradwatch import GradWatch
+
+SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e6)
+NAMES = [
+    "vanishing-activation/sigmoid-8-iris",
+    "vanishing-start/relu-6-small-wine",
+    "exploding/relu-8-unit-normal-wine",
+    "dying/bias-4",
+    "saturation/softsign-wine-raw",
+    "rate-small/wine-momentum",
+    "cut/spirals",
+    "plain/relu-6-sgd",
+    "small-data/cancer",
+    "small-data/wine",
+    "converged/wine-momentum",
+]
+
+
+def verdicts(case, scale):
+    training = replace(case.training, optimizer="SGD", rate=case.training.rate / scale, loss_scale=scale)
+    watch = GradWatch()
+    with quiet():
+        train(prepare(replace(case, training=training), seed=0), [watch], logger=False)
+    assert not watch._faults.reasons
+    return [(finding.code, finding.severity, finding.layers) for finding in watch.findings]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scale_of_the_loss_changes_no_verdict(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    case = replace(CASES[name], training=replace(CASES[name].training, steps=150))
+    plain = verdicts(case, 1.0)
+    assert {scale: verdicts(case, scale) for scale in SCALES} == dict.fromkeys(SCALES, plain)
