@@ -2,122 +2,189 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.readings import hidden_sites, site_values, weight_layers
-from lightning_gradwatch.rules.wording import listed, number
+from lightning_gradwatch.rules.readings import hidden_sites, site_values
+from lightning_gradwatch.rules.remedies import Prescription
+from lightning_gradwatch.rules.wording import listed
+from lightning_gradwatch.rules.zeros import blocking_cause, blocking_sites, underflow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lightning_gradwatch.record import RunInfo, StepRecord
 
-_SMALLEST = {"16": 6e-8, "bf16": 9.2e-41, "32": 1.4e-45, "64": 4.9e-324}
-_NEAR_UNDERFLOW = 1e8  # a signal this close above the smallest number of its format is lost within a few layers
+_SOFTMAX = {"softmax", "log_softmax"}
 
 
-def unreached_cause(kind: str, record: StepRecord, info: RunInfo, names: Sequence[str]) -> tuple[str, Remedy]:
-    """Return cause and remedy for layers that get no gradient; `kind` is none, zero or unused."""
-    if kind == "unused":
+class Unreached(NamedTuple):
+    """Layers that get no gradient."""
+
+    kind: str
+    """``none``, ``zero`` or ``unused``."""
+    names: tuple[str, ...]
+    since: int
+    """First step without one."""
+
+
+def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str, Remedy]:
+    """Return cause and remedy for layers that get no gradient."""
+    names = unreached.names
+    if unreached.kind == "unused":
         return (
             "The forward pass wasn't seen to use it (a compiled one can't be seen), so most likely the loss doesn't depend on it.",
             Remedy(
                 f"If that is meant, nothing; else call {listed(names)} in forward, or remove it.",
-                (Action("use_or_remove", tuple(names)),),
+                (Action("use_or_remove", names),),
             ),
         )
-    if kind == "none":
-        return (
-            "The forward pass uses it, and the loss doesn't depend on it: the graph is cut between this layer and the loss.",
-            Remedy(
-                "Look between this layer and the loss for detach(), .data, .item(), torch.no_grad(), argmax, a new tensor made "
-                "from values, or a branch that the loss leaves out.",
-                (Action("reconnect_graph", tuple(names)),),
-            ),
-        )
-    return _dead(record, info) or _underflow(record, info) or _unknown(record, info)
-
-
-def _dead(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
-    dead = site_values(record, info, "dead_fraction")
-    inactive = site_values(record, info, "inactive_share")
-    blocking = [
-        site
-        for column, site in hidden_sites(info)
-        if dead[column] == 1 or (inactive[column] == 1 and look_up(site.function).flat_zero)
-    ]
-    if not blocking:
-        return None
-    targets = tuple(site.name for site in blocking)
-    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in blocking))
-    where = f"{functions} at {listed(targets, 'site')}"
-    cause = (
-        f"Dead layer: each unit of {where} is inactive in every observation, so its derivative is exactly 0 and nothing passes "
-        "back through it (GW201)."
-    )
+    if unreached.kind == "none":
+        return _detached(names, record, info)
     return (
-        cause,
+        _softmax_of_one(names, info)
+        or _dead(unreached, record, info)
+        or _underflow(record, info)
+        or _flat(record, info)
+        or _half(record, info)
+        or _unknown()
+    )
+
+
+def _detached(names: tuple[str, ...], record: StepRecord, info: RunInfo) -> tuple[str, Remedy]:
+    """Say between which layers the graph is cut."""
+    last = info.layer_names.index(names[-1])
+    reached = [name for column, name in enumerate(info.layer_names) if record.layer_state[column] == LayerState.OK]
+    behind = next((name for name in info.layer_names[last + 1 :] if name in reached), "")
+    where = f"between {names[-1]} and {behind}, which has a gradient" if behind else "between this layer and the loss"
+    return (
+        f"The forward pass uses it, and the loss doesn't depend on it: the graph is cut {where}.",
         Remedy(
-            f"Replace {where} by LeakyReLU or ELU, initialise the weights with kaiming_normal_ and the biases with 0, and lower "
-            "the learning rate if the layer died during training.",
-            (
-                Action("replace_activation", targets, (("with", "LeakyReLU"),)),
-                Action("initialize", tuple(weight_layers(info)), (("method", "kaiming_normal_"), ("bias", 0.0))),
-                Action("set_learning_rate", (), (("factor", 0.1),)),
-            ),
+            f"Look {where} for detach(), .data, .item(), torch.no_grad(), argmax, a new tensor made from values, or a branch "
+            "that the loss leaves out.",
+            (Action("reconnect_graph", names),),
         ),
     )
+
+
+def _softmax_of_one(names: tuple[str, ...], info: RunInfo) -> tuple[str, Remedy] | None:
+    softmax = next((site.name for site in info.sites if site.role == "output" and site.function in _SOFTMAX), None)
+    if softmax is None or not info.weight_columns:
+        return None
+    last = info.layers[info.weight_columns[-1]]
+    if last.name not in names or last.shapes[0][0] != 1:
+        return None
+    return (
+        (
+            f"Softmax over a single unit: {softmax} follows {last.name}, which has one output, so it is 1 whatever the net does "
+            "and its derivative is exactly 0."
+        ),
+        Remedy(
+            "Replace the softmax by Sigmoid, with binary_cross_entropy; or give the last layer an output a class.",
+            (Action("replace_output", (), (("with", "Sigmoid"),)),),
+        ),
+    )
+
+
+def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
+    blocking = blocking_sites(record, info)
+    if not blocking:
+        return None
+    cure = Prescription(info)
+    cure.replace(blocking, "LeakyReLU")
+    cure.initialize()
+    if unreached.since > 0:
+        cure.slow_down(float("nan"))
+    cure.deepen()
+    died = (
+        f" It had a gradient before step {unreached.since}, so most likely a step that was too large killed it."
+        if unreached.since > 0
+        else ""
+    )
+    return blocking_cause(blocking) + died, cure.remedy()
 
 
 def _underflow(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     """See a signal that is tiny where it was last above zero, and zero before."""
+    ended = underflow(record, info)
+    if ended is None:
+        return None
     signal = site_values(record, info, "signal_norm")
-    hidden = hidden_sites(info)
-    positive = [(float(signal[column]), site) for column, site in hidden if signal[column] > 0]
-    zero = [site for column, site in hidden if signal[column] == 0]
-    if not positive or not zero:
+    columns = np.array([column for column, _ in hidden_sites(info) if signal[column] >= 0], dtype=np.intp)
+    found = diagnose(record, info, columns, float("nan"))
+    unscaled = _wider(info) if info.precision.startswith("16") and record.gradient_scale == 1 else None
+    if unscaled is not None and found.gains is None:
+        return ended.sentence(), unscaled  # it doesn't fade: it is small from the start
+    remedy = fading_remedy(info, found)
+    if unscaled is not None:
+        remedy = Remedy(f"{remedy.text} {unscaled.text}", remedy.actions + unscaled.actions)
+    return f"{ended.sentence()} It vanishes step by step (GW101); no layer is dead. {fading_cause(found)}", remedy
+
+
+def _half(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
+    """See half precision without a scale, where even the last layer has no gradient."""
+    weights = list(info.weight_columns)
+    if not info.precision.startswith("16") or record.gradient_scale != 1 or not weights:
         return None
-    smallest, last = min(positive, key=lambda pair: pair[0])
-    limit = _SMALLEST.get(info.precision.partition("-")[0], _SMALLEST["32"])
-    if smallest > limit * _NEAR_UNDERFLOW:
+    if record.layer_state[weights[-1]] != LayerState.ZERO:
         return None
-    sites = tuple(site.name for _, site in hidden)
-    cause = (
-        f"Underflow of the number format: the gradient signal shrinks to {number(smallest)} at {last.name}, and before it is "
-        f"below the smallest number of {info.precision} ({number(limit)}), so it reads exactly 0. It vanishes step by "
-        "step (GW101); no layer is dead."
-    )
     return (
-        cause,
-        Remedy(
-            "Mend the vanishing first: ReLU, LeakyReLU or ELU with kaiming_normal_, skip connections, normalisation. In half "
-            "precision, use a gradient scaler or bf16.",
-            (
-                Action("replace_activation", sites, (("with", "ReLU"),)),
-                Action("initialize", tuple(weight_layers(info)), (("method", "kaiming_normal_"),)),
-                Action("add_skip_connections", sites),
-            ),
+        (
+            f"Underflow of the number format: the gradient is exactly 0 up to the last layer, in {info.precision}, whose "
+            "smallest number is 6e-8, and without a gradient scaler."
         ),
+        _wider(info),
     )
 
 
-def _unknown(record: StepRecord, info: RunInfo) -> tuple[str, Remedy]:
-    inactive = site_values(record, info, "inactive_share")
-    flat = tuple(site.name for column, site in hidden_sites(info) if inactive[column] == 1)
-    hint = (
-        f" Every observation at {listed(flat, 'site')} is on a flat side, where the derivative rounds to 0."
-        if flat
-        else ""
-    )
-    cause = (
-        f"The gradient is there and exactly 0; the measured sites show neither a dead layer nor underflow.{hint} Usual causes: "
-        "softmax over a single unit, a clamp outside its range, a factor of exactly 0 (an output layer or branch that starts "
-        "at zero and doesn't learn), a rounding operation."
-    )
+def _wider(info: RunInfo) -> Remedy:
+    if info.precision == "16-mixed":
+        return Remedy("Scale the loss with a gradient scaler, or use bf16-mixed.", (Action("use_gradient_scaler"),))
+    return Remedy("Use bf16-mixed, or 32-true.", (Action("set_precision", (), (("to", "bf16-mixed"),)),))
+
+
+def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
+    """See units so far out that the derivative, which isn't 0, rounds to it."""
+    inactive, signal = site_values(record, info, "inactive_share"), site_values(record, info, "signal_norm")
+    middle = [site for column, site in hidden_sites(info) if signal[column] == 0 and look_up(site.function).flat_middle]
+    if middle:
+        cure = Prescription(info)
+        cure.replace(middle, "ReLU")
+        cure.initialize()
+        cure.deepen()
+        functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in middle))
+        where = listed([site.name for site in middle], "site")
+        return (
+            f"The derivative of {functions}, at {where}, is 0 at 0: of what is small it passes on next to nothing in either "
+            "direction, so after some layers nothing is left."
+        ), cure.remedy()
+    flat = [site for column, site in hidden_sites(info) if inactive[column] == 1]
+    if not flat:
+        return None
+    cure = Prescription(info)
+    cure.replace([site for site in flat if look_up(site.function).steepest < 1], "ReLU")
+    cure.initialize()
+    cure.normalize_inputs()
+    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in flat))
     return (
-        cause,
+        (
+            f"Every observation of {functions} at {listed([site.name for site in flat], 'site')} is on a flat side, so far out "
+            "that the derivative rounds to 0 (GW202)."
+        ),
+        cure.remedy(),
+    )
+
+
+def _unknown() -> tuple[str, Remedy]:
+    return (
+        (
+            "The gradient is there and exactly 0; the measured sites show neither a dead layer nor underflow. Usual causes: a "
+            "clamp outside its range, a factor of exactly 0 (an output layer or branch that starts at zero and doesn't learn), "
+            "a rounding operation, a softmax over a single unit."
+        ),
         Remedy(
             "Follow the gradient from the loss: the first tensor with a gradient of 0 names the operation.",
             (Action("trace_gradient"),),

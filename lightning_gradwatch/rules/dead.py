@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lightning_gradwatch.findings import Action, DeadUnitsWarning, Remedy, Severity
+from lightning_gradwatch.findings import DeadUnitsWarning, Severity
+from lightning_gradwatch.rules.drift import Drift, drift, note_reading, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, names_where, weight_layers, why_no_fraction
+from lightning_gradwatch.rules.readings import hidden_values, names_where, why_no_fraction
+from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
+    from lightning_gradwatch.findings import Remedy
     from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
 
@@ -76,11 +79,13 @@ class DeadUnits(Rule):
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
         note_loss(state.setdefault("loss", {}), record)
+        note_update(state, record, info)
         fractions = hidden_values(record, info, "dead_fraction")
         if fractions is None:
             return Verdict(unjudged=why_no_fraction(record, info, "dead"))
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
+        note_reading(state, wrong=bool(np.count_nonzero(fractions >= self.inform)))
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not np.count_nonzero(fractions >= self.inform):
             return HEALTHY
@@ -109,6 +114,7 @@ class DeadUnits(Rule):
                 severity=severity,
                 since=first_step(held, due[level], level),
                 trend=trend,
+                how=drift(state),
             )
             state["reported"] = max(state.get("reported", -1), int(severity))
         pending = bool(np.count_nonzero(count[state.get("reported", -1) + 1 :] * measured))
@@ -128,6 +134,7 @@ class DeadUnits(Rule):
         severity: Severity,
         since: int,
         trend: LossTrend,
+        how: Drift,
     ) -> Sighting:
         names = names_where(info.site_names, due)
         worst = int(np.argmax(np.where(due, fractions, -1)))
@@ -136,8 +143,8 @@ class DeadUnits(Rule):
         def write() -> Sentences:
             sites = [info.sites[column] for column in np.flatnonzero(due)]
             return Sentences(
-                cause=_cause(value, sites),
-                remedy=_remedy(info, sites),
+                cause=_cause(value, sites, how),
+                remedy=_remedy(info, sites, how),
                 message=self._message(info.sites[worst].name, value, names, trend),
             )
 
@@ -163,25 +170,26 @@ class DeadUnits(Rule):
         )
 
 
-def _cause(value: float, sites: list[SiteInfo]) -> str:
+def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+    if how.thrown:
+        why = how.sentence()
+    else:
+        why = "They have been so since the first full window: biases or weights start them there, or inputs that aren't scaled."
     whole = " Nothing before such a layer gets a gradient through it (GW104)." if value == 1 else ""
     return (
-        f"The inputs of these {functions} units stay on the side where the derivative is exactly 0, whatever the data: often "
-        f"after a step with too high a learning rate, or through strongly negative biases.{whole}"
+        f"The inputs of these {functions} units stay on the side where the derivative is exactly 0, whatever the data. {why}"
+        f"{whole}"
     )
 
 
-def _remedy(info: RunInfo, sites: list[SiteInfo]) -> Remedy:
-    names = tuple(site.name for site in sites)
-    return Remedy(
-        text=(
-            f"Replace the function at {listed(names, 'site')} by LeakyReLU, ELU or GELU; lower the learning rate or warm it up; "
-            "initialise the weights with kaiming_normal_ and the biases with 0."
-        ),
-        actions=(
-            Action("replace_activation", names, (("with", "LeakyReLU"),)),
-            Action("set_learning_rate", (), (("factor", 0.1),)),
-            Action("initialize", tuple(weight_layers(info)), (("method", "kaiming_normal_"), ("bias", 0.0))),
-        ),
-    )
+def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
+    cure = Prescription(info)
+    cure.replace(sites, "LeakyReLU")
+    cure.initialize()
+    if sites[0] is info.sites[info.hidden_columns[0]] and look_up(sites[0].function).two_sided:
+        cure.normalize_inputs()
+    if how.thrown:
+        cure.slow_down(how.update)
+    cure.deepen()
+    return cure.remedy()

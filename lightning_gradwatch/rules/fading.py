@@ -1,78 +1,214 @@
-"""Why a signal fades from layer to layer, and what restores it, told from the activation functions."""
+"""Why a signal fades from layer to layer, and what restores it: functions, weights, or both, with their numbers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from lightning_gradwatch.findings import Action, Remedy
+import numpy as np
+
+from lightning_gradwatch.rules.attribution import Attribution, attribute
 from lightning_gradwatch.rules.functions import Function, look_up
-from lightning_gradwatch.rules.wording import counted, listed, number, percent
+from lightning_gradwatch.rules.readings import hidden_sites, site_values
+from lightning_gradwatch.rules.remedies import Prescription
+from lightning_gradwatch.rules.wording import listed, number, percent
+from lightning_gradwatch.rules.zeros import blocking_cause, blocking_sites
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.record import SiteInfo
+    import numpy.typing as npt
+
+    from lightning_gradwatch.findings import Remedy
+    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
+
+    Places: TypeAlias = npt.NDArray[np.intp]
 
 _BOUNDS = {0.25: "1/4", 1 / 6: "1/6"}
-_MOSTLY_SATURATED = 0.5
-_DEEP_SITES = 20
+_MOSTLY = 0.5
+_BLAMED_SHARE = 0.25
+_FLAT_SHARE = 0.5  # of what a function usually passes back: below it, its inputs lie where it is flat
+_LARGE_FACTOR = 2.0
+_DEFAULT_GAIN, _DEFAULT_WITHIN = 3**-0.5, 0.03  # PyTorch's default: a variance of 1/3 over the fan-in
+
+Kind: TypeAlias = Literal["blocked", "bound", "dead", "large", "saturated", "flat", "small"]
+"""blocked: nothing passes. bound: the function's slope is small everywhere. dead, saturated, flat: it is small where the inputs lie. large: and
+large weights drive them there. small: the weights are too small."""
 
 
-def fading_cause(sites: Sequence[SiteInfo], gain: float, saturated: float) -> str:
-    """Say which function, or which weights, take the signal away; `gain` is the mean factor from site to site."""
-    functions = _functions(sites)
-    measured = f"here each layer passes back {number(gain)} of it on average"
-    if len(functions) > 1:
-        names = ", ".join(function.module for function in functions)
-        return f"The {len(sites)} hidden sites use several functions ({names}); {measured}."
-    function = functions[0]
-    whose = f"All {counted(len(sites), 'hidden site')} are {function.module}"
-    if function.steepest < 1:
-        bound = _BOUNDS.get(function.steepest, number(function.steepest))
-        return (
-            f"{whose}, whose derivative is at most {bound}: apart from its weights, a layer can pass back at most "
-            f"{number(function.steepest)} of the signal; {measured}."
+class Blame(NamedTuple):
+    """One thing that takes the signal."""
+
+    kind: Kind
+    sites: tuple[SiteInfo, ...]
+    """Whose function it is; all of them where it's the weights."""
+    gain: float
+    """Share of the signal that such a site passes back; NaN where it wasn't measured."""
+    affected: float = 0.0
+    """Share of the units of the median site that are dead, or saturated."""
+
+
+class Diagnosis(NamedTuple):
+    """Why the signal fades in a record."""
+
+    blamed: tuple[Blame, ...]
+    gain: float
+    """Mean factor from site to site."""
+    gains: Attribution | None
+
+
+def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float) -> Diagnosis:
+    """Say what takes the signal.
+
+    Args:
+        record: One in which the signal fades.
+        info: Describes its columns.
+        columns: Hidden sites with a signal, in execution order; the last one's is above 0.
+        gain: Mean factor from site to site.
+    """
+    blocking = blocking_sites(record, info) if gain == 0 else ()
+    if blocking:
+        return Diagnosis((Blame("blocked", blocking, 0.0),), gain, None)
+    found = attribute(record, info, columns)
+    if found is None:
+        return Diagnosis((_guess(record, info, columns),), gain, None)
+    return Diagnosis(tuple(_judge(record, info, columns, found)), gain, found)
+
+
+def _judge(record: StepRecord, info: RunInfo, columns: Places, found: Attribution) -> list[Blame]:
+    """Blame what takes most of the signal, by the measured gains."""
+    blamed = []
+    large = found.weight_gain >= _LARGE_FACTOR * found.asked_gain
+    for part in found.parts:
+        flat = part.gain < _FLAT_SHARE * part.function.usual_gain
+        if part.share < _BLAMED_SHARE or not (flat or part.function.steepest < 1):
+            continue
+        dead, saturated = (
+            _median(record, info, name, part.columns) for name in ("dead_fraction", "saturated_fraction")
         )
-    if saturated >= _MOSTLY_SATURATED:
+        kind: Kind = "flat"
+        affected = 0.0
+        if not flat:
+            kind = "bound"
+        elif dead >= _MOSTLY:
+            kind, affected = "dead", dead
+        elif large:
+            kind = "large"
+        elif saturated >= _MOSTLY:
+            kind, affected = "saturated", saturated
+        blamed.append(Blame(kind, _all_of(info, part.function), part.gain, affected))
+    if found.weight_share >= _BLAMED_SHARE:
+        blamed.append(Blame("small", _sites(info, columns.tolist()), found.gain))
+    if not blamed:
+        most = found.parts[0]
+        blamed.append(Blame("flat", _all_of(info, most.function), most.gain))
+    return blamed
+
+
+def _guess(record: StepRecord, info: RunInfo, columns: Places) -> Blame:
+    """Blame what most likely takes the signal, where no gains were measured."""
+    sites = _sites(info, columns.tolist())
+    shrinking = tuple(site for site in sites if look_up(site.function).steepest < 1)
+    if shrinking:
+        return Blame("bound", shrinking, np.nan)
+    saturated = _median(record, info, "saturated_fraction", columns.tolist())
+    if saturated >= _MOSTLY:
+        return Blame("saturated", sites, np.nan, saturated)
+    return Blame("small", sites, np.nan)
+
+
+def fading_cause(found: Diagnosis) -> str:
+    """Say what takes the signal away, and what doesn't."""
+    return " ".join([*(_told(blame, found) for blame in found.blamed), *_cleared(found)])
+
+
+def _cleared(found: Diagnosis) -> list[str]:
+    """Say what isn't to blame, or how the blame is shared."""
+    kinds = {blame.kind for blame in found.blamed}
+    if found.gains is None:
+        return [f"Here each layer passes back {number(found.gain)} of it on average."] if found.gain > 0 else []
+    if not kinds & {"small", "large"}:
+        return [f"The weights between two sites pass back {number(found.gains.weight_gain)}: they aren't to blame."]
+    if kinds == {"small"}:
+        return [f"A site itself passes back {number(found.gains.gain)}: the function isn't to blame."]
+    if "small" in kinds:
+        functions, weights = percent(1 - found.gains.weight_share), percent(found.gains.weight_share)
+        return [f"Of the fading, {functions} is the functions' and {weights} the weights'."]
+    return []
+
+
+def fading_remedy(info: RunInfo, found: Diagnosis) -> Remedy:
+    """Say what to change: the functions to blame, how the weights start, and what the depth asks for."""
+    cure = Prescription(info)
+    for module, replaced in (("ReLU", _shrinks), ("LeakyReLU", _dies)):
+        cure.replace([site for blame in found.blamed for site in blame.sites if replaced(blame, site)], module)
+    cure.initialize()
+    if any(blame.kind == "saturated" for blame in found.blamed):
+        cure.normalize_inputs()
+    cure.deepen()
+    return cure.remedy()
+
+
+def _shrinks(blame: Blame, site: SiteInfo) -> bool:
+    shrinking = look_up(site.function).steepest < 1
+    return blame.kind in {"bound", "flat"} or (blame.kind in {"large", "saturated"} and shrinking)
+
+
+def _dies(blame: Blame, _: SiteInfo) -> bool:
+    return blame.kind in {"dead", "blocked"}
+
+
+def _told(blame: Blame, found: Diagnosis) -> str:
+    functions = list(dict.fromkeys(look_up(site.function) for site in blame.sites))
+    spelled = " and ".join(function.module for function in functions)
+    passes = f"a site passes back {number(blame.gain)} of the signal on average"
+    if blame.kind == "bound":
+        steepest = max(function.steepest for function in functions)
+        bound = _BOUNDS.get(steepest, number(steepest))
+        measured = passes if found.gains else f"a site can pass back no more than {number(steepest)} of the signal"
+        return f"The derivative of {spelled}, at {listed([site.name for site in blame.sites], 'site')}, is at most {bound}: {measured}."
+    if blame.kind == "blocked":
+        return blocking_cause(blame.sites)
+    if blame.kind == "dead":
+        return f"{percent(blame.affected)} of the units of the median {spelled} site are dead (GW201): {passes}."
+    if blame.kind == "saturated":
+        measured = f": {passes}" if found.gains else ""
         return (
-            f"{whose}, and {percent(saturated)} of the units of the median site are saturated (see GW202), where the "
-            f"derivative is close to 0; {measured}."
+            f"{percent(blame.affected)} of the units of the median {spelled} site are saturated (GW202), where the derivative "
+            f"is close to 0{measured}."
         )
-    return (
-        f"{whose}, whose derivative reaches {number(function.steepest)}, so the function alone need not weaken the "
-        f"signal; {measured}: most likely the weights are too small for it."
-    )
+    if blame.kind == "flat":
+        return f"{spelled} is nearly flat where its inputs lie: {passes}."
+    return _told_of_weights(blame, found, spelled)
 
 
-def fading_remedy(sites: Sequence[SiteInfo], layers: Sequence[str], saturated: float) -> Remedy:
-    """Say what to change: the function where it is to blame, the initialisation, skip connections in deep nets."""
-    to_blame = {name for name in {site.function for site in sites} if _is_to_blame(look_up(name), saturated)}
-    blamed = [site for site in sites if site.function in to_blame]
-    keeps_two_sided = bool(sites) and not blamed and all(function.two_sided for function in _functions(sites))
-    method = "xavier_normal_" if keeps_two_sided else "kaiming_normal_"
-    actions, said = [], []
-    if blamed:
-        names = tuple(site.name for site in blamed)
-        spelled = " and ".join(function.module for function in _functions(blamed))
-        actions.append(Action("replace_activation", names, (("with", "ReLU"),)))
-        said.append(f"replace {spelled} at {listed(names, 'site')} by ReLU, LeakyReLU or ELU")
-    actions.append(Action("initialize", tuple(layers), (("method", method),)))
-    said.append(f"initialise the weights of {listed(layers)} with {method}")
-    if saturated >= _MOSTLY_SATURATED:
-        actions.append(Action("normalize_inputs"))
-        said.append("scale the inputs to mean 0 and variance 1")
-    text = f"{'; '.join(said)}."
-    if len(sites) >= _DEEP_SITES:
-        actions.append(Action("add_skip_connections", tuple(site.name for site in sites)))
-        text += f" At {len(sites)} hidden sites, also add skip connections or normalisation layers."
-    else:
-        text += " Skip connections and normalisation layers help too."
-    return Remedy(text=text[0].upper() + text[1:], actions=tuple(actions))
+def _told_of_weights(blame: Blame, found: Diagnosis, spelled: str) -> str:
+    methods = " or ".join(dict.fromkeys(look_up(site.function).method for site in blame.sites))
+    if found.gains is None:
+        return (
+            f"The slope of {spelled} needn't weaken the signal, so most likely the weights are too small: {methods} keeps it "
+            "level."
+        )
+    weights, asked = found.gains.weight_gain, found.gains.asked_gain
+    measured = f"between two sites they pass back {number(weights)} of the signal on average, where {methods} gives {number(asked)}"
+    if blame.kind == "large":
+        return (
+            f"The weights are too large for {spelled}: {measured}, and drive the units to where the function is flat: a site "
+            f"passes back {number(blame.gain)}."
+        )
+    default = abs(weights / _DEFAULT_GAIN - 1) < _DEFAULT_WITHIN
+    known = f" PyTorch's default initialisation gives {number(_DEFAULT_GAIN)}." if default else ""
+    return f"The weights are too small for {spelled}: {measured}.{known}"
 
 
-def _functions(sites: Sequence[SiteInfo]) -> list[Function]:
-    return list(dict.fromkeys(look_up(name) for name in dict.fromkeys(site.function for site in sites)))
+def _sites(info: RunInfo, columns: Sequence[int]) -> tuple[SiteInfo, ...]:
+    return tuple(info.sites[column] for column in columns)
 
 
-def _is_to_blame(function: Function, saturated: float) -> bool:
-    return function.steepest < 1 or (function.two_sided and saturated >= _MOSTLY_SATURATED)
+def _all_of(info: RunInfo, function: Function) -> tuple[SiteInfo, ...]:
+    """Return the hidden sites with a function: the last one's own gain isn't a part of the fading, yet it is the same."""
+    return tuple(site for _, site in hidden_sites(info) if look_up(site.function) == function)
+
+
+def _median(record: StepRecord, info: RunInfo, metric: str, columns: Sequence[int]) -> float:
+    values: FloatVector = site_values(record, info, metric)[list(columns)]
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +17,29 @@ class Function(NamedTuple):
     flat_zero: bool = False
     """Whether the derivative is exactly 0 over an interval."""
     two_sided: bool = False
-    """Whether it is bounded on both sides, so that the initialisation is Xavier's."""
+    """Whether it is bounded on both sides."""
+    flat_middle: bool = False
+    """Whether the derivative is 0 at 0, so that what is small is passed on in neither direction."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether it starts out as good as linear, so that Xavier's weights keep the signal level, not He's."""
+        return self.two_sided or self.module == "SELU"
+
+    @property
+    def method(self) -> str:
+        """The function of ``torch.nn.init`` that it asks for."""
+        return "xavier_normal_" if self.linear else "kaiming_normal_"
+
+    @property
+    def asked_gain(self) -> float:
+        """What the weights behind it pass back of the signal if they start as it asks for: the norm's factor."""
+        return 1.0 if self.linear else math.sqrt(2.0)
+
+    @property
+    def usual_gain(self) -> float:
+        """What it passes back itself then, before it saturates: its steepest derivative where that is below 1."""
+        return min(self.steepest, 1.0) / self.asked_gain
 
 
 _FUNCTIONS = {
@@ -28,8 +51,8 @@ _FUNCTIONS = {
         Function("Hardswish", 1.5, flat_zero=True),
         Function("Hardtanh", flat_zero=True, two_sided=True),
         Function("Hardsigmoid", 1 / 6, flat_zero=True, two_sided=True),
-        Function("Hardshrink", flat_zero=True),
-        Function("Softshrink", flat_zero=True),
+        Function("Hardshrink", flat_zero=True, flat_middle=True),
+        Function("Softshrink", flat_zero=True, flat_middle=True),
         Function("LeakyReLU"),
         Function("PReLU"),
         Function("RReLU"),
@@ -44,7 +67,7 @@ _FUNCTIONS = {
         Function("Sigmoid", 0.25, two_sided=True),
         Function("Tanh", two_sided=True),
         Function("Softsign", two_sided=True),
-        Function("Tanhshrink"),
+        Function("Tanhshrink", flat_middle=True),
         Function("GLU"),
         Function("Softmax"),
         Function("LogSoftmax"),

@@ -48,6 +48,13 @@ def weight_layers(info: RunInfo) -> tuple[str, ...]:
     return info.weight_names
 
 
+def early_mask(info: RunInfo) -> Mask:
+    """Return which layers are early weight layers, shape [L]."""
+    early = np.zeros(len(info.layers), dtype=bool)
+    early[list(info.weight_columns[: max(1, len(info.weight_columns) // 3)])] = True
+    return early
+
+
 def early_layers(info: RunInfo) -> tuple[str, ...]:
     """Return the names of the first third of the weight layers, at least one of them."""
     names = info.weight_names

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.findings import Action, Remedy, SaturatedUnitsWarning, Severity
+from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
+from lightning_gradwatch.rules.drift import Drift, drift, note_reading, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, names_where, weight_layers, why_no_fraction
-from lightning_gradwatch.rules.wording import counted, listed, percent
+from lightning_gradwatch.rules.readings import hidden_values, names_where, site_values, why_no_fraction
+from lightning_gradwatch.rules.remedies import Prescription
+from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
+    from lightning_gradwatch.findings import Remedy
     from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
+
+_LARGE_FACTOR = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +60,11 @@ class SaturatedUnits(Rule):
 
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the saturated fraction of each hidden site whose window is full."""
+        note_update(state, record, info)
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
             return Verdict(unjudged=why_no_fraction(record, info, "saturated"))
+        note_reading(state, wrong=bool(np.count_nonzero(fractions >= self.fraction)))
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         hit = fractions >= self.fraction
@@ -68,29 +75,28 @@ class SaturatedUnits(Rule):
         due = hit & (counts(held)[0] >= self.patience)
         if np.count_nonzero(due):
             state["reported"] = True
-            return Verdict({"saturated": self._sighting(record, info, fractions, due, first_step(held, due))})
+            since = first_step(held, due)
+            found = self._sighting(record, info, fractions, due=due, since=since, how=drift(state))
+            return Verdict({"saturated": found})
         if state.get("reported", False) or not counts(held)[0][fractions >= 0].any():
             return HEALTHY
         return Verdict(
             confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
         )
 
-    def _sighting(self, record: StepRecord, info: RunInfo, fractions: FloatVector, due: Mask, since: int) -> Sighting:
+    def _sighting(
+        self, record: StepRecord, info: RunInfo, fractions: FloatVector, *, due: Mask, since: int, how: Drift
+    ) -> Sighting:
         names = names_where(info.site_names, due)
         worst = int(np.argmax(np.where(due, fractions, -1)))
         value = float(fractions[worst])
 
         def write() -> Sentences:
-            functions = " and ".join(
-                dict.fromkeys(look_up(info.sites[column].function).module for column in np.flatnonzero(due))
-            )
             elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
+            reason = _reason(record, info, due, how)
             return Sentences(
-                cause=(
-                    f"The inputs of these {functions} units lie far outside, where the function is flat: inputs or weights are too "
-                    "large, or a high learning rate threw them there."
-                ),
-                remedy=_remedy(info, names),
+                cause=reason.sentence,
+                remedy=_remedy(info, due, reason, how),
                 message=(
                     f"{percent(value)} of the units of {info.sites[worst].name} are saturated: on a flat outer side in at least "
                     f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden site's units.{elsewhere}"
@@ -100,16 +106,48 @@ class SaturatedUnits(Rule):
         return Sighting(Severity.WARNING, names, since, int(record.step), value, self.fraction, write)
 
 
-def _remedy(info: RunInfo, names: tuple[str, ...]) -> Remedy:
-    layers = tuple(weight_layers(info))
-    return Remedy(
-        text=(
-            f"Scale the inputs to mean 0 and variance 1, and initialise the weights of {listed(layers)} with xavier_normal_; "
-            f"a normalisation layer before {listed(names, 'site')} keeps them in range. Or use ReLU with kaiming_normal_."
-        ),
-        actions=(
-            Action("normalize_inputs"),
-            Action("initialize", layers, (("method", "xavier_normal_"),)),
-            Action("add_normalization", names),
-        ),
+class _Reason(NamedTuple):
+    """Why the inputs of some units lie far outside."""
+
+    kind: Literal["weights", "rate", "inputs", "biases"]
+    sentence: str
+
+
+def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason:
+    sites = [info.sites[column] for column in np.flatnonzero(due)]
+    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+    outside = f"The inputs of these {functions} units lie far outside, where the function is flat"
+    if how.thrown:
+        return _Reason("rate", f"{outside}. {how.sentence()}")
+    gains = site_values(record, info, "weight_gain")[due]
+    gains = gains[np.isfinite(gains) & (gains > 0)]
+    first = info.hidden_columns[0]
+    if len(gains):
+        gain = float(np.exp(np.mean(np.log(gains))))
+        asked = look_up(sites[-1].function).asked_gain
+        method = look_up(sites[-1].function).method
+        measured = (
+            f"what lies before them passes back {number(gain)} of the signal, where {method} gives {number(asked)}"
+        )
+        if gain >= _LARGE_FACTOR * asked:
+            return _Reason("weights", f"{outside}: the weights are too large, {measured}.")
+        if not due[first]:
+            return _Reason("biases", f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are.")
+    return _Reason(
+        "inputs" if due[first] else "biases",
+        f"{outside}: inputs that aren't scaled, weights that start too large, or biases far from 0.",
     )
+
+
+def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
+    cure = Prescription(info)
+    # A function that shrinks the signal in any case has no good start.
+    sites = [info.sites[column] for column in np.flatnonzero(due)]
+    cure.replace([site for site in sites if look_up(site.function).steepest < 1], "ReLU")
+    cure.initialize()
+    if reason.kind == "inputs":
+        cure.normalize_inputs()
+    if reason.kind == "rate":
+        cure.slow_down(how.update)
+    cure.deepen()
+    return cure.remedy()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
 from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
-from lightning_gradwatch.rules.blocking import unreached_cause
+from lightning_gradwatch.rules.blocking import Unreached, unreached_cause
 from lightning_gradwatch.rules.memory import Columns, Mask, columns, count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import names_where
@@ -86,9 +86,10 @@ class UnreachedLayer(Rule):
         kind = _KINDS[int(groups.values[_KIND][members][0])]
         count = counts(held)[0]
         longest = int(count[members].max())
+        since = first_step(held, members & (count > 0))
 
         def write() -> Sentences:
-            cause, remedy = unreached_cause(kind, record, info, names)
+            cause, remedy = unreached_cause(Unreached(kind, names, since), record, info)
             seen = _SEEN[kind].format(layers=listed(names))
             message = f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on."
             return Sentences(cause, remedy, message)
@@ -96,7 +97,7 @@ class UnreachedLayer(Rule):
         return Sighting(
             severity=Severity.INFO if kind == "unused" else Severity.ERROR,
             layers=names,
-            first_step=first_step(held, members & (count > 0)),
+            first_step=since,
             last_step=int(record.step),
             value=longest,
             threshold=self.patience,
@@ -115,7 +116,7 @@ def _among(*states: LayerState) -> Mask:
 _LACKING = _among(LayerState.NONE, LayerState.ZERO)
 _REACHED = _among(LayerState.OK, LayerState.NON_FINITE)
 _SETTLED = _among(LayerState.OK, LayerState.NON_FINITE, LayerState.FROZEN)
-_TRANSPARENT = _among(LayerState.FROZEN, LayerState.UNMEASURED)
+_TRANSPARENT = _among(LayerState.FROZEN, LayerState.UNMEASURED, LayerState.UNUSED)
 """A layer that can't have a gradient anyway doesn't part its neighbours."""
 
 _KINDS = ("", "unused", "none", "zero")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import median
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from lightning_gradwatch.findings import Finding, Severity, VanishingGradientWarning
-from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
-from lightning_gradwatch.rules.fading import fading_cause, fading_remedy
+from lightning_gradwatch.findings import Severity, VanishingGradientWarning
+from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
+from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.protocol import Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import early_layers, hidden_sites, hidden_values, layer_values, weight_layers
+from lightning_gradwatch.rules.readings import early_layers, hidden_values, weight_layers
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
-from lightning_gradwatch.rules.wording import counted, listed, number
+from lightning_gradwatch.rules.wording import counted, number
+from lightning_gradwatch.rules.zeros import underflow
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
 
 _READINGS = 5
 _LEAST_SITES = 3
@@ -97,8 +103,12 @@ class VanishingGradient(Rule):
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         note_loss(state.setdefault("loss", {}), record)
-        findings: dict[str, Finding | Sighting] = {}
-        floor_judged = self._judge_floor(record, info, state, findings)
+        findings: dict[str, Sighting] = {}
+        floor_judged = False
+        if self.min_grad_rms is not None:
+            floor_judged, low = judge_floor(record, info, state, self.min_grad_rms)
+            if low is not None:
+                findings["floor"] = low
         signal = self._read(record, info)
         if isinstance(signal, str):
             return Verdict(findings=findings, unjudged="" if floor_judged else signal)
@@ -157,12 +167,11 @@ class VanishingGradient(Rule):
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
         def write() -> Sentences:
-            sites = [info.sites[column] for column in signal.columns]
-            fractions = hidden_values(record, info, "saturated_fraction")
-            saturated = 0.0 if fractions is None else float(np.nanmedian(fractions))
+            found = diagnose(record, info, signal.columns, signal.gain)
+            ended = underflow(record, info) if signal.attenuation == 0 else None
             return Sentences(
-                cause=fading_cause(sites, signal.gain, saturated),
-                remedy=fading_remedy(sites, weight_layers(info), saturated),
+                cause=" ".join([fading_cause(found), *([ended.sentence()] if ended else [])]),
+                remedy=fading_remedy(info, found),
                 message=self._message(info, signal, threshold, trend),
             )
 
@@ -179,6 +188,7 @@ class VanishingGradient(Rule):
     def _message(self, info: RunInfo, signal: _Signal, threshold: float, trend: LossTrend) -> str:
         first, last = info.sites[signal.columns[0]].name, info.sites[signal.columns[-1]].name
         steps = len(signal.columns) - 1
+        limit = ""
         if signal.attenuation == 0:
             seen = (
                 f"The gradient signal at the first hidden site, {first}, is exactly 0, that at the last, {last}, isn't"
@@ -186,56 +196,18 @@ class VanishingGradient(Rule):
         else:
             seen = (
                 f"The gradient signal at the first hidden site, {first}, is {number(signal.attenuation)} of that at the last, "
-                f"{last}: a factor of {number(signal.gain)} at each of {steps} steps between sites"
+                f"{last}: a factor of {number(signal.gain)} at each of {steps} steps between sites, so of e every "
+                f"{number(-1 / math.log(signal.gain))} steps"
             )
+            limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden sites fall below it"
         names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
         why = f" for {names}" if self.ratio is None and names else ""
-        return f"{seen}. Reported below {number(threshold)}{why}. {trend.sentence(self.loss_fall)}"
+        return f"{seen}. Reported below {number(threshold)}{why}{limit}. {trend.sentence(self.loss_fall)}"
 
-    def _judge_floor(
-        self, record: StepRecord, info: RunInfo, state: State, findings: dict[str, Finding | Sighting]
-    ) -> bool:
-        """Hold the early weight layers to the user's own threshold; tell whether any could be."""
-        if self.min_grad_rms is None:
-            return False
-        early = set(early_layers(info))
-        rms = layer_values(record, info, "grad_rms")
-        kept = state.setdefault("floor", {})
-        judged = low = False
-        for column, layer in enumerate(info.layers):
-            measured = record.layer_state[column] in (LayerState.OK, LayerState.ZERO) and np.isfinite(rms[column])
-            if layer.name not in early or not measured:
-                continue
-            judged = True
-            if rms[column] < self.min_grad_rms:
-                low = True
-                kept.setdefault(layer.name, {"since": int(record.step)})["rms"] = float(rms[column])
-        if low:
-            findings["floor"] = self._floor_finding(record, info, kept)
-        return judged
 
-    def _floor_finding(self, record: StepRecord, info: RunInfo, kept: State) -> Finding:
-        assert self.min_grad_rms is not None
-        layers = tuple(layer.name for layer in info.layers if layer.name in kept)
-        lowest = min(layers, key=lambda name: kept[name]["rms"])
-        value = kept[lowest]["rms"]
-        sites = [site for _, site in hidden_sites(info)]
-        return Finding(
-            code=self.code,
-            name=self.name,
-            severity=Severity.WARNING,
-            layers=layers,
-            first_step=min(entry["since"] for entry in kept.values()),
-            last_step=int(record.step),
-            value=value,
-            threshold=self.min_grad_rms,
-            cause=f"The gradient of {listed(layers, 'early weight layer')} is below the plain threshold min_grad_rms that was set for this run.",
-            remedy=fading_remedy(sites, weight_layers(info), 0.0),
-            message=(
-                f"The root mean square of the gradient of {lowest} is {number(value)}, below "
-                f"min_grad_rms={number(self.min_grad_rms)}; so low in {counted(len(layers), 'early weight layer')}."
-            ),
-        )
+def _depth_limit(gain: float, threshold: float) -> int:
+    """Return from how many hidden sites on the attenuation is below a threshold, at that factor from site to site."""
+    return math.floor(math.log(threshold) / math.log(gain)) + 2
 
 
 def _faded_layers(info: RunInfo, signal: _Signal, threshold: float) -> tuple[str, ...]:

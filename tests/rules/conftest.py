@@ -26,7 +26,12 @@ def stack(depth=6, function="sigmoid", optimizers=("SGD",), **settings):
     )
     return RunInfo(
         layers=layers,
-        sites=tuple(SiteInfo(f"net.{2 * place + 1}", function, "hidden", 8) for place in range(depth)),
+        sites=tuple(
+            SiteInfo(
+                f"net.{2 * place + 1}", function, "hidden", 8, predecessors=(f"net.{2 * place - 1}",) if place else ()
+            )
+            for place in range(depth)
+        ),
         optimizers=tuple(
             OptimizerInfo(name, {"lr": 0.1}, tuple(layer.name for layer in layers)) for name in optimizers
         ),

@@ -1,0 +1,58 @@
+"""The user's own threshold of GW101: early weight layers whose gradient is below a plain number, with no other gate."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
+from lightning_gradwatch.rules.fading import diagnose, fading_remedy
+from lightning_gradwatch.rules.memory import columns
+from lightning_gradwatch.rules.protocol import Sentences, Sighting, State
+from lightning_gradwatch.rules.readings import early_mask, names_where
+from lightning_gradwatch.rules.wording import counted, listed, number
+
+_RMS, _SINCE = 0, 1
+
+
+def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -> tuple[bool, Sighting | None]:
+    """Hold the early weight layers to a least root mean square of the gradient.
+
+    A gradient that is exactly 0 isn't judged here: that is GW104's, which says what keeps it away.
+
+    Returns:
+        Whether any could be judged, and what to tell while one is below: all that ever were, with their latest numbers.
+    """
+    rms = record.metrics.get("grad_rms")
+    early = early_mask(info)
+    states = record.layer_state
+    judged = bool(np.count_nonzero(early & ((states == LayerState.OK) | (states == LayerState.ZERO))))
+    if rms is None or not judged:
+        return False, None
+    low = early & (states == LayerState.OK) & (rms < least)
+    if not np.count_nonzero(low):
+        return True, None
+    kept = columns(state, "floor", info, "layers", rows=2, fill=float("nan")).values
+    new = low & np.isnan(kept[_SINCE])
+    kept[_SINCE, new] = record.step
+    kept[_RMS, low] = rms[low]
+    names = names_where(info.layer_names, ~np.isnan(kept[_SINCE]))
+    lowest = int(np.nanargmin(kept[_RMS]))
+    value = float(kept[_RMS, lowest])
+
+    def write() -> Sentences:
+        hidden = np.array(info.hidden_columns, dtype=np.intp)
+        return Sentences(
+            cause=(
+                f"The gradient of {listed(names, 'early weight layer')} is below the plain threshold min_grad_rms that was "
+                "set for this run."
+            ),
+            remedy=fading_remedy(info, diagnose(record, info, hidden, float("nan"))),
+            message=(
+                f"The root mean square of the gradient of {info.layer_names[lowest]} is {number(value)}, below "
+                f"min_grad_rms={number(least)}; so low in {counted(len(names), 'early weight layer')}."
+            ),
+        )
+
+    since = int(np.nanmin(kept[_SINCE]))
+    return True, Sighting(Severity.WARNING, names, since, int(record.step), value, least, write)

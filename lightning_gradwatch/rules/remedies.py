@@ -1,0 +1,103 @@
+"""Remedies whose parts agree: what to change in a net so that, with all of it done, it should learn.
+
+Each part is said and listed as data at once, so that the two can't differ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.rules.functions import look_up
+from lightning_gradwatch.rules.readings import hidden_sites
+from lightning_gradwatch.rules.wording import listed, number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.record import RunInfo, SiteInfo
+
+DEEP_SITES = 12
+"""Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""
+_START_OF_THEIR_OWN = ("LSTM", "GRU", "RNN", "MultiheadAttention")
+_KIN = {"ReLU": "ReLU, LeakyReLU or ELU", "LeakyReLU": "LeakyReLU, ELU or GELU"}
+_HEALTHY_UPDATE = 0.01  # update ratios of 1e-3 to 1e-2 are usual
+
+
+class Prescription:
+    """Collects the parts of a remedy, each a clause and an action."""
+
+    def __init__(self, info: RunInfo) -> None:
+        self._info = info
+        self._clauses: list[str] = []
+        self._actions: list[Action] = []
+        self._replaced: set[str] = set()
+
+    def replace(self, sites: Sequence[SiteInfo], module: str) -> None:
+        """Put another function in the place of some sites'; none where there are no sites."""
+        if not sites:
+            return
+        names = tuple(site.name for site in sites)
+        self._replaced.update(names)
+        spelled = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+        self._add(
+            f"replace {spelled} at {listed(names, 'site')} by {_KIN[module]}",
+            Action("replace_activation", names, (("with", module),)),
+        )
+
+    def initialize(self) -> None:
+        """Start all weight layers as the functions ask for that the net has when the rest is done."""
+        layers = tuple(
+            self._info.layers[column].name
+            for column in self._info.weight_columns
+            if not self._info.layers[column].kind.startswith(_START_OF_THEIR_OWN)
+        )
+        if not layers:
+            return
+        method = self.method
+        self._add(
+            f"initialise the weights of {listed(layers)} with {method} and the biases with 0",
+            Action("initialize", layers, (("method", method), ("bias", 0.0))),
+        )
+
+    @property
+    def method(self) -> str:
+        """How the weights should start."""
+        kept = [look_up(site.function) for _, site in hidden_sites(self._info) if site.name not in self._replaced]
+        linear = bool(kept) and not self._replaced and all(function.linear for function in kept)
+        return "xavier_normal_" if linear else "kaiming_normal_"
+
+    def deepen(self) -> None:
+        """Add skip connections, where the net is too deep to learn without."""
+        names = tuple(site.name for _, site in hidden_sites(self._info))
+        if len(names) >= DEEP_SITES:
+            self._add(
+                f"with {len(names)} hidden sites, add skip connections, each layer adding 1/{len(names)} of its output to its "
+                "input",
+                Action("add_skip_connections", names),
+            )
+
+    def normalize_inputs(self) -> None:
+        """Scale what goes into the net."""
+        self._add("scale the inputs to mean 0 and variance 1", Action("normalize_inputs"))
+
+    def slow_down(self, update: float) -> None:
+        """Lower the learning rate, by as much as the largest update ratio seen asks for."""
+        factor = 0.1 if not update > 0.1 else max(float(f"{_HEALTHY_UPDATE / update:.0e}"), 1e-4)
+        self._add(
+            f"multiply the learning rate by {number(factor)}, or warm it up",
+            Action("set_learning_rate", (), (("factor", factor),)),
+        )
+
+    def add(self, clause: str, action: Action) -> None:
+        """Add a part of another kind."""
+        self._add(clause, action)
+
+    def remedy(self) -> Remedy:
+        """Return the remedy."""
+        text = "; ".join(self._clauses)
+        return Remedy(f"{text[:1].upper()}{text[1:]}.", tuple(self._actions))
+
+    def _add(self, clause: str, action: Action) -> None:
+        self._clauses.append(clause)
+        self._actions.append(action)
