@@ -14,7 +14,7 @@ import numpy as np
 from lightning_gradwatch.compare import compare_runs
 from lightning_gradwatch.record import LAYER_METRICS, LayerState
 from lightning_gradwatch.report.coverage import columns_text
-from lightning_gradwatch.rules import RULE_BY_CODE, RULES, replay, rules_from_settings
+from lightning_gradwatch.rules import RULE_BY_CODE, RULES, relate, replay, rules_from_settings
 from lightning_gradwatch.rules.wording import counted
 from lightning_gradwatch.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison, IgnoredLayers, RunVerdict
 
@@ -116,13 +116,12 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
         evaluator = replay(records, run.infos, group)
         findings += _strip(evaluator.findings, names)
         unjudged |= evaluator.unjudged
-    findings.sort(key=lambda finding: finding.code)
     required = _required(rules, unjudged, settings)
     judged = tuple(rule for rule in rules if rule.code not in unjudged)
     reasons = {label(code): unjudged[code] for code in sorted(unjudged)}
     reasons |= dict.fromkeys(unknown, "this release doesn't know it")
     failure = required or ("" if judged else _why_nothing(run, rules))
-    return _Judged(tuple(findings), judged, reasons, ignored, tuple(notes), failure)
+    return _Judged(relate(findings), judged, reasons, ignored, tuple(notes), failure)
 
 
 def _rules_for(run: Run, settings: Settings) -> tuple[tuple[Rule, ...], list[str], list[str]]:

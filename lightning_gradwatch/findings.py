@@ -28,7 +28,22 @@ class Action:
     """One change that a program can make to the training code's objects."""
 
     kind: str
-    """Such as ``replace_activation``, ``initialize``, ``add_skip_connections``, ``set_learning_rate``."""
+    """One of these, here with what they take:
+
+    - ``replace_activation(sites, with=<class in torch.nn>)``
+    - ``initialize(layers, method=<function in torch.nn.init>, gain=<factor, 1 if absent>, bias=<value, kept if absent>)``
+    - ``add_skip_connections(sites)``: each adds 1/n of what it puts out to its input, n being their number
+    - ``add_normalization(sites, with="LayerNorm" | "BatchNorm")``, in front of each
+    - ``set_learning_rate(factor=<multiplies the present one>)``
+    - ``clip_gradients(norm=<largest>)``
+    - ``normalize_inputs()``, ``normalize_targets()``: to mean 0 and variance 1
+    - ``set_precision(to="bf16-mixed" | "32-true")``
+    - ``use_gradient_scaler()``
+    - ``reconnect_graph(layers)``: find what cuts it behind them
+    - ``replace_output(with="Sigmoid")``
+    - ``use_or_remove(layers)``
+    - ``trace_gradient()``: nothing that a program could do
+    """
     targets: tuple[str, ...] = ()
     """Names of the layers or sites to change."""
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -62,6 +77,13 @@ class Finding:
     cause: str
     remedy: Remedy
     message: str
+    consequence_of: str = ""
+    """Code of the run's root cause that brought this about; empty where it is one itself."""
+
+    @property
+    def follows(self) -> str:
+        """In words whose consequence it is; empty for a root cause."""
+        return f"a consequence of {self.consequence_of}: mend that first" if self.consequence_of else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` reads it back."""
@@ -83,6 +105,7 @@ class Finding:
                 ],
             },
             "message": self.message,
+            "consequence_of": self.consequence_of,
         }
 
     @classmethod
@@ -115,6 +138,7 @@ class Finding:
                 ),
             ),
             message=str(data["message"]),
+            consequence_of=str(data.get("consequence_of", "")),
         )
 
 

@@ -105,6 +105,7 @@ def _markdown(finding: Finding) -> str:
     if len(finding.layers) > _SHOWN:
         layers += f" and {len(finding.layers) - _SHOWN} more"
     rows = {
+        "root": finding.follows,
         "layers": layers,
         "steps": f"{finding.first_step} to {finding.last_step}",
         "seen": finding.message,

@@ -110,8 +110,10 @@ class RunVerdict:
 
     @property
     def sorted_findings(self) -> tuple[Finding, ...]:
-        """New ones first, and the worst first among them."""
-        return tuple(sorted(self.findings, key=lambda each: (self.is_known(each), -each.severity)))
+        """New ones first, root causes first among them, and the worst first among these."""
+        return tuple(
+            sorted(self.findings, key=lambda each: (self.is_known(each), bool(each.consequence_of), -each.severity))
+        )
 
     @property
     def outcome(self) -> str:

@@ -99,13 +99,13 @@ def _show(console: Console, patients: Sequence[Patient], folder: Path, *, seed: 
 
 
 def _verdict(outcome: Outcome) -> str:
-    """Say in a line what the rules found, the worst first."""
-    findings = sorted(outcome.findings, key=lambda finding: -finding.severity)
+    """Say in a line what the rules found, root causes first."""
     told = [
-        f"{finding.code} {finding.name} ({finding.severity.label} since step {finding.first_step})"
-        for finding in findings
+        f"{finding.code} {finding.name} ({finding.severity.label} since step {finding.first_step}"
+        f"{f', follows {finding.consequence_of}' if finding.consequence_of else ''})"
+        for finding in outcome.findings
     ]
-    warned = any(finding.severity >= Severity.WARNING for finding in findings)
+    warned = any(finding.severity >= Severity.WARNING for finding in outcome.findings)
     colour = "red" if warned else "green"
     return f"[{colour}]{', '.join(told) or 'no findings'}[/]"
 

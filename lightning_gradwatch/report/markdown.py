@@ -53,6 +53,7 @@ def _sections(verdict: RunVerdict) -> list[str]:
 def _finding(finding: Finding, *, known: bool) -> str:
     steps = f"since step {finding.first_step}"
     rows = {
+        "root": finding.follows,
         "layers": listed(finding.layers),
         "seen": finding.message,
         "number": f"{number(finding.value)}, threshold {number(finding.threshold)}",

@@ -93,6 +93,7 @@ def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
             "value": _text_or_number(finding.value),
             "threshold": _text_or_number(finding.threshold),
             "fails": verdict.fails(finding),
+            "consequenceOf": finding.consequence_of,
         }
         if verdict.comparison is not None and not verdict.comparison.failure:
             result["baselineState"] = _state(verdict, finding)

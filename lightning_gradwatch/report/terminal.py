@@ -31,6 +31,7 @@ def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
     Nothing in it breaks the layout: control characters in names are spelled out.
     """
     rows = [
+        ("root", finding.follows),
         ("layers", listed(finding.layers)),
         ("seen", finding.message),
         ("number", f"{number(finding.value)}, threshold {number(finding.threshold)}"),

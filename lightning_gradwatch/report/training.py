@@ -40,7 +40,7 @@ def training_text(
     lines = _wrap(f"{counted(len(records), 'measured step')}, {columns_text(info)}{loss}", "", "  ")
     lines += _wrap(f"Do gradients reach the first layer? {_reach(records, info, findings)}", "  ", "    ")
     lines += _wrap(f"Does a layer die? {_death(records, info, findings)}", "  ", "    ")
-    for finding in sorted(findings, key=lambda each: -each.severity):
+    for finding in findings:
         lines += ["", *(f"  {line}" for line in warning_text(finding, width=_WIDTH - 2).splitlines())]
     if findings:
         lines.append("")

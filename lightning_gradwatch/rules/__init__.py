@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_gradwatch.rules.causes import relate
 from lightning_gradwatch.rules.dead import DeadUnits
 from lightning_gradwatch.rules.evaluator import Evaluator, evaluate_records, replay
 from lightning_gradwatch.rules.exploding import ExplodingGradient
@@ -34,6 +35,7 @@ __all__ = [
     "Verdict",
     "check_prefixes",
     "evaluate_records",
+    "relate",
     "replay",
     "resolve_rules",
     "rules_from_settings",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.findings import Finding
+from lightning_gradwatch.rules.causes import relate
 from lightning_gradwatch.rules.memory import plain
 
 if TYPE_CHECKING:
@@ -141,12 +142,14 @@ class Evaluator:
         for entry in self._entries.values():
             worse = entry.take(entry.rule.judge(record, info, entry.memory))
             told.extend(kept.finding(entry.rule) for kept in worse)
-        return tuple(told)
+        return (
+            tuple(finding for finding in self.findings if replace(finding, consequence_of="") in told) if told else ()
+        )
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings so far, by code, each with its latest numbers."""
-        return tuple(kept.finding(entry.rule) for entry in self._entries.values() for kept in entry.kept.values())
+        """All findings so far, each with its latest numbers; roots first, and each other one says whose consequence it is."""
+        return relate(kept.finding(entry.rule) for entry in self._entries.values() for kept in entry.kept.values())
 
     @property
     def outline(self) -> tuple[tuple[Any, ...], ...]:

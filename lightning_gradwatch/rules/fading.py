@@ -54,6 +54,8 @@ class Diagnosis(NamedTuple):
     gain: float
     """Mean factor from site to site."""
     gains: Attribution | None
+    from_the_first: bool
+    """Whether most units of the first hidden site are saturated already: then the inputs may be to blame."""
 
 
 def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float) -> Diagnosis:
@@ -65,13 +67,13 @@ def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float) ->
         columns: Hidden sites with a signal, in execution order; the last one's is above 0.
         gain: Mean factor from site to site.
     """
+    from_the_first = _median(record, info, "saturated_fraction", columns[:1].tolist()) >= _MOSTLY
     blocking = blocking_sites(record, info) if gain == 0 else ()
     if blocking:
-        return Diagnosis((Blame("blocked", blocking, 0.0),), gain, None)
+        return Diagnosis((Blame("blocked", blocking, 0.0),), gain, None, from_the_first)
     found = attribute(record, info, columns)
-    if found is None:
-        return Diagnosis((_guess(record, info, columns),), gain, None)
-    return Diagnosis(tuple(_judge(record, info, columns, found)), gain, found)
+    blamed = _judge(record, info, columns, found) if found else [_guess(record, info, columns)]
+    return Diagnosis(tuple(blamed), gain, found, from_the_first)
 
 
 def _judge(record: StepRecord, info: RunInfo, columns: Places, found: Attribution) -> list[Blame]:
@@ -107,6 +109,9 @@ def _judge(record: StepRecord, info: RunInfo, columns: Places, found: Attributio
 def _guess(record: StepRecord, info: RunInfo, columns: Places) -> Blame:
     """Blame what most likely takes the signal, where no gains were measured."""
     sites = _sites(info, columns.tolist())
+    flat = tuple(site for site in sites if look_up(site.function).flat_middle)
+    if flat:
+        return Blame("flat", flat, np.nan)
     shrinking = tuple(site for site in sites if look_up(site.function).steepest < 1)
     if shrinking:
         return Blame("bound", shrinking, np.nan)
@@ -142,7 +147,7 @@ def fading_remedy(info: RunInfo, found: Diagnosis) -> Remedy:
     for module, replaced in (("ReLU", _shrinks), ("LeakyReLU", _dies)):
         cure.replace([site for blame in found.blamed for site in blame.sites if replaced(blame, site)], module)
     cure.initialize()
-    if any(blame.kind == "saturated" for blame in found.blamed):
+    if found.from_the_first:
         cure.normalize_inputs()
     cure.deepen()
     return cure.remedy()
@@ -177,7 +182,8 @@ def _told(blame: Blame, found: Diagnosis) -> str:
             f"is close to 0{measured}."
         )
     if blame.kind == "flat":
-        return f"{spelled} is nearly flat where its inputs lie: {passes}."
+        measured = f": {passes}" if found.gains else ""
+        return f"{spelled} is nearly flat where its inputs lie{measured}."
     return _told_of_weights(blame, found, spelled)
 
 

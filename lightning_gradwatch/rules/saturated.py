@@ -12,7 +12,7 @@ from lightning_gradwatch.rules.drift import Drift, drift, note_reading, note_upd
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, names_where, site_values, why_no_fraction
+from lightning_gradwatch.rules.readings import hidden_sites, hidden_values, names_where, site_values, why_no_fraction
 from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
@@ -141,9 +141,9 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
 
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
-    # A function that shrinks the signal in any case has no good start.
-    sites = [info.sites[column] for column in np.flatnonzero(due)]
-    cure.replace([site for site in sites if look_up(site.function).steepest < 1], "ReLU")
+    # A function that shrinks the signal in any case has no good start, at no site.
+    if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):
+        cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "ReLU")
     cure.initialize()
     if reason.kind == "inputs":
         cure.normalize_inputs()

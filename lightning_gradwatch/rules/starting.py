@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.readings import layer_values, weight_layers
-from lightning_gradwatch.rules.wording import listed, number
+from lightning_gradwatch.rules.readings import layer_values
+from lightning_gradwatch.rules.remedies import Prescription
+from lightning_gradwatch.rules.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning_gradwatch.findings import Remedy
     from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
 
 _PASSES = {"Sigmoid": 0.236, "Hardsigmoid": 0.167, "Hardswish": 0.74, "SiLU": 0.77, "Softplus": 0.88}
@@ -24,8 +25,6 @@ log norm over 16 layers of width 256, Gaussian inputs and weights, geometric mea
 _DEFAULT = 1 / 3
 _ALIKE = 1.1
 _STRAYS_BELOW, _STRAYS_ABOVE = 0.8, 1.25
-_DEEP_SITES = 12
-"""Sites from which He's weights alone no longer train a plain ReLU net by SGD (digits, width 64)."""
 
 
 class Start(NamedTuple):
@@ -54,7 +53,7 @@ def read_start(record: StepRecord, info: RunInfo, sites: Sequence[SiteInfo]) -> 
     rms = layer_values(record, info, "weight_rms")
     variance = _DEFAULT * (rms / default_rms(info)) ** 2
     known = np.flatnonzero(np.isfinite(variance) & (variance > 0))
-    wanted = 1.0 if _method(sites) == "xavier_normal_" else 2.0
+    wanted = 1.0 if sites and all(look_up(site.function).linear for site in sites) else 2.0
     if not len(known):
         return Start(math.nan, wanted, math.nan)
     return Start(float(np.median(variance[known])), wanted, float(np.median(rms[known])))
@@ -84,31 +83,11 @@ def starting_cause(start: Start, sites: Sequence[SiteInfo], gain: float) -> str:
 
 def starting_remedy(info: RunInfo, sites: Sequence[SiteInfo]) -> Remedy:
     """Say how to start: the function where none can pass the signal on, the weights, and in deep nets what else it takes."""
-    blamed = [site for site in sites if look_up(site.function).steepest < 1]
-    kept = [site for site in sites if site not in blamed]
-    method = _method(kept)
-    layers = weight_layers(info)
-    actions, said = [], []
-    if blamed:
-        names = tuple(site.name for site in blamed)
-        actions.append(Action("replace_activation", names, (("with", "ReLU"),)))
-        said.append(f"Replace the function at {listed(names, 'site')} by ReLU.")
-    actions.append(Action("initialize", tuple(layers), (("method", method),)))
-    said.append(f"Initialise the weights of {listed(layers)} with {method}.")
-    if len(sites) >= _DEEP_SITES:
-        names = tuple(site.name for site in sites)
-        actions.append(Action("add_normalization", names, (("with", "LayerNorm"),)))
-        actions.append(Action("add_skip_connections", names))
-        said.append(
-            f"At {len(sites)} hidden sites, also add a normalisation layer before each and a skip connection around it."
-        )
-    return Remedy(" ".join(said), tuple(actions))
-
-
-def _method(sites: Sequence[SiteInfo]) -> str:
-    functions = {look_up(site.function) for site in sites}
-    linear = bool(functions) and all(function.two_sided or function.module == "SELU" for function in functions)
-    return "xavier_normal_" if linear else "kaiming_normal_"
+    cure = Prescription(info)
+    cure.replace([site for site in sites if look_up(site.function).steepest < 1], "ReLU")
+    cure.initialize()
+    cure.deepen()
+    return cure.remedy()
 
 
 def _named(variance: float) -> str:

@@ -1,0 +1,173 @@
+"""Which finding is a consequence of which, as data: one root cause a run, and no chain between what isn't linked.
+
+A relation holds between two findings of a run, whatever the order in which they came in: so live, replayed and resumed
+findings are related alike. Information is never the cause of a warning: what may not be wrong can't explain what is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_gradwatch.findings import Finding, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+def _always(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001 - the form of a condition
+    return True
+
+
+def _before(cause: Finding, effect: Finding) -> bool:
+    return (cause.first_step, _rank(cause)) < (effect.first_step, _rank(effect))
+
+
+def _too_small(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
+    """GW401: the signal fades at the start, its threshold being a ratio below 1."""
+    return cause.threshold < 1
+
+
+def _too_large(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
+    return cause.threshold > 1
+
+
+def _blames_its_units(cause: Finding, effect: Finding) -> bool:
+    """The effect's remedy replaces the function at sites that the cause is about."""
+    return not set(cause.layers).isdisjoint(_replaced(effect))
+
+
+def _leaves_functions(cause: Finding, effect: Finding) -> bool:
+    """The cause is the weights', and not all of a layer is dead."""
+    return not _replaced(cause) and not _whole(effect)
+
+
+def _fades_to_zero(cause: Finding, effect: Finding) -> bool:
+    """GW104 by underflow in layers to which the signal fades."""
+    shared = not set(cause.layers).isdisjoint(effect.layers)
+    return shared and _has(effect, "initialize") and not _has(effect, "normalize_inputs") and not _dead(effect)
+
+
+def _is_flat(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
+    """GW104 because derivatives that aren't 0 round to it."""
+    return _has(effect, "normalize_inputs") and not _dead(effect)
+
+
+def _blames_the_same(cause: Finding, effect: Finding) -> bool:
+    """Both remedies replace the function at sites that are dead."""
+    return _dead(cause) and _dead(effect) and not _replaced(cause).isdisjoint(_replaced(effect))
+
+
+def _killed(cause: Finding, effect: Finding) -> bool:
+    """GW104 by a dead layer."""
+    return _dead(effect) and _before(cause, effect)
+
+
+class Relation(NamedTuple):
+    """One finding can bring another about."""
+
+    cause: str
+    effect: str
+    reason: str
+    when: Callable[[Finding, Finding], bool] = _always
+
+
+RELATIONS: tuple[Relation, ...] = (
+    # Weights at the start.
+    Relation("GW401", "GW101", "weights that start too small weaken the signal at each layer", _too_small),
+    Relation("GW401", "GW104", "so many of them take it below the smallest number", _fades_to_zero),
+    Relation("GW401", "GW201", "a signal that shrinks forward as well leaves each unit to its bias", _too_small),
+    Relation("GW401", "GW301", "a gradient that fades moves the early layers no more"),
+    Relation("GW401", "GW102", "weights that start too large make the signal grow at each layer", _too_large),
+    Relation("GW401", "GW103", "a signal that grows at each layer overflows", _too_large),
+    Relation("GW401", "GW201", "what grows forward throws units far to either side", _too_large),
+    Relation("GW401", "GW202", "what grows forward ends where functions are flat", _too_large),
+    Relation("GW401", "GW101", "where the functions have become flat, nothing passes back", _too_large),
+    Relation("GW401", "GW302", "the steps are wrong for weights of the wrong size"),
+    # Units.
+    Relation("GW201", "GW104", "nothing passes back through a layer that is dead", _blames_its_units),
+    Relation("GW201", "GW101", "hardly anything passes back through units that are dead", _blames_its_units),
+    Relation("GW201", "GW301", "layers before dead units get hardly any gradient"),
+    Relation("GW202", "GW101", "saturated units pass back next to nothing"),
+    Relation("GW202", "GW104", "far enough out, the derivative rounds to 0", _is_flat),
+    Relation("GW202", "GW301", "layers before saturated units get hardly any gradient"),
+    # The signal.
+    Relation("GW101", "GW104", "a signal that fades ends below the smallest number", _fades_to_zero),
+    Relation("GW101", "GW201", "a signal that shrinks forward as well leaves each unit to its bias", _leaves_functions),
+    Relation("GW101", "GW301", "the early layers' gradient is too weak to move them"),
+    Relation("GW104", "GW101", "behind a dead layer the signal is 0", _blames_the_same),
+    # What comes first throws the net where the rest follows.
+    Relation("GW102", "GW103", "what grows long enough overflows", _before),
+    Relation("GW102", "GW201", "a gradient that explodes throws units to the side where they are dead", _before),
+    Relation(
+        "GW102", "GW202", "what makes the gradient grow makes the activations grow; saturation only weakens it", _before
+    ),
+    Relation("GW102", "GW101", "an explosion throws the net to where the functions are flat", _before),
+    Relation("GW102", "GW301", "weights that were thrown far out hardly change any more", _before),
+    Relation("GW102", "GW302", "the steps are in proportion to the gradient", _before),
+    Relation("GW302", "GW102", "steps that are too large lead where the gradient is larger still", _before),
+    Relation("GW302", "GW103", "steps that are too large lead to where numbers end", _before),
+    Relation("GW302", "GW201", "a step that is too large throws units to the side where they are dead", _before),
+    Relation("GW302", "GW202", "a step that is too large throws units to where they are flat", _before),
+    Relation("GW302", "GW104", "a step that is too large kills a layer", _killed),
+    Relation("GW102", "GW104", "a step that is too large kills a layer", _killed),
+    Relation("GW302", "GW301", "weights that were thrown far out hardly change any more", _before),
+    *(
+        Relation("GW103", effect, "after a NaN in the weights no number means anything", _before)
+        for effect in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
+    ),
+)
+_CAUSES: dict[str, list[Relation]] = {}
+for _relation in RELATIONS:
+    _CAUSES.setdefault(_relation.effect, []).append(_relation)
+
+_ORDER = ("GW103", "GW104", "GW201", "GW401", "GW202", "GW102", "GW101", "GW201", "GW301", "GW302")
+"""Which of several causes is named, and which root is listed first; GW201 stands first where a whole layer is dead."""
+
+
+def relate(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings with their root causes named: roots first, the worst of them in front."""
+    alone = [replace(finding, consequence_of="") if finding.consequence_of else finding for finding in findings]
+    related = []
+    for finding in alone:
+        root = _root(finding, alone)
+        related.append(finding if root is finding else replace(finding, consequence_of=root.code))
+    return tuple(sorted(related, key=lambda each: (bool(each.consequence_of), -each.severity, _rank(each))))
+
+
+def _root(finding: Finding, findings: list[Finding]) -> Finding:
+    """Follow the causes to the one that has none; the conditions of the relations leave no circle."""
+    while causes := [cause for cause in findings if _brings_about(cause, finding)]:
+        finding = min(causes, key=lambda each: (_rank(each), each.first_step))
+    return finding
+
+
+def _brings_about(cause: Finding, effect: Finding) -> bool:
+    if cause.severity < min(effect.severity, Severity.WARNING):
+        return False
+    return any(
+        relation.cause == cause.code and relation.when(cause, effect) for relation in _CAUSES.get(effect.code, ())
+    )
+
+
+def _rank(finding: Finding) -> int:
+    if finding.code not in _ORDER:
+        return len(_ORDER)
+    first = _ORDER.index(finding.code)
+    return first if finding.code != "GW201" or _whole(finding) else _ORDER.index(finding.code, first + 1)
+
+
+def _whole(finding: Finding) -> bool:
+    return finding.value == 1
+
+
+def _dead(finding: Finding) -> bool:
+    return any(("with", "LeakyReLU") in action.arguments for action in finding.remedy.actions)
+
+
+def _has(finding: Finding, kind: str) -> bool:
+    return any(action.kind == kind for action in finding.remedy.actions)
+
+
+def _replaced(finding: Finding) -> set[str]:
+    return {name for action in finding.remedy.actions if action.kind == "replace_activation" for name in action.targets}
