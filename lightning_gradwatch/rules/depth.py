@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_gradwatch.rules.readings import hidden_values
-from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.rules.wording import counted, number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
@@ -60,6 +60,22 @@ class Depth(NamedTuple):
     def ends(self, info: RunInfo) -> str:
         """Return what readings must share to be compared."""
         return f"{info.sites[self.columns[0]].name}\n{info.sites[self.columns[-1]].name}\n{len(self.columns)}"
+
+
+def gains_sentence(record: StepRecord, info: RunInfo, depth: Depth) -> str:
+    """Say what weights and functions each pass back a layer, where that was measured along most of the sites."""
+    said = []
+    # A site's own function and the weights behind it: the first site's weights and the last one's function lie outside.
+    for metric, columns, what in (
+        ("weight_gain", depth.columns[1:], "the weights pass back {} of the signal a layer"),
+        ("activation_gain", depth.columns[:-1], "the functions {}"),
+    ):
+        gains = record.values(metric, len(info.sites))[columns]
+        known = gains[np.isfinite(gains) & (gains > 0)]
+        if 2 * len(known) <= len(columns):
+            return ""
+        said.append(what.format(number(float(np.exp(np.log(known).mean())))))
+    return f" Measured, {' and '.join(said)}."
 
 
 def read_depth(record: StepRecord, info: RunInfo) -> Depth | str:

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Remedy, Severity
-from lightning_gradwatch.rules.depth import Depth, read_depth
+from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depth
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import count_hit, weight_layers
 from lightning_gradwatch.rules.starting import read_start, starting_cause, starting_remedy
@@ -116,7 +116,7 @@ class ExplodingGradient(Rule):
             start = read_start(record, info, sites)
             remedy = starting_remedy(info, sites)
             return Sentences(
-                cause=starting_cause(start, sites, gain),
+                cause=starting_cause(start, sites, gain) + gains_sentence(record, info, depth),
                 remedy=Remedy(
                     f"{remedy.text} Until then, clip the gradient norm to 1.",
                     (*remedy.actions, Action("clip_gradients", (), (("norm", 1.0),))),

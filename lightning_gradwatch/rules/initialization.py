@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lightning_gradwatch.findings import InitializationWarning, Severity
-from lightning_gradwatch.rules.depth import Depth, read_depth
+from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depth
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import weight_layers
 from lightning_gradwatch.rules.starting import Start, log_passed, read_start, starting_cause, starting_remedy
@@ -122,7 +122,7 @@ def _sentences(record: StepRecord, info: RunInfo, depth: Depth, start: Start, li
         seen += f". On the way there, the rms of the outputs goes from {number(outputs[0])} to {number(outputs[-1])}"
     side = "below" if depth.gain < 1 else "above"
     return Sentences(
-        cause=starting_cause(start, sites, depth.gain),
+        cause=starting_cause(start, sites, depth.gain) + gains_sentence(record, info, depth),
         remedy=starting_remedy(info, sites),
         message=f"{seen}. Reported {side} {number(limit)}.",
     )

@@ -59,10 +59,10 @@ class NonFiniteGradient(Rule):
         state.pop("skips", None)
         layers = record.layer_state == LayerState.NON_FINITE
         sites = np.isinf(record.forward_rms)
-        if sites.any():
+        if np.count_nonzero(sites):
             sites &= np.array([site.function != _MASKED for site in info.sites], dtype=bool)
         loss = _is_bad(record, state)
-        if not (loss or layers.any() or sites.any()):
+        if not (loss or np.count_nonzero(layers) or np.count_nonzero(sites)):
             note_heading(state, record, info)
             measured = record.layer_state.any() or math.isfinite(record.loss)
             return HEALTHY if measured else Verdict(unjudged="not yet: no layer and no loss was measured")
@@ -82,7 +82,7 @@ class NonFiniteGradient(Rule):
         if count < self.skipped_steps:
             return Verdict(confirming=True, unjudged="not yet: the gradient scaler left the optimizer step out")
         layers = record.layer_state == LayerState.NON_FINITE
-        column = int(np.flatnonzero(layers)[-1]) if layers.any() else -1
+        column = int(np.flatnonzero(layers)[-1]) if np.count_nonzero(layers) else -1
         write = partial(write_skipped, count, info)
         found = Sighting(
             severity=Severity.ERROR,
@@ -108,4 +108,4 @@ def _is_bad(record: StepRecord, state: State) -> bool:
     if math.isinf(record.loss):
         return True
     reached = np.isin(record.layer_state, (LayerState.OK, LayerState.ZERO, LayerState.NON_FINITE))
-    return state.get("loss_known", False) and bool(reached.any())
+    return state.get("loss_known", False) and bool(np.count_nonzero(reached))

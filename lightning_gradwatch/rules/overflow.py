@@ -57,11 +57,11 @@ def find_beginning(
     past = state.get("past", [])
     # Before a first finite record, a weight that wasn't measured looks the same as one that is NaN.
     spoiled = layers & info.weight_mask & ~np.isfinite(layer_values(record, info, "weight_rms")) & bool(past)
-    if spoiled.any():
+    if np.count_nonzero(spoiled):
         place, name = "weights", info.layer_names[int(np.flatnonzero(spoiled)[-1])]
-    elif sites.any():
+    elif np.count_nonzero(sites):
         place, name = "output", info.sites[int(np.argmax(sites))].name
-    elif loss or not layers.any():
+    elif loss or not np.count_nonzero(layers):
         place, name = "loss", info.layer_names[-1]
     else:
         place, name = "gradient", info.layer_names[int(np.flatnonzero(layers)[-1])]

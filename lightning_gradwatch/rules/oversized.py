@@ -37,8 +37,8 @@ class OversizedUpdate(Rule):
     optimizer. The rule fires where it is above ``ratio`` in a weight layer, in ``patience`` measured steps in a row. These
     count from step 0 on, as the first steps are the largest under Adam, but are told from step ``warm_up_steps`` on: many
     a net that starts too fast lands on its feet by then. Ten times ``ratio`` is an error. It is information only where less
-    than half of the weight layers are above, or the loss falls and is below its start, and silent once the loss has
-    converged. Weights that are smaller than PyTorch's default initialisation makes them are measured by that instead: a
+    than half of the weight layers are above and none ten times, or the loss has come down from where it started, and silent
+    once it has converged. Weights that are smaller than PyTorch's default initialisation makes them are measured by that instead: a
     layer that starts at or near 0 (a zero-initialised head, a LoRA adapter) is changed by much of itself and by little of
     what it will be. Biases, norms and embeddings are left out.
 
@@ -83,19 +83,19 @@ class OversizedUpdate(Rule):
         judged = np.isfinite(ratios) & info.weight_mask
         held = streaks(state, "streaks", info, "layers")
         hit = judged & (ratios > self.ratio)
-        if held.blank and not hit.any():
-            return HEALTHY if judged.any() else Verdict(unjudged=_NOTHING_MEASURED)
+        if held.blank and not np.count_nonzero(hit):
+            return HEALTHY if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
         trend = loss_trend(state["loss"], info)
         sizes = np.fmin(layer_values(record, info, "weight_rms") / default_rms(info), np.inf)
         ratios = ratios * np.fmin(sizes, 1.0)
         hit = judged & (ratios > self.ratio) & (not trend.converged_to(self.converged))
-        if held.blank and hit.any():
+        if held.blank and np.count_nonzero(hit):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
             state["at_first"] = float(np.max((ratios * np.fmax(sizes, 1.0))[hit]))
         count_hits(held, hit, judged & ~hit, record.step)
         due = hit & (counts(held)[0] >= self.patience) & (record.step >= self.warm_up_steps)
-        if not due.any():
-            if state.get("reported", False) or not hit.any():
+        if not np.count_nonzero(due):
+            if state.get("reported", False) or not np.count_nonzero(hit):
                 return HEALTHY
             reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
             return Verdict(confirming=True, unjudged=reason)

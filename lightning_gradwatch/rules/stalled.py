@@ -104,8 +104,8 @@ class StalledUpdate(Rule):
             return Verdict(unjudged=_NOTHING_MEASURED)
         judged = np.isfinite(ratios) & info.weight_mask & (record.layer_state == LayerState.OK)
         held = streaks(state, "streaks", info, "layers", levels=2)
-        if held.blank and not (judged & (ratios < self.ratio)).any():
-            return HEALTHY if judged.any() else Verdict(unjudged=_NOTHING_MEASURED)
+        if held.blank and not np.count_nonzero(judged & (ratios < self.ratio)):
+            return HEALTHY if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
         rates = relative_rates(record, info)
         if rates is not None:
             judged &= rates > 0
@@ -119,7 +119,7 @@ class StalledUpdate(Rule):
         findings = {}
         for level, key, told in ((_STALLED, "stalled", self._stalled), (_SLOW, "slow", self._slow)):
             due = hits[level] & (counts(held)[level] >= self.patience)
-            if due.any():
+            if np.count_nonzero(due):
                 findings[key] = told(reading, due, first_step(held, due, level), trend)
         reported = state.setdefault("reported", [])
         reported += [key for key in findings if key not in reported]
