@@ -136,7 +136,7 @@ def test_a_check_tells_rule_layers_numbers_cause_and_remedy(capsys):
         "0.0001, threshold 0.003",
         "at most 1/4",
         "Replace Sigmoid at net.1, net.3, net.5 by ReLU",
-        "failed: 1 warning from 4 rules judged",
+        "failed: 1 warning from 6 rules judged",
     ):
         assert part in said
 
@@ -145,7 +145,7 @@ def test_every_run_gets_its_verdict_even_after_one_that_failed(capsys):
     cli.main(["check", "nowhere", "healthy"])
     said = capsys.readouterr().out
     assert "nowhere\n  can't judge: no such run: nowhere\n\nhealthy: 5" in said
-    assert "\n  healthy: 4 rules judged, nothing found\n" in said
+    assert "\n  healthy: 6 rules judged, nothing found\n" in said
     assert "\n2 runs: 1 healthy, 1 can't be judged\n" in said
 
 
@@ -209,9 +209,14 @@ def test_rules_lists_a_line_a_rule(capsys):
     cli.main(["rules"])
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
         ["GW101", "vanishing-gradient"],
+        ["GW102", "exploding-gradient"],
+        ["GW103", "non-finite"],
         ["GW104", "unreached-layer"],
         ["GW201", "dead-units"],
         ["GW202", "saturated-units"],
+        ["GW301", "stalled-update"],
+        ["GW302", "oversized-update"],
+        ["GW401", "initialization"],
     ]
 
 

@@ -48,19 +48,19 @@ def test_healthy_module_is_ok_and_both_questions_are_answered():
     assert [record.step for record in report.records] == list(range(32))
     assert "Do gradients reach the first layer? Yes: net.0 gets a gradient of rms" in str(report)
     assert "Does a layer die? No: no unit is dead." in str(report)
-    assert str(report).endswith("passed: 0 findings from 4 rules judged")
+    assert str(report).endswith("passed: 0 findings from 9 rules judged")
 
 
 def test_ill_module_is_not_ok_and_the_report_says_why():
     report = check_training(Classifier(vanishing_net()), batches())
     assert not report.ok
-    assert [finding.code for finding in report.findings] == ["GW101"]
+    assert [finding.code for finding in report.findings] == ["GW101", "GW301"]
     text = str(report)
     assert "Do gradients reach the first layer? Hardly, see GW101: net.0" in text
     assert "remedy   Replace Sigmoid" in text
     assert "not judged: GW201: not yet: the fullest window" in text
     assert "Does a layer die? Can't say: no site's window of observations is full yet" in text
-    assert text.endswith("failed: 1 finding from 2 rules judged")
+    assert text.endswith("failed: 2 findings from 7 rules judged")
 
 
 def test_dead_layer_is_seen():
@@ -76,7 +76,7 @@ def test_dead_layer_is_seen():
 def test_module_without_activation_functions():
     report = check_training(Classifier(nn.Sequential(nn.Linear(FEATURES, 3))), batches())
     assert "Does a layer die? Can't say: no activation function was seen." in str(report)
-    assert set(report.unjudged) == {"GW101", "GW201", "GW202"}
+    assert set(report.unjudged) == {"GW101", "GW201", "GW202", "GW401"}
 
 
 @pytest.mark.parametrize("package", [pl, lp])
@@ -115,7 +115,7 @@ def test_fail_on_raises_the_report(fail_on, raises):
         return
     with pytest.raises(GradWatchError, match="Do gradients reach the first layer") as error:
         check_training(model, batches(), fail_on=fail_on)
-    assert [finding.code for finding in error.value.findings] == ["GW101"]
+    assert [finding.code for finding in error.value.findings] == ["GW101", "GW301"]
 
 
 def test_level_decides_what_is_ok():
@@ -130,18 +130,19 @@ def test_level_decides_what_is_ok():
 
 def test_nothing_judged_never_passes():
     model = Classifier(relu_net())
-    report = check_training(model, batches(), ignore=("GW104",))
+    rest = ("GW102", "GW103", "GW104", "GW3")
+    report = check_training(model, batches(), ignore=rest)
     assert not report.ok
     assert str(report).endswith("can't judge: no rule had what it needs")
     with pytest.raises(GradWatchError, match="can't judge"):
-        check_training(model, batches(), ignore=("GW104",), fail_on="error")
+        check_training(model, batches(), ignore=rest, fail_on="error")
     assert not check_training(model, batches(0 + 1, 4), max_steps=1, trainer_options={"limit_train_batches": 0}).ok
 
 
 def test_rules_and_ignore_are_the_callbacks():
     strict = VanishingGradient(min_grad_rms=1e3)
     assert not check_training(Classifier(relu_net()), batches(), rules=[strict], max_steps=4).ok
-    report = check_training(Classifier(vanishing_net()), batches(), ignore=("GW101",))
+    report = check_training(Classifier(vanishing_net()), batches(), ignore=("GW101", "GW301"))
     assert report.ok
     with pytest.raises(ValueError, match="leaves it out"):
         check_training(Classifier(), batches(), rules=[SaturatedUnits()], ignore=("GW2",))

@@ -26,7 +26,8 @@ class NonFiniteGradient(Rule):
     """NaN or infinity in the loss, the activations or the gradients.
 
     What: the first measured step in which the loss, an activation function's output or an entry of a gradient isn't
-    finite. There is no warm-up and no patience. A step that the gradient scaler left out is *skipped*, which belongs to
+    finite (a loss that is NaN while all gradients are finite, as of a batch without targets, does no harm and isn't one).
+    There is no warm-up and no patience. A step that the gradient scaler left out is *skipped*, which belongs to
     training in half precision, unless ``skipped_steps`` measured steps in a row are: a scaler starts at 2^16 and halves
     at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't its doing. Log
     softmax is left out, whose output is infinite for a masked class.
@@ -61,8 +62,13 @@ class NonFiniteGradient(Rule):
         sites = np.isinf(record.forward_rms)
         if np.count_nonzero(sites):
             sites &= np.array([site.function != _MASKED for site in info.sites], dtype=bool)
-        loss = _is_bad(record, state)
-        if not (loss or np.count_nonzero(layers) or np.count_nonzero(sites)):
+        spread = bool(np.count_nonzero(layers))
+        # NaN is also how a record says that the loss isn't known. One that is NaN in truth shows in the gradients; if it
+        # doesn't (a batch without targets), the step does no harm.
+        loss = math.isinf(record.loss) or (math.isnan(record.loss) and spread and state.get("loss_known", False))
+        if not (loss or spread or np.count_nonzero(sites)):
+            if not math.isnan(record.loss):
+                state["loss_known"] = True
             note_heading(state, record, info)
             measured = record.layer_state.any() or math.isfinite(record.loss)
             return HEALTHY if measured else Verdict(unjudged="not yet: no layer and no loss was measured")
@@ -94,18 +100,3 @@ class NonFiniteGradient(Rule):
             write=write,
         )
         return Verdict({"skipped": found})
-
-
-def _is_bad(record: StepRecord, state: State) -> bool:
-    """Tell whether the loss is NaN or infinite; NaN may also say that it isn't known.
-
-    In a run of one optimizer a loss is known in each step that had a backward pass, or in none (the loop calls backward
-    itself): so one that was known before and is NaN in a step with gradients is NaN.
-    """
-    if math.isfinite(record.loss):
-        state["loss_known"] = True
-        return False
-    if math.isinf(record.loss):
-        return True
-    reached = np.isin(record.layer_state, (LayerState.OK, LayerState.ZERO, LayerState.NON_FINITE))
-    return state.get("loss_known", False) and bool(np.count_nonzero(reached))

@@ -72,13 +72,13 @@ class TestIt:
 def test_level_and_ignored_rules_come_from_each_place(suite, pytester, monkeypatch, where):
     arguments = []
     if where == "flag":
-        arguments = ["--gradwatch", "--gradwatch-fail-on=error", "--gradwatch-ignore=GW101,GW201"]
+        arguments = ["--gradwatch", "--gradwatch-fail-on=error", "--gradwatch-ignore=GW101,GW201,GW3"]
     elif where == "environment":
         monkeypatch.setenv("PYTEST_GRADWATCH", "1")
         monkeypatch.setenv("PYTEST_GRADWATCH_FAIL_ON", "error")
-        monkeypatch.setenv("PYTEST_GRADWATCH_IGNORE", "GW101,GW201")
+        monkeypatch.setenv("PYTEST_GRADWATCH_IGNORE", "GW101,GW201,GW3")
     else:
-        pytester.makeini("[pytest]\ngradwatch = true\ngradwatch_fail_on = error\ngradwatch_ignore = GW101 GW201")
+        pytester.makeini("[pytest]\ngradwatch = true\ngradwatch_fail_on = error\ngradwatch_ignore = GW101 GW201 GW3")
     own = "GradWatch(rules=[rule], every_n_steps=1)"
     suite(
         f"""
@@ -91,7 +91,7 @@ def test_it(rule):
 def test_ignores(gradwatch):
     watch = gradwatch()
     fit(watch)
-    assert set(watch.info.rules) == {{"GW104", "GW202"}}
+    assert set(watch.info.rules) == {{"GW102", "GW103", "GW104", "GW202", "GW401"}}
 """,
         *arguments,
     ).assert_outcomes(passed=2, failed=1)

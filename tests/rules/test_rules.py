@@ -102,9 +102,9 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("ignore", "left"),
         [
-            (("GW1",), ["GW201", "GW202"]),
-            (["GW202"], ["GW101", "GW104", "GW201"]),
-            (("gw101", "GW2"), ["GW104"]),
+            (("GW1", "GW4"), ["GW201", "GW202", "GW301", "GW302"]),
+            (["GW202", "GW3", "GW4"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
+            (("gw101", "GW102", "GW2", "GW3", "GW4"), ["GW103", "GW104"]),
             (("GW",), []),
         ],
     )
