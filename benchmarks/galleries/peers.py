@@ -192,7 +192,7 @@ def _bimodality(a: Tensor, low: float, high: float) -> float:
     """Return the mean distance from the middle of the range, over the bins of a histogram: 1 where all are at an end."""
     scaled = (2 * (a.flatten() - low) / (high - low) - 1).clamp(-1, 1)
     bins = ((scaled + 1) / 2 * _BINS).long().clamp(max=_BINS - 1)
-    sums = torch.zeros(_BINS).index_add_(0, bins, scaled)
+    sums = torch.zeros(_BINS, dtype=scaled.dtype).index_add_(0, bins, scaled)
     return float(sums.abs().sum() / scaled.numel())
 
 
