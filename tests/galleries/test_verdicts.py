@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 
 import pytest
@@ -13,8 +14,7 @@ from benchmarks.galleries.judge import judge
 from benchmarks.galleries.remedy import try_remedy
 from benchmarks.galleries.runner import run
 from lightning_gradwatch.check import judge as check
-from lightning_gradwatch.findings import Remedy
-from lightning_gradwatch.rules import RULE_BY_CODE
+from lightning_gradwatch.findings import Finding, Remedy
 from lightning_gradwatch.settings import Settings
 
 SMALL = "vanishing-activation/sigmoid-8-iris"
@@ -39,6 +39,15 @@ ILL = [
     "one-unit/softmax-xor",
     "half-precision/true-small-loss",
 ]
+ONE_OF_SEVERAL = {
+    "exploding/relu-20-large-sgd",
+    "dying/bias-4",
+    "dying/narrow-4-by-16-cancer",
+    "saturation/tanh-wine-raw",
+    "rate-large/layer-norm-adam",
+}
+"""Several rules fire, and the root cause is found by which of them follows from which."""
+
 HEALTHY = [
     "plain/relu-6-sgd",
     "plain/sigmoid-2-adam",
@@ -76,8 +85,8 @@ def judged(request, tmp_path):
 @pytest.mark.parametrize("name", ILL)
 def test_an_ill_run_is_warned_of_for_its_root_cause_and_in_time(name, judged, request):
     assert judged.ill
-    if not RULE_BY_CODE.keys() & set(judged.case.roots):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="awaits the rule"))
+    if name in ONE_OF_SEVERAL and not any(field.name == "consequence_of" for field in dataclasses.fields(Finding)):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="awaits one root cause a run"))
     assert judged.named, judged.findings
     assert judged.is_early(judged.warned)
 
