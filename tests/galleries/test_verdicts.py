@@ -22,7 +22,7 @@ SMALL = "vanishing-activation/sigmoid-8-iris"
 ILL = [
     "vanishing-activation/sigmoid-8-sgd",
     "vanishing-activation/sigmoid-12-adam",
-    "vanishing-activation/sigmoid-8-diabetes",
+    "vanishing-activation/hardsigmoid-10",
     "vanishing-start/tanh-20-default-sgd",
     "vanishing-start/relu-8-small-adam",
     "exploding/relu-20-large-sgd",
