@@ -13,6 +13,7 @@ from lightning_gradwatch.findings import Finding, Severity
 from lightning_gradwatch.fit import Fit
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
+from lightning_gradwatch.measure.mask import mask_of
 from lightning_gradwatch.probe import Probe
 from lightning_gradwatch.record import NotCovered
 from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
@@ -22,6 +23,7 @@ from lightning_gradwatch.trainer import (
     TracedTrainingStep,
     check_choice,
     check_count,
+    check_function,
     current_scale,
     describe,
     is_compiled_step,
@@ -29,13 +31,14 @@ from lightning_gradwatch.trainer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytorch_lightning import LightningModule, Trainer
     from torch import Tensor
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
+    from lightning_gradwatch.measure.mask import Mask
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record import RunInfo, StepRecord
 
@@ -56,6 +59,9 @@ class GradWatch(AnyCallback):
             image of the heatmap. None: curves always.
         compiled: ``"skip"``: the activations of compiled modules aren't measured, which the run's coverage says;
             ``"eager"``: measured steps run them eagerly, which may differ from the compiled code by rounding.
+        mask: From a batch to a tensor that is True where a position is a sample and False where it is padding, shaped as
+            the activations without their unit axis: ``mask=lambda batch: batch["attention_mask"]``; or to such tensors by
+            module name, ``{"encoder": …, "decoder": …}``. The units' observations then are the samples.
 
     Raises:
         TypeError, ValueError: an argument can't be used; the message says which, and what would do.
@@ -70,6 +76,7 @@ class GradWatch(AnyCallback):
         fail_on: FailOn | None = None,
         max_curves: int | None = 64,
         compiled: Literal["skip", "eager"] = "skip",
+        mask: Callable[[Any], Mask | None] | None = None,
     ) -> None:
         super().__init__()
         self._every_n_steps = check_count(
@@ -78,6 +85,7 @@ class GradWatch(AnyCallback):
         self._max_curves = check_count("max_curves", max_curves, least=0, none="curves always")
         self._fail_on = check_choice("fail_on", fail_on, (None, "warning", "error"))
         self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
+        self._mask = check_function("mask", mask)
         self._rules = resolve_rules(rules, ignore)
         self._faults = Faults()
         self._fit: Fit | None = None
@@ -121,18 +129,16 @@ class GradWatch(AnyCallback):
         if fit is None:
             return
         step = logger_step(trainer)
-        if (
-            fit.open is not None
-            and fit.open.step != step
-            and not pl_module.automatic_optimization
-            and not fit.open.meter.steps
-        ):
+        if fit.open is not None and not fit.open.meter.steps and not pl_module.automatic_optimization:
             # Manual optimization that steps every few batches: Lightning counts each batch, we wait for the step.
             fit.open.step = step
         opened = fit.begin(step)
         if opened is not None:
             opened.passes += 1
             opened.meter.takes_losses = False
+            if self._mask is not None:
+                with self._faults.guard("activations"):
+                    opened.meter.activations.masks = mask_of(self._mask, batch)
             # A training step that is compiled as a whole would be compiled again under the tracer.
             if self._compiled == "eager" or not is_compiled_step(pl_module):
                 self._traced = TracedTrainingStep(trainer.strategy, opened.meter)

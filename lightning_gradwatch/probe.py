@@ -14,6 +14,7 @@ from lightning_gradwatch.measure.assemble import Columns, PendingRecord, StepFac
 from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
+from lightning_gradwatch.measure.mask import Mask, Masks
 from lightning_gradwatch.measure.sites import Site, Sites
 from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.unseen import Unseen
@@ -42,6 +43,9 @@ class Probe:
         observations: Observations of a unit that make its window full.
         batch_elements: Batch elements that a full window spans at least.
         compiled: ``"eager"``: run compiled modules eagerly in a measured step, so that their activations show.
+        mask: True where a position of the batch is a sample, False where it is padding: a tensor shaped as the activations
+            without their unit axis, such as [batch, length]; or one by module name for the modules that need each. The
+            units' observations then are the samples. An attribute, to be set anew for each batch.
         faults: Where faults of its own are reported; one of its own, by default.
 
     Raises:
@@ -57,6 +61,7 @@ class Probe:
         observations: int = 1024,
         batch_elements: int = 32,
         compiled: Literal["skip", "eager"] = "skip",
+        mask: Mask | None = None,
         faults: Faults | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -72,6 +77,7 @@ class Probe:
             )
         self.faults = faults or Faults()
         self._eager = compiled == "eager"
+        self.mask = mask
         self._model = unwrapped(model)
         self._optimizers = list(optimizers)
         self._window = (observations, batch_elements)
@@ -197,6 +203,7 @@ class Probe:
             unseen=self._unseen,
             audited=audited,
         )
+        self._meter.activations.masks = Masks(self.mask)
         return self._meter
 
     def before_optimizer_step(self, optimizer: Optimizer, index: int, *, scale: Any = None) -> bool:
@@ -214,6 +221,7 @@ class Probe:
             self._audited = len(self._sites.ordered)
         if measured.losses and not measured.activations_only:
             self._unseen.take_signals(measured.slots)
+        self._unseen.take_masks()
         self._estimated = self._estimated or any(
             step.snapshot is not None and step.snapshot.estimated for step in measured.steps.values()
         )

@@ -26,8 +26,9 @@ from lightning_gradwatch.testing.restoring import generators_restored, module_re
 from lightning_gradwatch.testing.watch import Watch, judged, unjudged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from lightning_gradwatch.measure.mask import Mask
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules import Rule
 
@@ -82,6 +83,7 @@ def check_training(
     accelerator: str = "cpu",
     folder: str | Path | None = None,
     restore: bool = True,
+    mask: Callable[[Any], Mask | None] | None = None,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> TrainingReport:
     """Train a LightningModule for a few dozen steps, measure each of them, and report whether it learns.
@@ -101,6 +103,7 @@ def check_training(
         folder: Keep the run below this folder, as ``gradwatch/version_N``, for `gradwatch check` and TensorBoard.
         restore: Put the module's parameters, gradients, buffers, modes and device back; other attributes stay as
             training left them. False: keep the trained module.
+        mask: From a batch to what of it are samples and no padding, as for `GradWatch`.
         trainer_options: More arguments of the Trainer, such as ``{"precision": "bf16-mixed"}``; they beat ours.
 
     Raises:
@@ -115,7 +118,7 @@ def check_training(
         raise ValueError(f"check_training(max_steps={max_steps!r}): must be at least 1, such as 32")
     if fail_on not in {None, "warning", "error"}:
         raise ValueError(f"check_training(fail_on={fail_on!r}): must be one of None, 'warning', 'error'")
-    watch = Watch(rules=rules, ignore=ignore, folder=None if folder is None else Path(folder))
+    watch = Watch(rules=rules, ignore=ignore, folder=None if folder is None else Path(folder), mask=mask)
     with ExitStack() as stack:
         stack.enter_context(generators_restored())
         if restore:

@@ -120,3 +120,14 @@ def check_choice(argument: str, value: _Choice, choices: Sequence[_Choice]) -> _
     if value not in choices:
         raise ValueError(f"GradWatch({argument}={value!r}): must be one of {', '.join(map(repr, choices))}")
     return value
+
+
+def check_function(argument: str, value: _Choice) -> _Choice:
+    """Return an argument that is a function or None.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"GradWatch({argument}=…): is {type(value).__name__}, must be a function of the batch, or None")
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -13,6 +14,7 @@ from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import count
 from lightning_gradwatch.measure.functions import COMPOSITES, Call, Inner, Zones, composite
 from lightning_gradwatch.measure.location import Location, inside_function, locate
+from lightning_gradwatch.measure.mask import Masks
 from lightning_gradwatch.measure.signal import Origin, SignalHooks
 from lightning_gradwatch.measure.sites import Roles
 from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.collect import Collected
     from lightning_gradwatch.measure.connections import Connections
     from lightning_gradwatch.measure.layers import Layer
+    from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.unseen import Unseen
 
@@ -48,6 +51,8 @@ class Activations:
         self.hooks = hooks
         self.roles = Roles()
         self._unseen = unseen
+        self.masks = Masks(None)
+        """Which positions of this pass are samples."""
         self._batch = batch
         self._connections = connections
         self._sites = sites
@@ -81,11 +86,12 @@ class Activations:
         if alone:
             self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
-        small = not call.in_place and site.composite is None and self._batch.takes(call.z)
+        seen.samples = self._samples(site, call.z, axis)
+        small = seen.samples is None and not call.in_place and site.composite is None and self._batch.takes(call.z)
         if small:
             seen.kept, seen.zones = Kept(call.z), call.zones
         if not site.part and not (small and site.batched):
-            self._count(site, sums, call, axis)
+            self._count(site, sums, call, axis, seen.samples)
         inner = seen.inner
         within = tag is not None and inner is not None and inner.site.function == "softplus"
         seen.of = tag.of if tag is not None and within else self._tags.root(call.z)
@@ -106,7 +112,7 @@ class Activations:
             if kept is not None and seen.zones is not None and site.batched:
                 self._batch.add_call(seen, kept, seen.zones, output)
             else:
-                seen.sums.output(output)
+                seen.sums.output(output, seen.axis, self._samples(site, output, seen.axis))
                 if kept is not None and site.role is None:
                     self._batch.try_out(site, kept, output)
             seen.handles = self.hooks.watch(seen.sums, output, origin)
@@ -138,7 +144,7 @@ class Activations:
         site, sums = done.call.site, done.call.sums
         if site.composite is None:
             sums = self._rename(site, done)
-        self._end(site, sums, done, output)
+        self._end(site, sums, done, output, axis)
 
     def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
         assert done.u is not None
@@ -147,12 +153,12 @@ class Activations:
         if not output.requires_grad:
             return
         sums = self._collected.of(site)
-        self._count(site, sums, call, axis)
-        self._end(site, sums, done, output)
+        self._count(site, sums, call, axis, self._samples(site, call.z, axis))
+        self._end(site, sums, done, output, axis)
 
-    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor) -> None:
+    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
         origin = Origin(done.root)
-        sums.output(output)
+        sums.output(output, axis, self._samples(site, output, axis))
         self.hooks.watch(sums, output, origin)
         self._connections.called(site, origin, output, whole=True)
         if site.role is None:
@@ -167,7 +173,8 @@ class Activations:
         sums = self._collected.sites[site] = SiteSums()
         argument = done.call.argument
         if argument is not None:
-            self._count(site, sums, Call(site_zones(site), argument, in_place=False), self._tags.unit_axis(argument))
+            call = Call(site_zones(site), argument, in_place=False)
+            self._count(site, sums, call, done.call.axis, done.call.samples)
         inner = done.call.inner
         if done.function == "mish" and inner is not None:
             self._sites.drop(inner.site)
@@ -179,12 +186,21 @@ class Activations:
     def _site(self, location: Location, call: Call, layer: Layer | None, axis: int) -> Site:
         return self._sites.find(location, call.function, layer, _units(call, axis))
 
-    def _count(self, site: Site, sums: SiteSums, call: Call, axis: int) -> None:
+    def _samples(self, site: Site, tensor: Tensor, axis: int) -> Samples | None:
+        if not self.masks or not self.masks.meant_for(site.location.module):
+            return None
+        samples = self.masks.of(site.location.module, tensor, axis)
+        if samples is None:
+            self._unseen.unmasked.add(site)
+        return samples
+
+    def _count(self, site: Site, sums: SiteSums, call: Call, axis: int, samples: Samples | None) -> None:
         if site.composite is not None:
             call = call._replace(zones=site_zones(site))
-        counts = count(call, call.z, axis)
+        z = call.z if samples is None else samples.only(call.z, axis, math.nan)
+        counts = count(call, z, axis)
         if counts is not None:
-            sums.count(counts, batch_elements(call.z, axis))
+            sums.count(counts, batch_elements(z, axis), samples)
 
 
 def _units(call: Call, axis: int) -> int:

@@ -12,9 +12,12 @@ from lightning_gradwatch.measure.norms import l2_norm
 from lightning_gradwatch.measure.windows import Chunk
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from lightning_gradwatch.measure.counting import Counts
+    from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.pack import Pack, Slot
     from lightning_gradwatch.measure.sites import Site
     from lightning_gradwatch.record import FloatVector
@@ -42,24 +45,42 @@ class SiteSums:
     signal_complete: bool = True
     """False where a call's δ or dL/da can't be had, so that a sum over the others would be wrong."""
 
-    def count(self, counts: Counts, batch_elements: int) -> None:
-        """Add the counts of one call."""
+    masked: list[tuple[Samples, int]] = field(default_factory=list)
+    """Of calls under a mask, instead of `observations`: the samples, and how many observations each stands for."""
+    masked_of_pass: Samples | None = None
+    masked_elements: list[Samples] = field(default_factory=list)
+    masked_outputs: list[tuple[Samples, int]] = field(default_factory=list)
+    """Instead of `output_entries`."""
+
+    def count(self, counts: Counts, batch_elements: int, samples: Samples | None = None) -> None:
+        """Add the counts of one call, of which under a mask some are `samples`."""
         self.counted = True
         self.inactive = _sum(self.inactive, counts.inactive)
         self.saturated = _sum(self.saturated, counts.saturated)
         self.either = _sum(self.either, counts.either)
-        self.observations += counts.observations
-        self.batch_of_pass = max(self.batch_of_pass, batch_elements)
+        if samples is None:
+            self.observations += counts.observations
+            self.batch_of_pass = max(self.batch_of_pass, batch_elements)
+        else:
+            self.masked.append((samples, samples.each(counts.observations)))
+            self.masked_of_pass = samples
 
-    def output(self, tensor: Tensor) -> None:
-        """Add the norm of one call's output."""
-        self.output_norms.append(l2_norm(tensor))
-        self.output_entries += tensor.numel()
+    def output(self, tensor: Tensor, unit_axis: int = 0, samples: Samples | None = None) -> None:
+        """Add the norm of one call's output, of which under a mask some positions are `samples`."""
+        if samples is None:
+            self.output_norms.append(l2_norm(tensor))
+            self.output_entries += tensor.numel()
+        else:
+            self.output_norms.append(l2_norm(samples.only(tensor, unit_axis, 0.0)))
+            self.masked_outputs.append((samples, samples.each(tensor.numel())))
 
     def end_pass(self) -> None:
         """Close a micro-batch."""
         self.batch_elements += self.batch_of_pass
         self.batch_of_pass = 0
+        if self.masked_of_pass is not None:
+            self.masked_elements.append(self.masked_of_pass)
+            self.masked_of_pass = None
 
 
 @dataclass(slots=True)
@@ -74,6 +95,7 @@ class SiteSlots:
     output: list[Slot]
     signal: list[Slot]
     arriving: list[Slot]
+    masks: Mapping[Samples, Slot]
 
     def chunk(self, values: list[FloatVector]) -> Chunk | None:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
@@ -84,17 +106,28 @@ class SiteSlots:
             if self.inactive is None
             else values[self.inactive].astype(np.int64),
             saturated=None if self.saturated is None else values[self.saturated].astype(np.int64),
-            observations=self.sums.observations,
-            batch_elements=self.sums.batch_elements,
+            observations=self.observations(values),
+            batch_elements=self.sums.batch_elements
+            + sum(int(values[self.masks[samples]][1]) for samples in self.sums.masked_elements),
         )
+
+    def observations(self, values: list[FloatVector]) -> int:
+        """Return how many observations of each unit the step has."""
+        return self.sums.observations + self._masked(self.sums.masked, values)
+
+    def _masked(self, calls: list[tuple[Samples, int]], values: list[FloatVector]) -> int:
+        return sum(int(values[self.masks[samples]][0]) * each for samples, each in calls)
 
     def inactive_share(self, values: list[FloatVector]) -> float:
         """Return the share of the step's observations that are inactive or saturated."""
-        if not self.sums.counted or self.sums.lost or self.site.units == 0 or not self.sums.observations:
+        if not self.sums.counted or self.sums.lost or self.site.units == 0:
+            return float("nan")
+        judged = self.observations(values) * self.site.units
+        if not judged:
             return float("nan")
         for slot in (self.either, self.inactive, self.saturated):
             if slot is not None:
-                return float(np.add.reduce(values[slot])) / (self.sums.observations * self.site.units)
+                return float(np.add.reduce(values[slot])) / judged
         return 0.0
 
     def signal_norm(self, values: list[FloatVector]) -> float:
@@ -111,9 +144,10 @@ class SiteSlots:
 
     def forward_rms(self, values: list[FloatVector]) -> float:
         """Return the rms of the site's output over the step; infinite where that holds NaN or infinity."""
-        if not self.sums.output_entries or self.sums.lost:
+        entries = self.sums.output_entries + self._masked(self.sums.masked_outputs, values)
+        if not entries or self.sums.lost:
             return float("nan")
-        rms = _combined(values, self.output) / math.sqrt(self.sums.output_entries)
+        rms = _combined(values, self.output) / math.sqrt(entries)
         return rms if math.isfinite(rms) else math.inf
 
 
@@ -148,6 +182,8 @@ class Collected:
                 place = known[id(tensor)] = pack.add(tensor)
             return place
 
+        used = (samples for sums in self.sites.values() for samples, _ in (*sums.masked, *sums.masked_outputs))
+        masks = {samples: pack.add(samples.counts) for samples in dict.fromkeys(used)}
         return [
             SiteSlots(
                 site=site,
@@ -158,6 +194,7 @@ class Collected:
                 output=[pack.add(norm) for norm in sums.output_norms],
                 signal=[pack.add(norm) for norm in sums.signal_norms],
                 arriving=[pack.add(norm) for norm in sums.arriving_norms],
+                masks=masks,
             )
             for site, sums in self.sites.items()
         ]

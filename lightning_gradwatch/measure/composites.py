@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.batched import Kept
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.functions import Zones
+    from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.signal import Origin
     from lightning_gradwatch.measure.sites import Roles, Site
 
@@ -40,6 +41,7 @@ class SiteCall:
         "layer",
         "of",
         "origin",
+        "samples",
         "site",
         "sums",
         "zones",
@@ -55,6 +57,8 @@ class SiteCall:
         """The call whose output is the argument, as softplus is of the tanh in Mish."""
         self.of: weakref.ref[Tensor] | None = None
         """The tensor of which the argument is an arithmetic function."""
+        self.samples: Samples | None = None
+        """Which positions of the argument count; None: all."""
         self.origin: Origin | None = None
         """Where the argument's gradient goes; until the function has run."""
         self.kept: Kept | None = None

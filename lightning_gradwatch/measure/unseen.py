@@ -37,6 +37,7 @@ _ALONE = {
     "function": "inside a custom autograd function: its signal isn't measured",
 }
 _ENTANGLED = "its signal can't be told from others in the autograd graph"
+_UNMASKED = "all of its positions count: its shape isn't the mask's"
 _NOT_PASSED = "no backward pass goes through it"
 
 
@@ -70,6 +71,8 @@ class Unseen:
         """Sites that had a signal once."""
         self.alone: dict[Site, Literal["checkpoint", "function"]] = {}
         """Sites inside an autograd function that has a backward of its own."""
+        self.unmasked: set[Site] = set()
+        """Sites whose shape isn't that of the mask."""
         self.changes = 0
         """How often something was added or taken back, for whoever has described the run already."""
 
@@ -92,6 +95,12 @@ class Unseen:
         inside = location.place is None or location.leaf
         name = location.module if inside and location.module else f"{location.module}:{function}"
         self.note((location, function), Note(name, reason, 1, location))
+
+    def take_masks(self) -> None:
+        """Note the sites that the mask doesn't fit."""
+        for site in self.unmasked:
+            if site.name and not site.part:
+                self.note((site, "mask"), Note(site.name, _UNMASKED, 0))
 
     def take_signals(self, slots: Iterable[SiteSlots]) -> None:
         """Note the sites without a signal in a step that had a backward pass, until they have one."""

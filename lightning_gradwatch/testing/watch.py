@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
     from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.measure.mask import Mask
     from lightning_gradwatch.rules import Rule
 
 
@@ -26,6 +27,7 @@ class Watch(GradWatch):
         rules: Rules that replace the default ones of the same code.
         ignore: Codes of rules to leave out, or prefixes of them.
         folder: Where an event file is written; None: nowhere.
+        mask: As for `GradWatch`.
         deliver: Called once a fit and code with a new finding of severity warning or above and its warning's class.
     """
 
@@ -36,9 +38,10 @@ class Watch(GradWatch):
         rules: Sequence[Rule] = (),
         ignore: Sequence[str] = (),
         folder: Path | None = None,
+        mask: Callable[[Any], Mask | None] | None = None,
         deliver: Callable[[Finding, type[Warning]], None] | None = None,
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, rules=rules, ignore=ignore)
+        super().__init__(every_n_steps=every_n_steps, rules=rules, ignore=ignore, mask=mask)
         self._folder = folder
         self._deliver = deliver
         self._delivered: set[str] = set()
