@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.location import Location
     from lightning_gradwatch.measure.sites import Sites
     from lightning_gradwatch.measure.unseen import Note, Unseen
 
@@ -118,15 +119,12 @@ def _told(
     """Yield the notes as a reader wants them: a frozen part once, nothing that was seen after all."""
     busy = {*trained, *_with_ancestors(site.location.module for site in sites.ordered)}
     seen = {site.location for site in sites.ordered}
-    owners = _with_ancestors(
-        name for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None
-    )
+    owners = {"", *_functions(modules)}
+    owners |= {name for name, module in modules.items() if next(module.parameters(), None) is not None}
     for note in unseen:
         location = note.location
         if note.reason is UNTRAINED and location is not None:
-            owner = location.module.rpartition(".")[0] if location.leaf else location.module
-            # A metric has no parameters; nor is a function that the training step itself calls part of the net.
-            if location in seen or owner not in owners or not location.module:
+            if location in seen or not _is_part(location, owners):
                 continue
             yield note._replace(name=_outermost(location.module, busy) or note.name)
         elif note is unseen.outside and hidden:
@@ -134,6 +132,13 @@ def _told(
                 yield note._replace(sites=note.sites - hidden)
         else:
             yield note
+
+
+def _is_part(location: Location, owners: Collection[str]) -> bool:
+    """Whether a place belongs to the net: a metric has no parameters, and what the training step calls is no module's."""
+    name = location.module
+    outer = name.rpartition(".")[0] if location.leaf else ""
+    return bool(name) and (name in owners or (bool(outer) and outer in owners))
 
 
 def _outermost(name: str, busy: Collection[str]) -> str:
