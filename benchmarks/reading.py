@@ -47,6 +47,7 @@ def make_info():
 def make_record(info, step, random, *, ill):
     metrics = {name: 0.3 * random.random(COLUMNS) for name in METRICS}
     metrics["signal_norm"] = np.geomspace(1e-30 if ill else 0.5, 1.0, COLUMNS) * (0.5 + random.random(COLUMNS))
+    metrics["update_ratio"] = (0.5 + random.random(COLUMNS)) * (0.3 if ill else 1e-3)
     if ill:
         metrics["dead_fraction"] = np.where(np.arange(COLUMNS) % 2, 0.95, 0.0)
         metrics["saturated_fraction"] = np.where(np.arange(COLUMNS) % 2, 0.0, 0.9)

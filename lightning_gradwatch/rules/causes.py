@@ -58,6 +58,11 @@ def _blames_the_same(cause: Finding, effect: Finding) -> bool:
     return _dead(cause) and _dead(effect) and not _replaced(cause).isdisjoint(_replaced(effect))
 
 
+def _is_zero(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
+    """GW104 by a gradient that is 0; a graph that is cut, or a layer that isn't used, says nothing about the rest."""
+    return not (_has(cause, "reconnect_graph") or _has(cause, "use_or_remove"))
+
+
 def _killed(cause: Finding, effect: Finding) -> bool:
     """GW104 by a dead layer."""
     return _dead(effect) and _before(cause, effect)
@@ -95,6 +100,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("GW101", "GW104", "a signal that fades ends below the smallest number", _fades_to_zero),
     Relation("GW101", "GW201", "a signal that shrinks forward as well leaves each unit to its bias", _leaves_functions),
     Relation("GW101", "GW301", "the early layers' gradient is too weak to move them"),
+    Relation("GW104", "GW301", "where layers get no gradient, the others soon have nothing left to learn", _is_zero),
     Relation("GW104", "GW101", "behind a dead layer the signal is 0", _blames_the_same),
     # What comes first throws the net where the rest follows.
     Relation("GW102", "GW103", "what grows long enough overflows", _before),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lightning_gradwatch.findings import DeadUnitsWarning, Severity
-from lightning_gradwatch.rules.drift import Drift, drift, note_reading, note_update
+from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
@@ -85,7 +85,7 @@ class DeadUnits(Rule):
             return Verdict(unjudged=why_no_fraction(record, info, "dead"))
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
-        note_reading(state, wrong=bool(np.count_nonzero(fractions >= self.inform)))
+        note_first(state, fractions >= self.inform)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not np.count_nonzero(fractions >= self.inform):
             return HEALTHY

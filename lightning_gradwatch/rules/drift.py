@@ -8,6 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Mask
     from lightning_gradwatch.rules.protocol import State
 
 _WATCHED = 16
@@ -49,9 +50,10 @@ def note_update(state: State, record: StepRecord, info: RunInfo) -> None:
             state["update"] = max(state.get("update", 0.0), float(np.median(known)))
 
 
-def note_reading(state: State, *, wrong: bool) -> None:
-    """Add to the memory whether a reading was the first, and in order."""
-    state.setdefault("later", not wrong)
+def note_first(state: State, wrong: Mask) -> None:
+    """Remember of the first reading whether anything was wrong in it."""
+    if "later" not in state:
+        state["later"] = not np.count_nonzero(wrong)
 
 
 def drift(state: State) -> Drift:

@@ -27,7 +27,7 @@ class Columns:
     Names that only an older layout had keep their numbers, behind the newest layout's columns.
     """
 
-    __slots__ = ("_all", "_fill", "_names", "blank", "layout", "values")
+    __slots__ = ("_all", "_fill", "_names", "blank", "layout", "oldest", "pattern", "values")
 
     def __init__(self, plain: Mapping[str, list[float | None]], rows: int, fill: float) -> None:
         """Take what `plain` gave; columns that aren't there hold `fill` in each row."""
@@ -41,6 +41,10 @@ class Columns:
         """Shape [rows, columns of the layout]; a view, to be changed in place."""
         self.blank = not plain
         """Whether no column holds anything but `fill`; kept by who changes the values."""
+        self.pattern = b""
+        """Of streaks: where they went on and where they ended in the last reading; most readings repeat the one before."""
+        self.oldest: dict[tuple[int, bytes], int] = {}
+        """Of streaks: first steps that were looked up since the pattern changed."""
 
     def align(self, layout: str, names: tuple[str, ...]) -> None:
         """Take over the columns of another layout."""
@@ -53,6 +57,7 @@ class Columns:
         self._all = aligned
         self.values = aligned[:, : len(names)]
         self.blank = not self._told().any()
+        self.pattern = b""
         self.layout = layout
 
     def plain(self) -> dict[str, list[float | None]]:
@@ -111,6 +116,12 @@ def count_hits(held: Columns, hit: Mask, ended: Mask, step: int) -> None:
     if held.blank and not np.count_nonzero(hit):
         return
     count = counts(held)
+    pattern = hit.tobytes() + ended.tobytes()
+    if pattern == held.pattern:
+        count += hit
+        return
+    held.pattern = pattern
+    held.oldest.clear()
     since = held.values[len(count) :]
     np.putmask(since, hit & (count == 0), step)
     count += hit
@@ -121,7 +132,11 @@ def count_hits(held: Columns, hit: Mask, ended: Mask, step: int) -> None:
 
 def first_step(held: Columns, where: Mask, level: int = 0) -> int:
     """Return the first step of the oldest of some streaks that are under way."""
-    return int(held.values[len(held.values) // 2 + level][where].min())
+    key = level, where.tobytes()
+    step = held.oldest.get(key)
+    if step is None:
+        step = held.oldest[key] = int(held.values[len(held.values) // 2 + level][where].min())
+    return step
 
 
 def shift_in(held: Columns, reading: FloatVector) -> None:

@@ -31,7 +31,9 @@ def hidden_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector
     values = record.metrics.get(metric)
     if values is None:
         return None
-    known = np.isfinite(values) & info.hidden_mask
+    known = np.isfinite(values)
+    if len(info.hidden_columns) < len(values):
+        known &= info.hidden_mask
     count = np.count_nonzero(known)
     if count == len(values):
         return values if count else None

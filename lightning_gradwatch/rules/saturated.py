@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
-from lightning_gradwatch.rules.drift import Drift, drift, note_reading, note_update
+from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
@@ -64,7 +64,7 @@ class SaturatedUnits(Rule):
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
             return Verdict(unjudged=why_no_fraction(record, info, "saturated"))
-        note_reading(state, wrong=bool(np.count_nonzero(fractions >= self.fraction)))
+        note_first(state, fractions >= self.fraction)
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         hit = fractions >= self.fraction

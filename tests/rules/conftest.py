@@ -67,6 +67,20 @@ def fading(info, attenuation):
     return np.geomspace(attenuation, 1.0, len(info.sites)) if attenuation else np.linspace(0.0, 1.0, len(info.sites))
 
 
+def gains(info, activation, weight):
+    """Metrics of a chain whose sites and the weights between them pass back such shares: numbers, or one a site."""
+    sites = len(info.sites)
+    of_sites, of_weights = (
+        np.broadcast_to(np.asarray(each, dtype=np.float64), (sites,)) for each in (activation, weight)
+    )
+    steps = of_sites[:-1] * of_weights[1:]
+    return {
+        "activation_gain": of_sites.copy(),
+        "weight_gain": np.concatenate([[np.nan], of_weights[1:]]),
+        "signal_norm": np.concatenate([np.cumprod(steps[::-1])[::-1], [1.0]]),
+    }
+
+
 @dataclass
 class Fed:
     """What an evaluator said to each record."""
@@ -103,6 +117,6 @@ def runs():
     class Runs:
         pass
 
-    for builder in (stack, measure, fading, feed):
+    for builder in (stack, measure, fading, gains, feed):
         setattr(Runs, builder.__name__, staticmethod(builder))
     return Runs

@@ -74,8 +74,8 @@ def test_sentences_are_written_for_findings_that_are_read_and_of_their_own_recor
     written = []
     original = SaturatedUnits._sighting
 
-    def spy(self, *given):
-        seen = original(self, *given)
+    def spy(self, *given, **named):
+        seen = original(self, *given, **named)
         return seen._replace(write=lambda: written.append(seen.last_step) or seen.write())
 
     monkeypatch.setattr(SaturatedUnits, "_sighting", spy)
