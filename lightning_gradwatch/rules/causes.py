@@ -33,29 +33,29 @@ def _too_large(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
 
 
 def _blames_its_units(cause: Finding, effect: Finding) -> bool:
-    """The effect's remedy replaces the function at sites that the cause is about."""
-    return not set(cause.layers).isdisjoint(_replaced(effect))
+    """The effect's remedy revives units at sites that the cause is about."""
+    return not set(cause.layers).isdisjoint(_revived(effect))
 
 
 def _leaves_functions(cause: Finding, effect: Finding) -> bool:
     """The cause is the weights', and not all of a layer is dead."""
-    return not _replaced(cause) and not _whole(effect)
+    return not _has(cause, "replace_activation") and not _whole(effect)
 
 
 def _fades_to_zero(cause: Finding, effect: Finding) -> bool:
     """GW104 by underflow in layers to which the signal fades."""
     shared = not set(cause.layers).isdisjoint(effect.layers)
-    return shared and _has(effect, "initialize") and not _has(effect, "normalize_inputs") and not _dead(effect)
+    return shared and _has(effect, "initialize") and not _has(effect, "normalize_inputs") and not _revived(effect)
 
 
 def _is_flat(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
     """GW104 because derivatives that aren't 0 round to it."""
-    return _has(effect, "normalize_inputs") and not _dead(effect)
+    return _has(effect, "normalize_inputs") and not _revived(effect)
 
 
 def _blames_the_same(cause: Finding, effect: Finding) -> bool:
-    """Both remedies replace the function at sites that are dead."""
-    return _dead(cause) and _dead(effect) and not _replaced(cause).isdisjoint(_replaced(effect))
+    """Both remedies revive units at the same sites."""
+    return not _revived(cause).isdisjoint(_revived(effect))
 
 
 def _is_zero(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
@@ -65,7 +65,7 @@ def _is_zero(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
 
 def _killed(cause: Finding, effect: Finding) -> bool:
     """GW104 by a dead layer."""
-    return _dead(effect) and _before(cause, effect)
+    return bool(_revived(effect)) and _before(cause, effect)
 
 
 class Relation(NamedTuple):
@@ -144,7 +144,7 @@ def relate(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def _root(finding: Finding, findings: list[Finding]) -> Finding:
     """Follow the causes to the one that has none; the conditions of the relations leave no circle."""
     while causes := [cause for cause in findings if _brings_about(cause, finding)]:
-        finding = min(causes, key=lambda each: (_rank(each), each.first_step))
+        finding = min(causes, key=lambda each: (_rank(each), each.first_step, -each.severity, each.layers))
     return finding
 
 
@@ -167,13 +167,15 @@ def _whole(finding: Finding) -> bool:
     return finding.value == 1
 
 
-def _dead(finding: Finding) -> bool:
-    return any(("with", "LeakyReLU") in action.arguments for action in finding.remedy.actions)
-
-
 def _has(finding: Finding, kind: str) -> bool:
     return any(action.kind == kind for action in finding.remedy.actions)
 
 
-def _replaced(finding: Finding) -> set[str]:
-    return {name for action in finding.remedy.actions if action.kind == "replace_activation" for name in action.targets}
+def _revived(finding: Finding) -> set[str]:
+    """Return the sites whose units are dead by the finding's remedy, which gives them a function that can't be."""
+    return {
+        name
+        for action in finding.remedy.actions
+        if action.kind == "replace_activation" and ("with", "LeakyReLU") in action.arguments
+        for name in action.targets
+    }

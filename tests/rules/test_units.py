@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -117,3 +118,85 @@ def test_relu_has_nothing_to_saturate(runs):
     assert fed.evaluator.unjudged == {
         "GW202": "can't judge: no hidden site whose window is full can be saturated (relu)"
     }
+
+
+def kinds(finding):
+    return {action.kind: dict(action.arguments) for action in finding.remedy.actions}
+
+
+class TestWhyDead:
+    def test_from_the_start(self, runs):
+        finding = dead(runs, [0.95] * 3).only
+        assert "They have been so since the first full window" in finding.cause
+        assert kinds(finding) == {
+            "replace_activation": {"with": "LeakyReLU"},
+            "initialize": {"method": "kaiming_normal_", "bias": 0.0},
+        }
+
+    def test_later(self, runs):
+        finding = dead(runs, [0.1] + [0.95] * 3).only
+        assert "At first they weren't there: most likely a step that was too large" in finding.cause
+        assert kinds(finding)["set_learning_rate"] == {"factor": 0.1}
+
+    @pytest.mark.parametrize(
+        ("update", "factor"), [(0.09, None), (0.11, 0.09), (1.0, 0.01), (1.7, 0.006), (500.0, 1e-4), (np.nan, None)]
+    )
+    def test_by_steps_that_were_too_large(self, runs, update, factor):
+        """The rate is lowered to where a step changes the weights by a hundredth of themselves."""
+        finding = dead(runs, [0.95] * 3, update_ratio=update).only
+        assert kinds(finding).get("set_learning_rate", {}).get("factor") == factor
+        assert ("the learning rate is too high" in finding.cause) is (factor is not None)
+
+    def test_a_single_layer_that_moves_a_lot_is_no_cause(self, runs):
+        ratios = {"net.4": 50.0} | {f"net.{place}": 1e-3 for place in (0, 2, 6, 8, 10, 12)}
+        assert "set_learning_rate" not in kinds(dead(runs, [0.95] * 3, update_ratio=ratios).only)
+
+    def test_inputs_far_out_on_both_sides(self, runs):
+        info = runs.stack(function="hardtanh")
+        records = [runs.measure(info, step, dead_fraction=[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]) for step in range(3)]
+        assert "normalize_inputs" in kinds(runs.feed(DeadUnits(), records, info).only)
+        assert "normalize_inputs" not in kinds(dead(runs, [0.95] * 3).only)
+
+
+class TestWhySaturated:
+    FIRST: ClassVar = {"net.1": 0.9, "net.3": 0.1, "net.5": 0.1, "net.7": 0.1, "net.9": 0.1, "net.11": 0.1}
+    THIRD: ClassVar = {**FIRST, "net.1": 0.1, "net.5": 0.9}
+
+    def finding(self, runs, row, *, function="tanh", before=(), **metrics):
+        info = runs.stack(function=function)
+        rows = [*before, row, row, row]
+        records = [
+            runs.measure(info, 10 + place, saturated_fraction=each, **metrics) for place, each in enumerate(rows)
+        ]
+        return runs.feed(SaturatedUnits(), records, info).only
+
+    @pytest.mark.parametrize(
+        ("row", "weight", "said", "scaled"),
+        [
+            ("THIRD", 1.0, "the weights aren't to blame (what lies before them passes back 1 of the signal", False),
+            ("THIRD", 1.9, "so biases far from 0 are", False),
+            ("THIRD", 2.1, "the weights are too large, what lies before them passes back 2.1", False),
+            ("FIRST", np.nan, "inputs that aren't scaled", True),
+            ("THIRD", np.nan, "inputs that aren't scaled", False),
+        ],
+    )
+    def test_weights_biases_or_inputs(self, runs, row, weight, said, scaled):
+        finding = self.finding(runs, getattr(self, row), weight_gain=weight)
+        assert said in finding.cause
+        assert kinds(finding)["initialize"] == {"method": "xavier_normal_", "bias": 0.0}
+        assert ("normalize_inputs" in kinds(finding)) is scaled
+        assert "set_learning_rate" not in kinds(finding)
+
+    def test_later_or_by_steps_that_were_too_large(self, runs):
+        finding = self.finding(runs, self.THIRD, before=(dict.fromkeys(self.FIRST, 0.0),))
+        assert "At first they weren't there" in finding.cause
+        assert kinds(finding)["set_learning_rate"] == {"factor": 0.1}
+        finding = self.finding(runs, self.THIRD, update_ratio=2.0)
+        assert "moved the weights by 200 % of themselves" in finding.cause
+        assert kinds(finding)["set_learning_rate"] == {"factor": 0.005}
+
+    def test_a_function_without_a_good_start_is_replaced_everywhere(self, runs):
+        finding = self.finding(runs, self.THIRD, function="sigmoid")
+        (replaced, started) = finding.remedy.actions
+        assert replaced.targets == tuple(self.FIRST)
+        assert dict(started.arguments)["method"] == "kaiming_normal_"

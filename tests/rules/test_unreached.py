@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
-from lightning_gradwatch.record import LayerInfo, LayerState, OptimizerInfo, RunInfo
+from lightning_gradwatch.record import LayerInfo, LayerState, OptimizerInfo, RunInfo, SiteInfo
 from lightning_gradwatch.rules import UnreachedLayer
 
 NONE, ZERO, OK = LayerState.NONE, LayerState.ZERO, LayerState.OK
@@ -167,6 +167,112 @@ class TestCause:
         info = runs.stack(precision="16-mixed")
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, signal_norm=[0.0, 1e-6, 1e-4, 0.1, 1.0, 1.0]).only
         assert "16-mixed (6e-8)" in finding.cause
+
+    def test_half_precision_whose_signal_is_level_asks_for_a_scaler(self, runs):
+        info = runs.stack(function="relu", precision="16-mixed")
+        zero = [{"net.0": ZERO}] * 3
+        finding = judged(runs, zero, info=info, signal_norm=[0.0, 1e-7, 1e-7, 1e-7, 1e-7, 1e-7]).only
+        assert kinds(finding) == ["use_gradient_scaler"]
+        finding = judged(runs, zero, info=info, **fading_to_zero(runs, info)).only
+        assert kinds(finding) == ["initialize", "use_gradient_scaler"]
+
+    @pytest.mark.parametrize(
+        ("precision", "kind"),
+        [("16-mixed", "use_gradient_scaler"), ("16-true", "set_precision"), ("32-true", "trace_gradient")],
+    )
+    def test_half_precision_in_which_nothing_is_left(self, runs, precision, kind):
+        info = runs.stack(function="relu", precision=precision)
+        everything = {f"net.{place}": ZERO for place in range(0, 13, 2)}
+        finding = judged(runs, [everything] * 3, info=info, signal_norm=0.0).only
+        assert kinds(finding) == [kind]
+        assert kinds(judged(runs, [{"net.0": ZERO}] * 3, info=info).only) == ["trace_gradient"]
+
+    def test_a_scaler_that_is_there_isnt_recommended(self, runs):
+        info = runs.stack(function="relu", precision="16-mixed")
+        everything = {f"net.{place}": ZERO for place in range(0, 13, 2)}
+        records = [
+            dataclasses.replace(runs.measure(info, step, states=everything, signal_norm=0.0), gradient_scale=1024.0)
+            for step in range(3)
+        ]
+        assert kinds(runs.feed(UnreachedLayer(), records, info).only) == ["trace_gradient"]
+
+    def test_underflow_mends_what_leads_up_to_it(self, runs):
+        info = runs.stack(depth=8)
+        metrics = runs.gains(info, 1e-10, 1.0)
+        for values in metrics.values():
+            values[:3] = np.nan
+        metrics["signal_norm"][:3] = 0
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, **metrics).only
+        assert "below the smallest number of 32-true" in finding.cause
+        assert "a site passes back 1e-10 of the signal" in finding.cause
+        assert kinds(finding) == ["replace_activation", "initialize"]
+
+    @pytest.mark.parametrize("function", ["sigmoid", "tanh"])
+    def test_derivatives_that_round_to_zero(self, runs, function):
+        info = runs.stack(function=function)
+        finding = judged(
+            runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=[1.0, 0.1, 0.1, 0.1, 0.1, 0.1], signal_norm=1.0
+        ).only
+        assert "so far out that the derivative rounds to 0" in finding.cause
+        replaced = ["replace_activation"] if function == "sigmoid" else []
+        assert kinds(finding) == [*replaced, "initialize", "normalize_inputs"]
+
+    def test_a_function_that_is_flat_in_the_middle(self, runs):
+        info = runs.stack(function="tanhshrink")
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, signal_norm=[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).only
+        assert finding.cause.startswith("The derivative of Tanhshrink, at net.1 … net.9 (5 sites), is 0 at 0")
+        assert finding.remedy.actions[0].targets == ("net.1", "net.3", "net.5", "net.7", "net.9")
+
+    @pytest.mark.parametrize(
+        ("outputs", "role", "found"), [(1, "output", True), (2, "output", False), (1, "hidden", False)]
+    )
+    def test_softmax_over_a_single_unit(self, runs, outputs, role, found):
+        info = runs.stack(depth=2, function="relu")
+        last = dataclasses.replace(info.layers[-1], shapes=((outputs, 8), (outputs,)))
+        info = dataclasses.replace(
+            info, layers=(*info.layers[:-1], last), sites=(*info.sites, SiteInfo("net.5", "softmax", role, 0))
+        )
+        finding = judged(runs, [{"net.0": ZERO, "net.2": ZERO, "net.4": ZERO}] * 3, info=info, signal_norm=0.0).only
+        assert finding.cause.startswith("Softmax over a single unit: net.5 follows net.4") is found
+        assert (kinds(finding) == ["replace_output"]) is found
+
+    def test_a_cut_graph_is_found_between_two_layers(self, runs):
+        finding = judged(runs, [{"net.0": NONE, "net.2": NONE}] * 3).only
+        assert "the graph is cut between net.2 and net.4, which has a gradient" in finding.cause
+        finding = judged(runs, [{f"net.{place}": NONE for place in range(0, 13, 2)}] * 3).only
+        assert "the graph is cut between this layer and the loss" in finding.cause
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_a_layer_that_had_a_gradient_was_killed(self, runs, before):
+        states = [{}] * before + [{"net.0": ZERO}] * 3
+        finding = judged(runs, states, dead_fraction=[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).only
+        assert ("It had a gradient before step 1," in finding.cause) is before
+        assert ("set_learning_rate" in kinds(finding)) is before
+
+    def test_an_output_that_is_dead_blocks_as_well(self, runs):
+        info = runs.stack(function="relu")
+        output = dataclasses.replace(info.sites[-1], role="output")
+        info = dataclasses.replace(info, sites=(*info.sites[:-1], output))
+        inactive = [0.5] * 5 + [1.0]
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=inactive).only
+        assert finding.remedy.actions[0].targets == (output.name,)
+
+
+def kinds(finding):
+    return [action.kind for action in finding.remedy.actions]
+
+
+def fading_to_zero(runs, info):
+    """Weights that are too small, and a signal that ends at the first site."""
+    metrics = runs.gains(info, 2**-0.5, 0.1)
+    metrics["signal_norm"][0] = 0.0
+    metrics["activation_gain"][0] = 0.0
+    return metrics
+
+
+def test_a_layer_that_a_step_left_out_doesnt_part_its_neighbours(runs):
+    states = {"net.0": ZERO, "net.2": LayerState.UNUSED, "net.4": ZERO}
+    assert judged(runs, [states] * 3).only.layers == ("net.0", "net.4")
 
 
 def test_cant_judge_without_a_measured_layer(runs):

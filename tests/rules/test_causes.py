@@ -1,0 +1,244 @@
+"""One root cause a run: what follows from what, and what doesn't."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
+from lightning_gradwatch.rules import DEFAULT_RULES, RULE_BY_CODE, Evaluator, relate
+from lightning_gradwatch.rules.causes import RELATIONS, _brings_about
+
+INFO, WARNING, ERROR = Severity
+
+
+def act(kind, *targets, **arguments):
+    return Action(kind, targets, tuple((name.rstrip("_"), value) for name, value in arguments.items()))
+
+
+START = act("initialize", "net.0", method="kaiming_normal_")
+TO_RELU = act("replace_activation", "net.1", with_="ReLU")
+REVIVED = act("replace_activation", "net.1", with_="LeakyReLU")
+SCALED = act("normalize_inputs")
+CUT = act("reconnect_graph", "net.0")
+
+
+def make(code, *actions, severity=WARNING, layers=("net.0",), step=10, value=0.5, threshold=0.5):
+    name = RULE_BY_CODE[code].name
+    return Finding(code, name, severity, layers, step, step, value, threshold, "", Remedy("", actions), "")
+
+
+FADED = make("GW101", TO_RELU, START)
+WEAK = make("GW101", START)
+EXPLODED = make("GW102", step=5)
+NAN = make("GW103", severity=ERROR, step=20)
+UNDERFLOWN = make("GW104", START, severity=ERROR, step=0)
+DEAD_END = make("GW104", REVIVED, START, severity=ERROR, step=0)
+CUT_OFF = make("GW104", CUT, severity=ERROR, step=0)
+ROUNDED = make("GW104", START, SCALED, severity=ERROR, step=0)
+UNKNOWN_ZERO = make("GW104", act("trace_gradient"), severity=ERROR, step=0)
+DEAD = make("GW201", REVIVED, START, severity=ERROR, layers=("net.1",), step=15, value=1.0, threshold=1.0)
+SPARSE = make("GW201", REVIVED, START, layers=("net.1",), step=15, value=0.92, threshold=0.9)
+SATURATED = make("GW202", START, layers=("net.1",), step=15)
+STALLED = make("GW301", step=12)
+OVERSIZED = make("GW302", step=2)
+TOO_SMALL = make("GW401", START, step=0, value=1e-9, threshold=1e-3)
+TOO_LARGE = make("GW401", START, step=0, value=1e9, threshold=1e2)
+
+LINKED = [
+    (TOO_SMALL, FADED),
+    (TOO_SMALL, UNDERFLOWN),
+    (TOO_SMALL, SPARSE),
+    (TOO_SMALL, STALLED),
+    (TOO_SMALL, OVERSIZED),
+    (TOO_LARGE, EXPLODED),
+    (TOO_LARGE, NAN),
+    (TOO_LARGE, SPARSE),
+    (TOO_LARGE, SATURATED),
+    (TOO_LARGE, FADED),
+    (DEAD, DEAD_END),
+    (DEAD, make("GW101", REVIVED)),
+    (SPARSE, make("GW101", REVIVED)),
+    (DEAD, STALLED),
+    (SATURATED, FADED),
+    (SATURATED, ROUNDED),
+    (SATURATED, STALLED),
+    (FADED, UNDERFLOWN),
+    (WEAK, SPARSE),
+    (FADED, STALLED),
+    (UNKNOWN_ZERO, STALLED),
+    (DEAD_END, make("GW101", REVIVED, value=0.0)),
+    (EXPLODED, NAN),
+    (EXPLODED, SPARSE),
+    (EXPLODED, SATURATED),
+    (EXPLODED, FADED),
+    (EXPLODED, STALLED),
+    (EXPLODED, make("GW302", step=6)),
+    (EXPLODED, make("GW104", REVIVED, severity=ERROR, step=30)),
+    (OVERSIZED, EXPLODED),
+    (OVERSIZED, NAN),
+    (OVERSIZED, SPARSE),
+    (OVERSIZED, SATURATED),
+    (OVERSIZED, STALLED),
+    (OVERSIZED, make("GW104", REVIVED, severity=ERROR, step=30)),
+    *((NAN, make(code, START, step=21)) for code in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")),
+]
+UNLINKED = [
+    (TOO_SMALL, EXPLODED),
+    (TOO_SMALL, SATURATED),
+    (TOO_SMALL, CUT_OFF),
+    (TOO_SMALL, DEAD_END),
+    (TOO_LARGE, UNKNOWN_ZERO),
+    (DEAD, CUT_OFF),
+    (DEAD, UNDERFLOWN),
+    (DEAD, FADED),
+    (DEAD, make("GW101", act("replace_activation", "elsewhere", with_="LeakyReLU"))),
+    (DEAD, SATURATED),
+    (SATURATED, CUT_OFF),
+    (SATURATED, DEAD_END),
+    (FADED, CUT_OFF),
+    (FADED, DEAD_END),
+    (FADED, make("GW104", START, severity=ERROR, layers=("elsewhere",))),
+    (FADED, SPARSE),
+    (WEAK, DEAD),
+    (CUT_OFF, STALLED),
+    (CUT_OFF, FADED),
+    (EXPLODED, make("GW202", step=3)),
+    (NAN, EXPLODED),
+    (NAN, make("GW201", step=15)),
+    (OVERSIZED, make("GW102", step=1)),
+    (OVERSIZED, FADED),
+    (OVERSIZED, CUT_OFF),
+    (STALLED, FADED),
+]
+
+
+def name(pair):
+    return pair if isinstance(pair, str) else " ".join(finding.code for finding in pair)
+
+
+@pytest.mark.parametrize("pair", LINKED, ids=name)
+def test_linked(pair):
+    for given_ in itertools.permutations(pair):
+        root, effect = relate(given_)
+        assert (root.code, root.consequence_of) == (pair[0].code, "")
+        assert (effect.code, effect.consequence_of) == (pair[1].code, pair[0].code)
+
+
+@pytest.mark.parametrize("pair", UNLINKED, ids=name)
+def test_unlinked(pair):
+    assert not _brings_about(*pair)
+
+
+def test_each_relation_is_tried_and_has_its_reason():
+    tried = {(cause.code, effect.code) for cause, effect in LINKED}
+    assert {(relation.cause, relation.effect) for relation in RELATIONS} == tried
+    assert all(relation.reason for relation in RELATIONS)
+
+
+@pytest.mark.parametrize(
+    ("findings", "root"),
+    [
+        ((TOO_SMALL, FADED, UNDERFLOWN, STALLED), "GW401"),
+        ((TOO_LARGE, SATURATED, FADED, EXPLODED, NAN), "GW401"),
+        ((SATURATED, FADED, STALLED), "GW202"),
+        ((DEAD, DEAD_END, make("GW101", REVIVED, value=0.0), STALLED), "GW201"),
+        ((EXPLODED, NAN, make("GW301", step=30)), "GW102"),
+        ((OVERSIZED, DEAD, DEAD_END), "GW302"),
+        ((FADED, UNDERFLOWN, STALLED), "GW101"),
+    ],
+    ids=name,
+)
+def test_a_chain_has_one_root(findings, root):
+    related = relate(findings)
+    assert [finding.code for finding in related if not finding.consequence_of] == [root]
+    assert {finding.consequence_of for finding in related[1:]} == {root}
+    assert related[0].code == root
+
+
+def test_information_is_never_the_cause_of_a_warning():
+    hint = make("GW202", START, severity=INFO)
+    assert [finding.consequence_of for finding in relate([hint, FADED])] == ["", ""]
+    assert relate([hint, make("GW101", severity=INFO)])[1].consequence_of == "GW202"
+
+
+def test_roots_come_first_and_the_worst_of_them_in_front():
+    mild = make("GW401", START, threshold=1e-3)
+    related = relate([STALLED, make("GW101", START, severity=ERROR), mild, CUT_OFF])
+    assert [finding.code for finding in related] == ["GW104", "GW401", "GW101", "GW301"]
+
+
+def test_relating_again_changes_nothing():
+    related = relate([TOO_SMALL, FADED, UNDERFLOWN])
+    assert relate(related) == related
+    # A finding that is left out (its layers are ignored) leaves the others without it.
+    assert relate(related[1:])[0].consequence_of == ""
+
+
+def test_a_rule_of_the_users_own_stays_by_itself():
+    own = Finding("XY001", "mine", ERROR, ("net.0",), 0, 0, 1.0, 1.0, "", Remedy(""), "")
+    assert {finding.consequence_of for finding in relate([own, FADED])} == {""}
+
+
+FINDINGS = st.builds(
+    lambda code, severity, actions, layers, step, value, threshold: make(
+        code, *actions, severity=severity, layers=layers, step=step, value=value, threshold=threshold
+    ),
+    st.sampled_from(sorted(RULE_BY_CODE)),
+    st.sampled_from(list(Severity)),
+    st.lists(st.sampled_from([START, TO_RELU, REVIVED, SCALED, CUT, act("trace_gradient")]), unique=True),
+    st.sampled_from([("net.0",), ("net.1",), ("net.0", "net.1")]),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.sampled_from([1e-3, 1e3]),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(FINDINGS, max_size=6))
+def test_no_circle_whatever_the_findings(findings):
+    left = list(findings)
+    while left:
+        roots = [effect for effect in left if not any(_brings_about(cause, effect) for cause in left)]
+        assert roots, [finding.code for finding in left]
+        left = [finding for finding in left if finding not in roots]
+    related = relate(findings)
+    codes = {finding.code for finding in related if not finding.consequence_of}
+    assert {finding.consequence_of for finding in related} - {""} <= codes
+    assert len(related) == len(findings)
+    assert relate(related) == related
+
+
+def test_a_warning_names_the_root_that_is_known_when_it_is_told(runs):
+    info = runs.stack(depth=8)
+    faded = runs.gains(info, 0.2, 1.0)
+    evaluator = Evaluator(DEFAULT_RULES)
+    told = [
+        each
+        for step in range(10, 14)
+        for each in evaluator.feed(
+            runs.measure(info, step, saturated_fraction=0.9 if step > 10 else np_nan(info), **faded), info
+        )
+    ]
+    # GW202 becomes due a step after GW101, whose warning was told as a root; the finding learns of it.
+    assert [(finding.code, finding.consequence_of) for finding in told] == [("GW101", ""), ("GW202", "")]
+    assert [(finding.code, finding.consequence_of) for finding in evaluator.findings] == [
+        ("GW202", ""),
+        ("GW101", "GW202"),
+    ]
+
+
+def np_nan(info):
+    return [float("nan")] * len(info.sites)
+
+
+def test_told_together_the_root_is_named_in_each(runs):
+    info = runs.stack(depth=8)
+    evaluator = Evaluator(DEFAULT_RULES)
+    told = []
+    for step in range(10, 13):
+        told += evaluator.feed(runs.measure(info, step, saturated_fraction=0.9, **runs.gains(info, 0.2, 1.0)), info)
+    assert [(finding.code, finding.consequence_of) for finding in told] == [("GW202", ""), ("GW101", "GW202")]
