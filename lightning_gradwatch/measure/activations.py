@@ -15,7 +15,7 @@ from lightning_gradwatch.measure.counting import count
 from lightning_gradwatch.measure.functions import COMPOSITES, Call, Inner, Zones, composite
 from lightning_gradwatch.measure.location import Location, inside_function, locate
 from lightning_gradwatch.measure.mask import Masks
-from lightning_gradwatch.measure.signal import Origin, SignalHooks
+from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.sites import Roles
 from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
@@ -115,10 +115,10 @@ class Activations:
                 seen.sums.output(output, seen.axis, self._samples(site, output, seen.axis))
                 if kept is not None and site.role is None:
                     self._batch.try_out(site, kept, output)
-            seen.handles = self.hooks.watch(seen.sums, output, origin)
+            seen.handles = self.hooks.watch(seen.sums, output, origin, in_place=seen.in_place)
             self._connections.called(site, origin, output, in_place=seen.in_place)
             if site.role is None:
-                self.roles.called(site, output.grad_fn)
+                self.roles.called(site, node_of(output, in_place=seen.in_place))
 
     def parameterised(self, output: Tensor) -> None:
         """Note the output of an operation that takes a layer's parameter."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from lightning_gradwatch.measure.signal import node_of
 from lightning_gradwatch.measure.tags import tensors_in
 from lightning_gradwatch.segments import bits, segment_starts
 
@@ -73,9 +74,8 @@ class Connections:
         """
         if self._off:
             return
-        node = output.grad_fn
-        # An in-place function on a view is a node of the whole tensor, of which this output isn't.
-        if node is None or (in_place and output._is_view()):  # noqa: SLF001 - the documented test has no public name
+        node = node_of(output, in_place=in_place)
+        if node is None:
             self._blind = True
             return
         place = self._places.setdefault(site, len(self._places))

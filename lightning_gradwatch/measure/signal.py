@@ -68,22 +68,26 @@ class SignalHooks:
         finally:
             self.ignoring = before
 
-    def watch(self, sums: SiteSums, output: Tensor, origin: Origin) -> list[RemovableHandle]:
+    def watch(self, sums: SiteSums, output: Tensor, origin: Origin, *, in_place: bool = False) -> list[RemovableHandle]:
         """Add ‖δ‖ and ‖dL/da‖ of a call to `sums` when the backward pass gets there.
 
         Args:
             sums: The sums of the call's site.
             output: What the activation function returned.
             origin: Of its argument z, made before the call (an in-place function changes it).
+            in_place: Whether it wrote into its argument.
 
         Returns:
             The handles, for a call that turns out to be a step inside a larger function.
         """
-        node = output.grad_fn
-        if node is None or self._off or not self._faults.on("signal"):
+        node = node_of(output, in_place=in_place)
+        if self._off or not self._faults.on("signal"):
+            return []
+        if node is None:
+            sums.signal_complete = sums.signal_complete and output.grad_fn is None
             return []
         edges = node.next_functions
-        if len(edges) == 1 and origin.takes(*edges[0]):
+        if node is not output.grad_fn or (len(edges) == 1 and origin.takes(*edges[0])):
             handle = node.register_hook(self._single_hook(sums))
             self._handles.append(handle)
             return [handle]
@@ -143,6 +147,30 @@ class SignalHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def node_of(output: Tensor, *, in_place: bool) -> Node | None:
+    """Return the node that an activation call made; None where there is none of its own.
+
+    In place on a view it is the node of the view's base, which tells the call's part by itself only where the view is the
+    whole of it, as what a linear layer makes of more than two dimensions is.
+    """
+    base = output._base if in_place else None  # noqa: SLF001 - of which it is a view; it has no public name
+    if base is None:
+        return output.grad_fn
+    node = base.grad_fn
+    whole = base.numel() == output.numel() and base.is_contiguous() and _is_dense(output)
+    return node if whole and type(node).__name__ == "CopySlices" else None
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor's entries fill its memory, each its own place, in whatever order of axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 class _Parts:

@@ -462,8 +462,36 @@ def test_what_feeds_a_reentrant_checkpoint_starts_no_segment():
     assert math.isnan(probe.record.metrics["weight_gain"][place])
 
 
-@pytest.mark.parametrize("view", [lambda z: z[:, :4], lambda z: z.view(-1), lambda z: z[2]])
-def test_in_place_on_a_view_hides_who_feeds_whom(view):
+@pytest.mark.parametrize(
+    ("view", "back"),
+    [
+        (lambda z: z, lambda a: a),
+        (lambda z: z.mT, lambda a: a.mT),
+        (lambda z: z.reshape(-1, 2, 8), lambda a: a.reshape(4, 3, 8)),
+    ],
+    ids=["itself", "transposed", "reshaped"],
+)
+def test_in_place_on_a_view_of_all_of_a_tensor(view, back):
+    """As a linear layer's output of more than two dimensions is one."""
+
+    def forward(m, x):
+        x = m.tap("tanh", z := m.a(x), torch.tanh(z))
+        x = back(m.tap("relu", z := view(m.b(x)), m.relu(z)))
+        return m.head(m.tap("sigmoid", z := m.c(x), torch.sigmoid(z)))
+
+    model = Net(forward, relu=nn.ReLU(inplace=True))
+    gains, reference, probe = measure(model, torch.randn(4, 3, 8))
+    assert predecessors(probe) == {":tanh": (), "relu": (":tanh",), ":sigmoid": ("relu",)}
+    assert gains == {
+        ":tanh": reference.gains("tanh"),
+        "relu": reference.gains("relu", "tanh"),
+        ":sigmoid": reference.gains("sigmoid", "relu"),
+    }
+    assert probe.info.coverage == ()
+
+
+@pytest.mark.parametrize("view", [lambda z: z[:, :4], lambda z: z[2]])
+def test_in_place_on_a_part_of_a_tensor_hides_who_feeds_whom(view):
     def forward(m, x):
         z = m.b(torch.tanh(m.a(x))) * 1.0
         torch.relu_(view(z))

@@ -103,6 +103,17 @@ class Functions(nn.Module):
         return self.last(h)
 
 
+class Positions(nn.Module):
+    """In place on what a linear layer makes of positions, which is a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(3, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x.view(-1, 2, 3)))).mean(1)
+
+
 class Drops(nn.Module):
     """Stochastic depth: leaves a block out, by a draw from the global generator."""
 
@@ -192,6 +203,7 @@ SITUATIONS = {
     ),
     "functional-call": Situation(make=hidden(functional_call), sites=("net.1:gelu",)),
     "saved-on-cpu": Situation(make=hidden(saved_on_cpu), sites=("net.1:tanh",)),
+    "in-place-on-positions": Situation(make=lambda: Classifier(Positions(), adam), sites=("net.act",)),
     "in-place-on-a-view": Situation(
         make=hidden(on_a_view), sites=("net.1:relu",), uncovered={"net.1:relu": "its signal"}
     ),
