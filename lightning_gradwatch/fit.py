@@ -87,7 +87,7 @@ class Fit:
         self.abort()
         if self._schedule.due(step, confirming=self.evaluator.confirming):
             self.open = OpenStep(self.probe.begin(), step)
-        elif not self.probe.windows_full and self._schedule.fills_windows():
+        elif not self.probe.windows.full and self._schedule.fills_windows():
             self.open = OpenStep(self.probe.begin(activations_only=True), step)
         return self.open
 

@@ -10,16 +10,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.aside import may_need_space
-from lightning_gradwatch.measure.assemble import Columns, PendingRecord, StepFacts
+from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
 from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.mask import Mask, Masks
-from lightning_gradwatch.measure.sites import Site, Sites
+from lightning_gradwatch.measure.sites import Sites
 from lightning_gradwatch.measure.step import StepMeter
+from lightning_gradwatch.measure.tally import Columns
 from lightning_gradwatch.measure.unseen import Unseen
 from lightning_gradwatch.measure.updates import Limits
-from lightning_gradwatch.measure.windows import Window
+from lightning_gradwatch.measure.windows import Windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ class Probe:
             without their unit axis, such as [batch, length]; or one by module name for the modules that need each. The
             units' observations then are the samples. An attribute, to be set anew for each batch.
         faults: Where faults of its own are reported; one of its own, by default.
+        processes: How many processes train the model together and combine what their probes measure.
 
     Raises:
         TypeError: an argument isn't a module, or isn't an optimizer.
@@ -63,6 +65,7 @@ class Probe:
         compiled: Literal["skip", "eager"] = "skip",
         mask: Mask | None = None,
         faults: Faults | None = None,
+        processes: int = 1,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} must be a torch.nn.Module, not {type(model).__name__}")
@@ -76,15 +79,15 @@ class Probe:
                 "a window of none can't tell a dead unit from a live one"
             )
         self.faults = faults or Faults()
+        self._processes = processes
         self._eager = compiled == "eager"
         self.mask = mask
         self._model = unwrapped(model)
         self._optimizers = list(optimizers)
-        self._window = (observations, batch_elements)
         self._layers = Layers(model)
         self._sites = Sites()
-        self._windows: dict[Site, Window] = {}
-        self._restored: dict[str, Window] = {}
+        self.windows = Windows(observations, batch_elements)
+        """Over the observations of the sites' units."""
         self._names: dict[int, str] = {}
         self._spacious: list[nn.Module] = []
         self._name_modules()
@@ -182,13 +185,7 @@ class Probe:
     def begin(self, *, activations_only: bool = False) -> StepMeter:
         """Start to measure a step; one that wasn't finished is given up."""
         self.abort()
-        if any(
-            parameter.requires_grad and parameter not in self._layers
-            for each in self._optimizers
-            for parameter in parameters_of(each)
-        ):
-            self._layers.refresh()
-            self._name_modules()
+        self._take_in_new_parameters()
         self._layers.step += 1
         audited = not activations_only and self._audited != len(self._sites.ordered)
         self._meter = StepMeter(
@@ -199,6 +196,7 @@ class Probe:
             spacious=self._spacious,
             eager=self._eager,
             limits=Limits(),
+            processes=self._processes,
             activations_only=activations_only,
             unseen=self._unseen,
             audited=audited,
@@ -209,6 +207,7 @@ class Probe:
     def before_optimizer_step(self, optimizer: Optimizer, index: int, *, scale: Any = None) -> bool:
         """Measure what an optimizer is about to use; whether it is its first step in this one."""
         assert self._meter is not None
+        self._take_in_new_parameters()  # shards that whole parameters stood in for when the step began
         self._layers.list_unused()
         return self._meter.before_optimizer_step(optimizer, index, scale=scale)
 
@@ -222,13 +221,14 @@ class Probe:
         if measured.losses and not measured.activations_only:
             self._unseen.take_signals(measured.slots)
         self._unseen.take_masks()
+        for step in measured.steps.values():
+            if step.gradients is not None:
+                self._unseen.take_unreadable(step.gradients.unreadable)
         self._estimated = self._estimated or any(
             step.snapshot is not None and step.snapshot.estimated for step in measured.steps.values()
         )
-        for site in self._sites.ordered:
-            if site not in self._windows and site.units:
-                restored = site.name in self._restored
-                self._windows[site] = self._restored.pop(site.name) if restored else Window(*self._window)
+        if self._processes == 1:
+            self.windows.of(self._sites.ordered)
         if self._info is None or self._described != self._known():
             self._info = self._describe()
             self._layout = self._info.layout
@@ -238,12 +238,10 @@ class Probe:
             layout=self._layout,
             layers=layers,
             sites=list(self._sites.ordered),
-            owners=self._layers.owners,
-            windows=self._windows,
             frozen=[not any(parameter.requires_grad for parameter in layer.parameters) for layer in layers],
             left_out=[self._layers.left_out(layer) for layer in layers],
         )
-        return PendingRecord(measured, columns, facts, self._info)
+        return PendingRecord(measured, columns, facts, self._info, self.windows)
 
     def abort(self) -> None:
         """Give up a step that is under way; fine when there is none."""
@@ -251,21 +249,22 @@ class Probe:
             self._meter.close()
             self._meter = None
 
-    @property
-    def windows_full(self) -> bool:
-        """Whether every site with units has a full window, those of a checkpoint included that weren't seen again yet."""
-        return all(window.full for window in (*self._windows.values(), *self._restored.values()))
-
     def state_dict(self) -> dict[str, Any]:
         """Return the windows by the name of their site, for a checkpoint."""
-        windows = self._restored | {site.name: window for site, window in self._windows.items()}
-        return {name: window.state_dict() for name, window in windows.items()}
+        return self.windows.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore windows: each when its site is seen again."""
-        self._restored = {name: Window(*self._window) for name in state}
-        for name, window in self._restored.items():
-            window.load_state_dict(state[name])
+        """Restore what `state_dict` gave."""
+        self.windows.load_state_dict(state)
+
+    def _take_in_new_parameters(self) -> None:
+        if any(
+            parameter.requires_grad and parameter not in self._layers
+            for each in self._optimizers
+            for parameter in parameters_of(each)
+        ):
+            self._layers.refresh()
+            self._name_modules()
 
     def _name_modules(self) -> None:
         self._spacious = [module for module in self._model.modules() if may_need_space(module)]

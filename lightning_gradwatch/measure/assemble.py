@@ -1,25 +1,24 @@
-"""From a step's numbers, once they are on the host, to its record. numpy only from here on."""
+"""From a step's tally to its record. numpy only."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.gradients import LayerGradient
-from lightning_gradwatch.measure.updates import Move, rms_and_ratio
-from lightning_gradwatch.record import LAYER_METRICS, FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.measure.tally import OfLayer, OfSite, tally
+from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from lightning_gradwatch.measure.collect import SiteSlots
-    from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.measure.sites import Site
+    import numpy.typing as npt
+
     from lightning_gradwatch.measure.step import Measured
-    from lightning_gradwatch.measure.windows import Window
+    from lightning_gradwatch.measure.tally import Columns, Tally
+    from lightning_gradwatch.measure.windows import Window, Windows
 
 _NAN = float("nan")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -37,137 +36,105 @@ class StepFacts:
     """How many optimizers the run has."""
 
 
-@dataclass
-class Columns:
-    """The layers and sites as they were when the step ended."""
-
-    layout: str
-    layers: Sequence[Layer]
-    sites: Sequence[Site]
-    owners: Mapping[int, Layer]
-    """The layer of each parameter, by the `id` of the parameter."""
-    windows: Mapping[Site, Window] = field(default_factory=dict)
-    frozen: Sequence[bool] = ()
-    """Whether nothing of a layer was being trained."""
-    left_out: Sequence[bool] = ()
-    """Whether the step's forward pass left out a layer that it used before."""
-
-
-def fill_windows(measured: Measured, values: list[FloatVector], windows: Mapping[Site, Window]) -> None:
+def fill_windows(tally: Tally, windows: Sequence[Window | None]) -> None:
     """Add a step's counts to the windows of its sites."""
-    for slots in measured.slots:
-        chunk = slots.chunk(values)
-        if chunk is not None and slots.site in windows:
-            windows[slots.site].add(chunk)
+    for chunk, window in zip(tally.chunks, windows, strict=True):
+        if chunk is not None and window is not None:
+            window.add(chunk)
 
 
-def assemble(measured: Measured, values: list[FloatVector], columns: Columns, facts: StepFacts) -> StepRecord:
-    """Build the record of a step; the windows must hold the step already."""
-    gradients = {
-        layer.name: LayerGradient(frozen=frozen, left_out=left_out)
-        for layer, frozen, left_out in zip(columns.layers, columns.frozen, columns.left_out, strict=True)
-    }
-    weights: dict[str, list[Move]] = {}
-    norms: list[float] = []
-    clipped: list[float] = []
-    for step in measured.steps.values():
-        if step.gradients is not None:
-            for parameter in step.gradients.parameters:
-                gradients[columns.owners[id(parameter)].name].held = True
-            for gradient in step.gradients.read(values):
-                gradients[columns.owners[id(gradient[0])].name].add(gradient)
-                norms.append(gradient[1])
-        if step.clipped is not None:
-            clipped += [norm for _, norm, _ in step.clipped.read(values)]
-        if step.snapshot is not None:
-            for name, move in step.snapshot.read(values):
-                weights.setdefault(name, []).append(move)
-    by_site = {slots.site: slots for slots in measured.slots}
-    seen = [by_site.get(site) for site in columns.sites]
-    windows = [columns.windows.get(site) for site in columns.sites]
-    scale = 1.0 if measured.scale is None else float(values[measured.scale][0])
-    total = math.hypot(*norms) if norms else float("nan")
-    after = math.hypot(*clipped) if clipped else float("nan")
+def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts: StepFacts) -> StepRecord:
+    """Build the record of a step; the windows, one a site with units, must hold the step already."""
+    norms = tally.layers[:, OfLayer.GRADIENT]
+    total = math.hypot(*norms) if tally.layers[:, OfLayer.GRADIENTS].any() and not tally.unreadable else _NAN
     return StepRecord(
         step=facts.step,
-        layout=columns.layout,
-        metrics={
-            **_layer_metrics(gradients.values(), columns.layers, weights),
-            **_site_metrics(windows, seen, values, scale),
-            **_gains(columns.sites, seen, values, measured.segments),
-        },
-        layer_state=np.array([gradient.state for gradient in gradients.values()], dtype=np.uint8),
-        window_fill=np.array([np.nan if window is None else window.fill for window in windows]),
-        forward_rms=_narrow([_NAN if slots is None else slots.forward_rms(values) for slots in seen]),
+        layout=layout,
+        metrics={**_layer_metrics(tally), **_site_metrics(tally, windows)},
+        layer_state=_states(tally),
+        window_fill=np.array([_NAN if window is None else window.fill for window in windows]),
+        forward_rms=_forward_rms(tally),
         batch_idx=facts.batch_idx,
-        optimizers=tuple(sorted(index for index, step in measured.steps.items() if step.done)),
-        loss=math.fsum(float(values[slot][0]) for slot in measured.losses)
-        if measured.losses and facts.optimizers == 1
-        else float("nan"),
-        learning_rates=tuple(
-            measured.steps[index].learning_rate if index in measured.steps else float("nan")
-            for index in range(facts.optimizers)
-        ),
-        gradient_scale=scale,
-        skipped=any(not step.done for step in measured.steps.values()),
+        optimizers=tally.stepped,
+        loss=tally.loss,
+        learning_rates=tally.learning_rates,
+        gradient_scale=tally.scale,
+        skipped=tally.skipped,
         partial=facts.partial,
-        clip_factor=after / total if total > 0 else float("nan"),
+        clip_factor=tally.clipped / total if total > 0 else _NAN,
         global_grad_norm=total,
         world_size=facts.world_size,
     )
 
 
-def _layer_metrics(
-    gradients: Iterable[LayerGradient], layers: Sequence[Layer], weights: Mapping[str, Sequence[Move]]
-) -> dict[str, FloatVector]:
-    rows = [
-        (*gradient.norms, *rms_and_ratio(weights.get(layer.name, ())))
-        for gradient, layer in zip(gradients, layers, strict=True)
-    ]
-    columns = np.array(rows).reshape(len(layers), 4).T
-    return dict(zip(LAYER_METRICS, columns.copy(), strict=True))
+def _layer_metrics(tally: Tally) -> dict[str, FloatVector]:
+    columns = tally.layers.T
+    weight = columns[OfLayer.WEIGHT]
+    return {
+        "grad_norm": np.where(columns[OfLayer.GRADIENTS] > 0, columns[OfLayer.GRADIENT], _NAN),
+        "grad_rms": _ratio(columns[OfLayer.MATRICES], np.sqrt(columns[OfLayer.MATRIX_ENTRIES])),
+        "weight_rms": _ratio(weight, np.sqrt(columns[OfLayer.WEIGHT_ENTRIES])),
+        "update_ratio": _ratio(columns[OfLayer.MOVED], weight),
+    }
 
 
-def _site_metrics(
-    windows: Sequence[Window | None], seen: Sequence[SiteSlots | None], values: list[FloatVector], scale: float
-) -> dict[str, FloatVector]:
+def _states(tally: Tally) -> npt.NDArray[np.uint8]:
+    columns = tally.layers.T
+    # The first that holds, decided by the entries.
+    return np.select(
+        [
+            columns[OfLayer.TRAINED] == 0,
+            columns[OfLayer.HELD] == 0,
+            (columns[OfLayer.NONZERO] == 0) & (columns[OfLayer.USED] == 0),
+            columns[OfLayer.GRADIENTS] == 0,
+            ~np.isfinite(columns[OfLayer.GRADIENT]),
+            columns[OfLayer.NONZERO] == 0,
+        ],
+        [
+            LayerState.FROZEN,
+            LayerState.UNMEASURED,
+            LayerState.UNUSED,
+            LayerState.NONE,
+            LayerState.NON_FINITE,
+            LayerState.ZERO,
+        ],
+        LayerState.OK,
+    ).astype(np.uint8)
+
+
+def _site_metrics(tally: Tally, windows: Sequence[Window | None]) -> dict[str, FloatVector]:
     fractions = [(_NAN, _NAN) if window is None else window.fractions() for window in windows]
+    columns = tally.sites.T
+    complete = columns[OfSite.INCOMPLETE] == 0
+    signal = np.where(complete & (columns[OfSite.SIGNALS] > 0), columns[OfSite.SIGNAL], _NAN)
+    arriving = np.where(complete & (columns[OfSite.ARRIVINGS] > 0), columns[OfSite.ARRIVING], _NAN)
+    judged = [_NAN if chunk is None else chunk.observations * chunk.inactive.size for chunk in tally.chunks]
     return {
         "dead_fraction": np.array([dead for dead, _ in fractions]),
         "saturated_fraction": np.array([saturated for _, saturated in fractions]),
-        "inactive_share": np.array([_NAN if slots is None else slots.inactive_share(values) for slots in seen]),
-        "signal_norm": np.array([_NAN if slots is None else slots.signal_norm(values) / scale for slots in seen]),
+        "inactive_share": _ratio(columns[OfSite.EITHER], np.array(judged)),
+        "signal_norm": signal / tally.scale,
+        # The gradient scale, which is in both norms of a ratio, isn't in the gains.
+        "activation_gain": _ratio(signal, arriving),
+        "weight_gain": _ratio(np.array([_NAN if start is None else arriving[start] for start in tally.starts]), signal),
     }
 
 
-def _gains(
-    sites: Sequence[Site], seen: Sequence[SiteSlots | None], values: list[FloatVector], segments: Mapping[Site, Site]
-) -> dict[str, FloatVector]:
-    """Return the gains; the gradient scale, which is in both norms of a ratio, isn't in them."""
-    signal = [_NAN if slots is None else slots.signal_norm(values) for slots in seen]
-    arriving = [_NAN if slots is None else slots.arriving_norm(values) for slots in seen]
-    column = {site: place for place, site in enumerate(sites)}
-    starts = [segments.get(site) for site in sites]
-    return {
-        "activation_gain": np.array([_ratio(*norms) for norms in zip(signal, arriving, strict=True)]),
-        "weight_gain": np.array(
-            [
-                _NAN if start is None else _ratio(arriving[column[start]], norm)
-                for start, norm in zip(starts, signal, strict=True)
-            ]
-        ),
-    }
+def _forward_rms(tally: Tally) -> FloatVector:
+    columns = tally.sites.T
+    entries = np.where(columns[OfSite.LOST] > 0, 0, columns[OfSite.OUTPUT_ENTRIES])
+    rms = _ratio(columns[OfSite.OUTPUT], np.sqrt(entries))
+    rms[(entries > 0) & ~np.isfinite(rms)] = math.inf
+    # Rounded to float32, in which what is finite stays so: infinity has a meaning of its own.
+    rms[(rms > _FLOAT32_MAX) & np.isfinite(rms)] = _FLOAT32_MAX
+    return rms.astype(np.float32).astype(np.float64)
 
 
-def _ratio(passed_on: float, came: float) -> float:
-    return passed_on / came if came > 0 else _NAN
-
-
-def _narrow(values: list[float]) -> FloatVector:
-    """Round to float32, in which what is finite stays so: infinity has a meaning of its own."""
-    wide = np.array(values)
-    wide[(wide > _FLOAT32_MAX) & np.isfinite(wide)] = _FLOAT32_MAX
-    return wide.astype(np.float32).astype(np.float64)
+def _ratio(part: FloatVector, whole: FloatVector) -> FloatVector:
+    """Divide; NaN where the divisor isn't above 0."""
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite norms give NaN, and are told by the layers' state
+        ratio: FloatVector = np.divide(part, whole, out=np.full(len(whole), _NAN), where=whole > 0)
+    return ratio
 
 
 @dataclass
@@ -178,6 +145,7 @@ class PendingRecord:
     columns: Columns
     facts: StepFacts
     info: RunInfo
+    windows: Windows
 
     @property
     def arrived(self) -> bool:
@@ -186,11 +154,15 @@ class PendingRecord:
 
     def resolve(self) -> StepRecord:
         """Wait for the numbers, move the windows on, and build the record."""
-        values = self.fill_windows()
-        return assemble(self.measured, values, self.columns, self.facts)
+        step = self.read()
+        windows = self.windows.of(self.columns.sites)
+        fill_windows(step, windows)
+        return assemble(step, self.columns.layout, windows, self.facts)
 
-    def fill_windows(self) -> list[FloatVector]:
+    def fill_windows(self) -> None:
         """Wait for the numbers and move the windows on, which is all that a step of activations only is for."""
-        values = self.measured.pending.wait()
-        fill_windows(self.measured, values, self.columns.windows)
-        return values
+        fill_windows(self.read(), self.windows.of(self.columns.sites))
+
+    def read(self) -> Tally:
+        """Wait for the numbers."""
+        return tally(self.measured, self.measured.pending.wait(), self.columns, self.facts.optimizers)

@@ -91,7 +91,7 @@ class SiteSlots:
     sums: SiteSums
     inactive: Slot | None
     saturated: Slot | None
-    either: Slot | None
+    either_slot: Slot | None
     output: list[Slot]
     signal: list[Slot]
     arriving: list[Slot]
@@ -118,37 +118,28 @@ class SiteSlots:
     def _masked(self, calls: list[tuple[Samples, int]], values: list[FloatVector]) -> int:
         return sum(int(values[self.masks[samples]][0]) * each for samples, each in calls)
 
-    def inactive_share(self, values: list[FloatVector]) -> float:
-        """Return the share of the step's observations that are inactive or saturated."""
-        if not self.sums.counted or self.sums.lost or self.site.units == 0:
-            return float("nan")
-        judged = self.observations(values) * self.site.units
-        if not judged:
-            return float("nan")
-        for slot in (self.either, self.inactive, self.saturated):
+    def either(self, values: list[FloatVector]) -> float:
+        """Return how many of the step's observations are inactive or saturated, over all units."""
+        for slot in (self.either_slot, self.inactive, self.saturated):
             if slot is not None:
-                return float(np.add.reduce(values[slot])) / judged
+                return float(np.add.reduce(values[slot]))
         return 0.0
 
-    def signal_norm(self, values: list[FloatVector]) -> float:
+    def output_entries(self, values: list[FloatVector]) -> int:
+        """Return how many entries the site's output had over the step."""
+        return self.sums.output_entries + self._masked(self.sums.masked_outputs, values)
+
+    def output_norm(self, values: list[FloatVector]) -> float:
+        """Return the norm of the site's output over the step."""
+        return _combined(values, self.output)
+
+    def signal_norm(self, values: list[FloatVector]) -> float | None:
         """Return ‖δ‖ over all calls and micro-batches of the step, still multiplied by the gradient scale."""
-        if not self.signal or not self.sums.signal_complete:
-            return float("nan")
-        return _combined(values, self.signal)
+        return _combined(values, self.signal) if self.signal and self.sums.signal_complete else None
 
-    def arriving_norm(self, values: list[FloatVector]) -> float:
+    def arriving_norm(self, values: list[FloatVector]) -> float | None:
         """Return ‖dL/da‖ in the same way, still multiplied by the gradient scale."""
-        if not self.arriving or not self.sums.signal_complete:
-            return float("nan")
-        return _combined(values, self.arriving)
-
-    def forward_rms(self, values: list[FloatVector]) -> float:
-        """Return the rms of the site's output over the step; infinite where that holds NaN or infinity."""
-        entries = self.sums.output_entries + self._masked(self.sums.masked_outputs, values)
-        if not entries or self.sums.lost:
-            return float("nan")
-        rms = _combined(values, self.output) / math.sqrt(entries)
-        return rms if math.isfinite(rms) else math.inf
+        return _combined(values, self.arriving) if self.arriving and self.sums.signal_complete else None
 
 
 class Collected:
@@ -190,7 +181,7 @@ class Collected:
                 sums=sums,
                 inactive=slot(sums.inactive),
                 saturated=slot(sums.saturated),
-                either=slot(sums.either),
+                either_slot=slot(sums.either),
                 output=[pack.add(norm) for norm in sums.output_norms],
                 signal=[pack.add(norm) for norm in sums.signal_norms],
                 arriving=[pack.add(norm) for norm in sums.arriving_norms],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _COMPILED = 'compiled: its activations aren\'t seen; pass compiled="eager" to run measured steps eagerly'
 _SCRIPTED = "scripted: its activations aren't seen"
-_NOT_CALLED = "not called in a measured step"
+NOT_CALLED = "not called in a measured step"
 _FUNCTIONS: Mapping[str, type[nn.Module]] = {
     name: getattr(nn, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"
 }
@@ -63,7 +63,7 @@ def not_covered(
         noted = [note.location.module for note in unseen if note.location is not None]
         for name in _functions(modules):
             if name not in called and not _within(name, closed) and not _within(name, noted):
-                yield NotCovered(name, _NOT_CALLED, 1)
+                yield NotCovered(name, NOT_CALLED, 1)
     yield from layers.without_optimizer(optimizers)
     if estimated:
         yield NotCovered("update_ratio", "estimated from a fixed part of the entries: the weights exceed 64 MB")

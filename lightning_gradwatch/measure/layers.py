@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_gradwatch.measure.shards import placed
 from lightning_gradwatch.record import LayerInfo, NotCovered
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def qualified_name(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-@dataclass
+@dataclass(eq=False)
 class Layer:
     """A module that directly owns trainable parameters."""
 
@@ -76,7 +78,11 @@ class Layers:
         self._model = unwrapped(model)
         self._by_name: dict[str, Layer] = {}
         self._by_parameter: dict[int, Layer] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
         self.ordered: list[Layer] = []
+        self._sharded = False
+        self._gathered: dict[int, tuple[weakref.ref[nn.Parameter], Layer | None]] = {}
+        """What stands in for sharded parameters while a module runs, by its `id`."""
         self._listed: set[str] = set()
         self.step = 0
         """Measured steps so far, the one under way included."""
@@ -91,6 +97,10 @@ class Layers:
             if parameter in self or not parameter.requires_grad:
                 continue
             full = qualified_name(name)
+            before = self._parameters.get(full)
+            if before is not None and placed(before) is not None and placed(parameter) is None:
+                continue  # stands in for its shards, as after a validation pass
+            self._parameters[full] = parameter
             prefix, _, own = full.rpartition(".")
             layer = self._by_name.get(prefix or own)
             if layer is None:
@@ -102,8 +112,13 @@ class Layers:
                 )
                 self._by_name[layer.name] = layer
                 self.unused += 1
-            layer.parameters.append(parameter)
+            if before is None:
+                layer.parameters.append(parameter)
+            else:
+                del self._by_parameter[id(before)]
+                layer.parameters[next(i for i, each in enumerate(layer.parameters) if each is before)] = parameter
             self._by_parameter[id(parameter)] = layer
+            self._sharded = self._sharded or placed(parameter) is not None
 
     def __contains__(self, parameter: nn.Parameter) -> bool:
         # One without entries trains nothing, so it makes no layer.
@@ -116,7 +131,19 @@ class Layers:
 
     def owner(self, parameter: object) -> Layer | None:
         """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
-        return self._by_parameter.get(id(parameter))
+        layer = self._by_parameter.get(id(parameter))
+        if layer is None and self._sharded and isinstance(parameter, nn.Parameter):
+            return self._owner_of_gathered(parameter)
+        return layer
+
+    def _owner_of_gathered(self, parameter: nn.Parameter) -> Layer | None:
+        """Return the layer of a whole parameter that a module holds in place of a sharded one, while it runs."""
+        found = self._gathered.get(id(parameter))
+        if found is None or found[0]() is not parameter:
+            names = (name for name, held in self._model.named_parameters() if held is parameter)
+            prefix, _, own = qualified_name(next(names, "")).rpartition(".")
+            found = self._gathered[id(parameter)] = weakref.ref(parameter), self._by_name.get(prefix or own)
+        return found[1]
 
     def use(self, layer: Layer) -> None:
         """Note that the forward pass of this step uses a layer."""

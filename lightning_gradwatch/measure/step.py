@@ -74,6 +74,7 @@ class StepMeter:
         limits: Limits,
         spacious: Sequence[nn.Module] = (),
         eager: bool = False,
+        processes: int = 1,
         activations_only: bool = False,
         unseen: Unseen,
         audited: bool = False,
@@ -90,6 +91,7 @@ class StepMeter:
         self._limits = limits
         self._spacious = spacious
         self._eager = eager
+        self._processes = processes
         self._tags = Tags()
         self._batch = Batch()
         self.hooks = SignalHooks(faults, self._batch, off=activations_only)
@@ -185,10 +187,14 @@ class StepMeter:
             return True
         if self.faults.on("gradients"):
             with self.faults.guard("gradients"):
-                step.gradients = OptimizerGradients(optimizer, self._layers, self.pack, scale=scale)
+                step.gradients = OptimizerGradients(
+                    optimizer, self._layers, self.pack, scale=scale, processes=self._processes
+                )
         if self.faults.on("updates"):
             with self.faults.guard("updates"):
-                step.snapshot = WeightSnapshot(optimizer, self._layers, self.pack, self._limits)
+                step.snapshot = WeightSnapshot(
+                    optimizer, self._layers, self.pack, self._limits, processes=self._processes
+                )
         return True
 
     def after_optimizer_step(self, index: int, *, clipped: bool = False) -> None:
@@ -200,7 +206,7 @@ class StepMeter:
                 step.snapshot.measure(self.pack)
         if clipped and step.gradients is not None and self.faults.on("gradients"):
             with self.faults.guard("gradients"):
-                step.clipped = OptimizerGradients(step.optimizer, self._layers, self.pack)
+                step.clipped = OptimizerGradients(step.optimizer, self._layers, self.pack, processes=self._processes)
 
     def finish(self) -> Measured:
         """Take every hook away and start the transfer."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
+from lightning_gradwatch.measure.shards import placed
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
 
@@ -38,7 +40,7 @@ _ALONE = {
 }
 _ENTANGLED = "its signal can't be told from others in the autograd graph"
 _UNMASKED = "all of its positions count: its shape isn't the mask's"
-_NOT_PASSED = "no backward pass goes through it"
+NOT_PASSED = "no backward pass goes through it"
 
 
 class Note(NamedTuple):
@@ -55,6 +57,8 @@ def out_of_reach(z: Tensor) -> str:
     """Say why the units of an activation function's argument can't be counted; ``""`` where they can."""
     if torch._C._functorch.is_functorch_wrapped_tensor(z):  # noqa: SLF001 - it has no public name
         return "inside vmap or another function transform: it isn't seen"
+    if placed(z) is not None:
+        return "its argument is a DTensor, whose parts on other ranks aren't seen: it isn't measured"
     if z.is_nested:
         return "its argument is a nested tensor: it isn't measured"
     if z.layout is not torch.strided:
@@ -102,6 +106,11 @@ class Unseen:
             if site.name and not site.part:
                 self.note((site, "mask"), Note(site.name, _UNMASKED, 0))
 
+    def take_unreadable(self, layers: Mapping[str, str]) -> None:
+        """Note the layers whose parameters can't be measured, with the reason."""
+        for name, reason in layers.items():
+            self.note((name, reason), Note(name, reason, 0))
+
     def take_signals(self, slots: Iterable[SiteSlots]) -> None:
         """Note the sites without a signal in a step that had a backward pass, until they have one."""
         for slot in slots:
@@ -115,5 +124,5 @@ class Unseen:
             elif site in self.alone:
                 self.note(site, Note(site.name, _ALONE[self.alone[site]], 0))
             else:
-                reason = _NOT_PASSED if slot.sums.signal_complete else _ENTANGLED
+                reason = NOT_PASSED if slot.sums.signal_complete else _ENTANGLED
                 self.note(site, Note(site.name, reason, 0))

@@ -2,6 +2,7 @@
 
 Measured, not predicted from the learning rate, so it holds for every optimizer. The copy is made after the backward
 pass, when the activations are gone. Above a limit of memory a fixed part of each layer's entries stands for all.
+Of parameters that several processes hold, the numbers are this process's share (see `shards`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.layers import parameters_of
 from lightning_gradwatch.measure.norms import l2_norm, stacked_norms
+from lightning_gradwatch.measure.shards import local_part, replicas
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -46,56 +48,45 @@ class Move(NamedTuple):
     """How far a parameter moved in a step."""
 
     norm: float
-    """Of its entries before the step."""
+    """This process's share of the norm of its entries before the step."""
     moved: float
-    """Norm of the difference; NaN where the step wasn't taken."""
-    entries: int
-
-
-def rms_and_ratio(moves: Sequence[Move]) -> tuple[float, float]:
-    """Return rms(w) before the step and the update ratio, over all of a layer's matrices.
-
-    The ratio is NaN where rms(w) is 0.
-
-    >>> rms_and_ratio([Move(3.0, 0.3, 1), Move(4.0, 0.4, 3)])
-    (2.5, 0.1)
-    """
-    norm = math.hypot(*[move.norm for move in moves])
-    entries = sum([move.entries for move in moves])
-    return (
-        norm / math.sqrt(entries) if entries else float("nan"),
-        math.hypot(*[move.moved for move in moves]) / norm if norm > 0 else float("nan"),
-    )
+    """The same of the difference; NaN where the step wasn't taken."""
+    entries: float
+    """How many entries there are, each counted in shares too."""
 
 
 class WeightSnapshot:
     """The weights of one optimizer before a step, and, once it has stepped, how far they moved."""
 
-    def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, limits: Limits) -> None:
+    def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, limits: Limits, *, processes: int = 1) -> None:
         held = {id(parameter) for parameter in parameters_of(optimizer)}
         owned = [
             (layer, parameter)
             for layer in layers.ordered
             for parameter in layer.matrices
-            if id(parameter) in held and parameter.requires_grad and parameter.layout is torch.strided
+            if id(parameter) in held
+            and parameter.requires_grad
+            and parameter.layout is torch.strided
+            and replicas(parameter, processes)
         ]
         weights: dict[torch.device, int] = {}
         for _, parameter in owned:
-            weights[parameter.device] = weights.get(parameter.device, 0) + parameter.numel() * parameter.element_size()
+            size = local_part(parameter).numel() * parameter.element_size()
+            weights[parameter.device] = weights.get(parameter.device, 0) + size
         large = {device for device, size in weights.items() if size > limits.copied_bytes}
         self.estimated = bool(large)
         self._groups: list[_Group] = []
         for device in weights:
             members = [(layer, parameter) for layer, parameter in owned if parameter.device == device]
-            self._groups.append(_Group(members, limits.entries if device in large else None, pack))
+            self._groups.append(_Group(members, limits.entries if device in large else None, pack, processes))
 
     def measure(self, pack: Pack) -> None:
         """Compare with the weights as they are now, after the step."""
         for group in self._groups:
             group.measure(pack)
 
-    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[str, Move]]:
-        """Yield how far each parameter moved, with the name of its layer."""
+    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[Layer, Move]]:
+        """Yield how far each parameter moved, with its layer."""
         for group in self._groups:
             yield from group.read(values)
 
@@ -103,12 +94,17 @@ class WeightSnapshot:
 class _Group:
     """The weights of one optimizer on one device."""
 
-    def __init__(self, members: list[tuple[Layer, nn.Parameter]], entries: int | None, pack: Pack) -> None:
+    def __init__(
+        self, members: list[tuple[Layer, nn.Parameter]], entries: int | None, pack: Pack, processes: int
+    ) -> None:
         self._members = members
+        self._replicas = [replicas(parameter, processes) for _, parameter in members]
         per_layer: dict[str, int] = {}
         for layer, parameter in members:
-            per_layer[layer.name] = per_layer.get(layer.name, 0) + parameter.numel()
-        self._steps = [1 if entries is None else math.ceil(per_layer[layer.name] / entries) for layer, _ in members]
+            per_layer[layer.name] = per_layer.get(layer.name, 0) + local_part(parameter).numel()
+        self._steps = [
+            1 if entries is None else max(1, math.ceil(per_layer[layer.name] / entries)) for layer, _ in members
+        ]
         views = self._views()
         self._sizes = [view.numel() for view in views]
         self._alike = _alike(views)
@@ -118,7 +114,7 @@ class _Group:
 
     def _views(self) -> list[Tensor]:
         return [
-            parameter.detach() if step == 1 else _part(parameter.detach(), step)
+            local_part(parameter) if step == 1 else _part(local_part(parameter), step)
             for (_, parameter), step in zip(self._members, self._steps, strict=True)
         ]
 
@@ -138,12 +134,14 @@ class _Group:
         self._moved = self._measure(self._before, pack)
         self._before = None
 
-    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[str, Move]]:
+    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[Layer, Move]]:
         norms = [norm for slot in self._norms for norm in values[slot].tolist()]
         moved = [norm for slot in self._moved for norm in values[slot].tolist()] or [math.nan] * len(norms)
         order = [index for alike in self._alike for index in alike]
         for index, norm, distance in zip(order, norms, moved, strict=True):
-            yield self._members[index][0].name, Move(norm, distance, self._sizes[index])
+            held = self._replicas[index]
+            share = math.sqrt(held)
+            yield self._members[index][0], Move(norm / share, distance / share, self._sizes[index] / held)
 
 
 def _alike(views: list[Tensor]) -> list[list[int]]:

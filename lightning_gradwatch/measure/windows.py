@@ -16,7 +16,10 @@ import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.record import SiteInfo
 
 UnitCounts = npt.NDArray[np.int64]
 
@@ -161,3 +164,37 @@ class Window:
                     int(saved["batch_elements"]),
                 )
             )
+
+
+class Windows:
+    """The windows of all sites with units, by name."""
+
+    def __init__(self, observations: int, batch_elements: int) -> None:
+        self._size = observations, batch_elements
+        self._windows: dict[str, Window] = {}
+        """Those of a checkpoint too whose sites weren't seen again yet."""
+
+    def of(self, sites: Iterable[Site | SiteInfo]) -> list[Window | None]:
+        """Return the window of each site, an empty one for one that is new; None for one without units."""
+        return [self._of(site.name) if site.units else None for site in sites]
+
+    def _of(self, name: str) -> Window:
+        window = self._windows.get(name)
+        if window is None:
+            window = self._windows[name] = Window(*self._size)
+        return window
+
+    @property
+    def full(self) -> bool:
+        """Whether all of them are."""
+        return all(window.full for window in self._windows.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of them, for a checkpoint."""
+        return {name: window.state_dict() for name, window in self._windows.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._windows.clear()
+        for name, saved in state.items():
+            self._of(name).load_state_dict(saved)

@@ -1,0 +1,65 @@
+"""Parameters that several processes hold: which part is here, and how much of a sum over the processes it stands for.
+
+Each process measures what it holds, as its *share*: an entry that n processes hold counts 1/n in each (and so a norm
+1/sqrt(n)), so that sums of squares over all processes are those of the whole, whatever the placement. Sharded tensors (DTensor) are told by their
+placements, without importing what makes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHARDED = "its parameters are sharded over processes, of which only this one is measured"
+PARTIAL = "its gradients are sums that the processes haven't added up yet (Partial)"
+
+
+def placed(tensor: Tensor) -> Any:
+    """Return the placements of a DTensor; None for any other tensor."""
+    return getattr(tensor, "placements", None)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, detached."""
+    if placed(tensor) is None:
+        return tensor.detach()
+    with torch.no_grad():
+        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]  # of a DTensor
+    return local
+
+
+def replicas(tensor: Tensor, processes: int) -> int:
+    """Return how many of the processes hold each entry; 0 where some are held by none of them.
+
+    Args:
+        tensor: A parameter.
+        processes: How many are measured together, 1 for this one alone; a tensor that isn't sharded is on all of them.
+    """
+    placements = placed(tensor)
+    if placements is None:
+        return processes
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]  # of a DTensor
+    held: int = processes // mesh.size()
+    for size, placement in zip(mesh.shape, placements, strict=True):
+        if placement.is_replicate():
+            held *= size
+    return held
+
+
+def held_entries(tensor: Tensor, processes: int) -> float:
+    """Return this process's share of the number of entries."""
+    return (tensor if placed(tensor) is None else local_part(tensor)).numel() / replicas(tensor, processes)
+
+
+def why_unreadable(parameter: Tensor, processes: int) -> str:
+    """Say why a parameter's numbers can't be had from what each process holds; empty where they can."""
+    if not replicas(parameter, processes):
+        return SHARDED
+    gradient = parameter.grad
+    if gradient is not None and any(placement.is_partial() for placement in placed(gradient) or ()):
+        return PARTIAL
+    return ""
