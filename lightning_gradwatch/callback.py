@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_gradwatch.callback_base import AnyCallback, guarded
 from lightning_gradwatch.findings import Finding, Severity
-from lightning_gradwatch.fit import Fit
+from lightning_gradwatch.fit import Fit, Speaks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.mask import mask_of
@@ -28,6 +28,7 @@ from lightning_gradwatch.trainer import (
     describe,
     is_compiled_step,
     logger_step,
+    ranks_of,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class GradWatch(AnyCallback):
     @property
     def coverage(self) -> tuple[NotCovered, ...]:
         """What isn't measured, and why."""
-        faults = tuple(NotCovered("", f"{part} switched off: {why}") for part, why in self._faults.reasons.items())
+        faults = tuple(NotCovered("", told) for told in self._faults.told)
         return faults if self.info is None else (*self.info.coverage, *faults)
 
     # -- Lightning's hooks
@@ -191,6 +192,8 @@ class GradWatch(AnyCallback):
             return
         opened = fit.open
         if opened is None or not opened.meter.steps:
+            if not pl_module.automatic_optimization:
+                fit.wait_for_step()
             fit.drain(wait=False)
             return
         fit.end(
@@ -210,7 +213,7 @@ class GradWatch(AnyCallback):
     @guarded
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The Trainer calls no teardown after an exception; what was measured before it is still worth having.
-        self._end()
+        self._end(alone=True)
 
     @guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -244,7 +247,10 @@ class GradWatch(AnyCallback):
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
-        self._faults = Faults()
+        self._fit = None
+        self._faults = Faults(speaks=trainer.is_global_zero)
+        # First of all, as all ranks have to take part, whatever becomes of them afterwards.
+        ranks = ranks_of(trainer, pl_module, self._faults)
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
         self._fit = Fit(
@@ -255,6 +261,7 @@ class GradWatch(AnyCallback):
                 batch_elements=window.batch_elements,
                 compiled=self._compiled,
                 faults=self._faults,
+                processes=trainer.world_size,
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
@@ -264,6 +271,7 @@ class GradWatch(AnyCallback):
             ),
             speaks=self._speaks(trainer),
             fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
+            ranks=ranks,
         )
         if self._restored is not None:
             self._fit.load_state_dict(self._restored)
@@ -276,9 +284,9 @@ class GradWatch(AnyCallback):
             return None
         return Sinks(trainer.loggers, folder, max_curves=self._max_curves)
 
-    def _speaks(self, trainer: Trainer) -> bool:
+    def _speaks(self, trainer: Trainer) -> Speaks:
         """Whether this process warns and announces."""
-        return bool(trainer.is_global_zero)
+        return "aloud" if trainer.is_global_zero else "errors"
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place; fine when there is nothing."""
@@ -289,8 +297,13 @@ class GradWatch(AnyCallback):
             handle.remove()
         self._step_hooks.clear()
 
-    def _end(self) -> None:
+    def _end(self, *, alone: bool = False) -> None:
         self._release()
         if self._fit is not None:
-            self._fit.abort()
-            self._fit.finish()
+            self._fit.finish(alone=alone)
+
+    def _stop(self) -> None:
+        self._release()
+        if self._fit is not None:
+            with self._faults.guard("schedule"):
+                self._fit.stop()

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from lightning_gradwatch.findings import GradWatchError, GradWatchWarning
+from lightning_gradwatch.measure.faults import GivenUp
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
@@ -45,6 +46,9 @@ class _Guarded(Protocol):
     def _release(self) -> None:
         """Take away what a measured batch puts in place."""
 
+    def _stop(self) -> None:
+        """End the fit's monitoring."""
+
 
 def guarded(hook: _Hook) -> _Hook:
     """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on."""
@@ -58,8 +62,11 @@ def guarded(hook: _Hook) -> _Hook:
         except (GradWatchError, GradWatchWarning):
             self._release()
             raise
+        except GivenUp as reason:
+            self._stop()
+            self._faults.give_up(reason)
         except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
-            self._release()
+            self._stop()
             self._faults.report("schedule", error)
 
     return cast("_Hook", harmless)

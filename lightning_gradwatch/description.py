@@ -21,6 +21,8 @@ _RUN: Mapping[str, tuple[type, ...]] = {
     "clipping": (str,),
     "planned_steps": (int, _NONE),
     "every_n_steps": (int, _NONE),
+    "world_size": (int,),
+    "strategy": (str,),
     "rules": (dict,),
     "versions": (dict,),
     "schema_version": (int,),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lightning_gradwatch.findings import Finding, GradWatchError, Severity
+from lightning_gradwatch.measure.faults import GivenUp
 from lightning_gradwatch.report.announce import announce, warn
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules import settings_of
@@ -18,10 +21,13 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.faults import Faults, Part
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.probe import Probe
+    from lightning_gradwatch.ranks.ranks import Ranks, SharedRecord
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules import Evaluator
     from lightning_gradwatch.schedule import Schedule
     from lightning_gradwatch.sinks import Sinks
+
+Speaks: TypeAlias = Literal["aloud", "errors", "never"]
 
 _HISTORY = 1000
 """Records kept in memory; all of them are in the event file."""
@@ -46,8 +52,10 @@ class Fit:
         evaluator: Judges.
         sinks: Writes; None on ranks that don't, and where nothing is to be written.
         describe: Adds what the training loop knows to a run's description.
-        speaks: Whether this process warns and announces (one of all ranks does).
+        speaks: Whether this process warns and announces: ``"errors"`` where another rank does, and only what the user's
+            filters make an error of happens here too, at the same step.
         fail_on: Severity from which on a finding ends the run.
+        ranks: The other processes that train the model; None where there are none.
     """
 
     def __init__(
@@ -58,8 +66,9 @@ class Fit:
         evaluator: Evaluator,
         sinks: Sinks | None,
         describe: Callable[[RunInfo], RunInfo],
-        speaks: bool,
+        speaks: Speaks,
         fail_on: Severity | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.probe = probe
         self.evaluator = evaluator
@@ -73,7 +82,8 @@ class Fit:
         self._describe = describe
         self._speaks = speaks
         self._fail_on = fail_on
-        self._pending: deque[PendingRecord] = deque()
+        self._ranks = ranks
+        self._pending: deque[PendingRecord | SharedRecord] = deque()
 
     @property
     def faults(self) -> Faults:
@@ -83,8 +93,10 @@ class Fit:
     def begin(self, step: int) -> OpenStep | None:
         """Open the step that a batch belongs to, if it is to be measured."""
         if self.open is not None and self.open.step == step:
+            self._count_batch()
             return self.open
-        self.abort()
+        self._skip_open_step()
+        self._count_batch()
         if self._schedule.due(step, confirming=self.evaluator.confirming):
             self.open = OpenStep(self.probe.begin(), step)
         elif not self.probe.windows.full and self._schedule.fills_windows():
@@ -99,57 +111,100 @@ class Fit:
             GradWatchWarning: the user's filters turn it into an error.
         """
         self.open = None
-        self._pending.append(self.probe.finish(facts))
+        pending = self.probe.finish(facts)
+        self._pending.append(pending if self._ranks is None else self._ranks.share(pending))
         self.drain(wait=self._fail_on is not None)
+
+    def wait_for_step(self) -> None:
+        """Keep a step open in which no optimizer has stepped yet, unless one has on another rank."""
+        if self._ranks is not None and self.open is not None:
+            self.drain(wait=True)
+            if not self._ranks.all_wait(self.open.step):
+                self.abort()
+
+    def _count_batch(self) -> None:
+        if self._ranks is not None:
+            self._ranks.batches += 1
+            self.drain(wait=False)
+
+    def _skip_open_step(self) -> None:
+        """Give up a step that is over without an optimizer's step here, which another rank may have taken."""
+        if self.open is not None and self._ranks is not None:
+            self._pending.append(self._ranks.skip(self.open.step))
+        self.abort()
 
     def abort(self) -> None:
         """Give up the open step."""
         self.open = None
         self.probe.abort()
 
+    def stop(self) -> None:
+        """End it after a fault; on no other rank a step can be measured any more either."""
+        self.abort()
+        if self._ranks is not None:
+            self._ranks.leave()
+        self._pending.clear()
+        self._close()
+
     def drain(self, *, wait: bool) -> None:
         """Take in the measured steps whose numbers have arrived; with `wait`, all of them."""
         while self._pending and (wait or self._pending[0].arrived):
             pending = self._pending.popleft()
-            if pending.measured.activations_only:
-                pending.fill_windows()
-            else:
-                self._take(pending.resolve(), pending.info)
+            record = pending.resolve()
+            if record is not None:
+                self._take(record, pending.info)
 
-    def finish(self) -> None:
-        """Take in what is left and complete the event file."""
+    def finish(self, *, alone: bool = False) -> None:
+        """Take in what is left and complete the event file; `alone`: the other ranks may be elsewhere, or gone."""
+        if alone and self._ranks is not None:
+            self._pending.clear()
+        else:
+            self._skip_open_step()
+        self.abort()
         try:
             self.drain(wait=True)
         finally:
-            if self._sinks is not None:
-                sinks = self._sinks
-                self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings))
-                self._try("writing", sinks.close)
-                self._sinks = None
+            self._close()
+
+    def _close(self) -> None:
+        if self._ranks is not None:
+            self._ranks.close()
+        if self._sinks is not None:
+            sinks = self._sinks
+            self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings))
+            self._try("writing", sinks.close)
+            self._sinks = None
 
     def _take(self, record: StepRecord, described: RunInfo) -> None:
         if described is not self._described:
             self._described = described
             info = self._describe(replace(described, rules=settings_of(self.evaluator.rules)))
-            if self._speaks and self.info is None:
+            if self._speaks == "aloud" and self.info is None:
                 announce(info)
             self.info = self.infos[record.layout] = info
         info = self.infos[record.layout]
         self.records.append(record)
         told: list[Finding] = []
         self._try("rules", lambda: told.extend(self.evaluator.feed(record, info)))
+        if self._ranks is not None and not self.faults.on("rules"):
+            # The rules ask for more steps; a rank whose rules have failed doesn't know which.
+            raise GivenUp("without its rules a rank can't keep step with the others")
         if self._sinks is not None:
             sinks = self._sinks
             self._try("writing", lambda: sinks.write(self.records, self.infos, self.evaluator))
-        if self._speaks:
-            for finding in told:
-                if finding.severity >= Severity.WARNING:
-                    warn(finding, self.evaluator.warning_for(finding))
+        self._warn([finding for finding in told if finding.severity >= Severity.WARNING])
         failing = [finding for finding in told if self._fail_on is not None and finding.severity >= self._fail_on]
         if failing:
             raise GradWatchError(
                 "\n\n".join(["GradWatch stops this run (fail_on):", *map(warning_text, failing)]), failing
             )
+
+    def _warn(self, findings: list[Finding]) -> None:
+        with ExitStack() as stack:
+            if self._speaks == "errors":
+                stack.enter_context(warnings.catch_warnings(record=True))
+            for finding in findings if self._speaks != "never" else ():
+                warn(finding, self.evaluator.warning_for(finding))
 
     def _try(self, part: Part, action: Callable[[], Any]) -> None:
         if not self.faults.on(part):

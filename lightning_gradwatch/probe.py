@@ -131,7 +131,9 @@ class Probe:
             self.abort()
             return
         facts = StepFacts(step=self._step, batch_idx=self._step, optimizers=len(self._optimizers))
-        self._record = self.finish(facts).resolve()
+        record = self.finish(facts).resolve()
+        assert record is not None  # only a step of activations alone makes none
+        self._record = record
         self._step += 1
 
     def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle]:

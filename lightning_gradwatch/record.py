@@ -145,6 +145,10 @@ class RunInfo:
     """Such as ``norm 1.0`` or ``value 0.5``; empty without clipping."""
     planned_steps: int | None = None
     every_n_steps: int | None = None
+    world_size: int = 1
+    """How many processes train the model together."""
+    strategy: str = ""
+    """How they do: the class of the Trainer's strategy; empty without a Trainer."""
     coverage: tuple[NotCovered, ...] = ()
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Thresholds in force, by rule code and field; a rule that was ignored isn't there."""
@@ -296,6 +300,8 @@ class RunInfo:
                     "clipping",
                     "planned_steps",
                     "every_n_steps",
+                    "world_size",
+                    "strategy",
                     "rules",
                     "versions",
                     "schema_version",

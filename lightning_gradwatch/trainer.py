@@ -7,14 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_gradwatch.measure.faults import Unsupported
 from lightning_gradwatch.measure.location import mark_outermost
+from lightning_gradwatch.ranks.exchange import Exchange
+from lightning_gradwatch.ranks.ranks import Ranks
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record import RunInfo
 
@@ -92,6 +97,62 @@ def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int,
         clipping=clipping,
         planned_steps=trainer.max_steps if trainer.max_steps > 0 else None,
         every_n_steps=every_n_steps,
+        world_size=trainer.world_size,
+        strategy=type(trainer.strategy).__name__,
+    )
+
+
+_UNSUPPORTED: Mapping[str, str] = {
+    "DeepSpeedStrategy": "DeepSpeed keeps gradients and weights in flat buffers of its own",
+    "FSDPStrategy": "FSDP keeps parameters as flat parts without their shapes; ModelParallelStrategy (FSDP2) is measured",
+    "XLAStrategy": "XLA runs a step when its results are asked for, long after it was written down",
+    "XLAFSDPStrategy": "XLA runs a step when its results are asked for, long after it was written down",
+}
+"""Why nothing can be measured under a strategy, by the name of its class: the packages have classes of their own."""
+
+
+def check_strategy(trainer: Any) -> None:
+    """Check that a fit can be measured.
+
+    Raises:
+        Unsupported: the strategy does what can't be looked into.
+    """
+    for kind in type(trainer.strategy).__mro__:
+        if kind.__name__ in _UNSUPPORTED:
+            raise Unsupported(f"{_UNSUPPORTED[kind.__name__]} (strategy {type(trainer.strategy).__name__})")
+    if trainer.world_size > 1 and not (
+        dist.is_available() and dist.is_initialized() and dist.get_world_size() == trainer.world_size
+    ):
+        raise Unsupported(
+            f"the {trainer.world_size} processes of {type(trainer.strategy).__name__} aren't those of a process group of "
+            "torch.distributed, through which their numbers could be put together"
+        )
+
+
+def ranks_of(trainer: Any, pl_module: Any, faults: Faults) -> Ranks | None:
+    """Return this process's part in exchanges with the others; None where it trains alone. Called by all of them.
+
+    Raises:
+        Unsupported: this fit can't be measured.
+    """
+    check_strategy(trainer)
+    if trainer.world_size == 1:
+        return None
+    try:
+        exchange = Exchange()
+    except (RuntimeError, ValueError) as error:
+        raise Unsupported(f"no gloo process group can be made, through which the ranks exchange their numbers ({error})") from error
+    parts = trainer.strategy.distributed_sampler_kwargs or {}
+    # Between the end of a step and the next, a device has no time to hand the numbers over without being waited for. Under
+    # manual optimization the ranks have to know at once whether a batch was a step.
+    waits = trainer.strategy.root_device.type == "cpu" or not pl_module.automatic_optimization
+    return Ranks(
+        exchange,
+        faults,
+        optimizers=len(trainer.optimizers),
+        replica=parts.get("rank", trainer.global_rank),
+        replicas=parts.get("num_replicas", trainer.world_size),
+        lag=0 if waits else 2,
     )
 
 

@@ -58,6 +58,8 @@ INFOS = st.builds(
     accumulation=COUNTS,
     clipping=NAMES,
     planned_steps=st.none() | COUNTS,
+    world_size=COUNTS,
+    strategy=NAMES,
     coverage=st.lists(st.builds(NotCovered, NAMES, NAMES), max_size=2).map(tuple),
     rules=st.dictionaries(NAMES, SETTINGS, max_size=2),
     versions=st.dictionaries(NAMES, NAMES, max_size=2),

@@ -49,6 +49,7 @@ class Activations:
         unseen: Unseen,
     ) -> None:
         self.hooks = hooks
+        self._last_layer: Layer | None = None
         self.roles = Roles()
         self._unseen = unseen
         self.masks = Masks(None)
@@ -120,8 +121,9 @@ class Activations:
             if site.role is None:
                 self.roles.called(site, node_of(output, in_place=seen.in_place))
 
-    def parameterised(self, output: Tensor) -> None:
+    def parameterised(self, output: Tensor, layer: Layer | None = None) -> None:
         """Note the output of an operation that takes a layer's parameter."""
+        self._last_layer = layer
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
 
@@ -184,7 +186,7 @@ class Activations:
         return sums
 
     def _site(self, location: Location, call: Call, layer: Layer | None, axis: int) -> Site:
-        return self._sites.find(location, call.function, layer, _units(call, axis))
+        return self._sites.find(location, call.function, layer, _units(call, axis), before=self._last_layer)
 
     def _samples(self, site: Site, tensor: Tensor, axis: int) -> Samples | None:
         if not self.masks or not self.masks.meant_for(site.location.module):

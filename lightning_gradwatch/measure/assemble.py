@@ -152,16 +152,17 @@ class PendingRecord:
         """Whether `resolve` would return at once."""
         return self.measured.pending.arrived
 
-    def resolve(self) -> StepRecord:
-        """Wait for the numbers, move the windows on, and build the record."""
+    @property
+    def activations_only(self) -> bool:
+        """Whether it is for the windows only, and makes no record."""
+        return self.measured.activations_only
+
+    def resolve(self) -> StepRecord | None:
+        """Wait for the numbers, move the windows on, and build the record, if it makes one."""
         step = self.read()
         windows = self.windows.of(self.columns.sites)
         fill_windows(step, windows)
-        return assemble(step, self.columns.layout, windows, self.facts)
-
-    def fill_windows(self) -> None:
-        """Wait for the numbers and move the windows on, which is all that a step of activations only is for."""
-        fill_windows(self.read(), self.windows.of(self.columns.sites))
+        return None if self.activations_only else assemble(step, self.columns.layout, windows, self.facts)
 
     def read(self) -> Tally:
         """Wait for the numbers."""

@@ -12,14 +12,35 @@ from lightning_gradwatch.findings import GradWatchWarning
 
 Part: TypeAlias = Literal["activations", "signal", "gradients", "updates", "record", "rules", "writing", "schedule"]
 
+MEASURING: tuple[Part, ...] = ("activations", "signal", "gradients", "updates")
+"""Parts that measure. Where one fails on one of several ranks it goes off on all, and the others go on."""
+
 RAISE = False
 
 
-class Faults:
-    """The parts that were switched off, and why."""
+class GivenUp(Exception):  # noqa: N818 - it is no error of the process that measures nothing more
+    """Nothing more can be measured, for a reason that isn't found here."""
 
-    def __init__(self) -> None:
+    what = "nothing more is measured"
+
+
+class Unsupported(GivenUp):
+    """Nothing of the fit can be measured."""
+
+    what = "nothing is measured"
+
+
+class Faults:
+    """The parts that were switched off, and why.
+
+    Args:
+        speaks: Whether this process warns of what all ranks come to know.
+    """
+
+    def __init__(self, *, speaks: bool = True) -> None:
         self.reasons: dict[str, str] = {}
+        self._speaks = speaks
+        self._given_up = False
         self._guards: dict[Part, _Guard] = {}
 
     def guard(self, part: Part) -> _Guard:
@@ -45,14 +66,40 @@ class Faults:
         if part in self.reasons:
             return
         self.reasons[part] = f"{type(error).__name__}: {error}"
-        warnings.warn_explicit(
-            f"GradWatch switched its {part} off after an internal error ({self.reasons[part]}). "
-            "Training goes on; please report this.",
-            GradWatchWarning,
-            filename=__file__,
-            lineno=0,
-            registry={},
+        if self._speaks or part not in MEASURING:
+            self._warn(part)
+
+    def adopt(self, part: Part, reason: str) -> None:
+        """Switch a part off that failed on some rank; told here if it wasn't yet, and this process is the one that tells."""
+        told = part in self.reasons
+        self.reasons[part] = reason
+        if self._speaks and not told:
+            self._warn(part)
+
+    def give_up(self, reason: GivenUp) -> None:
+        """Measure nothing more."""
+        self.reasons["schedule"] = f"{reason.what}: {reason}"
+        self._given_up = True
+        if self._speaks:
+            _tell(f"GradWatch: {self.reasons['schedule']}. Training goes on.")
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What is off and why, in a sentence each."""
+        return tuple(
+            why if part == "schedule" and self._given_up else f"{part} switched off: {why}"
+            for part, why in self.reasons.items()
         )
+
+    def _warn(self, part: Part) -> None:
+        _tell(
+            f"GradWatch switched its {part} off after an internal error ({self.reasons[part]}). "
+            "Training goes on; please report this."
+        )
+
+
+def _tell(message: str) -> None:
+    warnings.warn_explicit(message, GradWatchWarning, filename=__file__, lineno=0, registry={})
 
 
 class _Guard:

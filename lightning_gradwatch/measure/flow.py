@@ -76,7 +76,7 @@ class Flow:
         new.weights_only = sources.weights_only
         self._tags.put(result, new)
         if sources.user is not None and not sources.weights_only:
-            self._activations.parameterised(result)
+            self._activations.parameterised(result, sources.user)
         if op is Op.ERF:
             new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach()
         elif op in _ARITHMETIC:

@@ -58,6 +58,11 @@ class Layer:
         """The parameters of two or more dimensions."""
         return [parameter for parameter in self.parameters if not is_lazy(parameter) and parameter.dim() > 1]
 
+    @property
+    def features(self) -> int:
+        """How many output features it makes, as the rows of its first matrix have it; 0 without one."""
+        return next((parameter.shape[0] for parameter in self.matrices), 0)
+
     def info(self, *, seen: bool) -> LayerInfo:
         """Describe the layer; `seen` says whether the forward pass can be watched at all."""
         known = [parameter for parameter in self.parameters if not is_lazy(parameter)]

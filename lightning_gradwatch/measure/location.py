@@ -92,6 +92,14 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
     return Location(module or "", leaf, place, inner)
 
 
+def spelled(place: Place | None) -> str:
+    """Return a place as text that is the same in each process that runs the program."""
+    if place is None:
+        return ""
+    code = _is_internal[place[0]][1]
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}:{code.co_name}+{place[1]}"
+
+
 def inside_function() -> Literal["", "checkpoint", "function"]:
     """Return which kind of autograd function runs this forward without gradients, as it has a backward of its own.
 

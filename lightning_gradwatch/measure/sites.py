@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.measure.location import spelled
 from lightning_gradwatch.record import Role, SiteInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Iterable
 
     from torch.autograd.graph import Node
 
@@ -23,11 +24,14 @@ GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh"})
 class Site:
     """One place where an activation function is called."""
 
-    key: Hashable
     location: Location
     function: str
     units: int
     """Size of the unit axis; 0 without unit fractions."""
+    layer: str = ""
+    """Name of the layer that produced its argument, as far as the first call showed."""
+    features: int = 0
+    """How many output features the layer before it has; 0 where there is none."""
     role: Role | None = None
     """None until the first forward pass that called it has ended."""
     composite: str | None = None
@@ -40,12 +44,18 @@ class Site:
     predecessors: set[Site] = field(default_factory=set)
     """Sites whose outputs reached this one's argument through no other site, in any step so far."""
 
+    @property
+    def key(self) -> str:
+        """Text that tells this place from any other, in each process that runs the program."""
+        module, _, place, inner = self.location
+        return "|".join((module, spelled(place), spelled(inner), self.function, self.layer, str(self.units)))
+
 
 class Sites:
     """All sites of a model, in the order of their first call; a site once named keeps its place."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Hashable, Site] = {}
+        self._by_call: dict[tuple[Any, ...], Site] = {}
         self._names: set[str] = set()
         self.ordered: list[Site] = []
         """Those with a name and a role."""
@@ -75,17 +85,25 @@ class Sites:
         """Whether some site still has no role, so that the pass must keep track of what consumes it."""
         return bool(self._fresh)
 
-    def find(self, location: Location, function: str, layer: Layer | None, units: int) -> Site:
-        """Return the site of a call, a new one at its first call.
+    def find(
+        self, location: Location, function: str, layer: Layer | None, units: int, *, before: Layer | None = None
+    ) -> Site:
+        """Return the site of a call, a new one at its first call; `before` is the layer that was used last.
 
         The layer that produced the argument tells the turns of a loop over layers apart (a net written as ``for layer in
         layers: x = relu(layer(x))`` has a site a layer), while an unrolled loop, which reuses its layers, stays one site.
         """
         key = (location.module, location.place, location.inner, function, layer.name if layer else None, units)
-        site = self._by_key.get(key)
+        site = self._by_call.get(key)
         if site is None:
-            site = Site(key=key, location=location, function=function, units=units)
-            self._by_key[key] = site
+            source = layer or before
+            site = self._by_call[key] = Site(
+                location=location,
+                function=function,
+                units=units,
+                layer=layer.name if layer else "",
+                features=source.features if source else 0,
+            )
             self._fresh.append(site)
         return site
 

@@ -1,1 +1,1 @@
-"""Several processes that train one model: what each measured becomes one record, the same on all of them."""
+"""Several processes that train one model: what each of them measures becomes one record, the same on all."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
 
     from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.fit import Speaks
     from lightning_gradwatch.measure.mask import Mask
     from lightning_gradwatch.rules import Rule
 
@@ -95,9 +96,9 @@ class Watch(GradWatch):
         self._opened = Sinks((), self._folder, max_curves=self._max_curves)
         return self._opened
 
-    def _speaks(self, trainer: Trainer) -> bool:
+    def _speaks(self, trainer: Trainer) -> Speaks:
         del trainer
-        return False
+        return "never"
 
 
 def unjudged(callback: GradWatch) -> dict[str, str]:

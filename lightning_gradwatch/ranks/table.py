@@ -1,0 +1,197 @@
+"""The columns that all ranks agree on: what each of them describes, made one description.
+
+Ranks may see different sites and use layers in another order (a branch by `if`), so a record of all ranks has the columns
+of each. Every rank builds the table from the same messages in the same order, so that it's the same on all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo, SiteInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lightning_gradwatch.measure.faults import Part
+
+_ROLES = ("gate", "hidden", "output")
+"""The first of these that some rank saw a site play is its role: a branch not taken hides a consumer."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What one rank says of itself."""
+
+    replica: int
+    """Which part of the data it sees; ranks of one part share the work on it (tensor parallel)."""
+    info: RunInfo
+    """The layers and sites as this rank orders and names them."""
+    keys: tuple[str, ...] = ()
+    """For each of those sites, where it is in the program; the same on all ranks."""
+    features: tuple[int, ...] = ()
+    """For each site, how many output features the layer before it has, over all ranks; 0 where that isn't known."""
+    faults: Mapping[Part, str] = field(default_factory=dict)
+    """What the rank switched off after internal errors since its last description, and why."""
+
+    def to_bytes(self) -> bytes:
+        """Return what is sent; `from_bytes` reads it."""
+        return json.dumps(
+            {
+                "replica": self.replica,
+                "info": self.info.to_dict(),
+                "keys": self.keys,
+                "features": self.features,
+                "faults": dict(self.faults),
+            }
+        ).encode()
+
+    @classmethod
+    def from_bytes(cls, message: bytes) -> Description:
+        """Build from what `to_bytes` gave."""
+        data: dict[str, Any] = json.loads(message)
+        return cls(
+            replica=data["replica"],
+            info=RunInfo.from_dict(data["info"]),
+            keys=tuple(data["keys"]),
+            features=tuple(data["features"]),
+            faults=data["faults"],
+        )
+
+
+class Table:
+    """The columns of all ranks, which only grow.
+
+    Args:
+        ranks: How many there are.
+        replicas: Into how many parts the data is split.
+    """
+
+    def __init__(self, ranks: int, replicas: int) -> None:
+        self.shards = ranks // replicas
+        """How many ranks share the work on one part of the data."""
+        self.replicas = replicas
+        self.latest: list[Description | None] = [None] * ranks
+        self.info = RunInfo()
+        """The description of the run as all ranks have it."""
+        self.split: list[bool] = []
+        """For each site whether the ranks of one part of the data have different units of it."""
+        self.off: dict[Part, str] = {}
+        """What some rank has switched off, and so all have, and why."""
+        self._notes: dict[NotCovered, None] = {}
+        self._layers: dict[str, int] = {}
+        self._sites: dict[str, int] = {}
+        self._names: list[str] = []
+
+    def update(self, described: Sequence[Description | None]) -> None:
+        """Take in what ranks say anew, in the order of the ranks; None for those that have nothing to say."""
+        self.latest = [new or old for new, old in zip(described, self.latest, strict=True)]
+        for rank, new in enumerate(described):
+            for part, why in () if new is None else new.faults.items():
+                self.off.setdefault(part, f"on rank {rank}: {why}")
+        for each in self._known():
+            for layer in each.info.layers:
+                self._layers.setdefault(layer.name, len(self._layers))
+            for site, key in zip(each.info.sites, each.keys, strict=True):
+                if key not in self._sites:
+                    self._sites[key] = len(self._sites)
+                    self._names.append(self._free_name(site.name))
+        self._describe()
+
+    def note(self, name: str, reason: str) -> None:
+        """Add to what isn't measured."""
+        entry = NotCovered(name, reason)
+        if entry not in self._notes:
+            self._notes[entry] = None
+            self._describe()
+
+    def shard(self, rank: int) -> int:
+        """Return the place of a rank among those that share the work on one part of the data."""
+        mine = self.latest[rank]
+        return sum(each is not None and mine is not None and each.replica == mine.replica for each in self.latest[:rank])
+
+    def places_of_layers(self, rank: int) -> list[int]:
+        """Return the column of each layer that a rank has described."""
+        mine = self.latest[rank]
+        return [] if mine is None else [self._layers[layer.name] for layer in mine.info.layers]
+
+    def places_of_sites(self, rank: int) -> list[int]:
+        """Return the column of each site that a rank has described."""
+        mine = self.latest[rank]
+        return [] if mine is None else [self._sites[key] for key in mine.keys]
+
+    def _known(self) -> list[Description]:
+        return [each for each in self.latest if each is not None]
+
+    def _free_name(self, name: str) -> str:
+        plain, count = name, 1
+        while name in self._names:
+            count += 1
+            name = f"{plain.partition('#')[0]}#{count}"
+        return name
+
+    def _describe(self) -> None:
+        known = self._known()
+        layers: dict[int, LayerInfo] = {}
+        sites: dict[int, SiteInfo] = {}
+        features: dict[int, int] = {}
+        for each in known:
+            for layer in each.info.layers:
+                place = self._layers[layer.name]
+                layers[place] = _merge_layers(layers.get(place, layer), layer)
+            named = {site.name: self._names[self._sites[key]] for site, key in zip(each.info.sites, each.keys, strict=True)}
+            for site, key, before in zip(each.info.sites, each.keys, each.features, strict=True):
+                place = self._sites[key]
+                site = replace(  # noqa: PLW2901 - the same, by the names that all ranks use
+                    site, name=named[site.name], predecessors=tuple(named[name] for name in site.predecessors)
+                )
+                sites[place] = _merge_sites(sites.get(place, site), site)
+                features[place] = features.get(place, 0) or before
+        order = [sites[place] for place in range(len(sites))]
+        self.split = [
+            bool(site.units) and self.shards > 1 and features[place] == site.units * self.shards
+            for place, site in enumerate(order)
+        ]
+        self.info = replace(
+            known[0].info,
+            layers=tuple(layers[place] for place in range(len(layers))),
+            sites=tuple(
+                replace(site, units=site.units * self.shards) if split else site
+                for site, split in zip(order, self.split, strict=True)
+            ),
+            coverage=self._coverage(),
+        )
+
+    def _coverage(self) -> tuple[NotCovered, ...]:
+        """Return what isn't measured; what holds for some ranks only says so."""
+        where: dict[NotCovered, list[int]] = {}
+        for rank, each in enumerate(self.latest):
+            for entry in () if each is None else each.info.coverage:
+                where.setdefault(entry, []).append(rank)
+        return (
+            *(
+                entry if len(on) == len(self._known()) else replace(entry, reason=f"{entry.reason} (on {_ranks(on)})")
+                for entry, on in where.items()
+            ),
+            *self._notes,
+        )
+
+
+def _merge_layers(one: LayerInfo, other: LayerInfo) -> LayerInfo:
+    return other if other.used and not one.used else one
+
+
+def _merge_sites(one: SiteInfo, other: SiteInfo) -> SiteInfo:
+    return replace(
+        one,
+        role=min(one.role, other.role, key=_ROLES.index),
+        predecessors=tuple(dict.fromkeys((*one.predecessors, *other.predecessors))),
+    )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    return f"ranks {', '.join(map(str, ranks[:8]))}{', …' if len(ranks) > 8 else ''}"
