@@ -21,6 +21,7 @@ from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
 from lightning_gradwatch.sinks import Sinks
 from lightning_gradwatch.trainer import (
     TracedTrainingStep,
+    accumulates,
     check_choice,
     check_count,
     check_function,
@@ -191,20 +192,24 @@ class GradWatch(AnyCallback):
         if fit is None:
             return
         opened = fit.open
-        if opened is None or not opened.meter.steps:
-            if not pl_module.automatic_optimization:
-                fit.wait_for_step()
+        if opened is None:
             fit.drain(wait=False)
-            return
-        fit.end(
-            StepFacts(
-                step=opened.step,
-                batch_idx=batch_idx,
-                partial=pl_module.automatic_optimization and opened.passes < trainer.accumulate_grad_batches,
-                world_size=trainer.world_size,
-                optimizers=len(trainer.optimizers),
+        elif opened.meter.steps:
+            fit.end(
+                StepFacts(
+                    step=opened.step,
+                    batch_idx=batch_idx,
+                    partial=pl_module.automatic_optimization and opened.passes < trainer.accumulate_grad_batches,
+                    world_size=trainer.world_size,
+                    optimizers=len(trainer.optimizers),
+                )
             )
-        )
+        elif not pl_module.automatic_optimization:
+            fit.wait_for_step()
+        elif accumulates(trainer):
+            fit.drain(wait=False)
+        else:
+            fit.skip()
 
     @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

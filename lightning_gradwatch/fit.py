@@ -92,11 +92,12 @@ class Fit:
 
     def begin(self, step: int) -> OpenStep | None:
         """Open the step that a batch belongs to, if it is to be measured."""
+        if self._ranks is not None:
+            self._ranks.batches += 1
+            self.drain(wait=False)
         if self.open is not None and self.open.step == step:
-            self._count_batch()
             return self.open
-        self._skip_open_step()
-        self._count_batch()
+        self.abort()
         if self._schedule.due(step, confirming=self.evaluator.confirming):
             self.open = OpenStep(self.probe.begin(), step)
         elif not self.probe.windows.full and self._schedule.fills_windows():
@@ -115,23 +116,18 @@ class Fit:
         self._pending.append(pending if self._ranks is None else self._ranks.share(pending))
         self.drain(wait=self._fail_on is not None)
 
-    def wait_for_step(self) -> None:
-        """Keep a step open in which no optimizer has stepped yet, unless one has on another rank."""
-        if self._ranks is not None and self.open is not None:
-            self.drain(wait=True)
-            if not self._ranks.all_wait(self.open.step):
-                self.abort()
-
-    def _count_batch(self) -> None:
-        if self._ranks is not None:
-            self._ranks.batches += 1
-            self.drain(wait=False)
-
-    def _skip_open_step(self) -> None:
+    def skip(self) -> None:
         """Give up a step that is over without an optimizer's step here, which another rank may have taken."""
         if self.open is not None and self._ranks is not None:
             self._pending.append(self._ranks.skip(self.open.step))
         self.abort()
+        self.drain(wait=self._fail_on is not None)
+
+    def wait_for_step(self) -> None:
+        """Keep a step open in which no optimizer has stepped yet, unless one has on another rank."""
+        if self.open is not None and self._ranks is not None and not self._ranks.all_wait(self.open.step):
+            self.abort()
+        self.drain(wait=False)
 
     def abort(self) -> None:
         """Give up the open step."""
@@ -158,8 +154,6 @@ class Fit:
         """Take in what is left and complete the event file; `alone`: the other ranks may be elsewhere, or gone."""
         if alone and self._ranks is not None:
             self._pending.clear()
-        else:
-            self._skip_open_step()
         self.abort()
         try:
             self.drain(wait=True)

@@ -62,6 +62,11 @@ def logger_step(trainer: Any) -> int:
     return int(trainer.global_step if steps is None else steps)
 
 
+def accumulates(trainer: Any) -> bool:
+    """Whether Lightning doesn't step in this batch, as more are to be accumulated; the same on all ranks."""
+    return bool(trainer.fit_loop._should_accumulate())  # noqa: SLF001 - it depends on the end of the data too; no public name
+
+
 def current_scale(trainer: Any, like: Tensor | nn.Module) -> Tensor | None:
     """Return the factor that losses and gradients are multiplied by now, on their device; None without a scaler."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -141,7 +146,9 @@ def ranks_of(trainer: Any, pl_module: Any, faults: Faults) -> Ranks | None:
     try:
         exchange = Exchange()
     except (RuntimeError, ValueError) as error:
-        raise Unsupported(f"no gloo process group can be made, through which the ranks exchange their numbers ({error})") from error
+        raise Unsupported(
+            f"no gloo process group can be made, through which the ranks exchange their numbers ({error})"
+        ) from error
     parts = trainer.strategy.distributed_sampler_kwargs or {}
     # Between the end of a step and the next, a device has no time to hand the numbers over without being waited for. Under
     # manual optimization the ranks have to know at once whether a batch was a step.

@@ -8,7 +8,7 @@ to the host anyway (the step's one transfer), and so no kernel and no stream of 
 
 from __future__ import annotations
 
-from datetime import timedelta
+import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +17,6 @@ import torch.distributed as dist
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector
-
-_TIMEOUT = timedelta(minutes=5)
-"""How long a rank waits for the others. They have had a whole training step to come by; a process that fails can't end
-while something of its own still waits."""
 
 
 class Exchange:
@@ -33,12 +29,19 @@ class Exchange:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self._group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        self._group: Any = dist.new_group(backend="gloo")
 
     def begin_sum(self, vector: FloatVector) -> Sum:
         """Begin to add up vectors, float64 and of one length on all ranks; returns at once."""
         total = torch.from_numpy(vector)
         return Sum(total, dist.all_reduce(total, group=self._group, async_op=True))
+
+    def begin_last_sum(self, vector: FloatVector) -> None:
+        """Begin one that nobody waits for, and that the others may come to much later, or never."""
+        self.begin_sum(vector)
+        # A group is taken down only when nothing waits in it any more. This one stays, or the process couldn't end.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
+        self._group = None
 
     def gather(self, message: bytes, lengths: list[int]) -> list[bytes]:
         """Return the messages of all ranks, whose lengths all know; waits for them."""
@@ -61,11 +64,6 @@ class Sum:
     def __init__(self, total: torch.Tensor, work: Any) -> None:
         self._total = total
         self._work = work
-
-    @property
-    def done(self) -> bool:
-        """Whether `wait` would return at once."""
-        return bool(self._work.is_completed())
 
     def wait(self) -> FloatVector:
         """Return the sum, the same to the last bit on all ranks.

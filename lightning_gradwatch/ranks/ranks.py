@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.assemble import PendingRecord
     from lightning_gradwatch.measure.faults import Faults, Part
     from lightning_gradwatch.measure.tally import Tally
-    from lightning_gradwatch.ranks.exchange import Exchange, Sum
+    from lightning_gradwatch.ranks.exchange import Exchange
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _DISAGREED = "steps that only some of the ranks took aren't measured"
@@ -51,7 +51,6 @@ class Ranks:
         self._described: RunInfo | None = None
         self._off: set[Part] = set()
         """Parts of which this rank has told, or was told, that they are switched off."""
-        self._leaving: Sum | None = None
         self._open = True
 
     def share(self, pending: PendingRecord) -> SharedRecord:
@@ -100,13 +99,12 @@ class Ranks:
         """Tell the others, when they come by, that this rank's monitor has failed; fine to call again."""
         if self._open:
             self._open = False
-            self._leaving = self._exchange.begin_sum(Layout.of(self._table, self._optimizers).empty().vector)
+            self._exchange.begin_last_sum(Layout.of(self._table, self._optimizers).empty().vector)
 
     def close(self) -> None:
         """End it; fine to call again."""
         self._open = False
-        if self._leaving is None or self._leaving.done:  # giving a group up waits for what is under way in it
-            self._exchange.close()
+        self._exchange.close()
 
     def _exchange_step(
         self, step: int, pending: PendingRecord | None = None, tally: Tally | None = None
@@ -138,7 +136,9 @@ class Ranks:
 
     def _news(self, pending: PendingRecord) -> bytes:
         faults = {
-            part: self._faults.reasons[part] for part in MEASURING if not self._faults.on(part) and part not in self._off
+            part: self._faults.reasons[part]
+            for part in MEASURING
+            if not self._faults.on(part) and part not in self._off
         }
         if pending.info is self._described and not faults:
             return b""

@@ -110,7 +110,9 @@ class Table:
     def shard(self, rank: int) -> int:
         """Return the place of a rank among those that share the work on one part of the data."""
         mine = self.latest[rank]
-        return sum(each is not None and mine is not None and each.replica == mine.replica for each in self.latest[:rank])
+        return sum(
+            each is not None and mine is not None and each.replica == mine.replica for each in self.latest[:rank]
+        )
 
     def places_of_layers(self, rank: int) -> list[int]:
         """Return the column of each layer that a rank has described."""
@@ -141,7 +143,9 @@ class Table:
             for layer in each.info.layers:
                 place = self._layers[layer.name]
                 layers[place] = _merge_layers(layers.get(place, layer), layer)
-            named = {site.name: self._names[self._sites[key]] for site, key in zip(each.info.sites, each.keys, strict=True)}
+            named = {
+                site.name: self._names[self._sites[key]] for site, key in zip(each.info.sites, each.keys, strict=True)
+            }
             for site, key, before in zip(each.info.sites, each.keys, each.features, strict=True):
                 place = self._sites[key]
                 site = replace(  # noqa: PLW2901 - the same, by the names that all ranks use

@@ -227,7 +227,15 @@ def _joined(parts: Parts, layout: Layout) -> Iterator[tuple[FloatVector, FloatVe
             yield row, None
 
 
-_ADD_UP = [OfSite.OUTPUT, OfSite.SIGNAL, OfSite.ARRIVING, OfSite.OUTPUT_ENTRIES, OfSite.EITHER, OfSite.INCOMPLETE, OfSite.LOST]
+_ADD_UP = [
+    OfSite.OUTPUT,
+    OfSite.SIGNAL,
+    OfSite.ARRIVING,
+    OfSite.OUTPUT_ENTRIES,
+    OfSite.EITHER,
+    OfSite.INCOMPLETE,
+    OfSite.LOST,
+]
 """What adds up over ranks that have different units; they see the same observations."""
 _SAME = 1e-6
 """Ranks that do the same work get the same numbers to rounding; those that have different positions never so many digits."""

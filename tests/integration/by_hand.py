@@ -21,7 +21,7 @@ def rms(tensors):
     return norm(tensors) / math.sqrt(sum(tensor.numel() for tensor in tensors))
 
 
-def train_by_hand(net, make_optimizer, *, steps, rows, clip=None, count=8, size=6):
+def train_by_hand(net, make_optimizer, *, steps, rows, clip=None, count=8, size=8):
     """Return what each step is, for a chain of layers and activation functions; `rows` rows of the data a step."""
     x, y = batches(count, size).dataset.tensors
     optimizer = make_optimizer(net.parameters())
@@ -71,7 +71,8 @@ def _layer(before, gradients, layer):
         "grad_norm": norm(gradients),
         "grad_rms": rms(gradients[place] for place in matrices),
         "weight_rms": rms(before[place] for place in matrices),
-        "update_ratio": rms(after[place] - before[place] for place in matrices) / rms(before[place] for place in matrices),
+        "update_ratio": rms(after[place] - before[place] for place in matrices)
+        / rms(before[place] for place in matrices),
     }
 
 
@@ -84,6 +85,8 @@ def _site(layer, z, a):
         "arriving": norm([a.grad]),
         "inactive_share": (inactive if saturated is None else saturated).double().mean().item(),
         "dead_fraction": inactive.all(0).double().mean().item(),
-        "saturated_fraction": math.nan if saturated is None else (saturated.double().mean(0) >= 0.95).double().mean().item(),
+        "saturated_fraction": math.nan
+        if saturated is None
+        else (saturated.double().mean(0) >= 0.95).double().mean().item(),
         "forward_rms": rms([a]),
     }

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integration import ranked
+from integration.processes import Processes
 from integration.situation import fit_both
 from integration.table import SITUATIONS
 
@@ -19,3 +21,27 @@ def _one_thread():
 def pair(request, tmp_path_factory):
     """A situation's fit without the monitor and with it: made once for all tests of the promises."""
     return fit_both(request.param, SITUATIONS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Two of them, started once for all tests; anew after one that left them unusable."""
+    running = []
+
+    def run(function=ranked.fit, **arguments):
+        if not running:
+            running.append(Processes(2))
+        try:
+            answers = running[0].run(function, **arguments)
+        except Exception:
+            running.pop().kill()
+            raise
+        errors = [answer for answer in answers if not isinstance(answer, dict)]
+        if errors:
+            running.pop().kill()
+            pytest.fail(f"raised on {len(errors)} of 2 ranks:\n{errors[0]}")
+        return answers
+
+    yield run
+    for each in running:
+        each.kill()

@@ -57,10 +57,13 @@ class Processes:
         os.close(theirs_out)
         return process, Connection(ours_out, readable=False), Connection(ours_in, writable=False)
 
-    def run(self, function, /, *, seconds=60, **arguments):
-        """Return what ``function(rank, **arguments)`` returned in each process; an exception comes as `Raised`."""
+    def run(self, function, /, *, seconds=60, last=False, **arguments):
+        """Return what ``function(rank, **arguments)`` returned in each process; an exception comes as `Raised`.
+
+        After the `last` one each process ends by itself, whatever the others do.
+        """
         for _, to, _ in self._ranks:
-            to.send((function.__module__, function.__name__, arguments))
+            to.send((function.__module__, function.__name__, arguments, last))
         return self._collect(time.monotonic() + seconds)
 
     def _collect(self, deadline):
@@ -130,7 +133,7 @@ def serve(rank, to_us, to_them):
     to_them.send("ready")
     while True:
         try:
-            module, name, arguments = to_us.recv()
+            module, name, arguments, last = to_us.recv()
         except EOFError:
             return
         try:
@@ -138,6 +141,8 @@ def serve(rank, to_us, to_them):
         except BaseException as error:  # noqa: BLE001 - the parent judges it
             answer = Raised(error)
         to_them.send(answer)
+        if last:
+            return
 
 
 if __name__ == "__main__":

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from integration.nets import CLASSES, FEATURES, MODULE_HOOKS, Classifier, batches, relu_net, seed, trainer, vanishing_net
+from integration.nets import (
+    CLASSES,
+    FEATURES,
+    MODULE_HOOKS,
+    Classifier,
+    batches,
+    relu_net,
+    seed,
+    trainer,
+    vanishing_net,
+)
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -28,8 +38,22 @@ from lightning_gradwatch.measure import faults
 def deep_net(width=15):
     """Sizes that two processes can't split evenly, unless told otherwise."""
     return nn.Sequential(
-        nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, 9), nn.Tanh(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, CLASSES)
+        nn.Linear(FEATURES, width),
+        nn.ReLU(),
+        nn.Linear(width, 9),
+        nn.Tanh(),
+        nn.Linear(9, 9),
+        nn.ReLU(),
+        nn.Linear(9, CLASSES),
     )
+
+
+def partly_dead_net():
+    """An even width, and dead units among those that the first of two ranks holds under tensor parallelism."""
+    net = deep_net(16)
+    with torch.no_grad():
+        net[0].bias[:3] -= 9
+    return net
 
 
 class Branching(nn.Module):
@@ -58,7 +82,12 @@ class Normed(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Linear(FEATURES, 12), nn.BatchNorm1d(12), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(12, 8), nn.ReLU()
+            nn.Linear(FEATURES, 12),
+            nn.BatchNorm1d(12),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.3),
+            nn.Linear(12, 8),
+            nn.ReLU(),
         )
         self.last = nn.Linear(8, CLASSES)
 
@@ -66,20 +95,9 @@ class Normed(nn.Module):
         return self.last(self.body(x))
 
 
-class Convolutional(nn.Module):
-    """Some units of the ReLU are dead on one half of the data and alive on the other."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(FEATURES, 8), nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        return self.last(F.relu(self.first(x)))
-
-
 NETS = {
     "deep": deep_net,
-    "even": lambda: deep_net(16),
+    "even": partly_dead_net,
     "relu": relu_net,
     "branching": Branching,
     "normed": Normed,
@@ -132,7 +150,7 @@ def fit(
     optimizer="sgd",
     watched=True,
     steps=4,
-    size=6,
+    size=8,
     count=8,
     raises=True,
     before=None,
@@ -140,6 +158,7 @@ def fit(
     callbacks=(),
     kind=Classifier,
     folder=None,
+    filters=(),
     **settings,
 ):
     """Train for a few steps; say what was measured, what was said, and what is left behind."""
@@ -163,6 +182,8 @@ def fit(
     seed(7)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
+        for category in filters:
+            warnings.filterwarnings("error", category=category)
         run.fit(module, loader(rank, count, size, parts=1 if strategy == "tensor_parallel" else 2))
     return {
         **seen(callback, heard),
@@ -187,7 +208,9 @@ def seen(callback, heard=()):
         "info": None if callback.info is None else callback.info.to_dict(),
         "findings": [finding.to_dict() for finding in callback.findings],
         "coverage": [(entry.name, entry.reason) for entry in callback.coverage],
-        "warnings": [str(entry.message) for entry in heard if entry.category.__module__.startswith("lightning_gradwatch")],
+        "warnings": [
+            str(entry.message) for entry in heard if entry.category.__module__.startswith("lightning_gradwatch")
+        ],
         "process": os.getpid(),
     }
 
@@ -207,7 +230,9 @@ def weights(module):
 
 
 def left_behind(module, run):
-    found = [f"{kind} of {name}" for name, child in module.named_modules() for kind in MODULE_HOOKS if getattr(child, kind)]
+    found = [
+        f"{kind} of {name}" for name, child in module.named_modules() for kind in MODULE_HOOKS if getattr(child, kind)
+    ]
     found += [f"attribute {name}" for name in vars(run.strategy) if name == "training_step"]
     found += [f"optimizer hook of {each}" for each in run.optimizers if each._optimizer_step_post_hooks]
     return found + [f"{_len_torch_function_stack()} modes"] * (_len_torch_function_stack() > 0)

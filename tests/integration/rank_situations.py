@@ -1,0 +1,185 @@
+"""What happens to a rank in the tests of several: called on each before its fit, as it comes from another process."""
+
+from __future__ import annotations
+
+import functools
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from integration import ranked
+from integration.nets import Classifier, batches, trainer
+from torch.nn import functional as F
+
+from lightning_gradwatch import GradWatch
+from lightning_gradwatch.measure import batched, gradients, updates
+from lightning_gradwatch.ranks import ranks as ranks_module
+from lightning_gradwatch.rules.evaluator import Evaluator
+from lightning_gradwatch.schedule import Schedule
+
+
+def bug(*_, **__):
+    raise RuntimeError("injected")
+
+
+def fit_with_fault(rank, *, where, of_ranks=(1,), at_call=1, **settings):
+    """Train; from the given call on, one of our functions fails on some ranks."""
+    owner, name = FAULTS[where]
+    original = getattr(owner, name)
+    calls = []
+
+    @functools.wraps(original)
+    def failing(*args, **kwargs):
+        calls.append(None)
+        if len(calls) >= at_call:
+            bug()
+        return original(*args, **kwargs)
+
+    if rank in of_ranks:
+        setattr(owner, name, failing)
+    try:
+        return ranked.fit(rank, raises=False, **settings)
+    finally:
+        setattr(owner, name, original)
+
+
+FAULTS = {
+    "counting": (batched, "count_many"),
+    "signal": (batched.Batch, "add_gradient"),
+    "gradients": (gradients, "l2_norms"),
+    "updates": (updates, "_copy"),
+    "schedule": (Schedule, "due"),
+    "combining": (ranks_module, "assemble"),
+    "rules": (Evaluator, "feed"),
+}
+
+
+def fit_counting_collectives(rank, **settings):
+    """Train, and say in which batch the monitor's group was used for what."""
+    used, batch = [], []
+
+    def counted(name, original):
+        def call(*args, group=None, **kwargs):
+            if group is not None and group is not dist.group.WORLD:
+                used.append((batch[-1] if batch else -1, name))
+            return original(*args, group=group, **kwargs)
+
+        return call
+
+    class Batches(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch_, batch_idx):
+            batch.append(batch_idx)
+
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "barrier", "broadcast")}
+    for name, original in originals.items():
+        setattr(dist, name, counted(name, original))
+    try:
+        return {**ranked.fit(rank, callbacks=[Batches], **settings), "collectives": used}
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def fit_with_lag(rank, *, lag, **settings):
+    """Train with exchanges as late as on a device."""
+    original = ranks_module.Ranks.__init__
+
+    def lagging(self, *args, **kwargs):
+        original(self, *args, **{**kwargs, "lag": lag})
+
+    ranks_module.Ranks.__init__ = lagging
+    try:
+        return ranked.fit(rank, **settings)
+    finally:
+        ranks_module.Ranks.__init__ = original
+
+
+def error_of(rank, **settings):
+    """Return the error that a fit ends with."""
+    try:
+        ranked.fit(rank, **settings)
+    except Warning as error:
+        return {"kind": type(error).__name__, "text": str(error)}
+
+
+def fit_in_two_parts(rank, *, steps, folder):
+    """Train half of the steps, save, and go on in another Trainer."""
+    module = ranked.make("vanishing", "ddp", "sgd")
+    data = ranked.loader(rank, 2, 8, parts=2)  # an epoch is one batch: Lightning would begin a cut one again
+    path = f"{folder}/half.ckpt"
+    for limit in (steps // 2, steps):
+        watch = GradWatch(every_n_steps=1)
+        run = trainer(folder, watch, devices=2, strategy="ddp", max_steps=limit, use_distributed_sampler=False)
+        run.fit(module, data, ckpt_path=path if limit == steps else None, weights_only=False)
+        if limit < steps:
+            run.save_checkpoint(path)
+    return ranked.seen(watch)
+
+
+class Manual(Classifier):
+    """Steps by hand, every `every` batches; on rank 1 it leaves out the step of batch `skipped`."""
+
+    every, skipped = 1, None
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        optimizer = self.optimizers()
+        loss = F.cross_entropy(self(x), y)
+        self.manual_backward(loss)
+        if (batch_idx + 1) % self.every == 0 and not (batch_idx == self.skipped and self.global_rank == 1):
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class ManualEveryThird(Manual):
+    every = 3
+
+
+class ManualSkipping(Manual):
+    skipped = 2
+
+
+class OverriddenStep(Classifier):
+    """An optimizer step that rank 1 leaves out, in an overridden hook of automatic optimization."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if batch_idx == 2 and self.global_rank == 1:
+            optimizer_closure()
+            return
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+
+class Unequal(Classifier):
+    """Batches of another size on each rank."""
+
+    def training_step(self, batch, batch_idx):
+        rows = 4 if self.global_rank == 1 and batch_idx % 2 else 16
+        return super().training_step([each[:rows] for each in batch], batch_idx)
+
+
+class Failing(Classifier):
+    """Code of the user's that fails on one rank."""
+
+    at = 2
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == self.at and self.global_rank == 1:
+            raise ZeroDivisionError("the user's own")
+        return super().training_step(batch, batch_idx)
+
+
+class FailingLater(Failing):
+    at = 3
+
+
+class Validated(Classifier):
+    """With a validation pass, after which FSDP keeps the root's parameters whole."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("seen", self(batch[0]).sum(), sync_dist=True)
+
+    def val_dataloader(self):
+        return batches(1)
