@@ -70,8 +70,7 @@ class NonFiniteGradient(Rule):
             if not math.isnan(record.loss):
                 state["loss_known"] = True
             note_heading(state, record, info)
-            measured = record.layer_state.any() or math.isfinite(record.loss)
-            return HEALTHY if measured else Verdict(unjudged="not yet: no layer and no loss was measured")
+            return HEALTHY if record.layer_state.any() else Verdict(unjudged="not yet: no layer was measured")
         if "first" not in state:
             state["first"] = find_beginning(record, info, state, loss=loss, sites=sites, layers=layers)
         # Later records show the ruins only: what is told stays what the first one showed.

@@ -27,6 +27,7 @@ _ERROR_FACTOR = 10
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
 _AIM = 3e-3
 _WELL_BELOW = 0.5
+_MOST = 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +87,12 @@ class OversizedUpdate(Rule):
         if held.blank and not np.count_nonzero(hit):
             return HEALTHY if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
         trend = loss_trend(state["loss"], info)
-        sizes = np.fmin(layer_values(record, info, "weight_rms") / default_rms(info), np.inf)
-        ratios = ratios * np.fmin(sizes, 1.0)
-        hit = judged & (ratios > self.ratio) & (not trend.converged_to(self.converged))
+        sizes = layer_values(record, info, "weight_rms") / default_rms(info)
+        ratios = np.where(judged, ratios, 0.0) * np.fmin(sizes, 1.0)
+        hit = (ratios > self.ratio) & (not trend.converged_to(self.converged))
         if held.blank and np.count_nonzero(hit):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
-            state["at_first"] = float(np.max((ratios * np.fmax(sizes, 1.0))[hit]))
+            state["at_first"] = min(float(np.max(ratios[hit] * np.fmax(sizes[hit], 1.0))), _MOST)
         count_hits(held, hit, judged & ~hit, record.step)
         due = hit & (counts(held)[0] >= self.patience) & (record.step >= self.warm_up_steps)
         if not np.count_nonzero(due):

@@ -39,8 +39,13 @@ def stack(depth=6, function="sigmoid", optimizers=("SGD",), **settings):
     )
 
 
-def measure(info, step, *, states=None, fill=1.0, loss=2.3, rates=None, **metrics):
-    """A record; a metric is a vector, a number for all columns, or a mapping from name to number (1 elsewhere)."""
+def measure(
+    info, step, *, states=None, fill=1.0, loss=2.3, rates=None, norm=float("nan"), skipped=False, outputs=1.0, **metrics
+):
+    """A record; a metric is a vector, a number for all columns, or a mapping from name to number (1 elsewhere).
+
+    `norm` is the gradient norm of the whole net, `outputs` the rms of the sites' outputs.
+    """
     vectors = {}
     for metric, given in metrics.items():
         names = info.names(metric)
@@ -56,8 +61,10 @@ def measure(info, step, *, states=None, fill=1.0, loss=2.3, rates=None, **metric
         metrics=vectors,
         layer_state=codes,
         window_fill=np.full(sites, float(fill)),
-        forward_rms=np.ones(sites),
+        forward_rms=np.broadcast_to(np.asarray(outputs, dtype=np.float64), (sites,)).copy(),
         loss=loss,
+        global_grad_norm=norm,
+        skipped=skipped,
         learning_rates=(0.1,) * len(info.optimizers) if rates is None else rates,
     )
 

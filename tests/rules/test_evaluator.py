@@ -21,6 +21,7 @@ from lightning_gradwatch.rules import (
 
 LOSS = st.sampled_from([2.3, 2.2, 1.0, 0.01, 0.0, -1.0, float("nan"), float("inf")])
 SIGNAL = st.sampled_from([0.0, 1e-300, 1e-9, 1e-4, 1e-3, 1.0, float("nan"), float("inf")])
+RATIO = st.sampled_from([0.0, 1e-8, 1e-8, 1e-3, 0.5, 0.5, 1e30, float("nan"), float("inf")])
 FRACTION = st.sampled_from([0.0, 0.4, 0.5, 0.6, 0.95, 1.0, float("nan")])
 RULES = resolve_rules(rules=[VanishingGradient(min_grad_rms=1e-7, warm_up_steps=2)])
 
@@ -51,7 +52,7 @@ def stored_runs(draw):
     """Records of a run whose layers and sites grow, with every kind of value."""
     optimizers = draw(st.sampled_from([("SGD",), ("Adam",), ("SGD", "Adam")]))
     layers, sites = draw(st.integers(1, 5)), draw(st.integers(0, 5))
-    infos, records, step = {}, [], 0
+    infos, records, step = {}, [], draw(st.sampled_from([-1, 4]))
     # Streaks are what a rule remembers, so a state is drawn less often than a step.
     for _ in range(draw(st.integers(1, 5))):
         layers, sites = layers + draw(st.integers(0, 1)), sites + draw(st.integers(0, 1))
@@ -69,8 +70,10 @@ def stored_runs(draw):
             "grad_rms": vector(SIGNAL, layers),
             "activation_gain": vector(SIGNAL, sites),
             "weight_gain": vector(SIGNAL, sites),
+            "weight_rms": vector(SIGNAL, layers),
+            "update_ratio": vector(RATIO, layers),
         }
-        states = np.array(draw(st.lists(st.integers(0, 5), min_size=layers, max_size=layers)), dtype=np.uint8)
+        states = np.array(draw(st.lists(st.integers(0, 6), min_size=layers, max_size=layers)), dtype=np.uint8)
         for _ in range(draw(st.integers(1, 6))):
             step += draw(st.sampled_from([1, 1, 1, 7]))
             records.append(
@@ -80,8 +83,9 @@ def stored_runs(draw):
                     metrics=metrics,
                     layer_state=states,
                     window_fill=vector(FRACTION, sites),
-                    forward_rms=np.ones(sites),
+                    forward_rms=vector(st.sampled_from([1.0, 1.0, 1.0, float("inf"), float("nan")]), sites),
                     loss=draw(LOSS),
+                    global_grad_norm=draw(SIGNAL),
                     learning_rates=tuple(draw(st.sampled_from([0.0, 0.1, 0.1])) for _ in optimizers),
                     skipped=draw(st.sampled_from([False, False, False, True])),
                 )

@@ -27,18 +27,30 @@ from lightning_gradwatch.rules import (
     settings_of,
 )
 
-STEPS = range(10, 14)
+STEPS = (0, *range(10, 14))
 FIRING = {
     "GW101": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-9)),
+    "GW102": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e6)),
+    "GW103": lambda runs, info, step: runs.measure(info, step, states={"net.0": LayerState.NON_FINITE}),
     "GW104": lambda runs, info, step: runs.measure(info, step, states={"net.0": LayerState.ZERO}),
     "GW201": lambda runs, info, step: runs.measure(info, step, dead_fraction=1.0),
     "GW202": lambda runs, info, step: runs.measure(info, step, saturated_fraction=0.9),
+    "GW301": lambda runs, info, step: runs.measure(info, step, update_ratio={"net.0": 1e-8}),
+    "GW302": lambda runs, info, step: runs.measure(info, step, update_ratio=0.5),
+    "GW401": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-12)),
 }
 
 
 def healthy(runs, info, step):
     return runs.measure(
-        info, step, signal_norm=runs.fading(info, 0.5), dead_fraction=0.3, saturated_fraction=0.1, grad_rms=1e-3
+        info,
+        step,
+        signal_norm=runs.fading(info, 0.5),
+        dead_fraction=0.3,
+        saturated_fraction=0.1,
+        grad_rms=1e-3,
+        weight_rms=0.2,
+        update_ratio=1e-3,
     )
 
 

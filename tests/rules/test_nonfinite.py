@@ -1,0 +1,187 @@
+"""GW103 says at once what isn't finite, where it began, and how the run was heading."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.findings import Action, NonFiniteGradientWarning, Severity
+from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.rules import Evaluator, NonFiniteGradient
+
+INF, NAN = float("inf"), float("nan")
+BAD = LayerState.NON_FINITE
+
+
+def judged(runs, *records, rule=None):
+    """Feed records, given as keyword arguments of `measure`, one a step."""
+    info = runs.stack(function="relu")
+    made = [
+        # The norm of the whole net is NaN where one layer's is.
+        runs.measure(info, **{"step": place, "weight_rms": 0.5, "norm": NAN if "states" in given else 1.0, **given})
+        for place, given in enumerate(records)
+    ]
+    return runs.feed(rule or NonFiniteGradient(), made, info)
+
+
+def outputs(first):
+    """Outputs of six sites that are infinite from the site of that index on."""
+    return [1.0] * first + [INF] * (6 - first)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"loss": INF},
+        {"loss": -INF},
+        {"loss": NAN, "states": {"net.0": BAD}},
+        {"states": {"net.4": BAD}},
+        {"outputs": outputs(5)},
+    ],
+)
+def test_is_an_error_at_once(runs, given):
+    fed = judged(runs, {}, given)
+    assert [len(told) for told in fed.told] == [0, 1]
+    assert (fed.only.severity, fed.only.first_step) == (Severity.ERROR, 1)
+    assert fed.evaluator.warning_for(fed.only) is NonFiniteGradientWarning
+    assert np.isfinite([fed.only.value, fed.only.threshold]).all()
+    assert judged(runs, given).only.first_step == 0
+
+
+@pytest.mark.parametrize("loss", [NAN, -1.0, 0.0, 1e38])
+def test_a_loss_that_isnt_known_or_is_odd_isnt_a_finding(runs, loss):
+    """NaN is how a record says that the loss wasn't seen; in truth it shows in the gradients, or does no harm."""
+    fed = judged(runs, {}, {"loss": loss}, {"loss": loss, "states": {"net.0": LayerState.ZERO}})
+    assert not fed.findings
+    assert fed.evaluator.unjudged == {}
+
+
+def test_a_loss_that_was_never_known_isnt_named(runs):
+    finding = judged(runs, {"loss": NAN}, {"loss": NAN, "states": {"net.0": BAD}}).only
+    assert "loss is" not in finding.message
+    assert "nan" in judged(runs, {"loss": 2.0}, {"loss": NAN, "states": {"net.0": BAD}}).only.message
+
+
+class TestWhere:
+    def test_the_first_site_in_the_forward_pass(self, runs):
+        finding = judged(runs, {}, {"outputs": outputs(3), "states": {"net.0": BAD, "net.12": BAD}, "loss": NAN}).only
+        assert finding.layers == ("net.7",)
+        assert "began in the forward pass: the output of net.7" in finding.cause
+        assert finding.value == 5  # two layers and three sites
+        assert "the gradients of 2 of 7 layers" in finding.message
+        assert "the outputs of 3 of 6 activation sites" in finding.message
+
+    def test_the_layer_nearest_to_the_loss_in_the_backward_pass(self, runs):
+        finding = judged(runs, {}, {"states": {"net.0": BAD, "net.2": BAD, "net.6": BAD}}).only
+        assert finding.layers == ("net.6",)
+        assert "began in the backward pass: net.6" in finding.cause
+
+    def test_between_the_last_layer_and_the_loss(self, runs):
+        finding = judged(runs, {}, {"loss": INF, "states": {"net.0": BAD}}).only
+        assert finding.layers == ("net.12",)
+        assert "began after net.12" in finding.cause
+
+    def test_weights_that_hold_it_already(self, runs):
+        everywhere = {f"net.{place}": BAD for place in range(0, 13, 2)}
+        weights = {"net.0": NAN, "net.2": NAN, "net.4": NAN}
+        finding = judged(
+            runs, {}, {"states": everywhere, "outputs": outputs(0), "loss": NAN, "weight_rms": weights}
+        ).only
+        assert finding.layers == ("net.4",)
+        assert "weights of net.4 hold NaN or infinity already" in finding.cause
+
+    def test_later_records_show_the_ruins_and_change_nothing(self, runs):
+        records = [{}, {"states": {"net.6": BAD}}]
+        everywhere = {f"net.{place}": BAD for place in range(0, 13, 2)}
+        after = {"states": everywhere, "outputs": INF, "loss": NAN, "weight_rms": NAN}
+        first, last = judged(runs, *records).only, judged(runs, *records, after, after, {}).only
+        assert (last.layers, last.cause, last.message, last.value) == (
+            first.layers,
+            first.cause,
+            first.message,
+            first.value,
+        )
+        assert (last.first_step, last.last_step) == (1, 3)
+
+    def test_log_softmax_may_be_infinite(self, runs):
+        info = runs.stack(function="log_softmax")
+        fed = runs.feed(NonFiniteGradient(), [runs.measure(info, 0, outputs=INF)], info)
+        assert not fed.findings
+        bad = runs.measure(info, 0, outputs=INF, states={"net.0": BAD})
+        assert runs.feed(NonFiniteGradient(), [bad], info).only.layers == ("net.0",)
+
+
+class TestHeading:
+    @pytest.mark.parametrize(
+        "readings",
+        [
+            [{"norm": 1.0}, {"norm": 30.0}],
+            [{"norm": 1.0, "loss": 2.0}, {"norm": 1.0, "loss": 1e5}],
+            [{"norm": norm} for norm in (1.0, 2.0, 5.0, 8.0, 60.0)],
+        ],
+    )
+    def test_growth_before_is_an_explosion(self, runs, readings):
+        finding = judged(runs, *readings, {"states": {"net.0": BAD}, "loss": NAN}).only
+        assert "The net exploded: the " in finding.cause
+        assert f"at step {len(readings) - 1}." in finding.cause
+        kinds = [action.kind for action in finding.remedy.actions]
+        assert kinds == ["set_learning_rate", "clip_gradients"]
+
+    def test_the_loss_of_the_step_itself_counts(self, runs):
+        finding = judged(runs, {"loss": 0.5}, {"loss": 1.8e25, "states": {"net.0": BAD}}).only
+        assert "the loss grew from 0.5 at step 0 to 1.8e25 at step 1" in finding.cause
+
+    def test_weights_that_started_large_are_part_of_it(self, runs):
+        finding = judged(runs, {"weight_rms": 2.0, "norm": 1.0}, {"norm": 1e6}, {"states": {"net.0": BAD}}).only
+        assert finding.remedy.actions[0] == Action(
+            "initialize", tuple(f"net.{place}" for place in range(0, 13, 2)), (("method", "kaiming_normal_"),)
+        )
+
+    def test_out_of_nothing_names_the_usual_operations(self, runs):
+        finding = judged(runs, *[{}] * 5, {"states": {"net.0": BAD}}).only
+        assert "out of nothing" in finding.cause
+        assert "log(0)" in finding.cause
+
+    def test_steps_that_werent_measured_are_admitted(self, runs):
+        finding = judged(runs, {}, {"step": 50, "states": {"net.0": BAD}}).only
+        assert "Nothing had grown up to step 0; the 49 steps after it weren't measured" in finding.cause
+
+    def test_the_first_step_points_to_the_data(self, runs):
+        finding = judged(runs, {"loss": INF}).only
+        assert "in the first measured step" in finding.cause
+        assert finding.remedy.actions[0] == Action("normalize_inputs")
+
+    def test_half_precision_is_widened(self, runs):
+        info = runs.stack(precision="16-true")
+        finding = runs.feed(NonFiniteGradient(), [runs.measure(info, 0, states={"net.0": BAD})], info).only
+        assert finding.remedy.actions[0] == Action("set_precision", (), (("to", "bf16-mixed"),))
+
+
+SKIPPED = {"skipped": True, "states": {"net.0": BAD}}
+
+
+class TestSkipped:
+    def test_is_no_finding_and_asks_for_the_next_step(self, runs):
+        fed = judged(runs, *[SKIPPED] * 19)
+        assert not fed.findings
+        assert fed.confirming == [True] * 19
+        assert "gradient scaler" in fed.evaluator.unjudged["GW103"]
+
+    def test_twenty_in_a_row_are(self, runs):
+        """2^16 is halved at each skip: after 16 the gradients aren't scaled any more."""
+        fed = judged(runs, *[SKIPPED] * 22)
+        finding = fed.only
+        assert (finding.severity, finding.first_step, finding.value) == (Severity.ERROR, 0, 22)
+        assert finding.remedy.actions == (Action("set_precision", (), (("to", "bf16-mixed"),)),)
+        assert sum(map(len, fed.told)) == 1
+
+    def test_a_step_between_begins_anew(self, runs):
+        assert not judged(runs, *[SKIPPED] * 19, {}, *[SKIPPED] * 19).findings
+
+
+def test_cant_judge_where_nothing_was_measured(runs):
+    info = runs.stack()
+    evaluator = Evaluator([NonFiniteGradient()])
+    record = runs.measure(info, 0, states={f"net.{place}": LayerState.UNMEASURED for place in range(0, 13, 2)})
+    evaluator.feed(record, info)
+    assert evaluator.unjudged == {"GW103": "not yet: no layer was measured"}

@@ -1,0 +1,131 @@
+"""GW302 says which steps are too large for the weights, and knows a layer that starts at 0 from one that is thrown about."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Severity
+from lightning_gradwatch.record import LayerInfo
+from lightning_gradwatch.rules import OversizedUpdate
+
+STEPS = (0, 1, 2, 3, 4, 8)
+NAMES = tuple(f"net.{place}" for place in range(0, 13, 2))
+DEFAULT = 24**-0.5
+"""rms of PyTorch's default weights for the stack's fan-in of 8."""
+
+
+def judged(runs, *readings, info=None, steps=STEPS, losses=None, weights=DEFAULT, rule=None):
+    """Feed one reading of the update ratios a step; the last goes on."""
+    info = info or runs.stack()
+    records = [
+        runs.measure(
+            info,
+            step,
+            loss=2.3 if losses is None else losses[place],
+            update_ratio=readings[min(place, len(readings) - 1)],
+            weight_rms=weights,
+        )
+        for place, step in enumerate(steps)
+    ]
+    return runs.feed(rule or OversizedUpdate(), records, info)
+
+
+def test_the_first_steps_count_and_are_told_from_step_4_on(runs):
+    fed = judged(runs, 0.2)
+    assert [len(told) for told in fed.told] == [0, 0, 0, 0, 1, 0]
+    assert fed.confirming == [True] * 4 + [False] * 2
+    finding = fed.only
+    assert (finding.severity, finding.first_step, finding.last_step) == (Severity.WARNING, 0, 8)
+    assert (finding.layers, finding.value, finding.threshold) == (NAMES, pytest.approx(0.2), 0.1)
+    assert fed.evaluator.warning_for(finding) is OversizedUpdateWarning
+
+
+def test_a_net_that_lands_on_its_feet_is_left_alone(runs):
+    assert not judged(runs, 1.6, 0.6, 0.3, 0.15, 0.09).findings
+
+
+def test_later_three_measured_steps_are_enough(runs):
+    fed = judged(runs, *[1e-3] * 3, 0.2, steps=range(10, 16))
+    assert [len(told) for told in fed.told] == [0] * 5 + [1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "severity"), [(0.09, None), (0.11, Severity.WARNING), (0.99, Severity.WARNING), (1.1, Severity.ERROR)]
+)
+def test_ten_times_the_threshold_is_an_error(runs, ratio, severity):
+    found = judged(runs, ratio).findings
+    assert [finding.severity for finding in found] == ([] if severity is None else [severity])
+
+
+def test_a_few_layers_are_information_unless_they_are_replaced_whole(runs):
+    few = {name: 0.2 if name in NAMES[:3] else 1e-3 for name in NAMES}
+    half = {name: 0.2 if name in NAMES[:4] else 1e-3 for name in NAMES}
+    whole = {name: 1.2 if name == "net.12" else 1e-3 for name in NAMES}
+    assert judged(runs, few).only.severity == Severity.INFO
+    assert judged(runs, half).only.severity == Severity.WARNING
+    finding = judged(runs, whole).only
+    assert (finding.severity, finding.layers) == (Severity.ERROR, ("net.12",))
+
+
+class TestStartsSmall:
+    def test_is_measured_by_what_the_default_initialisation_gives(self, runs):
+        """LoRA's B after k steps of Adam from 0 is k learning rates large: its ratio is 1/k, and harmless."""
+        assert not judged(runs, 1.0, 0.5, 0.33, 0.25, 0.2, 0.11, weights=[k * 1e-3 for k in range(1, 8)]).findings
+        assert not judged(runs, 0.5, weights=0.19 * DEFAULT).findings
+        assert judged(runs, 0.5, weights=0.21 * DEFAULT).only.value == pytest.approx(0.105)
+
+    def test_larger_weights_are_measured_by_themselves(self, runs):
+        assert not judged(runs, 0.09, weights=50 * DEFAULT).findings
+
+    def test_without_a_fan_in_the_plain_ratio_counts(self, runs):
+        info = runs.stack()
+        layers = tuple(dataclasses.replace(layer, kind="ConvTranspose2d") for layer in info.layers)
+        assert judged(runs, 0.2, info=dataclasses.replace(info, layers=layers), weights=1e-6).findings
+
+    def test_a_table_of_positions_adds_up_over_its_last_axis(self):
+        table = LayerInfo("pos", "Parameter", ((1, 197, 768),), 197 * 768, weight=True)
+        assert table.fan_in == 768
+
+
+class TestLoss:
+    def test_below_its_start_and_falling_makes_it_information(self, runs):
+        losses = [2.36, 2.92, 2.3, 1.45, 1.32, 0.8]
+        assert judged(runs, 0.2, losses=losses).only.severity == Severity.INFO
+
+    def test_falling_from_where_the_first_steps_threw_it_does_not(self, runs):
+        losses = [2.64, 45.6, 13.1, 3.86, 2.94, 2.7]
+        finding = judged(runs, 0.2, losses=losses).only
+        assert finding.severity == Severity.WARNING
+        assert "The loss is above its start." in finding.message
+
+    def test_well_below_its_start_makes_it_information_even_where_it_has_stalled(self, runs):
+        steps = range(40)
+        losses = [2.4] * 4 + [0.6, 0.5] * 18
+        readings = [1e-3] * 30 + [0.2]
+        assert judged(runs, *readings, steps=steps, losses=losses).only.severity == Severity.INFO
+
+    def test_converged_is_silent(self, runs):
+        losses = [2.3] * 3 + [1e-3] * 17
+        assert not judged(runs, *[1e-3] * 8, 0.2, steps=range(20), losses=losses).findings
+
+
+def test_the_remedy_aims_at_the_usual_size_of_the_first_step(runs):
+    """Adam at 0.3: 1.6 of the weights in step 0; a thousandth of that rate is usual. Later ratios are of weights it has made."""
+    finding = judged(runs, 1.6, 0.6, 0.33, 0.22, 0.16, weights=2 * DEFAULT).only
+    assert finding.remedy.actions[0] == Action("set_learning_rate", (), (("factor", 1e-3),))
+    assert judged(runs, 0.12).only.remedy.actions[0].arguments == (("factor", 0.01),)
+    assert judged(runs, 1e30).only.remedy.actions[0].arguments == (("factor", 1e-6),)
+
+
+def test_cant_judge_without_an_update(runs):
+    info = runs.stack()
+    fed = runs.feed(OversizedUpdate(), [runs.measure(info, 20)], info)
+    assert fed.evaluator.unjudged == {"GW302": "not yet: no update of a weight layer was measured"}
+
+
+def test_a_skipped_step_counts_for_nothing(runs):
+    info = runs.stack()
+    records = [runs.measure(info, step, update_ratio=0.5, skipped=True) for step in STEPS]
+    assert not runs.feed(OversizedUpdate(), records, info).findings

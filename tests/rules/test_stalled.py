@@ -1,0 +1,206 @@
+"""GW301 says which weight layers hardly move, or that none does, and why; and knows when that is meant."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.findings import Action, Severity, StalledUpdateWarning
+from lightning_gradwatch.record import LayerInfo, LayerState, OptimizerInfo
+from lightning_gradwatch.rules import StalledUpdate
+
+STEPS = range(10, 16)
+NAMES = tuple(f"net.{place}" for place in range(0, 13, 2))
+
+
+def ratios(low=1e-8, behind=("net.0", "net.2"), high=1e-3):
+    return {name: low if name in behind else high for name in NAMES}
+
+
+def judged(runs, update_ratio, *, info=None, steps=STEPS, losses=None, rates=None, rule=None, **given):
+    info = info or runs.stack()
+    given = {"weight_rms": 0.3, "grad_rms": 1e-3, **given}
+    records = [
+        runs.measure(
+            info,
+            step,
+            loss=2.3 if losses is None else losses[place],
+            rates=None if rates is None else rates[place],
+            update_ratio=update_ratio,
+            **given,
+        )
+        for place, step in enumerate(steps)
+    ]
+    return runs.feed(rule or StalledUpdate(), records, info)
+
+
+class TestBehind:
+    def test_layers_a_hundred_times_behind_are_named_in_the_third_measured_step(self, runs):
+        fed = judged(runs, ratios(9e-6))
+        assert [len(told) for told in fed.told] == [0, 0, 1, 0, 0, 0]
+        assert fed.confirming == [True, True, False, False, False, False]
+        finding = fed.only
+        assert finding.layers == ("net.0", "net.2")
+        assert (finding.severity, finding.value, finding.threshold) == (Severity.WARNING, 9e-6, 1e-5)
+        assert (finding.first_step, finding.last_step) == (10, 15)
+        assert fed.evaluator.warning_for(finding) is StalledUpdateWarning
+
+    @pytest.mark.parametrize(
+        ("low", "high", "fires"), [(1.1e-5, 1e-1, False), (9e-6, 8e-4, False), (9e-6, 1e-3, True), (0.0, 1e-3, True)]
+    )
+    def test_below_the_threshold_and_far_behind(self, runs, low, high, fires):
+        assert bool(judged(runs, ratios(low, high=high)).findings) is fires
+
+    @pytest.mark.parametrize(("low", "severity"), [(1.1e-6, Severity.WARNING), (0.9e-6, Severity.ERROR)])
+    def test_a_tenth_of_the_threshold_is_an_error(self, runs, low, severity):
+        assert judged(runs, ratios(low)).only.severity == severity
+
+    def test_a_reading_between_begins_anew(self, runs):
+        info = runs.stack()
+        records = [
+            runs.measure(info, 10 + place, update_ratio=ratios() if low else 1e-3, weight_rms=0.3, grad_rms=1e-3)
+            for place, low in enumerate([1, 1, 0, 1, 1, 0])
+        ]
+        assert not runs.feed(StalledUpdate(), records, info).findings
+
+    @pytest.mark.parametrize("state", [LayerState.ZERO, LayerState.NONE, LayerState.FROZEN, LayerState.UNUSED])
+    def test_layers_without_a_gradient_are_another_rules(self, runs, state):
+        states = {"net.0": state, "net.2": state}
+        fed = judged(runs, ratios(), states=states)
+        assert not fed.findings
+        assert fed.evaluator.unjudged == {}
+
+    def test_weights_that_are_all_zero_are_out(self, runs):
+        """LoRA's B, a zero-initialised head: the ratio is NaN."""
+        assert not judged(runs, ratios(float("nan"))).findings
+
+    def test_a_layer_that_starts_at_zero_leaves_nobody_behind(self, runs):
+        """LoRA: B grows from 0, so it changes by much of itself, and A's gradient is as small as B is."""
+        weights = {name: 1e-5 if name == "net.12" else 0.3 for name in NAMES}
+        update = {name: 1e-2 if name == "net.12" else 5e-6 for name in NAMES}
+        assert not judged(runs, update, weight_rms=weights).findings
+        assert judged(runs, update).findings
+
+    def test_embeddings_are_out(self, runs):
+        info = runs.stack()
+        info = dataclasses.replace(
+            info, layers=(LayerInfo("emb", "Embedding", ((9, 4),), 36, weight=False), *info.layers)
+        )
+        assert not judged(runs, {"emb": 1e-9, **dict.fromkeys(NAMES, 1e-3)}, info=info).findings
+
+
+class TestLearningRates:
+    def stack(self, runs, rates):
+        info = runs.stack()
+        optimizer = dataclasses.replace(info.optimizers[0], rates=rates)
+        return dataclasses.replace(info, optimizers=(optimizer,))
+
+    def test_a_rate_of_its_own_is_taken_into_account(self, runs):
+        """A pretrained body at a hundredth of the head's rate moves a hundredth as much, on purpose."""
+        info = self.stack(runs, (1e-2,) * 6 + (1.0,))
+        body = ratios(9e-6, behind=NAMES[:6])
+        assert not judged(runs, body, info=info).findings
+        assert judged(runs, body).only.layers == NAMES[:6]
+        assert judged(runs, ratios(9e-8, behind=NAMES[:6]), info=info).only.value == pytest.approx(9e-6)
+
+    def test_layers_at_rest_are_out(self, runs):
+        assert not judged(runs, ratios(0.0), info=self.stack(runs, (0.0, 0.0, 1, 1, 1, 1, 1))).findings
+
+    def test_an_optimizer_at_rest_holds_its_layers_still(self, runs):
+        info = runs.stack()
+        two = (OptimizerInfo("SGD", {}, NAMES[:2]), OptimizerInfo("SGD", {}, NAMES[2:]))
+        info = dataclasses.replace(info, optimizers=two)
+        assert not judged(runs, ratios(0.0), info=info, rates=[(0.0, 0.1)] * 6).findings
+        assert judged(runs, ratios(0.0), info=info, rates=[(0.1, 0.1)] * 6).findings
+
+    def test_nothing_is_judged_while_the_rate_rises(self, runs):
+        fed = judged(runs, 1e-8, rates=[(1e-6 * place,) for place in range(1, 7)])
+        assert not fed.findings
+        assert fed.evaluator.unjudged == {"GW301": "not yet: the learning rate still rises"}
+
+    def test_nothing_is_judged_after_it_was_lowered(self, runs):
+        """At the end of a cosine schedule, nothing moves."""
+        info = runs.stack()
+        records = [
+            runs.measure(info, 10 * (place + 1), rates=(rate,), update_ratio=1e-2 * rate, weight_rms=0.3, grad_rms=1e-3)
+            for place, rate in enumerate([0.1, 0.1, 0.09, 0.05, 0.04, 1e-3, 1e-4, 1e-4, 1e-5])
+        ]
+        assert not runs.feed(StalledUpdate(), records, info).findings
+
+    def test_warm_up_steps_arent_judged(self, runs):
+        fed = judged(runs, 1e-8, steps=range(4, 10))
+        assert fed.evaluator.unjudged == {"GW301": "not yet: the first 10 steps are warm-up"}
+
+
+class TestSlow:
+    def test_no_layer_moves(self, runs):
+        finding = judged(runs, ratios(3e-6, high=4e-6)).only
+        assert (finding.layers, finding.value, finding.severity) == (NAMES, 4e-6, Severity.WARNING)
+        assert "the learning rate (0.1) is too small" in finding.cause
+        assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 100.0),)),)
+
+    def test_and_none_is_behind_then(self, runs):
+        assert judged(runs, ratios(1e-12, high=9e-6)).only.layers == NAMES
+
+    def test_weights_that_were_thrown_out_arent_the_rates_fault(self, runs):
+        finding = judged(runs, 1e-9, weight_rms=20.0).only
+        assert "times as large as PyTorch's default" in finding.cause
+        assert [action.kind for action in finding.remedy.actions] == [
+            "replace_activation",
+            "initialize",
+            "set_learning_rate",
+        ]
+
+    def test_the_rest_of_a_dead_net_says_nothing(self, runs):
+        assert not judged(runs, 1e-9, states=dict.fromkeys(NAMES[:5], LayerState.ZERO)).findings
+
+    def test_a_coarse_number_format_rounds_changes_away(self, runs):
+        finding = judged(runs, 0.0, info=runs.stack(precision="bf16-true")).only
+        assert finding.remedy.actions == (Action("set_precision", (), (("to", "bf16-mixed"),)),)
+
+
+class TestWhy:
+    def test_adams_eps(self, runs):
+        info = runs.stack(optimizers=("Adam",))
+        adam = dataclasses.replace(info.optimizers[0], settings={"lr": 1e-3, "eps": 1e-8})
+        info = dataclasses.replace(info, optimizers=(adam,))
+        finding = judged(runs, ratios(), info=info, grad_rms=ratios(1e-11)).only
+        assert "rms of 1e-11, below the eps of Adam (1e-8)" in finding.cause
+
+    def test_weights_that_are_large(self, runs):
+        finding = judged(runs, ratios(), weight_rms=ratios(50.0, high=0.3)).only
+        assert "The weights of net.0 are large: their rms is 50" in finding.cause
+
+    def test_a_gradient_that_is_weak(self, runs):
+        finding = judged(runs, ratios(), grad_rms=ratios(1e-11)).only
+        assert "net.0 has an rms of 1e-11, that of net.4 0.001" in finding.cause
+        assert [action.kind for action in finding.remedy.actions] == ["replace_activation", "initialize"]
+
+
+class TestLoss:
+    def test_falling_makes_it_information(self, runs):
+        losses = [2.3 * 0.9**place for place in range(40)]
+        assert judged(runs, ratios(), steps=range(10, 50), losses=losses).only.severity == Severity.INFO
+
+    def test_converged_is_silent(self, runs):
+        steps = range(20)
+        losses = [2.3] * 3 + [1e-3] * 17
+        assert not judged(runs, ratios(), steps=steps, losses=losses, rule=StalledUpdate(warm_up_steps=12)).findings
+
+
+@pytest.mark.parametrize("given", [{}, {"update_ratio": float("nan")}])
+def test_cant_judge_without_an_update(runs, given):
+    info = runs.stack()
+    fed = runs.feed(StalledUpdate(), [runs.measure(info, 20, **given)], info)
+    assert fed.evaluator.unjudged == {"GW301": "not yet: no update of a weight layer was measured"}
+
+
+def test_a_skipped_step_counts_for_nothing(runs):
+    info = runs.stack()
+    records = [
+        runs.measure(info, step, update_ratio=np.nan if step % 2 else ratios(), skipped=bool(step % 2), weight_rms=0.3)
+        for step in range(10, 16)
+    ]
+    assert runs.feed(StalledUpdate(), records, info).only.first_step == 10
