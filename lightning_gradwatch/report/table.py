@@ -56,9 +56,8 @@ def paint(text: str, style: str) -> str:
 
 
 def _cells(verdict: RunVerdict, finding: Finding) -> tuple[str, ...]:
-    follows = f", follows {finding.consequence_of}" if finding.consequence_of else ""
     return (
-        f"{finding.severity.label}{', known' if verdict.is_known(finding) else ''}{follows}",
+        f"{finding.severity.label}{', known' if verdict.is_known(finding) else ''}",
         listed(finding.layers),
         str(finding.first_step),
         number(finding.value),
