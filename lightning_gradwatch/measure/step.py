@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.layers import Layers
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.unseen import Unseen
+    from lightning_gradwatch.record import FloatVector
 
 
 class OptimizerStep:
@@ -45,7 +46,13 @@ class OptimizerStep:
         self.clipped: OptimizerGradients | None = None
         self.snapshot: WeightSnapshot | None = None
         self.done = False
-        """Whether the step was really taken; a gradient scaler leaves one with inf out."""
+        """Whether the optimizer stepped; a gradient scaler leaves a step with inf out."""
+        self.found_inf: Slot | None = None
+        """Of an optimizer that leaves such a step out itself: above 0 if it did."""
+
+    def taken(self, values: list[FloatVector]) -> bool:
+        """Whether the step was really taken."""
+        return self.done and (self.found_inf is None or not values[self.found_inf][0] > 0)
 
 
 class Measured:
@@ -201,6 +208,10 @@ class StepMeter:
         """Compare the weights with those before; with `clipped`, read the gradients again, as the step used them."""
         step = self.steps[index]
         step.done = True
+        # What a gradient scaler tells an optimizer that unscales by itself, for the duration of its step.
+        found_inf = getattr(step.optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor):
+            step.found_inf = self.pack.add(found_inf.detach().reshape(()).clone())
         if step.snapshot is not None and self.faults.on("updates"):
             with self.faults.guard("updates"):
                 step.snapshot.measure(self.pack)

@@ -135,10 +135,11 @@ def tally(measured: Measured, values: list[FloatVector], columns: Columns, optim
         if step.gradients is not None:
             _add_gradients(of_layers, step.gradients, values, columns)
         if step.snapshot is not None:
+            taken = step.taken(values)
             for layer, move in step.snapshot.read(values):
                 row = of_layers[columns.place[layer]]
                 row[OfLayer.WEIGHT] = math.hypot(row[OfLayer.WEIGHT], move.norm)
-                row[OfLayer.MOVED] = math.hypot(row[OfLayer.MOVED], move.moved)
+                row[OfLayer.MOVED] = math.hypot(row[OfLayer.MOVED], move.moved if taken else math.nan)
                 row[OfLayer.WEIGHT_ENTRIES] += move.entries
     of_sites = np.zeros((len(columns.sites), len(OfSite)))
     chunks: list[Chunk | None] = [None] * len(columns.sites)
@@ -162,8 +163,8 @@ def tally(measured: Measured, values: list[FloatVector], columns: Columns, optim
         if measured.losses and optimizers == 1
         else math.nan,
         scale=1.0 if measured.scale is None else float(values[measured.scale][0]),
-        stepped=tuple(sorted(index for index, step in measured.steps.items() if step.done)),
-        skipped=any(not step.done for step in measured.steps.values()),
+        stepped=tuple(sorted(index for index, step in measured.steps.items() if step.taken(values))),
+        skipped=any(not step.taken(values) for step in measured.steps.values()),
         learning_rates=tuple(
             measured.steps[index].learning_rate if index in measured.steps else math.nan for index in range(optimizers)
         ),

@@ -97,7 +97,9 @@ class Captures(pl.Callback):
             there = norm(before[id(p)] for p in matrices(own))
             return norm(dense(p) - before[id(p)] for p in matrices(own)) / there if there else None
 
-        def stepped(*_):
+        def stepped(optimizer, *_):
+            if getattr(optimizer, "found_inf", 0) > 0:
+                return  # one that unscales by itself leaves the step out by itself
             step["clipped"] |= by_layer(module, optimizer, lambda own: norm(parameter.grad for parameter in own))
             step["moved"] |= by_layer(module, optimizer, moved)
 

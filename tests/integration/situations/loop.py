@@ -170,6 +170,13 @@ SITUATIONS = {
         sites=EVERYTHING,
         states=dict.fromkeys(("net.first", "net.norm", "net.second", "net.gate", "net.last"), NON_FINITE),
     ),
+    "fp16-scaler-fused-skips": Situation(
+        make=everything(adamw_fused),
+        settings={"plugins": scaled(2.0**27), "max_steps": 16},
+        steps=16,
+        sites=EVERYTHING,
+        states=dict.fromkeys(("net.first", "net.norm", "net.second", "net.gate", "net.last"), NON_FINITE),
+    ),
     "fp16-scaler-manual": Situation(make=lambda: Manual(relu_net()), settings={"plugins": scaled()}, sites=SITES),
     # -- accumulation, clipping
     "accumulation": Situation(
