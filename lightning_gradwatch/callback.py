@@ -120,8 +120,8 @@ class GradWatch(AnyCallback):
 
     # -- Lightning's hooks
 
-    @guarded
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._faults = Faults(speaks=trainer.is_global_zero)  # what failed in an earlier fit may work in this one
         self._start(trainer, pl_module)
 
     @guarded
@@ -250,10 +250,10 @@ class GradWatch(AnyCallback):
         fit = self._fit
         return None if fit is None or fit.open is None else fit.open.meter
 
+    @guarded
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
         self._fit = None
-        self._faults = Faults(speaks=trainer.is_global_zero)
         # First of all, as all ranks have to take part, whatever becomes of them afterwards.
         ranks = ranks_of(trainer, pl_module, self._faults)
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.measure.coverage import NOT_CALLED
+from lightning_gradwatch.measure.unseen import NOT_PASSED
 from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo, SiteInfo
 
 if TYPE_CHECKING:
@@ -174,13 +176,17 @@ class Table:
         for rank, each in enumerate(self.latest):
             for entry in () if each is None else each.info.coverage:
                 where.setdefault(entry, []).append(rank)
-        return (
-            *(
-                entry if len(on) == len(self._known()) else replace(entry, reason=f"{entry.reason} (on {_ranks(on)})")
-                for entry, on in where.items()
-            ),
-            *self._notes,
-        )
+        entries = []
+        for entry, on in where.items():
+            if len(on) == len(self._known()):
+                entries.append(entry)
+            elif entry.reason not in _OF_THE_PATH:
+                entries.append(replace(entry, reason=f"{entry.reason} (on {_ranks(on)})"))
+        return (*entries, *self._notes)
+
+
+_OF_THE_PATH = (NOT_CALLED, NOT_PASSED)
+"""What some ranks didn't come by, others did."""
 
 
 def _merge_layers(one: LayerInfo, other: LayerInfo) -> LayerInfo:

@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from integration.nets import (
@@ -69,10 +68,7 @@ class Branching(nn.Module):
         self.steps += 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         h = F.relu(self.first(x))
-        if rank == 0:
-            h = F.relu(self.extra[0](h)) + h
-        else:
-            h = F.relu(torch.tanh(self.extra[1](h)))
+        h = F.relu(self.extra[0](h)) + h if rank == 0 else F.relu(torch.tanh(self.extra[1](h)))
         if self.steps > 2 and rank == 1:
             h = F.softplus(h)
         return self.last(h)
