@@ -190,7 +190,7 @@ class RunInfo:
         column = {name: place for place, name in enumerate(self.layer_names)}
         rates = np.full((len(self.optimizers), len(self.layers)), np.nan)
         for row, optimizer in zip(rates, self.optimizers, strict=True):
-            for name, rate in zip(optimizer.layers, optimizer.rates or (1.0,) * len(optimizer.layers), strict=True):
+            for name, rate in zip(optimizer.layers, optimizer.rates or (1.0,) * len(optimizer.layers), strict=False):
                 if name in column:
                     row[column[name]] = rate
         return rates

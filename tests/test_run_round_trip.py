@@ -51,7 +51,13 @@ INFOS = st.builds(
     layers=st.lists(LAYERS, max_size=5).map(tuple),
     sites=st.lists(SITES, max_size=4).map(tuple),
     optimizers=st.lists(
-        st.builds(OptimizerInfo, name=NAMES, settings=SETTINGS, layers=st.lists(NAMES, max_size=2).map(tuple)),
+        st.builds(
+            OptimizerInfo,
+            name=NAMES,
+            settings=SETTINGS,
+            layers=st.lists(NAMES, max_size=2).map(tuple),
+            rates=st.lists(st.floats(0, 1), max_size=2).map(tuple),
+        ),
         max_size=2,
     ).map(tuple),
     precision=NAMES,

@@ -27,10 +27,10 @@ class NonFiniteGradient(Rule):
 
     What: the first measured step in which the loss, an activation function's output or an entry of a gradient isn't
     finite (a loss that is NaN while all gradients are finite, as of a batch without targets, does no harm and isn't one).
-    There is no warm-up and no patience. A step that the gradient scaler left out is *skipped*, which belongs to
-    training in half precision, unless ``skipped_steps`` measured steps in a row are: a scaler starts at 2^16 and halves
-    at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't its doing. Log
-    softmax is left out, whose output is infinite for a masked class.
+    There is no warm-up and no patience. A step that the gradient scaler left out is *skipped*, which belongs to training
+    in half precision, unless ``skipped_steps`` measured steps in a row are, and the scale is down to 1: a scaler starts at
+    2^16 and halves at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't
+    its doing. Log softmax is left out, whose output is infinite for a masked class.
 
     Why: a NaN in a gradient is in the weights after the step, and in everything after that. It comes in two ways: the net
     explodes, which shows in the measured steps before, or one operation is undefined where the net has come to.
@@ -84,7 +84,7 @@ class NonFiniteGradient(Rule):
         skips = state.setdefault("skips", {"since": int(record.step), "count": 0})
         skips["count"] += 1
         count = skips["count"]
-        if count < self.skipped_steps:
+        if count < self.skipped_steps or record.gradient_scale > 1:
             return Verdict(confirming=True, unjudged="not yet: the gradient scaler left the optimizer step out")
         layers = record.layer_state == LayerState.NON_FINITE
         column = int(np.flatnonzero(layers)[-1]) if np.count_nonzero(layers) else -1

@@ -49,12 +49,48 @@ def residual_cnn():
     return nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), *blocks, *head)
 
 
+class Branches(nn.Module):
+    """Pre-norm branches that start at next to nothing, as a layer scale has them, between a trunk's two functions."""
+
+    def __init__(self, scale, width=32):
+        super().__init__()
+        self.stem, self.head = (
+            nn.Linear(64, width),
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 10)),
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(8)
+        )
+        self.scales = nn.ParameterList(nn.Parameter(torch.full((width,), scale)) for _ in self.blocks)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        for scale, block in zip(self.scales, self.blocks, strict=True):
+            x = x + scale * block(x)
+        return self.head(x)
+
+
+def batch_norm(depth=10):
+    layers = [layer for _ in range(depth) for layer in (nn.LazyLinear(64), nn.BatchNorm1d(64), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.LazyLinear(10))
+    net(torch.zeros(2, 64))
+    return net
+
+
+def zero_head():
+    net = dense(nn.ReLU)
+    nn.init.zeros_(net[-1].weight)
+    return net
+
+
 NETS = {
     "relu": lambda: dense(nn.ReLU),
     "tanh": lambda: dense(nn.Tanh),
     "leaky relu": lambda: dense(nn.LeakyReLU),
     "residual cnn": residual_cnn,
 }
+MORE = {"batch norm": batch_norm, "small branches": lambda: Branches(1e-5), "zero head": zero_head}
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
@@ -75,12 +111,12 @@ class Classifier(pl.LightningModule):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [*NETS, *[pytest.param(name, marks=pytest.mark.slow) for name in MORE]])
 @pytest.mark.parametrize("steps", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_a_net_that_learns_raises_no_warning(net, optimizer, steps, tmp_path):
     torch.manual_seed(0)
     x, y = digits()
-    model = Classifier(NETS[net](), OPTIMIZERS[optimizer])
+    model = Classifier((NETS | MORE)[net](), OPTIMIZERS[optimizer])
     watch = GradWatch(every_n_steps=5)
     trainer = pl.Trainer(
         max_steps=steps,

@@ -133,9 +133,9 @@ class TestHeading:
 
     def test_weights_that_started_large_are_part_of_it(self, runs):
         finding = judged(runs, {"weight_rms": 2.0, "norm": 1.0}, {"norm": 1e6}, {"states": {"net.0": BAD}}).only
-        assert finding.remedy.actions[0] == Action(
-            "initialize", tuple(f"net.{place}" for place in range(0, 13, 2)), (("method", "kaiming_normal_"),)
-        )
+        initialize = finding.remedy.actions[0]
+        assert initialize.targets == tuple(f"net.{place}" for place in range(0, 13, 2))
+        assert dict(initialize.arguments)["method"] == "kaiming_normal_"
 
     def test_out_of_nothing_names_the_usual_operations(self, runs):
         finding = judged(runs, *[{}] * 5, {"states": {"net.0": BAD}}).only
@@ -174,6 +174,15 @@ class TestSkipped:
         assert (finding.severity, finding.first_step, finding.value) == (Severity.ERROR, 0, 22)
         assert finding.remedy.actions == (Action("set_precision", (), (("to", "bf16-mixed"),)),)
         assert sum(map(len, fed.told)) == 1
+
+    def test_a_scale_that_is_still_high_may_yet_come_down(self, runs):
+        info = runs.stack()
+        record = runs.measure(info, 0, skipped=True, states={"net.0": BAD})
+        records = [
+            type(record)(**{**vars(record), "step": step, "gradient_scale": 2.0 ** (40 - step)}) for step in range(42)
+        ]
+        fed = runs.feed(NonFiniteGradient(), records, info)
+        assert [len(told) for told in fed.told] == [0] * 40 + [1, 0]
 
     def test_a_step_between_begins_anew(self, runs):
         assert not judged(runs, *[SKIPPED] * 19, {}, *[SKIPPED] * 19).findings
