@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.findings import Action, Remedy, Severity, StalledUpdateWarning
 from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
+from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
 from lightning_gradwatch.rules.readings import hidden_sites, layer_values, names_where
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ERROR_FACTOR = 10
 _USUAL = 1e-3
 _LARGE_WEIGHTS = 10
+_RISEN = 2
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
 _COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
 _STALLED, _SLOW = 0, 1
@@ -52,9 +53,10 @@ class StalledUpdate(Rule):
     optimizer. The rule fires where it is below ``ratio`` in a weight layer and ``spread`` times higher in another; or below
     ``ratio`` in all of them, which is a learning rate that is too small. It must hold in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A tenth of ``ratio`` is an error. Left out are layers without a gradient (GW104), frozen
-    ones, weights that are all 0, and layers at rest; a learning rate of its own that a layer's parameter group has is
-    taken into account; while the learning rate rises, or after it was lowered to less than half, nothing is judged. It is
-    information only as long as the loss still falls, and silent once it has converged.
+    ones, weights that are all 0, layers at rest, and those whose ratio has doubled since half as many steps or fewer, as
+    they are on their way. A learning rate of its own that a layer's parameter group has is taken into account; while the
+    learning rate rises, or after it was lowered to less than half, nothing is judged. It is information only as long as
+    the loss still falls, and silent once it has converged.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
     at the start. Under SGD its gradient is that small; under Adam, whose steps don't depend on the gradient's scale, it
@@ -95,6 +97,7 @@ class StalledUpdate(Rule):
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         note_loss(state.setdefault("loss", {}), record)
         phase = schedule_phase(record, state.setdefault("rates", {}))
+        _mark(record, info, state)
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         if phase:
@@ -112,7 +115,7 @@ class StalledUpdate(Rule):
             ratios = ratios / np.where(judged, rates, 1.0)
         reading = _Reading(record, info, ratios, judged, float(np.max(ratios, initial=0.0, where=judged)))
         trend = loss_trend(state["loss"], info)
-        low = judged & (ratios < self.ratio) & (not trend.converged_to(self.converged))
+        low = judged & (ratios < self.ratio) & ~_rising(record, info, state) & (not trend.converged_to(self.converged))
         slow = low & (reading.top < self.ratio) & _most_take_part(reading)
         hits = np.stack([low & (ratios * self.spread <= _top_of_full_weights(reading)) & ~slow, slow])
         count_hits(held, hits, judged & ~hits, record.step)
@@ -169,6 +172,25 @@ class StalledUpdate(Rule):
             return Sentences(cause, remedy, message)
 
         return Sighting(self._severity(value, trend), names, since, int(record.step), value, self.ratio, write)
+
+
+def _mark(record: StepRecord, info: RunInfo, state: State) -> None:
+    """Remember the update ratios of steps 0, 1, 3, 7, …: the last two of them, and whether the older is due for use."""
+    if record.step < state.get("next_mark", 0):
+        return
+    held = columns(state, "marks", info, "layers", rows=2, fill=math.nan)
+    shift_in(held, record.values("update_ratio", len(info.layers)))
+    state["next_mark"] = 2 * int(record.step) + 1
+
+
+def _rising(record: StepRecord, info: RunInfo, state: State) -> Mask:
+    """Return the layers whose update ratio has doubled since half as many steps or fewer: they are on their way.
+
+    Behind branches that start at next to nothing (a layer scale), the first steps are tiny and grow from step to step.
+    """
+    held = columns(state, "marks", info, "layers", rows=2, fill=math.nan)
+    ratios = record.values("update_ratio", len(info.layers))
+    return np.asarray((ratios >= _RISEN * held.values[0]) & (ratios > 0))
 
 
 def _top_of_full_weights(reading: _Reading) -> float:

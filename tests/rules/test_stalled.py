@@ -83,6 +83,22 @@ class TestBehind:
         assert not judged(runs, update, weight_rms=weights).findings
         assert judged(runs, update).findings
 
+    @pytest.mark.parametrize(("growth", "fires"), [(1.6, True), (2.5, False)])
+    def test_what_rises_is_on_its_way(self, runs, growth, fires):
+        """Branches behind a layer scale: their updates start at next to nothing and grow with each doubling of the steps."""
+        info = runs.stack()
+        steps = [*range(9), 16, 17, 18]
+        records = [
+            runs.measure(
+                info, step, update_ratio=ratios(1e-7 * growth ** np.log2(step + 1)), weight_rms=0.3, grad_rms=1e-3
+            )
+            for step in steps
+        ]
+        assert bool(runs.feed(StalledUpdate(), records, info).findings) is fires
+
+    def test_zero_stays_zero(self, runs):
+        assert judged(runs, ratios(0.0), steps=range(16), losses=[2.3] * 16).findings
+
     def test_embeddings_are_out(self, runs):
         info = runs.stack()
         info = dataclasses.replace(
