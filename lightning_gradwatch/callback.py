@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_gradwatch.callback_base import AnyCallback, guarded
-from lightning_gradwatch.findings import Finding, Severity
+from lightning_gradwatch.callback_base import Telling, guarded
+from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.fit import Fit, Speaks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.mask import mask_of
 from lightning_gradwatch.probe import Probe
-from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.outcome import Outcome
 from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
 from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
 from lightning_gradwatch.sinks import Sinks
@@ -34,6 +34,7 @@ from lightning_gradwatch.trainer import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from pytorch_lightning import LightningModule, Trainer
     from torch import Tensor
@@ -42,12 +43,12 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.mask import Mask
     from lightning_gradwatch.measure.step import StepMeter
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.ranks.ranks import Ranks
 
 FailOn = Literal["warning", "error"]
 
 
-class GradWatch(AnyCallback):
+class GradWatch(Telling):
     """Watch gradients and activations of a fit, show them in TensorBoard, and warn when the net stops learning.
 
     Args:
@@ -89,34 +90,9 @@ class GradWatch(AnyCallback):
         self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
         self._mask = check_function("mask", mask)
         self._rules = resolve_rules(rules, ignore)
-        self._faults = Faults()
-        self._fit: Fit | None = None
         self._restored: Mapping[str, Any] | None = None
         self._traced: TracedTrainingStep | None = None
         self._step_hooks: list[RemovableHandle] = []
-
-    # -- what was seen
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """The findings of the current or last fit, each with its latest numbers."""
-        return () if self._fit is None else self._fit.evaluator.findings
-
-    @property
-    def records(self) -> tuple[StepRecord, ...]:
-        """The last measured steps (at most 1,000; the event file has all)."""
-        return () if self._fit is None else tuple(self._fit.records)
-
-    @property
-    def info(self) -> RunInfo | None:
-        """The description of the run; None until the first measured step has ended."""
-        return None if self._fit is None else self._fit.info
-
-    @property
-    def coverage(self) -> tuple[NotCovered, ...]:
-        """What isn't measured, and why."""
-        faults = tuple(NotCovered("", told) for told in self._faults.told)
-        return faults if self.info is None else (*self.info.coverage, *faults)
 
     # -- Lightning's hooks
 
@@ -211,18 +187,17 @@ class GradWatch(AnyCallback):
         else:
             fit.skip()
 
-    @guarded
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
 
-    @guarded
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The Trainer calls no teardown after an exception; what was measured before it is still worth having.
         self._end(alone=True)
+        self._leave_outcome(trainer)
 
-    @guarded
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end()
+        self._leave_outcome(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the windows and the rules' patience, so that a resumed run goes on judging where it was."""
@@ -236,12 +211,13 @@ class GradWatch(AnyCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.
-        left_out = ("log", "log_dict", "_fit", "_traced", "_step_hooks", "_faults")
+        left_out = ("log", "log_dict", "_fit", "_received", "_traced", "_step_hooks", "_faults")
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._fit, self._traced, self._step_hooks, self._faults = None, None, [], Faults()
+        self._fit, self._traced, self._step_hooks = None, None, []
+        self._faults, self._received = Faults(), Outcome()
 
     # -- the parts
 
@@ -253,12 +229,26 @@ class GradWatch(AnyCallback):
     @guarded
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
-        self._fit = None
-        # First of all, as all ranks have to take part, whatever becomes of them afterwards.
+        self._fit, self._received = None, Outcome()
+        # Both first of all: each asks all ranks, and so must each rank, whatever becomes of it afterwards.
+        folder = self._folder_of(trainer)
         ranks = ranks_of(trainer, pl_module, self._faults)
+        try:
+            self._fit = self._make_fit(trainer, pl_module, folder, ranks)
+        except Exception:
+            if ranks is not None:
+                ranks.leave()
+            raise
+        if self._restored is not None:
+            self._fit.load_state_dict(self._restored)
+            self._restored = None
+
+    def _make_fit(
+        self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None, ranks: Ranks | None
+    ) -> Fit:
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
-        self._fit = Fit(
+        return Fit(
             probe=Probe(
                 pl_module,
                 trainer.optimizers,
@@ -270,7 +260,7 @@ class GradWatch(AnyCallback):
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
-            sinks=self._make_sinks(trainer),
+            sinks=self._make_sinks(trainer, folder),
             describe=lambda info: describe(
                 info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
             ),
@@ -278,15 +268,16 @@ class GradWatch(AnyCallback):
             fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
             ranks=ranks,
         )
-        if self._restored is not None:
-            self._fit.load_state_dict(self._restored)
-            self._restored = None
 
-    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
+    def _folder_of(self, trainer: Trainer) -> str | Path | None:
+        """Return where a run without a TensorBoard logger is written; asks all ranks."""
+        return trainer.log_dir or trainer.default_root_dir
+
+    def _make_sinks(self, trainer: Trainer, folder: str | Path | None) -> Sinks | None:
         """Open what this fit's records are written to; None where nothing is."""
-        folder = trainer.log_dir or trainer.default_root_dir  # asks all ranks, so on all ranks
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return None
+        assert folder is not None
         return Sinks(trainer.loggers, folder, max_curves=self._max_curves)
 
     def _speaks(self, trainer: Trainer) -> Speaks:
@@ -302,6 +293,7 @@ class GradWatch(AnyCallback):
             handle.remove()
         self._step_hooks.clear()
 
+    @guarded
     def _end(self, *, alone: bool = False) -> None:
         self._release()
         if self._fit is not None:

@@ -1,4 +1,7 @@
-"""What a callback of ours starts from: the Callback of every installed Lightning package at once, and harmless hooks."""
+"""What a callback of ours starts from: the Callback of every installed Lightning package at once, and harmless hooks.
+
+And what it says of a fit, whichever process ran it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,22 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from lightning_gradwatch.findings import GradWatchError, GradWatchWarning
-from lightning_gradwatch.measure.faults import GivenUp
+from lightning_gradwatch.measure.faults import Faults, GivenUp
+from lightning_gradwatch.outcome import Handover, Outcome
+from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytorch_lightning import Callback
+
+    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.fit import Fit
+    from lightning_gradwatch.record import RunInfo, StepRecord
 
     class AnyCallback(Callback):
         """As far as types go, one package is enough."""
 
-    from lightning_gradwatch.measure.faults import Faults
 else:
 
     def _find_bases() -> tuple[type, ...]:
@@ -33,6 +43,76 @@ else:
 
     class AnyCallback(*_find_bases()):
         """What a callback for any of the packages derives from."""
+
+
+class Telling(AnyCallback):
+    """Says what was seen in the current or last fit, also in one that other processes ran for this one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._faults = Faults()
+        self._fit: Fit | None = None
+        self._handover = Handover()
+        self._received = Outcome()
+        """What came from a fit in other processes; it counts where there is none in this one."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings of the current or last fit, each with its latest numbers."""
+        fit = self._last_fit
+        return self._received.findings if fit is None else fit.evaluator.findings
+
+    @property
+    def records(self) -> tuple[StepRecord, ...]:
+        """The last measured steps (at most 1,000; the event file has all)."""
+        fit = self._last_fit
+        return self._received.records if fit is None else tuple(fit.records)
+
+    @property
+    def info(self) -> RunInfo | None:
+        """The description of the run; None until the first measured step has ended."""
+        fit = self._last_fit
+        return self._received.info if fit is None else fit.info
+
+    @property
+    def coverage(self) -> tuple[NotCovered, ...]:
+        """What isn't measured, and why."""
+        fit = self._last_fit
+        told = self._received.coverage
+        if fit is not None and fit.info is not None:
+            told = fit.info.coverage
+        return (*told, *(NotCovered("", why) for why in self._faults.told))
+
+    @property
+    def outcome(self) -> Outcome:
+        """All of it."""
+        fit = self._last_fit
+        judged, unjudged = self._received.judged, self._received.unjudged
+        if fit is not None:
+            unjudged = dict(fit.evaluator.unjudged)
+            judged = len(fit.evaluator.rules) - len(unjudged)
+        return Outcome(self.findings, self.records, self.info, self.coverage, judged, unjudged, self._written_to)
+
+    @property
+    def _last_fit(self) -> Fit | None:
+        arrived = self._handover.take()
+        if arrived is not None:
+            self._received, self._fit, self._faults = arrived, None, Faults()
+        return self._fit
+
+    @property
+    def _written_to(self) -> Path | None:
+        return self._received.path
+
+    def _leave_outcome(self, trainer: Any) -> None:
+        """Leave what was seen to the process that started this one, if there is such a one.
+
+        All ranks have seen the same. Rank 0 of each machine leaves it, and any that is the first: the one that starts them
+        ends all when one has failed.
+        """
+        if self._handover.wanted:
+            with self._faults.guard("writing"):
+                self._handover.leave(self.outcome, first_only=trainer.local_rank != 0)
 
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])

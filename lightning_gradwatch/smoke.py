@@ -23,7 +23,7 @@ from torch import nn
 from lightning_gradwatch.findings import Finding, GradWatchError, Severity
 from lightning_gradwatch.report.training import training_text
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
-from lightning_gradwatch.testing.watch import Watch, judged, unjudged
+from lightning_gradwatch.testing.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,8 +135,8 @@ def check_training(
         findings=watch.findings,
         records=watch.records,
         info=watch.info,
-        judged=judged(watch),
-        unjudged=unjudged(watch),
+        judged=watch.outcome.judged,
+        unjudged=watch.outcome.unjudged,
         fail_on=Severity[(fail_on or "warning").upper()],
         path=watch.path,
     )

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.record import RunInfo
 
-_INTERNAL = ("lightning_gradwatch.", "lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.", "contextlib")
+_INTERNAL = (
+    "lightning_gradwatch.",
+    "lightning.",
+    "pytorch_lightning.",
+    "lightning_fabric.",
+    "torch.",
+    "contextlib.",
+    "multiprocessing.",
+)
 
 _log = logging.getLogger("lightning_gradwatch")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.callback import GradWatch
 from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.outcome import Outcome
 from lightning_gradwatch.sinks import Sinks
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ class Watch(GradWatch):
     @property
     def path(self) -> Path | None:
         """Folder of the run that was written; None where nothing was."""
-        return None if self._opened is None else self._opened.path
+        return self.outcome.path
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, unless the user's own GradWatch does."""
         self._delivered.clear()
         # Only now is it known: a module can bring callbacks of its own (`configure_callbacks`).
         if any(isinstance(each, GradWatch) and each is not self for each in getattr(trainer, "callbacks", ())):
-            self._fit = None
+            self._fit, self._received = None, Outcome()
             return
         super().on_train_start(trainer, pl_module)
 
@@ -67,12 +68,12 @@ class Watch(GradWatch):
     ) -> None:
         """Take the batch in, and deliver what was found."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._deliver_new()
+        self.deliver_new()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in what is left, and deliver what was found."""
         super().on_train_end(trainer, pl_module)
-        self._deliver_new()
+        self.deliver_new()
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: a checkpoint that names a callback asks for it when it is loaded."""
@@ -82,32 +83,29 @@ class Watch(GradWatch):
         # What a test listens with stays in its process: strategies that start others send them the callbacks.
         return super().__getstate__() | {"_deliver": None, "_opened": None}
 
-    def _deliver_new(self) -> None:
-        if self._deliver is None or self._fit is None:
+    def deliver_new(self) -> None:
+        """Deliver what was found since the last time."""
+        if self._deliver is None:
             return
         for finding in self.findings:
             if finding.severity >= Severity.WARNING and finding.code not in self._delivered:
                 self._delivered.add(finding.code)
-                self._deliver(finding, self._fit.evaluator.warning_for(finding))
+                self._deliver(finding, next(rule.warning for rule in self._rules if rule.code == finding.code))
 
-    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
-        if self._folder is None or not trainer.is_global_zero:
+    def _folder_of(self, trainer: Trainer) -> Path | None:
+        del trainer
+        return self._folder
+
+    def _make_sinks(self, trainer: Trainer, folder: str | Path | None) -> Sinks | None:
+        if folder is None or not trainer.is_global_zero:
             return None
-        self._opened = Sinks((), self._folder, max_curves=self._max_curves)
+        self._opened = Sinks((), folder, max_curves=self._max_curves)
         return self._opened
+
+    @property
+    def _written_to(self) -> Path | None:
+        return super()._written_to if self._opened is None else self._opened.path
 
     def _speaks(self, trainer: Trainer) -> Speaks:
         del trainer
         return "never"
-
-
-def unjudged(callback: GradWatch) -> dict[str, str]:
-    """Return the rules that couldn't judge the callback's current or last fit, by code, with the reason."""
-    fit = callback._fit  # noqa: SLF001 - one package; users read the run instead
-    return {} if fit is None else dict(fit.evaluator.unjudged)
-
-
-def judged(callback: GradWatch) -> int:
-    """Return how many rules could judge the callback's current or last fit."""
-    fit = callback._fit  # noqa: SLF001 - as above
-    return 0 if fit is None else len(fit.evaluator.rules) - len(fit.evaluator.unjudged)

@@ -151,16 +151,29 @@ class WatchedTest:
         except GradWatchError as error:
             fitted.taken.update(dict.fromkeys(finding.code for finding in error.findings))
             raise
+        except Exception as error:
+            if GradWatchError.__name__ in str(error):  # as a process that the fit started had it, in text
+                self._take_errors_of(trainer, str(error), fitted)
+            raise
         finally:
-            self._current.pop()
             kind = GradWatch if self._every_trainer else Watch
             watches = [each for each in trainer.callbacks if isinstance(each, kind)]
             for watch in watches:
+                if isinstance(watch, Watch):
+                    watch.deliver_new()  # what other processes have found was delivered nowhere
                 _read(watch, fitted)
+            self._current.pop()
             if watches:
                 self.fits.append(fitted)
             if added in trainer.callbacks:
                 trainer.callbacks.remove(added)
+
+    def _take_errors_of(self, trainer: Any, text: str, fitted: Fitted) -> None:
+        from lightning_gradwatch.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
+
+        watches = [each for each in trainer.callbacks if isinstance(each, GradWatch)]
+        codes = (finding.code for watch in watches for finding in watch.findings)
+        fitted.taken.update(dict.fromkeys(code for code in codes if code in text))
 
     def _deliver(self, finding: Finding, category: type[Warning]) -> None:
         """Give a finding of a callback that the user didn't write to whoever records warnings, past all filters.
@@ -204,10 +217,9 @@ class WatchedTest:
 
 
 def _read(watch: GradWatch, fitted: Fitted) -> None:
-    from lightning_gradwatch.testing.watch import judged, unjudged  # noqa: PLC0415 - Lightning is there already
-
-    fitted.measured += len(watch.records)
-    fitted.judged += judged(watch)
-    fitted.findings += watch.findings
-    fitted.reasons += tuple(f"{code} {reason}" for code, reason in unjudged(watch).items())
-    fitted.reasons += tuple(entry.reason for entry in watch.coverage if not entry.name)
+    outcome = watch.outcome
+    fitted.measured += len(outcome.records)
+    fitted.judged += outcome.judged
+    fitted.findings += outcome.findings
+    fitted.reasons += tuple(f"{code} {reason}" for code, reason in outcome.unjudged.items())
+    fitted.reasons += tuple(entry.reason for entry in outcome.coverage if not entry.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import tempfile
@@ -125,8 +126,8 @@ STRATEGIES = {
     "tensor_parallel": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
 }
 OPTIMIZERS = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "sgd": functools.partial(torch.optim.SGD, lr=0.1),
+    "adam": functools.partial(torch.optim.Adam, lr=0.01),
 }
 
 

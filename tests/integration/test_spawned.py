@@ -1,0 +1,99 @@
+"""Fits that Lightning runs in processes it starts itself: what they see is told in the one that started them."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import signal
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from integration import ranked
+from integration.nets import batches, seed, trainer
+
+from lightning_gradwatch import GradWatch, check_training, evaluate, read_run
+from lightning_gradwatch.outcome import Handover, Outcome
+
+forked = pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
+"""Forked processes have the suite's filters, which make errors of warnings."""
+
+
+@contextmanager
+def ended_in(seconds, run):
+    """Kill the processes that a Trainer started, should they hang."""
+    timer = threading.Timer(seconds, lambda: run.strategy.launcher.kill(signal.SIGKILL))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def fit(folder, watch, strategy, **settings):
+    seed()
+    run = trainer(folder, watch, devices=2, strategy=strategy, **{"max_steps": 24, **settings})
+    with ended_in(120, run):
+        run.fit(ranked.make("vanishing", "ddp", "sgd"), batches(60, 2))
+
+
+@forked
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_the_callback_tells_what_the_processes_saw(strategy, tmp_path):
+    watch = GradWatch(every_n_steps=1)
+    fit(tmp_path, watch, strategy)
+    run = read_run(tmp_path / "gradwatch" / "version_0")
+    assert [finding.code for finding in watch.findings][:1] == ["GW101"]
+    assert watch.findings == run.findings == evaluate(run)
+    assert [record.step for record in watch.records] == list(range(24))
+    assert watch.info == run.info
+    assert watch.info.world_size == 2
+    assert watch.coverage == ()
+
+
+@forked
+@pytest.mark.slow
+def test_so_it_does_of_a_fit_that_an_error_ended(tmp_path):
+    watch = GradWatch(every_n_steps=1, fail_on="error")
+    with pytest.raises(Exception, match="GradWatchError: GradWatch stops this run"):
+        fit(tmp_path, watch, "ddp_fork")
+    assert [finding.code for finding in watch.findings][:1] == ["GW101"]
+    assert len(watch.records) < 24
+
+
+@pytest.mark.slow
+def test_a_check_sees_them_too():
+    options = {"devices": 2, "strategy": "ddp_fork"}
+    report = check_training(ranked.make("vanishing", "ddp", "sgd"), batches(60, 2), trainer_options=options)
+    assert not report.ok
+    assert report.judged > 0
+    assert [finding.code for finding in report.findings][:1] == ["GW101"]
+    healthy = check_training(ranked.make("relu", "ddp", "sgd"), batches(60, 2), trainer_options=options)
+    assert healthy.ok
+
+
+def test_an_outcome_is_taken_once_and_no_file_stays():
+    before = set(Path(tempfile.gettempdir()).glob("gradwatch-*"))
+    handover = Handover()
+    assert handover.take() is None
+    handover.leave(Outcome(judged=1))
+    handover.leave(Outcome(judged=2), first_only=True)
+    assert handover.take() == Outcome(judged=1)
+    assert handover.take() is None
+    handover.leave(Outcome())
+    del handover
+    assert set(Path(tempfile.gettempdir()).glob("gradwatch-*")) == before
+
+
+def test_this_process_and_strangers_want_none():
+    handover = Handover()
+    assert not handover.wanted
+    stranger = pickle.loads(pickle.dumps(handover))
+    stranger._maker = os.getppid()
+    assert not stranger.wanted
+    assert stranger.take() is None
+    assert copy.deepcopy(handover)._path != handover._path
