@@ -14,8 +14,8 @@ from lightning_gradwatch.fit import Fit, Speaks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.mask import mask_of
-from lightning_gradwatch.probe import Probe
 from lightning_gradwatch.outcome import Outcome
+from lightning_gradwatch.probe import Probe
 from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
 from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
 from lightning_gradwatch.sinks import Sinks

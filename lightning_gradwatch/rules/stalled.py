@@ -199,7 +199,8 @@ def _top_of_full_weights(reading: _Reading) -> float:
     A layer that starts at 0 changes by all of itself and hardly moves: beside it, none is behind.
     """
     sizes = np.fmin(layer_values(reading.record, reading.info, "weight_rms") / default_rms(reading.info), 1.0)
-    return float(np.max(reading.ratios * sizes, initial=0.0, where=reading.judged))
+    ratios = np.where(reading.judged, reading.ratios, 0.0)
+    return float(np.fmax.reduce(ratios * sizes, initial=0.0))
 
 
 def _most_take_part(reading: _Reading) -> bool:
@@ -211,7 +212,9 @@ def _why_slow(reading: _Reading, rates: str) -> tuple[str, Remedy]:
     """Say why no layer moves: weights that were thrown far out, a coarse number format, or the learning rate."""
     info = reading.info
     weights = layer_values(reading.record, info, "weight_rms")
-    grown = float(np.nanmedian(weights[reading.judged] / default_rms(info)[reading.judged]))
+    growths = weights[reading.judged] / default_rms(info)[reading.judged]
+    known = growths[np.isfinite(growths)]
+    grown = float(np.median(known)) if len(known) else 1.0
     if grown > _LARGE_WEIGHTS:
         start = starting_remedy(info, [site for _, site in hidden_sites(info)])
         remedy = Remedy(
