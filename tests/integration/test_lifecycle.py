@@ -50,7 +50,7 @@ def search_batch_size(run, module):
 
 
 @pytest.mark.filterwarnings("ignore:.*_dataloader. does not have many workers")
-@pytest.mark.parametrize("search", [search_learning_rate, search_batch_size])
+@pytest.mark.parametrize("search", [search_learning_rate, pytest.param(search_batch_size, marks=pytest.mark.slow)])
 def test_a_search_finds_the_same_and_leaves_no_record(search, tmp_path):
     found = []
     for name, watch in (("without", []), ("with", [GradWatch(every_n_steps=1)])):
@@ -69,10 +69,13 @@ def test_a_search_finds_the_same_and_leaves_no_record(search, tmp_path):
 @pytest.mark.parametrize(
     "finder",
     [
-        lambda: LearningRateFinder(num_training_steps=20, min_lr=1e-4),
-        lambda: BatchSizeFinder(max_trials=2, init_val=4, steps_per_trial=2),
+        pytest.param(lambda: LearningRateFinder(num_training_steps=20, min_lr=1e-4), id="learning-rate"),
+        pytest.param(
+            lambda: BatchSizeFinder(max_trials=2, init_val=4, steps_per_trial=2),
+            id="batch-size",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["learning-rate", "batch-size"],
 )
 @pytest.mark.parametrize("first", [True, False], ids=["watch-first", "watch-last"])
 def test_a_search_by_a_callback_inside_a_fit_leaves_only_the_fits_records(finder, first, tmp_path):
