@@ -39,8 +39,8 @@ class DeadUnits(Rule):
     dead, nothing before that layer learns (GW104). Typical causes are one step with too high a learning rate, a strongly
     negative bias, and deep narrow ReLU nets at initialisation.
 
-    What to do: lower the learning rate or warm it up; initialise with ``kaiming_normal_`` and biases of 0; use LeakyReLU,
-    ELU or GELU, which have no dead side; normalise the inputs.
+    What to do: use LeakyReLU, ELU or GELU, which have no dead side; initialise with ``kaiming_normal_`` and biases of 0;
+    where steps that were too large killed the units, lower the learning rate or warm it up.
 
     Attributes:
         error: share of a site's units that is an error.

@@ -36,8 +36,9 @@ class SaturatedUnits(Rule):
     Why: a saturated unit passes back next to nothing, whatever its weights, and learns its way out slowly or never. Typical
     causes are inputs that aren't scaled, weights that start too large, and a learning rate that throws them there.
 
-    What to do: scale the inputs to mean 0 and variance 1; initialise with ``xavier_normal_``; put a normalisation layer
-    before the function; or use ReLU with ``kaiming_normal_``.
+    What to do: whichever the finding names: start from smaller weights (``xavier_normal_``, for ELU and its kin
+    ``kaiming_normal_``) and biases of 0, scale the inputs to mean 0 and variance 1, or lower the learning rate. In place
+    of Sigmoid, use ReLU. A normalisation layer before the function keeps its inputs in range.
 
     Attributes:
         fraction: share of a hidden site's units that is a warning.

@@ -35,7 +35,8 @@ class UnreachedLayer(Rule):
     doesn't use is information only. Neighbouring layers share one finding.
 
     Why: such a layer doesn't learn at all. Nothing passes back through a layer whose units are all dead, through an
-    operation that leaves the graph, or through so many small factors that the number format rounds their product to zero.
+    operation that leaves the graph, through a softmax over a single unit, or through so many small factors that the number
+    format rounds their product to zero.
 
     What to do: for dead layers, a function without a dead side (LeakyReLU, ELU), He's initialisation and a lower learning
     rate; for a detached graph, find the ``detach()``, ``.data``, ``.item()``, ``no_grad`` or ``argmax`` between the layer

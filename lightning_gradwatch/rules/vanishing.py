@@ -62,7 +62,8 @@ class VanishingGradient(Rule):
 
     Why: an early layer whose gradient is thousands of times smaller than a late one's hardly moves, so the net learns with
     its last layers on top of random features, or not at all. Sigmoid passes back at most 1/4 of the signal a layer:
-    after 50 layers nothing is left. Weights that start too small do the same to any function.
+    after 50 layers nothing is left. Weights that start too small do the same to any function. The finding says which it
+    is: what the sites pass back, and what lies between them, is held against what the right start would give.
 
     What to do: replace Sigmoid by ReLU, LeakyReLU or ELU; initialise with ``kaiming_normal_`` (ReLU and its kin) or
     ``xavier_normal_`` (Tanh); add skip connections or normalisation layers; use fewer layers. Adam hides the loss of scale
@@ -72,7 +73,7 @@ class VanishingGradient(Rule):
         ratio: attenuation below which the gradient vanishes; None: 3e-3 for SGD and ASGD, 1e-4 for any other optimizer.
         gain: mean factor from site to site that must be undercut as well.
         min_grad_rms: plain threshold: each early weight layer whose gradient has a smaller root mean square is reported at
-            once, whatever the rest says; None: none.
+            once, whatever the rest says; one that is exactly 0 is GW104's; None: none.
         warm_up_steps: steps that aren't judged by ``ratio``.
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
@@ -196,8 +197,8 @@ class VanishingGradient(Rule):
         else:
             seen = (
                 f"The gradient signal at the first hidden site, {first}, is {number(signal.attenuation)} of that at the last, "
-                f"{last}: a factor of {number(signal.gain)} at each of {steps} steps between sites, so of e every "
-                f"{number(-1 / math.log(signal.gain))} steps"
+                f"{last}: a factor of {number(signal.gain)} at each of {steps} steps between sites, so it falls by e every "
+                f"{number(-1 / math.log(signal.gain))} of them"
             )
             limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden sites fall below it"
         names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))

@@ -177,7 +177,7 @@ class TestDepth:
         """So many sites, and no fewer, have an attenuation below the threshold."""
         info = runs.stack(depth=30)
         message = found(runs, info, runs.gains(info, gain, 1.0)).message
-        steps = float(message.partition("so of e every ")[2].partition(" steps")[0])
+        steps = float(message.partition("so it falls by e every ")[2].partition(" of them")[0])
         assert steps == pytest.approx(-1 / math.log(gain), rel=1e-2)
         sites = int(message.partition("at this factor ")[2].partition(" hidden")[0])
         assert gain ** (sites - 1) < 3e-3 <= gain ** (sites - 2)
