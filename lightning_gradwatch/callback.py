@@ -193,11 +193,11 @@ class GradWatch(Telling):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # The Trainer calls no teardown after an exception; what was measured before it is still worth having.
         self._end(alone=True)
-        self._leave_outcome(trainer)
+        self._leave_outcome()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end()
-        self._leave_outcome(trainer)
+        self._leave_outcome()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the windows and the rules' patience, so that a resumed run goes on judging where it was."""

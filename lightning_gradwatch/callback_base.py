@@ -104,15 +104,15 @@ class Telling(AnyCallback):
     def _written_to(self) -> Path | None:
         return self._received.path
 
-    def _leave_outcome(self, trainer: Any) -> None:
+    def _leave_outcome(self) -> None:
         """Leave what was seen to the process that started this one, if there is such a one.
 
-        All ranks have seen the same. Rank 0 of each machine leaves it, and any that is the first: the one that starts them
-        ends all when one has failed.
+        All ranks have seen the same. The first leaves it, as the others are ended when one has failed; one that has written
+        it to a file takes precedence.
         """
         if self._handover.wanted:
             with self._faults.guard("writing"):
-                self._handover.leave(self.outcome, first_only=trainer.local_rank != 0)
+                self._handover.leave(self.outcome, first_only=self._written_to is None)
 
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])
@@ -129,6 +129,9 @@ class _Guarded(Protocol):
     def _stop(self) -> None:
         """End the fit's monitoring."""
 
+    def _leave_outcome(self) -> None:
+        """Leave what was seen to the process that started this one."""
+
 
 def guarded(hook: _Hook) -> _Hook:
     """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on."""
@@ -141,6 +144,7 @@ def guarded(hook: _Hook) -> _Hook:
             hook(self, *args, **kwargs)
         except (GradWatchError, GradWatchWarning):
             self._release()
+            self._leave_outcome()  # no hook is called any more in a process that was started for this fit
             raise
         except GivenUp as reason:
             self._stop()

@@ -241,7 +241,8 @@ class Probe:
             layers=layers,
             sites=list(self._sites.ordered),
             frozen=[not any(parameter.requires_grad for parameter in layer.parameters) for layer in layers],
-            left_out=[self._layers.left_out(layer) for layer in layers],
+            used=[self._layers.uses(layer) for layer in layers],
+            known=[layer.used for layer in layers],
         )
         return PendingRecord(measured, columns, facts, self._info, self.windows)
 

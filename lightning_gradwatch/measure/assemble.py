@@ -85,7 +85,7 @@ def _states(tally: Tally) -> npt.NDArray[np.uint8]:
         [
             columns[OfLayer.TRAINED] == 0,
             columns[OfLayer.HELD] == 0,
-            (columns[OfLayer.NONZERO] == 0) & (columns[OfLayer.USED] == 0),
+            (columns[OfLayer.NONZERO] == 0) & (columns[OfLayer.USED] == 0) & (columns[OfLayer.KNOWN] > 0),
             columns[OfLayer.GRADIENTS] == 0,
             ~np.isfinite(columns[OfLayer.GRADIENT]),
             columns[OfLayer.NONZERO] == 0,

@@ -158,9 +158,9 @@ class Layers:
             self.unused -= 1
             self._list(layer)
 
-    def left_out(self, layer: Layer) -> bool:
-        """Whether this step's forward pass was seen not to use a layer that it used before."""
-        return layer.used and layer.step != self.step
+    def uses(self, layer: Layer) -> bool:
+        """Whether this step's forward pass was seen to use a layer."""
+        return layer.used and layer.step == self.step
 
     def list_unused(self) -> None:
         """Append what no forward pass used so far, in registration order."""

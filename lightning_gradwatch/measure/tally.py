@@ -49,7 +49,9 @@ class OfLayer(IntEnum):
     TRAINED = 9
     """Whether something of it is being trained."""
     USED = 10
-    """Whether the forward pass used it, or was never seen to."""
+    """Whether the forward pass of this step used it."""
+    KNOWN = 11
+    """Whether that of any measured step so far did."""
 
 
 class OfSite(IntEnum):
@@ -110,8 +112,10 @@ class Columns:
     sites: Sequence[Site]
     frozen: Sequence[bool] = ()
     """Whether nothing of a layer was being trained."""
-    left_out: Sequence[bool] = ()
-    """Whether the step's forward pass left out a layer that it used before."""
+    used: Sequence[bool] = ()
+    """Whether the step's forward pass used a layer."""
+    known: Sequence[bool] = ()
+    """Whether that of any measured step so far did."""
     place: dict[Layer | Site, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +129,8 @@ def tally(measured: Measured, values: list[FloatVector], columns: Columns, optim
     """Read a step's numbers off the transferred values; the run has so many `optimizers`."""
     of_layers = np.zeros((len(columns.layers), len(OfLayer)))
     of_layers[:, OfLayer.TRAINED] = [not frozen for frozen in columns.frozen]
-    of_layers[:, OfLayer.USED] = [not left_out for left_out in columns.left_out]
+    of_layers[:, OfLayer.USED] = columns.used
+    of_layers[:, OfLayer.KNOWN] = columns.known
     clipped = [
         math.hypot(*[gradient.norm for gradient in step.clipped.read(values)])
         for step in measured.steps.values()

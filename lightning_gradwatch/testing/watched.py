@@ -148,12 +148,8 @@ class WatchedTest:
         try:
             with self._users_warnings_noted():
                 return fit()
-        except GradWatchError as error:
-            fitted.taken.update(dict.fromkeys(finding.code for finding in error.findings))
-            raise
         except Exception as error:
-            if GradWatchError.__name__ in str(error):  # as a process that the fit started had it, in text
-                self._take_errors_of(trainer, str(error), fitted)
+            fitted.taken.update(dict.fromkeys(_codes_of(error, trainer)))
             raise
         finally:
             kind = GradWatch if self._every_trainer else Watch
@@ -167,13 +163,6 @@ class WatchedTest:
                 self.fits.append(fitted)
             if added in trainer.callbacks:
                 trainer.callbacks.remove(added)
-
-    def _take_errors_of(self, trainer: Any, text: str, fitted: Fitted) -> None:
-        from lightning_gradwatch.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
-
-        watches = [each for each in trainer.callbacks if isinstance(each, GradWatch)]
-        codes = (finding.code for watch in watches for finding in watch.findings)
-        fitted.taken.update(dict.fromkeys(code for code in codes if code in text))
 
     def _deliver(self, finding: Finding, category: type[Warning]) -> None:
         """Give a finding of a callback that the user didn't write to whoever records warnings, past all filters.
@@ -214,6 +203,18 @@ class WatchedTest:
         warnings.showwarning(message, category, filename, lineno)
         if len(self._log) == before and self._current:
             self._current[-1].taken[code] = message
+
+
+def _codes_of(error: Exception, trainer: Any) -> Iterator[str]:
+    """Yield the codes of the findings for which a GradWatch ended a fit."""
+    if isinstance(error, GradWatchError):
+        yield from (finding.code for finding in error.findings)
+    elif GradWatchError.__name__ in str(error):  # as a process that the fit has started raised it, in text
+        from lightning_gradwatch.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
+
+        for watch in trainer.callbacks:
+            if isinstance(watch, GradWatch):
+                yield from (finding.code for finding in watch.findings if finding.code in str(error))
 
 
 def _read(watch: GradWatch, fitted: Fitted) -> None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from integration import ranked
-from integration.nets import Classifier, batches, trainer
+from integration.nets import FEATURES, Classifier, batches, seed, trainer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.nn import functional as F
 
-from lightning_gradwatch import GradWatch
+from lightning_gradwatch import GradWatch, Probe
 from lightning_gradwatch.measure import batched, gradients, updates
 from lightning_gradwatch.ranks import ranks as ranks_module
 from lightning_gradwatch.rules.evaluator import Evaluator
@@ -183,3 +193,58 @@ class Validated(Classifier):
 
     def val_dataloader(self):
         return batches(1)
+
+
+def probe_shards(rank):
+    """Measure a step of a sharded net in a plain loop, where each process has a probe of its own."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+    seed()
+    net = ranked.deep_net()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Probe(net, optimizer) as probe:
+        F.cross_entropy(net(torch.randn(4, FEATURES)), torch.zeros(4, dtype=torch.long)).backward()
+        optimizer.step()
+    return {
+        "record": ranked.plain(probe.record),
+        "coverage": [(entry.name, entry.reason) for entry in probe.info.coverage],
+        "used": [layer.used for layer in probe.info.layers],
+        "roles": [site.role for site in probe.info.sites],
+    }
+
+
+class HalfParallel(ranked.Sharded):
+    """A norm whose positions are split, so that its gradients are sums which nobody has added up."""
+
+    def configure_model(self):
+        plan = {
+            "0": ColwiseParallel(),
+            "2": RowwiseParallel(output_layouts=Shard(1)),
+            "3": SequenceParallel(),
+            "4": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+        }
+        parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+
+    def forward(self, x):
+        return self.net(x.unsqueeze(1).expand(-1, 4, -1)).mean(1)
+
+
+class Grid(ranked.Sharded):
+    """Four ranks: two parts of the data, and two ranks that share each layer's work."""
+
+    def configure_model(self):
+        mesh = self.device_mesh
+        parallelize_module(self.net, mesh["tensor_parallel"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        for child in self.net:
+            if any(True for _ in child.parameters()):
+                fully_shard(child, mesh=mesh["data_parallel"])
+        fully_shard(self.net, mesh=mesh["data_parallel"])
+
+
+class Hybrid(ranked.Sharded):
+    """Four ranks: each parameter is split in two, and each part is on two ranks."""
+
+    def configure_model(self):
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+        fully_shard(self.net, mesh=mesh)

@@ -75,6 +75,10 @@ class Branching(nn.Module):
         return self.last(h)
 
 
+def positions_net():
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, CLASSES))
+
+
 class Normed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -98,6 +102,7 @@ NETS = {
     "relu": relu_net,
     "branching": Branching,
     "normed": Normed,
+    "positions": positions_net,
     "vanishing": vanishing_net,
 }
 
@@ -122,6 +127,8 @@ class Sharded(Classifier):
 
 
 STRATEGIES = {
+    "grid": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=2),
+    "hybrid": lambda: ModelParallelStrategy(data_parallel_size=4, tensor_parallel_size=1),
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "tensor_parallel": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
 }
@@ -131,12 +138,12 @@ OPTIMIZERS = {
 }
 
 
-def make(net, strategy, optimizer, kind=Classifier):
+def make(net, strategy, optimizer, kind=None):
     seed()
     built, of_optimizer = NETS[net](), OPTIMIZERS[optimizer]
     if strategy in STRATEGIES:
-        return Sharded(built, of_optimizer, strategy)
-    return kind(built, of_optimizer)
+        return (kind or Sharded)(built, of_optimizer, strategy)
+    return (kind or Classifier)(built, of_optimizer)
 
 
 def fit(
@@ -153,7 +160,8 @@ def fit(
     before=None,
     watch=None,
     callbacks=(),
-    kind=Classifier,
+    kind=None,
+    devices=2,
     folder=None,
     filters=(),
     **settings,
@@ -167,7 +175,7 @@ def fit(
         folder,
         *([callback] if watched else []),
         *(each() for each in callbacks),
-        devices=2,
+        devices=devices,
         strategy=STRATEGIES.get(strategy, lambda: strategy)(),
         max_steps=steps,
         use_distributed_sampler=False,
@@ -181,7 +189,7 @@ def fit(
         warnings.simplefilter("always")
         for category in filters:
             warnings.filterwarnings("error", category=category)
-        run.fit(module, loader(rank, count, size, parts=1 if strategy == "tensor_parallel" else 2))
+        run.fit(module, loader(rank, count, size, **PARTS.get(strategy, {})))
     return {
         **seen(callback, heard),
         "weights": weights(module),
@@ -193,10 +201,13 @@ def fit(
     }
 
 
-def loader(rank, count, size, *, parts):
-    """Return every second row of the data in order, or all of it: Lightning's own sampler would shuffle."""
+PARTS = {"tensor_parallel": {"parts": 1}, "grid": {"sharing": 2}, "hybrid": {"parts": 4}}
+
+
+def loader(rank, count, size, *, parts=2, sharing=1):
+    """Return each rank's part of the data, every so many rows of it in order: Lightning's own sampler would shuffle."""
     data = batches(count, size).dataset
-    return DataLoader(data, size, sampler=DistributedSampler(data, parts, rank % parts, shuffle=False))
+    return DataLoader(data, size, sampler=DistributedSampler(data, parts, rank // sharing % parts, shuffle=False))
 
 
 def seen(callback, heard=()):

@@ -11,6 +11,7 @@ import torch
 from integration import rank_situations, ranked
 from integration.by_hand import norm, train_by_hand
 from integration.nets import batches, seed
+from integration.processes import Processes
 
 from lightning_gradwatch import evaluate, read_run
 from lightning_gradwatch.rules import DeadUnits
@@ -237,3 +238,55 @@ def test_a_resumed_run_goes_on_where_it_was(processes, tmp_path):
         fills = [record["window_fill"] for record in complete["records"]]
         assert [record["window_fill"] for record in half["records"]] == fills[10:]
         assert half["findings"] == complete["findings"]
+
+
+def test_a_probe_measures_of_shards_what_one_process_can(processes):
+    """Each process has a probe of its own in a plain loop: activations are its own, shards have no norm."""
+    for answer in processes(rank_situations.probe_shards):
+        record = answer["record"]
+        assert np.isnan(
+            [record["metrics"][name] for name in ("grad_norm", "grad_rms", "weight_rms", "update_ratio")]
+        ).all()
+        assert np.isnan(record["global_grad_norm"])
+        assert record["layer_state"] == [0, 0, 0, 0]
+        assert not np.isnan(record["metrics"]["signal_norm"]).any()
+        assert answer["used"] == [True] * 4
+        assert answer["roles"] == ["hidden"] * 3
+        reason = "its parameters are sharded over processes, of which only this one is measured"
+        assert answer["coverage"] == [(f"{place}", reason) for place in (0, 2, 4, 6)]
+
+
+def test_gradients_that_are_unfinished_sums_are_absent(processes):
+    answers = processes(
+        strategy="tensor_parallel", net="positions", kind=rank_situations.HalfParallel, steps=2, optimizer="adam"
+    )
+    agree(answers)
+    record = answers[0]["records"][-1]
+    unread = np.isnan(record["metrics"]["grad_norm"]).tolist()
+    names = [layer["name"] for layer in answers[0]["info"]["layers"]]
+    partial = "its gradients are sums that the processes haven't added up yet (Partial)"
+    assert [name for name, absent in zip(names, unread, strict=True) if absent] == ["net.3"]
+    assert ("net.3", partial) in answers[0]["coverage"]
+    assert record["layer_state"][names.index("net.3")] == 0
+    assert np.isnan(record["global_grad_norm"])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind", "net", "rows"),
+    [("grid", rank_situations.Grid, "even", 16), ("hybrid", rank_situations.Hybrid, "deep", 32)],
+    ids=["split by data and by layers", "each part on two ranks"],
+)
+def test_four_ranks_are_one_whole(strategy, kind, net, rows, four_processes):
+    answers = four_processes.run(
+        ranked.fit, strategy=strategy, kind=kind, net=net, devices=4, watch={"rules": [window(rows)]}
+    )
+    agree(answers[1:3])
+    agree(answers[::3])
+    compare(answers[0], reference(net, steps=4, rows=rows))
+
+
+@pytest.fixture(scope="module")
+def four_processes():
+    running = Processes(4)
+    yield running
+    running.kill()
