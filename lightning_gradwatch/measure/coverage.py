@@ -51,7 +51,9 @@ def not_covered(
         estimated: Whether update ratios are taken from a part of the weights.
         eager: Whether compiled modules run eagerly in measured steps.
     """
-    modules = {qualified_name(f"{name}.")[:-1]: module for name, module in model.named_modules()}
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        modules.setdefault(qualified_name(f"{name}.")[:-1], module)  # a wrapper has the name of what it wraps
     closed = dict(_closed(modules, eager=eager))
     for name, (reason, inside) in closed.items():
         yield NotCovered(name, reason, inside)

@@ -47,6 +47,8 @@ def test_nothing_is_compiled_again_and_weights_stay_identical(how, tmp_path):
     assert torch.equal(weights, watched_weights)
     assert graphs == watched_graphs
     assert any("compiled" in entry.reason for entry in watch.coverage)
+    if how != "whole":
+        assert [(entry.name, entry.sites) for entry in watch.coverage] == [("net", 2)]
     assert [layer.name for layer in watch.info.layers] == ["net.0", "net.2", "net.4"]
     assert (watch.records[-1].layer_state == 1).all()
 

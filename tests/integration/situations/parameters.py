@@ -35,6 +35,23 @@ def frozen_but_held():
     return module
 
 
+class FrozenNested(FrozenEncoder):
+    """Padding takes torch's fused path through nested tensors."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2).requires_grad_(requires_grad=False)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        padding = torch.zeros(len(x), 3, dtype=torch.bool)
+        padding[::2, -1] = True
+        self.encoder.eval()
+        features = self.encoder(F.pad(x, (0, 2)).unsqueeze(1).expand(-1, 3, -1), src_key_padding_mask=padding)
+        return F.cross_entropy(self.net(features.sum(1)), y)
+
+
 class Backbone(Classifier):
     """A backbone that Lightning's own callback unfreezes in the second epoch."""
 
@@ -201,6 +218,9 @@ SITUATIONS = {
     "frozen-but-held": Situation(make=frozen_but_held, uncovered=UNTRAINED),
     "frozen-encoder": Situation(
         make=FrozenEncoder, sites=("net.1",), uncovered={"encoder": "nothing before it is trained"}
+    ),
+    "frozen-encoder-nested": Situation(
+        make=FrozenNested, sites=("net.1",), uncovered={"encoder": "nothing before it is trained"}
     ),
     "unfrozen-later": Situation(
         make=Backbone,
