@@ -28,8 +28,8 @@ EXPECTED = {
     "relu": {"relu": "GW201"},
     "leaky-relu": {"leaky-relu-relu": "GW201"},
     "elu": {"elu": "GW202"},
-    "bad-init": {"bad-init": "GW101"},
-    "exploding": {"exploding": "GW202"},
+    "bad-init": {"bad-init": "GW401"},
+    "exploding": {"exploding": "GW102"},
     "skip": {"skip-without": "GW101"},
 }
 

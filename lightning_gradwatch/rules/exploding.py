@@ -53,7 +53,7 @@ class ExplodingGradient(Rule):
 
     Attributes:
         ratio: signal at the first hidden site over that at the last from which it explodes over depth.
-        gain: mean factor from site to site that must be exceeded as well.
+        gain: mean factor from site to site that must be exceeded as well; BatchNorm nets start at 1.25, and train.
         growth: factor of the gradient norm from which it explodes over time.
         warm_up_steps: steps that aren't judged by ``growth``.
         patience: measured steps in a row that must agree.
@@ -66,7 +66,7 @@ class ExplodingGradient(Rule):
     warning: ClassVar[type[ExplodingGradientWarning]] = ExplodingGradientWarning
 
     ratio: float = 1e3
-    gain: float = 1.5
+    gain: float = 1.4
     growth: float = 10.0
     warm_up_steps: int = 10
     patience: int = 3
