@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.segments import as_bits, segment_starts
+from lightning_gradwatch.columns import RunColumns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,7 +133,7 @@ class OptimizerInfo:
 
 
 @dataclass(frozen=True)
-class RunInfo:
+class RunInfo(RunColumns):
     """What stays true over a run: the columns of the metrics, and the settings that a verdict depends on."""
 
     layers: tuple[LayerInfo, ...] = ()
@@ -163,86 +163,6 @@ class RunInfo:
             [dataclasses.astuple(site) for site in self.sites],
         ]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
-
-    @cached_property
-    def weight_columns(self) -> tuple[int, ...]:
-        """Columns of the weight layers."""
-        return tuple(column for column, layer in enumerate(self.layers) if layer.weight)
-
-    @cached_property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers, in execution order."""
-        return tuple(layer.name for layer in self.layers)
-
-    @cached_property
-    def site_names(self) -> tuple[str, ...]:
-        """Names of the sites, in execution order."""
-        return tuple(site.name for site in self.sites)
-
-    @cached_property
-    def fan_in(self) -> FloatVector:
-        """How many inputs a unit of each layer adds up, shape [L]; NaN for a layer that isn't a weight layer, or unknown."""
-        return np.array([layer.fan_in if layer.weight else np.nan for layer in self.layers], dtype=np.float64)
-
-    @cached_property
-    def layer_rates(self) -> FloatVector:
-        """Learning rate of each layer over its optimizer's largest one, shape [optimizers, L]; NaN where it isn't held."""
-        column = {name: place for place, name in enumerate(self.layer_names)}
-        rates = np.full((len(self.optimizers), len(self.layers)), np.nan)
-        for row, optimizer in zip(rates, self.optimizers, strict=True):
-            for name, rate in zip(optimizer.layers, optimizer.rates or (1.0,) * len(optimizer.layers), strict=False):
-                if name in column:
-                    row[column[name]] = rate
-        return rates
-
-    @cached_property
-    def weight_mask(self) -> npt.NDArray[np.bool_]:
-        """Whether each layer is a weight layer, shape [L]."""
-        return np.array([layer.weight for layer in self.layers], dtype=bool)
-
-    @cached_property
-    def weight_names(self) -> tuple[str, ...]:
-        """Names of the weight layers, in execution order."""
-        return tuple(self.layers[column].name for column in self.weight_columns)
-
-    @cached_property
-    def layer_used(self) -> FloatVector:
-        """Whether the forward pass uses each layer, shape [L]: 1, 0, or NaN where that can't be seen."""
-        return np.array([np.nan if layer.used is None else layer.used for layer in self.layers], dtype=np.float64)
-
-    @cached_property
-    def hidden_mask(self) -> npt.NDArray[np.bool_]:
-        """Whether each site is hidden, shape [S]."""
-        return np.array([site.role == "hidden" for site in self.sites], dtype=bool)
-
-    @cached_property
-    def hidden_columns(self) -> tuple[int, ...]:
-        """Columns of the hidden sites."""
-        return tuple(column for column, site in enumerate(self.sites) if site.role == "hidden")
-
-    @cached_property
-    def segment_starts(self) -> tuple[int | None, ...]:
-        """For each site the column at which the segment that its weight gain is of starts (see `segments.segment_starts`).
-
-        None where there is none. It follows from the predecessors alone, those of all measured steps; what only the graph
-        of a step shows (a site that the loss takes directly) leaves the weight gain of that step NaN.
-        """
-        column = {site.name: place for place, site in enumerate(self.sites)}
-        feeds = [{column[name] for name in site.predecessors if name in column} for site in self.sites]
-        others = [feeding - {place} for place, feeding in enumerate(feeds)]
-        entries = {place for place, feeding in enumerate(others) if not feeding} | {0}  # the first call of all is one
-        exits = set(range(len(feeds))).difference(*others)
-        return segment_starts(tuple(map(as_bits, feeds)), as_bits(entries), as_bits(exits))
-
-    @cached_property
-    def hidden_functions(self) -> tuple[str, ...]:
-        """The activation functions of the hidden sites, each once, in execution order."""
-        return tuple(dict.fromkeys(self.sites[column].function for column in self.hidden_columns))
-
-    @property
-    def known_sites(self) -> int:
-        """How many activation sites are known, those that aren't seen included."""
-        return len(self.sites) + sum(entry.sites for entry in self.coverage)
 
     def names(self, metric: str) -> tuple[str, ...]:
         """Return the column names of a metric.
