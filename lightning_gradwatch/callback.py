@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_gradwatch.arguments import check_choice, check_count, check_function
 from lightning_gradwatch.callback_base import Telling, guarded
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.fit import Fit, Speaks
@@ -22,9 +23,6 @@ from lightning_gradwatch.sinks import Sinks
 from lightning_gradwatch.trainer import (
     TracedTrainingStep,
     accumulates,
-    check_choice,
-    check_count,
-    check_function,
     current_scale,
     describe,
     is_compiled_step,
@@ -141,10 +139,7 @@ class GradWatch(Telling):
         if meter is None or self._fit is None:
             return
         index = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
-        # A fused optimizer unscales inside its step, so what it holds now is still scaled.
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        scale = current_scale(trainer, pl_module) if fused else None
-        if not self._fit.probe.before_optimizer_step(optimizer, index, scale=scale):
+        if not self._fit.probe.before_optimizer_step(optimizer, index):
             return
         clipped = trainer.gradient_clip_val is not None and not meter.activations_only
         tracing = meter.tracer.recording  # manual optimization steps inside `training_step`

@@ -139,8 +139,7 @@ class Probe:
     def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle]:
         def measure() -> None:
             meter.tracer.pause()
-            # A fused optimizer that unscales by itself was handed the scale as an attribute.
-            self.before_optimizer_step(optimizer, index, scale=getattr(optimizer, "grad_scale", None))
+            self.before_optimizer_step(optimizer, index)
 
         def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -206,12 +205,12 @@ class Probe:
         self._meter.activations.masks = Masks(self.mask)
         return self._meter
 
-    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, scale: Any = None) -> bool:
+    def before_optimizer_step(self, optimizer: Optimizer, index: int) -> bool:
         """Measure what an optimizer is about to use; whether it is its first step in this one."""
         assert self._meter is not None
         self._take_in_new_parameters()  # shards that whole parameters stood in for when the step began
         self._layers.list_unused()
-        return self._meter.before_optimizer_step(optimizer, index, scale=scale)
+        return self._meter.before_optimizer_step(optimizer, index)
 
     def finish(self, facts: StepFacts) -> PendingRecord:
         """End the step: every hook goes, and its numbers start on their way to the host."""

@@ -1,10 +1,10 @@
-"""What is read from a Trainer, and how arguments are checked; by attributes, as Lightning exists as two packages."""
+"""What is read from a Trainer, by attributes, as Lightning exists as two packages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,13 +17,9 @@ from lightning_gradwatch.ranks.ranks import Ranks
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record import RunInfo
-
-_Choice = TypeVar("_Choice")
 
 
 class TracedTrainingStep:
@@ -161,41 +157,3 @@ def ranks_of(trainer: Any, pl_module: Any, faults: Faults) -> Ranks | None:
         replicas=parts.get("num_replicas", trainer.world_size),
         lag=0 if waits else 2,
     )
-
-
-def check_count(argument: str, value: Any, *, least: int, none: str) -> int | None:
-    """Return an integer argument or None.
-
-    Raises:
-        TypeError: it is neither.
-        ValueError: it is below `least`.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"GradWatch({argument}={value!r}): must be an integer of at least {least}, or None ({none})")
-    if value < least:
-        raise ValueError(f"GradWatch({argument}={value!r}): must be at least {least}, or None ({none})")
-    return value
-
-
-def check_choice(argument: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
-    """Return an argument that is one of a few values.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    if value not in choices:
-        raise ValueError(f"GradWatch({argument}={value!r}): must be one of {', '.join(map(repr, choices))}")
-    return value
-
-
-def check_function(argument: str, value: _Choice) -> _Choice:
-    """Return an argument that is a function or None.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    if value is not None and not callable(value):
-        raise TypeError(f"GradWatch({argument}=…): is {type(value).__name__}, must be a function of the batch, or None")
-    return value

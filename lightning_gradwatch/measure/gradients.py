@@ -48,9 +48,7 @@ class Gradient(NamedTuple):
 class OptimizerGradients:
     """The gradients of one optimizer's parameters at one step: measured on the device, read after the transfer."""
 
-    def __init__(
-        self, optimizer: Optimizer, layers: Layers, pack: Pack, *, scale: Tensor | None = None, processes: int = 1
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, *, processes: int = 1) -> None:
         # Those that are trained in this step: one that is frozen may still hold an old gradient.
         trained = [
             (layer, parameter)
@@ -65,7 +63,8 @@ class OptimizerGradients:
         self.layers = [layer for layer, _ in owned]
         """The owner of each parameter that is read."""
         self._processes = processes
-        self._scale = None if scale is None else pack.add(scale)
+        self.scale: Slot | None = None
+        """The factor that they are still multiplied by, where the optimizer takes it out itself."""
         self._slots: list[tuple[list[_Owned], Slot]] = []
         self._counts: list[tuple[list[_Owned], Slot]] = []
         for members in _by_device([each for each in owned if each[1].grad is not None]):
@@ -77,7 +76,7 @@ class OptimizerGradients:
 
     def read(self, values: Sequence[FloatVector]) -> Iterator[Gradient]:
         """Yield the gradients of the parameters that have one."""
-        scale = 1.0 if self._scale is None else float(values[self._scale][0])
+        scale = 1.0 if self.scale is None else float(values[self.scale][0])
         counts = {
             id(parameter): count
             for members, slot in self._counts

@@ -176,13 +176,12 @@ class StepMeter:
         """Take the factor by which the loss, and so every signal of this step, is multiplied."""
         self.scale = self.pack.add(scale)
 
-    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, scale: Tensor | None = None) -> bool:
+    def before_optimizer_step(self, optimizer: Optimizer, index: int) -> bool:
         """Measure the gradients an optimizer is about to use and remember its weights; the first time in a step only.
 
         Args:
             optimizer: The optimizer.
             index: Its place in the run's list.
-            scale: The factor its gradients are still multiplied by, for one that unscales them itself.
 
         Returns:
             Whether this was the first time, so that `after_optimizer_step` is wanted.
@@ -194,9 +193,7 @@ class StepMeter:
             return True
         if self.faults.on("gradients"):
             with self.faults.guard("gradients"):
-                step.gradients = OptimizerGradients(
-                    optimizer, self._layers, self.pack, scale=scale, processes=self._processes
-                )
+                step.gradients = OptimizerGradients(optimizer, self._layers, self.pack, processes=self._processes)
         if self.faults.on("updates"):
             with self.faults.guard("updates"):
                 step.snapshot = WeightSnapshot(
@@ -208,16 +205,23 @@ class StepMeter:
         """Compare the weights with those before; with `clipped`, read the gradients again, as the step used them."""
         step = self.steps[index]
         step.done = True
-        # What a gradient scaler tells an optimizer that unscales by itself, for the duration of its step.
-        found_inf = getattr(step.optimizer, "found_inf", None)
-        if isinstance(found_inf, Tensor):
-            step.found_inf = self.pack.add(found_inf.detach().reshape(()).clone())
+        with self.faults.guard("gradients"):
+            self._ask_scaler(step)
         if step.snapshot is not None and self.faults.on("updates"):
             with self.faults.guard("updates"):
                 step.snapshot.measure(self.pack)
         if clipped and step.gradients is not None and self.faults.on("gradients"):
             with self.faults.guard("gradients"):
                 step.clipped = OptimizerGradients(step.optimizer, self._layers, self.pack, processes=self._processes)
+
+    def _ask_scaler(self, step: OptimizerStep) -> None:
+        """Take what a gradient scaler tells an optimizer that unscales by itself, for the duration of its step."""
+        found_inf, scale = (getattr(step.optimizer, name, None) for name in ("found_inf", "grad_scale"))
+        # Copies: the scaler changes its own in place before the step's numbers are sent.
+        if isinstance(found_inf, Tensor):
+            step.found_inf = self.pack.add(found_inf.detach().clone())
+        if isinstance(scale, Tensor) and step.gradients is not None:
+            step.gradients.scale = self.pack.add(scale.detach().clone())
 
     def finish(self) -> Measured:
         """Take every hook away and start the transfer."""

@@ -85,6 +85,8 @@ class Captures(pl.Callback):
         step["seen"].add(id(optimizer))
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         fused = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        if fused:  # and the user may have unscaled by hand
+            fused = scaler._per_optimizer_states[id(optimizer)]["stage"].name == "READY"
         scale = scaler.get_scale() if fused else 1.0
         step["norms"] |= by_layer(
             module, optimizer, lambda own: divided(norm(parameter.grad for parameter in own), scale)

@@ -71,6 +71,15 @@ class ClipsByHand(Manual):
         super().step(optimizer, batch_idx)
 
 
+class UnscalesByHand(Manual):
+    """For an optimizer that would do it by itself."""
+
+    def step(self, optimizer, batch_idx):
+        self.trainer.precision_plugin.scaler.unscale_(optimizer.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 10.0)
+        super().step(optimizer, batch_idx)
+
+
 class StepsEverySecond(Manual):
     """Accumulates by hand."""
 
@@ -178,6 +187,9 @@ SITUATIONS = {
         states=dict.fromkeys(("net.first", "net.norm", "net.second", "net.gate", "net.last"), NON_FINITE),
     ),
     "fp16-scaler-manual": Situation(make=lambda: Manual(relu_net()), settings={"plugins": scaled()}, sites=SITES),
+    "fp16-scaler-unscaled-by-hand": Situation(
+        make=lambda: UnscalesByHand(relu_net(), adamw_fused), settings={"plugins": scaled()}, sites=SITES
+    ),
     # -- accumulation, clipping
     "accumulation": Situation(
         make=everything(adam),
