@@ -121,17 +121,14 @@ class GradWatch(Telling):
 
     @guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        meter = self._meter
-        if meter is not None:
+        if (meter := self._meter) is not None:
             meter.add_loss(loss, current_scale(trainer, loss))
 
     @guarded
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         meter = self._meter
-        if meter is not None and meter.scale is None:
-            scale = current_scale(trainer, pl_module)
-            if scale is not None:
-                meter.set_scale(scale)
+        if meter is not None and meter.scale is None and (scale := current_scale(trainer, pl_module)) is not None:
+            meter.set_scale(scale)
 
     @guarded
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
