@@ -220,7 +220,7 @@ class Probe:
         if meter.audited:
             self._audited = len(self._sites.ordered)
         if measured.losses and not measured.activations_only:
-            self._unseen.take_signals(measured.slots)
+            self._unseen.take_signals(measured.sums)
         self._unseen.take_masks()
         for step in measured.steps.values():
             if step.gradients is not None:

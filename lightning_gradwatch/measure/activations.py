@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.batched import Batch, Kept, batch_elements
-from lightning_gradwatch.measure.collect import SiteSums
 from lightning_gradwatch.measure.composites import Composite, SiteCall
-from lightning_gradwatch.measure.counting import count
+from lightning_gradwatch.measure.counting import counter
 from lightning_gradwatch.measure.functions import COMPOSITES, Call, Inner, Zones, composite
 from lightning_gradwatch.measure.location import Location, inside_function, locate
 from lightning_gradwatch.measure.mask import Masks
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.collect import Collected
+    from lightning_gradwatch.measure.collect import Collected, SiteSums
     from lightning_gradwatch.measure.connections import Connections
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.mask import Samples
@@ -43,7 +40,6 @@ class Activations:
         collected: Collected,
         hooks: SignalHooks,
         connections: Connections,
-        batch: Batch,
         tags: Tags,
         names: Mapping[int, str],
         unseen: Unseen,
@@ -54,7 +50,6 @@ class Activations:
         self._unseen = unseen
         self.masks = Masks(None)
         """Which positions of this pass are samples."""
-        self._batch = batch
         self._connections = connections
         self._sites = sites
         self._collected = collected
@@ -63,7 +58,6 @@ class Activations:
 
     def end_pass(self) -> None:
         """Close a pass: new sites get their roles and names, and nothing of the user's graph is kept."""
-        self._batch.end_pass()
         self._sites.settle(self.roles)
         self.roles = Roles()
         self._tags.clear()
@@ -83,16 +77,13 @@ class Activations:
         tag = self._tags.get(call.z)
         axis = unit_axis(call.z, tag)
         site = self._site(location, call, None if tag is None else tag.layer, axis)
-        sums = SiteSums() if site.part else self._collected.of(site)
+        sums = self._collected.of(site)
         if alone:
             self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
         seen.samples = self._samples(site, call.z, axis)
-        small = seen.samples is None and not call.in_place and site.composite is None and self._batch.takes(call.z)
-        if small:
-            seen.kept, seen.zones = Kept(call.z), call.zones
-        if not site.part and not (small and site.batched):
-            self._count(site, sums, call, axis, seen.samples)
+        if not site.part:
+            _count(sums, call, axis, seen.samples)
         inner = seen.inner
         within = tag is not None and inner is not None and inner.site.function == "softplus"
         seen.of = tag.of if tag is not None and within else self._tags.root(call.z)
@@ -109,13 +100,7 @@ class Activations:
         tag.call, tag.of = seen, seen.of
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
-            kept, seen.kept = seen.kept, None
-            if kept is not None and seen.zones is not None and site.batched:
-                self._batch.add_call(seen, kept, seen.zones, output)
-            else:
-                seen.sums.output(output, seen.axis, self._samples(site, output, seen.axis))
-                if kept is not None and site.role is None:
-                    self._batch.try_out(site, kept, output)
+            seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
             seen.handles = self.hooks.watch(seen.sums, output, origin, in_place=seen.in_place)
             self._connections.called(site, origin, output, in_place=seen.in_place)
             if site.role is None:
@@ -155,12 +140,12 @@ class Activations:
         if not output.requires_grad:
             return
         sums = self._collected.of(site)
-        self._count(site, sums, call, axis, self._samples(site, call.z, axis))
+        _count(sums, call, axis, self._samples(site, call.z, axis))
         self._end(site, sums, done, output, axis)
 
     def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
         origin = Origin(done.root)
-        sums.output(output, axis, self._samples(site, output, axis))
+        sums.add_output(output, axis, self._samples(site, output, axis))
         self.hooks.watch(sums, output, origin)
         self._connections.called(site, origin, output, whole=True)
         if site.role is None:
@@ -172,11 +157,11 @@ class Activations:
         site.composite = done.function
         for handle in done.call.handles:
             handle.remove()
-        sums = self._collected.sites[site] = SiteSums()
+        sums = self._collected.renew(site)
         argument = done.call.argument
         if argument is not None:
             call = Call(site_zones(site), argument, in_place=False)
-            self._count(site, sums, call, done.call.axis, done.call.samples)
+            _count(sums, call, done.call.axis, done.call.samples)
         inner = done.call.inner
         if done.function == "mish" and inner is not None:
             self._sites.drop(inner.site)
@@ -196,13 +181,10 @@ class Activations:
             self._unseen.unmasked.add(site)
         return samples
 
-    def _count(self, site: Site, sums: SiteSums, call: Call, axis: int, samples: Samples | None) -> None:
-        if site.composite is not None:
-            call = call._replace(zones=site_zones(site))
-        z = call.z if samples is None else samples.only(call.z, axis, math.nan)
-        counts = count(call, z, axis)
-        if counts is not None:
-            sums.count(counts, batch_elements(z, axis), samples)
+
+def _count(sums: SiteSums, call: Call, axis: int, samples: Samples | None) -> None:
+    zones = call.zones if sums.site.composite is None else site_zones(sums.site)
+    sums.count(counter(zones, call.z.dtype, call.z.dim(), axis), call.z, axis, samples)
 
 
 def _units(call: Call, axis: int) -> int:

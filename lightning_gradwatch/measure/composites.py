@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.batched import Kept
     from lightning_gradwatch.measure.collect import SiteSums
-    from lightning_gradwatch.measure.functions import Zones
     from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.signal import Origin
     from lightning_gradwatch.measure.sites import Roles, Site
@@ -37,14 +35,12 @@ class SiteCall:
         "handles",
         "in_place",
         "inner",
-        "kept",
         "layer",
         "of",
         "origin",
         "samples",
         "site",
         "sums",
-        "zones",
     )
 
     def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None, *, in_place: bool) -> None:
@@ -61,9 +57,6 @@ class SiteCall:
         """Which positions of the argument count; None: all."""
         self.origin: Origin | None = None
         """Where the argument's gradient goes; until the function has run."""
-        self.kept: Kept | None = None
-        """The argument, where it is judged when the pass ends."""
-        self.zones: Zones | None = None
         self.argument: Tensor | None = None
         """The argument of the function, kept while the site is new: it may be a hand-written one's inner step."""
         self.handles: Sequence[RemovableHandle] = ()

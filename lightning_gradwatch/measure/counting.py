@@ -8,26 +8,18 @@ at most 255 bytes that stay bytes; in blocks that fit the cache. Small tensors t
 from __future__ import annotations
 
 import math
-import operator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
-    from lightning_gradwatch.measure.functions import Call, Region, Zones
+    from lightning_gradwatch.measure.functions import Region, Zones
 
 _COMPARE: Mapping[str, Callable[..., Tensor]] = {"<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
-_OPERATOR: Mapping[str, Callable[..., Tensor]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-"""The same, quicker to call: torch's functions first try whether the bound is a tensor."""
 _BLOCK = 1 << 20
 """Entries a block: enough to be worth a call to each operation, few enough to be made of memory that is there."""
 _LARGE = 1 << 17
@@ -38,116 +30,87 @@ _WIDE = 256
 """Bytes a row that torch adds up several at a time; below about 128 it goes one by one."""
 
 
-class Counts(NamedTuple):
-    """Observations counted a unit: int32[U] on the device of z, U the number of units."""
+class Counter:
+    """Counts in how many observations a unit is in each region of a function, for tensors of one dtype and rank.
 
-    units: int
-    observations: int
-    """Of each unit."""
-    inactive: Tensor | None
-    """None where the function can't be inactive: 0."""
-    saturated: Tensor | None
-    """None where it isn't applicable."""
-    either: Tensor | None
-    """Inactive or saturated, may be one of the other two; None where both are."""
+    What doesn't depend on the tensor is worked out once: in a net of narrow layers that takes longer than counting. A
+    region that is inactive and saturated (Hardtanh, ReLU6) is counted once; adding up is left to who reads the counts.
 
-
-def count(call: Call, z: Tensor, unit_axis: int) -> Counts | None:
-    """Count a call's inactive and saturated observations in z, which is its `Call.z` or some observations of it.
-
-    Returns None for a function without unit fractions. GLU has half as many units where its own axis is the unit axis.
-    NaN counts as neither. A bound is compared as float64 compares it, whatever the dtype of z.
-    A tensor without axes is one unit, observed once.
+    Args:
+        zones: The function's.
+        dtype: Of the tensors.
+        rank: Their number of axes.
+        unit_axis: Which of them is that of the units.
     """
-    if not call.zones.fractions:
-        return None
-    z = _judged(call.zones, z.detach(), 0)
-    units = z.shape[unit_axis]
-    return _counts(
-        call.zones, units, z.numel() // units if units else 0, lambda region: _count_region(z, unit_axis, region)
-    )
+
+    def __init__(self, zones: Zones, dtype: torch.dtype, rank: int, unit_axis: int) -> None:
+        inactive, saturated = zones.inactive, zones.saturated or ()
+        regions = tuple(dict.fromkeys((*inactive, *saturated)))
+        self.judges = zones.fractions
+        """Whether fractions of units can be given at all."""
+        self.inactive = tuple(regions.index(region) for region in inactive)
+        """Which of the regions add up to the inactive observations; empty where the function can't be inactive."""
+        self.saturated = tuple(regions.index(region) for region in saturated)
+        """Those of the saturated ones; empty where it isn't applicable."""
+        # Compared with a tensor, as torch would make one of a number each time; one without axes is for any device.
+        self._regions = [
+            (_COMPARE[region.comparison], torch.tensor(_in_dtype(region, dtype), dtype=dtype), region.absolute)
+            for region in regions
+        ]
+        self._gate_dim = zones.gate_dim
+        self._rank = rank
+        self._unit_axis = unit_axis % max(rank, 1)
+        self._others = [axis for axis in range(rank) if axis != self._unit_axis]
+
+    def seen(self, z: Tensor) -> tuple[int, int]:
+        """Return how many observations of each unit, and how many batch elements, are in a tensor.
+
+        GLU has half as many units where its own axis is the unit axis. A tensor without axes is one unit, observed once.
+        The batch elements are the length of the first axis, unless that is the unit axis.
+        """
+        entries, rank, axis = z.numel(), self._rank, self._unit_axis
+        if not rank:
+            return 1, 1
+        units = z.shape[axis]
+        if self._gate_dim is not None:
+            entries //= 2
+            if self._gate_dim % rank == axis:
+                units //= 2
+        return entries // units if units else 0, z.shape[0] if rank > 1 and axis else 1
+
+    def count(self, z: Tensor) -> list[Tensor]:
+        """Return int32[U] for each region, on the tensor's device.
+
+        NaN is in no region. A bound is compared as float64 compares it, whatever the dtype.
+        """
+        z = z.detach()
+        if self._gate_dim is not None:
+            half = z.shape[self._gate_dim] // 2
+            z = z.narrow(self._gate_dim, half, half)
+        if not self._rank:
+            z = z.unsqueeze(-1)
+        if z.numel() >= _LARGE and z.device.type == "cpu":
+            return [
+                _count_blocks(z, self._unit_axis, compare, bound, absolute=absolute)
+                for compare, bound, absolute in self._regions
+            ]
+        counts = []
+        for compare, bound, absolute in self._regions:
+            inside = compare(z.abs() if absolute else z, bound)
+            # A sum over no axes would be one over all.
+            counts.append(inside.sum(self._others, dtype=torch.int32) if self._others else inside.to(torch.int32))
+        return counts
 
 
-def count_many(zones: Zones, stacked: Tensor, unit_axis: int) -> list[Counts] | None:
-    """Count the observations of several calls of one function at once: `stacked[i]` is what `count` takes as z.
-
-    `unit_axis` is that of one call. The counts equal those of `count`, call by call.
-    """
-    if not zones.fractions:
-        return None
-    z = _judged(zones, stacked.detach(), 1)
-    calls, units = len(z), z.shape[unit_axis + 1]
-    others = [axis for axis in range(1, z.dim()) if axis != unit_axis + 1]
-
-    def count_region(region: Region) -> Tensor:
-        inside = _inside(z, region)
-        return inside.sum(others, dtype=torch.int32) if others else inside.to(torch.int32)
-
-    counts = _counts(zones, units, z[0].numel() // units if units else 0, count_region)
-    split: dict[int, Sequence[Tensor | None]] = {
-        id(counted): (None,) * calls if counted is None else counted.unbind()
-        for counted in (counts.inactive, counts.saturated, counts.either)
-    }
-    return [
-        Counts(units, counts.observations, inactive, saturated, either)
-        for inactive, saturated, either in zip(
-            split[id(counts.inactive)], split[id(counts.saturated)], split[id(counts.either)], strict=True
-        )
-    ]
+@lru_cache(maxsize=1024)
+def counter(zones: Zones, dtype: torch.dtype, rank: int, unit_axis: int) -> Counter:
+    """Return the one counter of its kind, so that calls which are counted alike are known by it."""
+    return Counter(zones, dtype, rank, unit_axis)
 
 
-def _judged(zones: Zones, z: Tensor, first: int) -> Tensor:
-    """Return what of z is judged; `first` is where the axes of one call begin."""
-    if zones.gate_dim is not None:
-        axis = zones.gate_dim + first if zones.gate_dim >= 0 else zones.gate_dim
-        half = z.shape[axis] // 2
-        z = z.narrow(axis, half, half)
-    return z.unsqueeze(-1) if z.dim() == first else z
-
-
-def _counts(zones: Zones, units: int, observations: int, count_region: Callable[[Region], Tensor]) -> Counts:
-    inactive, saturated = zones.inactive, zones.saturated or ()
-    counted: dict[Region, Tensor] = {}  # a region of both (Hardtanh, ReLU6) is counted once
-    in_inactive = _count(inactive, counted, count_region) if inactive else None
-    if saturated == inactive:
-        in_saturated = in_inactive
-    else:
-        in_saturated = _count(saturated, counted, count_region) if saturated else None
-    # No third pass: where a function has both, its saturated regions are inactive too.
-    either = in_saturated if in_inactive is None else in_inactive
-    return Counts(units, observations, in_inactive, in_saturated, either)
-
-
-def _count(
-    regions: tuple[Region, ...], counted: dict[Region, Tensor], count_region: Callable[[Region], Tensor]
+def _count_blocks(
+    z: Tensor, unit_axis: int, compare: Callable[..., Tensor], bound: Tensor, *, absolute: bool
 ) -> Tensor:
-    total: Tensor | None = None
-    for region in regions:
-        if region not in counted:
-            counted[region] = count_region(region)
-        total = counted[region] if total is None else total + counted[region]
-    assert total is not None
-    return total
-
-
-def _inside(z: Tensor, region: Region) -> Tensor:
-    return _OPERATOR[region.comparison](z.abs() if region.absolute else z, _in_dtype(region, z.dtype))
-
-
-def _count_region(z: Tensor, unit_axis: int, region: Region) -> Tensor:
-    if z.numel() >= _LARGE and z.device.type == "cpu":
-        return _count_blocks(z, unit_axis, region)
-    inside = _inside(z, region)
-    axes = z.dim()
-    if axes == 1:  # a sum over no axes would be one over all
-        return inside.to(torch.int32)
-    if axes == 2:
-        return inside.sum(1 - unit_axis % 2, dtype=torch.int32)
-    unit_axis %= axes
-    return inside.sum([axis for axis in range(axes) if axis != unit_axis], dtype=torch.int32)
-
-
-def _count_blocks(z: Tensor, unit_axis: int, region: Region) -> Tensor:
     rows, units = _as_rows(z, unit_axis)
     width = rows.shape[1]
     block = max(1, _BLOCK // width)
@@ -155,12 +118,11 @@ def _count_blocks(z: Tensor, unit_axis: int, region: Region) -> Tensor:
     if block > group:
         block -= block % group
     scratch = torch.empty((min(block, len(rows)), width), dtype=z.dtype)
-    compare, bound = _COMPARE[region.comparison], _in_dtype(region, z.dtype)
     total: Tensor | None = None
     for start in range(0, len(rows), block):
         part = rows[start : start + block]
         inside = scratch[: len(part)]
-        if region.absolute:
+        if absolute:
             part = torch.abs(part, out=inside)
         compare(part, bound, out=inside)
         added = _add_up(inside.to(torch.bool).view(torch.uint8), units)

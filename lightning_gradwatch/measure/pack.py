@@ -16,12 +16,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector
 
 Slot: TypeAlias = int
-Place: TypeAlias = tuple[int, int, int]
-"""Of a slot: which tensor that travels, from which entry on, how many."""
 Sent: TypeAlias = "tuple[list[int], list[int], Tensor, torch.cuda.Event | None]"
-
-_SHARED = 1 << 20
-"""Entries up to which a view's whole base travels: ours are a few counts a unit, a user's may be anything."""
 
 
 class Pack:
@@ -29,30 +24,24 @@ class Pack:
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
-        self._places: list[Place] = []
-        self._shared: dict[int, int] = {}
+        self._once: dict[int, Slot] = {}
 
     def add(self, tensor: Tensor) -> Slot:
         """Take a tensor of any real dtype along; its slot finds it again after the transfer."""
-        base = tensor._base  # noqa: SLF001 - of which it is a view; it has no public name
-        if base is None or base.numel() > _SHARED or not (base.is_contiguous() and tensor.is_contiguous()):
-            self._places.append((len(self._tensors), 0, tensor.numel()))
-            self._tensors.append(tensor.detach() if tensor.requires_grad else tensor)
-        else:
-            # The rows of one tensor, as batched measuring makes them, travel as that tensor.
-            index = self._shared.get(id(base))
-            if index is None:
-                index = self._shared[id(base)] = len(self._tensors)
-                self._tensors.append(base.detach() if base.requires_grad else base)
-            start = int(tensor.storage_offset() - base.storage_offset())
-            self._places.append((index, start, tensor.numel()))
-        return len(self._places) - 1
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
+
+    def add_once(self, tensor: Tensor) -> Slot:
+        """Take a tensor along unless it is along already, as one that several sites share is."""
+        slot = self._once.get(id(tensor))
+        if slot is None:
+            slot = self._once[id(tensor)] = self.add(tensor)
+        return slot
 
     def send(self) -> Pending:
         """Start the transfer: one for each device that holds something (as a rule one)."""
         tensors, self._tensors = self._tensors, []
-        places, self._places = self._places, []
-        self._shared.clear()
+        self._once.clear()
         devices: dict[torch.device, dict[tuple[torch.dtype, int], list[int]]] = {}
         for slot, tensor in enumerate(tensors):
             kinds = devices.setdefault(tensor.device, {})
@@ -73,7 +62,7 @@ class Pack:
                 sent.append((order, sizes, host, arrived))
             else:
                 sent.append((order, sizes, packed.cpu(), None))
-        return Pending(len(tensors), places, sent)
+        return Pending(len(tensors), sent)
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
@@ -86,9 +75,8 @@ def _joined(tensors: list[Tensor], dim: int) -> Tensor:
 class Pending:
     """A transfer under way."""
 
-    def __init__(self, length: int, places: list[Place], sent: list[Sent]) -> None:
+    def __init__(self, length: int, sent: list[Sent]) -> None:
         self._length = length
-        self._places = places
         self._sent = sent
 
     @property
@@ -106,4 +94,4 @@ class Pending:
             for index, size in zip(indices, sizes, strict=True):
                 arrived[index] = flat[start : start + size]
                 start += size
-        return [arrived[index][start : start + size] for index, start, size in self._places]
+        return arrived

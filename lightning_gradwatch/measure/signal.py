@@ -12,8 +12,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
-from lightning_gradwatch.measure.norms import l2_norm
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.batched import Batch
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.faults import Faults
 
@@ -51,8 +48,7 @@ class Origin:
 class SignalHooks:
     """The hooks of one step on nodes of the user's graph."""
 
-    def __init__(self, faults: Faults, batch: Batch, *, off: bool = False) -> None:
-        self._batch = batch
+    def __init__(self, faults: Faults, *, off: bool = False) -> None:
         self._faults = faults
         self._guard = faults.guard("signal")
         self._off = off
@@ -104,7 +100,7 @@ class SignalHooks:
     def _single_hook(self, sums: SiteSums) -> Callable[[Grads, Grads], None]:
         """Return the hook of a node whose one input is z, as nearly all activation functions have it."""
         fired = False
-        guard, batch = self._guard, self._batch
+        guard = self._guard
 
         def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
             nonlocal fired
@@ -114,8 +110,8 @@ class SignalHooks:
                 if fired:  # see `_Parts.take`
                     sums.signal_complete = False
                 else:
-                    batch.add_gradient(sums, sums.signal_norms, grad_inputs[0])
-                    batch.add_gradient(sums, sums.arriving_norms, grad_outputs[0])
+                    sums.add_signal(grad_inputs[0])
+                    sums.add_arriving(grad_outputs[0])
                 fired = True
 
         return hook
@@ -128,7 +124,7 @@ class SignalHooks:
             if self.ignoring or not self._faults.on("signal"):
                 return
             with self._guard:
-                self._batch.add_gradient(sums, sums.arriving_norms, grad_outputs[0])
+                sums.add_arriving(grad_outputs[0])
 
         return hook
 
@@ -191,7 +187,7 @@ class _Parts:
             if gradient is not None:
                 self._delta = gradient.detach() if self._delta is None else self._delta + gradient.detach()
         if self._missing == 0 and self._delta is not None:
-            self._sums.signal_norms.append(l2_norm(self._delta))
+            self._sums.add_signal(self._delta)
             self._delta = None
 
 

@@ -36,8 +36,6 @@ class Site:
     """None until the first forward pass that called it has ended."""
     composite: str | None = None
     """The function that the place turned out to compute, such as ``silu`` for ``x * sigmoid(x)``."""
-    batched: bool = False
-    """Whether its small tensors may wait for the end of the pass: nothing was seen to write into them meanwhile."""
     part: bool = False
     """Whether it turned out to be a step inside a hand-written function, and so no site."""
     name: str = ""

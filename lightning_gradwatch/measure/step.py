@@ -11,8 +11,7 @@ from torch import Tensor
 from lightning_gradwatch.measure.activations import Activations
 from lightning_gradwatch.measure.aside import stepping_aside
 from lightning_gradwatch.measure.audit import Audit, AuditedTracer
-from lightning_gradwatch.measure.batched import Batch
-from lightning_gradwatch.measure.collect import Collected, SiteSlots
+from lightning_gradwatch.measure.collect import Collected, SiteSums
 from lightning_gradwatch.measure.connections import Connections
 from lightning_gradwatch.measure.gradients import OptimizerGradients
 from lightning_gradwatch.measure.pack import Pack, Pending, Slot
@@ -61,7 +60,7 @@ class Measured:
     def __init__(self, step: StepMeter) -> None:
         self.steps = step.steps
         self.activations_only = step.activations_only
-        self.slots: list[SiteSlots] = step.collected.pack(step.pack) if step.faults.on("activations") else []
+        self.sums: list[SiteSums] = list(step.collected.sites.values()) if step.faults.on("activations") else []
         self.losses = step.losses
         self.scale = step.scale
         self.segments = step.segments
@@ -87,8 +86,8 @@ class StepMeter:
         audited: bool = False,
     ) -> None:
         self.faults = faults
-        self.collected = Collected()
         self.pack = Pack()
+        self.collected = Collected(self.pack)
         self.steps: dict[int, OptimizerStep] = {}
         self.losses: list[Slot] = []
         self.scale: Slot | None = None
@@ -100,15 +99,13 @@ class StepMeter:
         self._eager = eager
         self._processes = processes
         self._tags = Tags()
-        self._batch = Batch()
-        self.hooks = SignalHooks(faults, self._batch, off=activations_only)
+        self.hooks = SignalHooks(faults, off=activations_only)
         self._connections = Connections(off=activations_only)
         self.activations = Activations(
             sites=sites,
             collected=self.collected,
             hooks=self.hooks,
             connections=self._connections,
-            batch=self._batch,
             tags=self._tags,
             names=names,
             unseen=unseen,
@@ -227,7 +224,6 @@ class StepMeter:
         """Take every hook away and start the transfer."""
         self.close()
         with self.faults.guard("signal"):
-            self._batch.end_step()
             self.segments = self._connections.segments()
         return Measured(self)
 

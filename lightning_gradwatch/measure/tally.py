@@ -17,7 +17,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.measure.collect import SiteSlots
+    from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.gradients import OptimizerGradients
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.sites import Site
@@ -73,7 +73,7 @@ class OfSite(IntEnum):
     SEEN = 8
     """Whether the site was called."""
     LOST = 9
-    """Whether it was called and can't be counted any more."""
+    """Whether the numbers of several processes can't be put together."""
 
 
 LAYER_NORMS, SITE_NORMS = 4, 3
@@ -149,11 +149,11 @@ def tally(measured: Measured, values: list[FloatVector], columns: Columns, optim
     of_sites = np.zeros((len(columns.sites), len(OfSite)))
     chunks: list[Chunk | None] = [None] * len(columns.sites)
     starts: list[int | None] = [None] * len(columns.sites)
-    for slots in measured.slots:
-        place = columns.place.get(slots.site)
+    for sums in measured.sums:
+        place = columns.place.get(sums.site)
         if place is not None:  # a step inside a hand-written function is no site
-            of_sites[place] = _of_site(slots, values)
-            chunks[place] = slots.chunk(values)
+            of_sites[place] = _of_site(sums, values)
+            chunks[place] = sums.chunk(values)
     for site, start in measured.segments.items():
         if (place := columns.place.get(site)) is not None:
             starts[place] = columns.place.get(start)
@@ -191,17 +191,17 @@ def _add_gradients(
             row[OfLayer.MATRIX_ENTRIES] += gradient.entries
 
 
-def _of_site(slots: SiteSlots, values: list[FloatVector]) -> list[float]:
-    signal, arriving = slots.signal_norm(values), slots.arriving_norm(values)
+def _of_site(sums: SiteSums, values: list[FloatVector]) -> list[float]:
+    signal, arriving = sums.signal_norm(values), sums.arriving_norm(values)
     return [
-        slots.output_norm(values),
+        sums.output_norm(values),
         signal or 0.0,
         arriving or 0.0,
-        slots.output_entries(values),
-        slots.either(values),
+        sums.all_output_entries(values),
+        sums.either(values),
         signal is not None,
         arriving is not None,
-        not slots.sums.signal_complete,
+        not sums.signal_complete,
         1,
-        slots.sums.lost,
+        0,
     ]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.collect import SiteSlots
+    from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.location import Location
     from lightning_gradwatch.measure.sites import Site
 
@@ -111,18 +111,18 @@ class Unseen:
         for name, reason in layers.items():
             self.note((name, reason), Note(name, reason, 0))
 
-    def take_signals(self, slots: Iterable[SiteSlots]) -> None:
+    def take_signals(self, measured: Iterable[SiteSums]) -> None:
         """Note the sites without a signal in a step that had a backward pass, until they have one."""
-        for slot in slots:
-            site = slot.site
+        for sums in measured:
+            site = sums.site
             if site in self._passed or not site.name:
                 continue
-            if slot.signal and slot.sums.signal_complete:
+            if sums.signal and sums.signal_complete:
                 self._passed.add(site)
                 if self._notes.pop(site, None) is not None:
                     self.changes += 1
             elif site in self.alone:
                 self.note(site, Note(site.name, _ALONE[self.alone[site]], 0))
             else:
-                reason = NOT_PASSED if slot.sums.signal_complete else _ENTANGLED
+                reason = NOT_PASSED if sums.signal_complete else _ENTANGLED
                 self.note(site, Note(site.name, reason, 0))

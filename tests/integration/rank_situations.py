@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, Probe
-from lightning_gradwatch.measure import batched, gradients, updates
+from lightning_gradwatch.measure import collect, counting, gradients, updates
 from lightning_gradwatch.ranks import ranks as ranks_module
 from lightning_gradwatch.rules.evaluator import Evaluator
 from lightning_gradwatch.schedule import Schedule
@@ -53,8 +53,8 @@ def fit_with_fault(rank, *, where, of_ranks=(1,), at_call=1, **settings):
 
 
 FAULTS = {
-    "counting": (batched, "count_many"),
-    "signal": (batched.Batch, "add_gradient"),
+    "counting": (counting.Counter, "count"),
+    "signal": (collect.SiteSums, "add_signal"),
     "gradients": (gradients, "l2_norms"),
     "updates": (updates, "_copy"),
     "schedule": (Schedule, "due"),

@@ -35,12 +35,12 @@ def full_disk(*args, **kwargs):
 
 
 FAULTS = {
-    "counting": ("lightning_gradwatch.measure.activations.count", bug, "activations"),
+    "counting": ("lightning_gradwatch.measure.counting.Counter.count", bug, "activations"),
     "locating": ("lightning_gradwatch.measure.activations.locate", bug, "activations"),
     "identifying": ("lightning_gradwatch.measure.tracer.identify", bug, "activations"),
     "after an activation": ("lightning_gradwatch.measure.activations.Activations.after", bug, "activations"),
     "end of a pass": ("lightning_gradwatch.measure.sites.Sites.settle", bug, "activations"),
-    "signal": ("lightning_gradwatch.measure.batched.Batch.add_gradient", bug, "signal"),
+    "signal": ("lightning_gradwatch.measure.collect.SiteSums.add_signal", bug, "signal"),
     "walking the graph": ("lightning_gradwatch.measure.connections.Connections.end_pass", bug, "signal"),
     "gradients": ("lightning_gradwatch.measure.gradients.l2_norms", bug, "gradients"),
     "snapshot": ("lightning_gradwatch.measure.updates._copy", bug, "updates"),

@@ -1,6 +1,7 @@
 """Counts against a plain numpy recount in float64, in every layout and dtype, on both ways through the code."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch.measure import counting
-from lightning_gradwatch.measure.counting import count
+from lightning_gradwatch.measure.counting import Counter, counter
 from lightning_gradwatch.measure.functions import composite
 from lightning_gradwatch.measure.identify import identify
 
@@ -70,6 +71,22 @@ def near_the_bounds(shape, dtype, seed=0):
     return torch.where(choice == 19, odd[torch.from_numpy(generator.integers(0, len(odd), size=shape))], z)
 
 
+def summed(counts, places, wanted):
+    """Return what the regions at some places add up to; None where there are none."""
+    assert all(found.dtype == torch.int32 and not found.requires_grad for found in counts)
+    return sum(counts[place] for place in places) if wanted else None
+
+
+def count(call, z, axis):
+    """Return observations of each unit, inactive and saturated ones a unit, None for a function without fractions."""
+    own = Counter(call.zones, z.dtype, z.dim(), axis)
+    if not own.judges:
+        return None
+    counts = own.count(z)
+    inactive, saturated = (summed(counts, places, places) for places in (own.inactive, own.saturated))
+    return SimpleNamespace(observations=own.seen(z)[0], inactive=inactive, saturated=saturated)
+
+
 def recount(rule, z, axis):
     marks = rule(z.detach().to(torch.float64).numpy())
     return np.moveaxis(marks, axis, 0).reshape(z.shape[axis], math.prod(z.shape) // max(1, z.shape[axis])).sum(1)
@@ -78,14 +95,11 @@ def recount(rule, z, axis):
 def check(name, z, axis):
     make, inactive, saturated = CASES[name]
     counts = count(make(z), z, axis)
-    assert (counts.units, counts.observations) == (z.shape[axis], z.numel() // z.shape[axis] if z.shape[axis] else 0)
-    either = inactive or saturated
-    for found, rule in ((counts.inactive, inactive), (counts.saturated, saturated), (counts.either, either)):
+    assert counts.observations == (z.numel() // z.shape[axis] if z.shape[axis] else 0)
+    for found, rule in ((counts.inactive, inactive), (counts.saturated, saturated)):
         if rule is None:
             assert found is None
         else:
-            assert found.dtype == torch.int32
-            assert not found.requires_grad
             np.testing.assert_array_equal(found.numpy(), recount(rule, z, axis))
 
 
@@ -135,7 +149,7 @@ def test_channels_last_memory_is_counted_without_a_copy(way, monkeypatch):
 def test_a_number_without_axes_is_one_unit_observed_once(way):
     z = torch.tensor(-1.0)
     counts = count(identify(F.relu, (z,), {}), z, 0)
-    assert (counts.units, counts.observations, counts.inactive.tolist()) == (1, 1, [1])
+    assert (counts.observations, counts.inactive.tolist()) == (1, [1])
 
 
 @pytest.mark.parametrize(("dim", "axis", "units"), [(-1, 2, 4), (2, -1, 4), (1, 2, 8), (0, 0, 1), (-1, 0, 2)])
@@ -144,7 +158,7 @@ def test_glu_is_judged_by_its_gate(dim, axis, units, way):
     gate = z.detach().chunk(2, dim)[1]
     gate.copy_(near_the_bounds(gate.shape, torch.float32))
     counts = count(identify(F.glu, (z, dim), {}), z, axis)
-    assert (counts.units, counts.observations) == (units, 48 // units)
+    assert (len(counts.saturated), counts.observations) == (units, 48 // units)
     np.testing.assert_array_equal(counts.saturated.numpy(), recount(lambda u: abs(u) > 4, gate, axis))
 
 
@@ -155,7 +169,11 @@ def test_softmax_is_not_counted():
 
 def test_a_function_that_can_be_neither_needs_no_tensor():
     z = torch.randn(3, 4)
-    assert count(identify(F.leaky_relu, (z,), {}), z, 1) == (4, 3, None, None, None)
+    assert vars(count(identify(F.leaky_relu, (z,), {}), z, 1)) == {
+        "observations": 3,
+        "inactive": None,
+        "saturated": None,
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -188,3 +206,27 @@ def test_nothing_is_read_back(name, way):
 def test_counts_stay_on_the_tensors_device():
     z = torch.randn(5, 6, device="meta")
     assert count(identify(F.relu6, (z,), {}), z, 1).saturated.device.type == "meta"
+
+
+def test_a_region_of_both_is_counted_once():
+    z = torch.randn(5, 6)
+    for function, regions in ((F.hardtanh, 1), (F.relu6, 2), (F.sigmoid, 1), (F.leaky_relu, 0)):
+        assert len(Counter(identify(function, (z,), {}).zones, z.dtype, 2, 1).count(z)) == regions
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "batch_elements"),
+    [((), 0, 1), ((6,), 0, 1), ((3, 4), 1, 3), ((3, 4), 0, 1), ((5, 4, 3), 2, 5), ((5, 4, 3), -1, 5)],
+)
+def test_batch_elements_are_the_first_axis_unless_that_is_the_units(shape, axis, batch_elements):
+    z = torch.randn(shape)
+    assert Counter(identify(F.relu, (z,), {}).zones, z.dtype, z.dim(), axis).seen(z)[1] == batch_elements
+
+
+def test_calls_that_are_counted_alike_share_a_counter():
+    z = torch.randn(5, 6)
+    zones = identify(F.relu, (z,), {}).zones
+    own = counter(zones, z.dtype, 2, 1)
+    assert counter(identify(torch.relu_, (z,), {}).zones, z.dtype, 2, 1) is own
+    assert counter(zones, torch.float64, 2, 1) is not own
+    assert counter(zones, z.dtype, 2, 0) is not own

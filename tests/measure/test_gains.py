@@ -606,20 +606,21 @@ def test_two_backward_passes_leave_what_they_share_without_gains():
     assert all(math.isnan(weight) for _, weight in found.values())
 
 
-def test_a_gradient_that_a_hook_of_the_user_writes_into_is_absent():
+def test_a_gradient_is_as_it_was_before_a_hook_of_the_user_wrote_into_it():
     def forward(m, x):
-        x = torch.tanh(m.a(x))
+        x = m.tap("tanh", z := m.a(x), torch.tanh(z))
         z = m.b(x)
-        z.register_hook(lambda gradient: gradient.mul_(3.0))
-        return m.head(F.elu(m.c(F.relu(z))))
+        if m.taps is None:
+            z.register_hook(lambda gradient: gradient.mul_(3.0))
+        x = m.tap("relu", z, F.relu(z))
+        return m.head(m.tap("elu", z := m.c(x), F.elu(z)))
 
-    model = Net(forward)
-    probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.0))
-    with probe:
-        model(batch()).square().sum().backward()
-    tanh, relu, elu = zip(*(probe.record.metrics[name] for name in METRICS), strict=True)
-    assert (tanh[0], relu, elu[0]) == (pytest.approx(tanh[0]), (NAN, NAN), pytest.approx(elu[0]))
-    assert math.isnan(elu[1])
+    gains, reference, _ = measure(Net(forward), batch())
+    assert gains[":tanh"] == reference.gains("tanh")
+    assert gains[":elu"] == reference.gains("elu", "relu")
+    # Between the two the hook is at work.
+    activation, weight = gains[":relu"]
+    assert (activation, weight / 3) == reference.gains("relu", "tanh")
 
 
 def test_no_gain_where_nothing_arrives():

@@ -140,3 +140,30 @@ def test_an_empty_batch_gives_no_observation(measure):
     assert result.site.fill == 0.0
     assert math.isnan(result.site.dead)
     assert math.isnan(result.site.inactive_share)
+
+
+class Writes(nn.Module):
+    """Writes into the output, or the argument, of its activation."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.where = where
+
+    def forward(self, x):
+        z = self.first(x)
+        a = nn.functional.gelu(z) if self.where == "output" else nn.functional.relu(z)
+        if self.where != "nowhere":
+            (a if self.where == "output" else z).mul_(3.0)
+        return self.second(a)
+
+
+@pytest.mark.parametrize(("where", "function"), [("output", nn.functional.gelu), ("argument", nn.functional.relu)])
+def test_what_is_written_into_an_activations_tensors_afterwards_makes_no_difference(where, function, measure):
+    x = torch.randn(16, 8)
+    model = Writes(where)
+    result = measure(model, x, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), steps=2)
+    z = model.first(x).detach()
+    flat = z <= 0 if where == "argument" else z < -2.0507762548328534
+    assert result.site.inactive_share == flat.float().mean().item()
+    assert result.site.rms == pytest.approx(function(z).square().mean().sqrt().item(), rel=1e-6)
