@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.galleries.cases import CASES
-from benchmarks.galleries.judge import Judged, judge_all
-from benchmarks.galleries.remedy import Trial, try_remedy
+from benchmarks.galleries.judge import judge_all
+from benchmarks.galleries.remedy import try_remedies
 from benchmarks.galleries.runner import run_all
 from benchmarks.galleries.spec import SEEDS
 from benchmarks.galleries.table import case_table, notable, remedy_table, totals_table
@@ -66,14 +66,11 @@ def _judge(names: Sequence[str], options: argparse.Namespace, runs: Path) -> Non
     _print("\n## Totals", totals_table(judged))
     _print("\n## To look at", notable(judged))
     if options.remedies:
-        trials = [(run, _tried(run)) for run in judged if run.ill]
-        _print("\n## Remedies tried\n", remedy_table(trials))
+        ill = [run for run in judged if run.ill]
+        wanted = [(run.case, run.result.seed, run.root.remedy) for run in ill if run.root is not None]
+        trials = iter(try_remedies(wanted, jobs=options.jobs))
+        _print("\n## Remedies tried\n", remedy_table([(run, next(trials) if run.root else None) for run in ill]))
     _print(f"\n{time.monotonic() - started:.0f} s")
-
-
-def _tried(run: Judged) -> Trial | None:
-    sys.stderr.write(f"\r\033[Kremedy of {run.case.name} {run.result.seed}")
-    return None if run.root is None else try_remedy(run.case, run.result.seed, run.root.remedy)
 
 
 def _print(title: str, lines: Iterable[str] = ()) -> None:

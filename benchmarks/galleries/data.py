@@ -157,7 +157,6 @@ def _classes(name: str) -> Task:
 
 TASKS: dict[str, Task] = {
     "digits": Task(_bundled("digits"), "classification", 0.8, "cross_entropy", sequence=(8, 8)),
-    "pixels": Task(_bundled("digits"), "classification", 0.8, "cross_entropy", sequence=(64, 1)),
     "iris": _classes("iris"),
     "wine": _classes("wine"),
     "cancer": _classes("breast_cancer"),

@@ -63,12 +63,12 @@ VANISHING_START = family(
     ("silu-12-default-momentum", DIGITS, dense(12, "SiLU", None), MOMENTUM),
     ("leaky-12-default-cancer", CANCER, dense(12, "LeakyReLU", None, 32), SGD),
     (
-        "conv-10-default",
+        "conv-8-default",
         DIGITS,
-        Conv(widths=(8,) * 10, start=None, pooled=(3, 6)),
-        Training(rate=0.05, options={"momentum": 0.9}, steps=200),
+        Conv(widths=(12,) * 8, start=None, pooled=(2,)),
+        replace(MOMENTUM, steps=200),
     ),
-    ("relu-12-default-diabetes", DIABETES, dense(12, "ReLU", None, 32), SGD),
+    ("relu-12-default-diabetes", DIABETES, dense(12, "ReLU", None, 32), replace(SGD, rate=0.02)),
     ("tanh-50-default-adam", DIGITS, dense(50, "Tanh", None), replace(ADAM, steps=200)),
     roots=("GW401", "GW101"),
 )
@@ -82,9 +82,9 @@ EXPLODING = family(
     ("relu-8-unit-normal-wine", WINE, dense(8, "ReLU", Start(method="normal_"), 32), SGD),
     (
         "relu-unrolled-large",
-        Data(task="pixels"),
-        Unrolled(width=32, activation="ReLU", start=Start(method="orthogonal_", gain=2.0)),
-        Training(rate=0.05, steps=120),
+        DIGITS,
+        Unrolled(width=32, activation="ReLU", start=Start(method="orthogonal_", gain=4.0)),
+        Training(rate=0.05),
     ),
     ("elu-24-large-momentum", DIGITS, dense(24, "ELU", Start(method="xavier_normal_", gain=2.5)), MOMENTUM),
     roots=("GW401", "GW102"),
@@ -101,7 +101,7 @@ NON_FINITE = family(
         "rate-momentum-conv",
         DIGITS,
         Conv(widths=(8, 16), pooled=(0,)),
-        Training(rate=50.0, options={"momentum": 0.9}, steps=200),
+        Training(rate=50.0, options={"momentum": 0.9}),
     ),
     roots=("GW103", "GW302", "GW102"),
 )

@@ -56,7 +56,7 @@ class Judged:
     @property
     def root(self) -> Finding | None:
         """The root cause: of what isn't a consequence of another finding, the first of the highest severity."""
-        roots = [finding for finding in self.alarms if not getattr(finding, "consequence_of", "")]
+        roots = [finding for finding in self.alarms if not finding.consequence_of]
         return max(roots, key=lambda finding: finding.severity, default=None)
 
     @property

@@ -5,6 +5,8 @@ Only `Remedy.actions` is read, never the case's name or the finding's text.
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from benchmarks.galleries.outcome import Outcome, outcome
 from benchmarks.galleries.training import prepare, quiet, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from benchmarks.galleries.spec import Case
     from lightning_gradwatch.findings import Action, Remedy
@@ -51,6 +53,14 @@ def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
                 refused.append(f"{action.kind}: nothing that a program could do")
         train(prepared, [], logger=False)
         return Trial(outcome(prepared), tuple(refused))
+
+
+def try_remedies(runs: Sequence[tuple[Case, int, Remedy]], *, jobs: int) -> list[Trial]:
+    """Try several, on so many processes."""
+    if jobs == 1:
+        return [try_remedy(*run) for run in runs]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(try_remedy, *zip(*runs, strict=True)))
 
 
 def _apply(module: nn.Module, action: Action) -> list[str]:

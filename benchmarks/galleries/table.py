@@ -73,15 +73,12 @@ def notable(runs: Sequence[Judged]) -> Iterator[str]:
         ],
         "Meant ill, learned all the same": [run for run in runs if run.case.ill and run.result.outcome.learned],
         "Meant healthy, didn't learn": [run for run in runs if not run.case.ill and not run.result.outcome.learned],
-        "Replayed otherwise than live": [run for run in runs if run.differs],
-        "Parts of the monitor switched off": [run for run in runs if run.result.faults],
     }
     for title, found in lists.items():
-        yield f"\n### {title}: {len(found)}\n"
-        for run in found:
-            detail = run.differs or "; ".join(run.result.faults) or _findings(run)
-            late = f" first at step {run.warned}" if run.warned is not None else ""
-            yield f"- {run.case.name} seed {run.result.seed} ({run.half}; {run.result.outcome.score:.2f}): {detail}{late}"
+        yield from _listed(title, [(run, _findings(run)) for run in found])
+    yield from _listed("Replayed otherwise than live", [(run, run.differs) for run in runs if run.differs])
+    faulty = [(run, "; ".join(run.result.faults)) for run in runs if run.result.faults]
+    yield from _listed("Parts of the monitor switched off", faulty)
 
 
 def remedy_table(trials: Sequence[tuple[Judged, Trial | None]]) -> Iterator[str]:
@@ -106,6 +103,12 @@ def remedy_table(trials: Sequence[tuple[Judged, Trial | None]]) -> Iterator[str]
         yield f"\n{half}: {Share(mended, len(chosen))} of the ill runs learn with the remedy of their root finding"
 
 
+def _listed(title: str, found: Sequence[tuple[Judged, str]]) -> Iterator[str]:
+    yield f"\n### {title}: {len(found)}\n"
+    for run, detail in found:
+        yield f"- {run.case.name} seed {run.result.seed} ({run.half}; {run.result.outcome.score:.2f}): {detail}"
+
+
 def _root(run: Judged) -> str:
     return run.root.code if run.root else "-"
 
@@ -117,11 +120,13 @@ def _actions(run: Judged) -> str:
 def _findings(run: Judged) -> str:
     if not run.findings:
         return "nothing found"
-    return "; ".join(
+    first = "" if run.warned is None else f"; first warning at step {run.warned}"
+    told = "; ".join(
         f"{finding.code} {finding.severity.label} from step {finding.first_step}, {finding.value:.3g} against {finding.threshold:.3g}"
-        + (f" (consequence of {finding.consequence_of})" if getattr(finding, "consequence_of", "") else "")
+        + (f" (consequence of {finding.consequence_of})" if finding.consequence_of else "")
         for finding in run.findings
     )
+    return told + first
 
 
 def _row(*cells: object) -> str:
