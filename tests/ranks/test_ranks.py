@@ -197,7 +197,7 @@ def test_one_that_leaves_is_heard_of_whenever_the_others_come_by():
         with pytest.raises(GivenUp, match="the monitor of rank 1 has failed"):
             one.combine(step)
 
-    together([lambda one=ranks[place]: come_by(one, steps[place]) for place in (0, 2)])
+    together([lambda one=ranks[place], step=steps[place]: come_by(one, step) for place in (0, 2)])
 
 
 def test_tallies_of_the_test_are_shaped_as_real_ones():
