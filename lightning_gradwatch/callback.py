@@ -25,6 +25,7 @@ from lightning_gradwatch.trainer import (
     accumulates,
     current_scale,
     describe,
+    folder_of,
     is_compiled_step,
     logger_step,
     ranks_of,
@@ -32,7 +33,6 @@ from lightning_gradwatch.trainer import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from pytorch_lightning import LightningModule, Trainer
     from torch import Tensor
@@ -222,11 +222,10 @@ class GradWatch(Telling):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
         self._fit, self._received = None, Outcome()
-        # Both first of all: each asks all ranks, and so must each rank, whatever becomes of it afterwards.
-        folder = self._folder_of(trainer)
+        # First of all, as all ranks have to take part, whatever becomes of them afterwards.
         ranks = ranks_of(trainer, pl_module, self._faults)
         try:
-            self._fit = self._make_fit(trainer, pl_module, folder, ranks)
+            self._fit = self._make_fit(trainer, pl_module, ranks)
         except Exception:
             if ranks is not None:
                 ranks.leave()
@@ -235,9 +234,7 @@ class GradWatch(Telling):
             self._fit.load_state_dict(self._restored)
             self._restored = None
 
-    def _make_fit(
-        self, trainer: Trainer, pl_module: LightningModule, folder: str | Path | None, ranks: Ranks | None
-    ) -> Fit:
+    def _make_fit(self, trainer: Trainer, pl_module: LightningModule, ranks: Ranks | None) -> Fit:
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
         return Fit(
@@ -252,7 +249,7 @@ class GradWatch(Telling):
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
-            sinks=self._make_sinks(trainer, folder),
+            sinks=self._make_sinks(trainer),
             describe=lambda info: describe(
                 info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
             ),
@@ -261,16 +258,11 @@ class GradWatch(Telling):
             ranks=ranks,
         )
 
-    def _folder_of(self, trainer: Trainer) -> str | Path | None:
-        """Return where a run without a TensorBoard logger is written; asks all ranks."""
-        return trainer.log_dir or trainer.default_root_dir
-
-    def _make_sinks(self, trainer: Trainer, folder: str | Path | None) -> Sinks | None:
+    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
         """Open what this fit's records are written to; None where nothing is."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return None
-        assert folder is not None
-        return Sinks(trainer.loggers, folder, max_curves=self._max_curves)
+        return Sinks(trainer.loggers, folder_of(trainer), max_curves=self._max_curves)
 
     def _speaks(self, trainer: Trainer) -> Speaks:
         """Whether this process warns and announces."""

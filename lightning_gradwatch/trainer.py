@@ -17,6 +17,8 @@ from lightning_gradwatch.ranks.ranks import Ranks
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record import RunInfo
@@ -56,6 +58,15 @@ def logger_step(trainer: Any) -> int:
     # `global_step` counts every optimizer's steps; the loggers' axis counts batches and has no public name.
     steps = getattr(loop, "_batches_that_stepped", None)
     return int(trainer.global_step if steps is None else steps)
+
+
+def folder_of(trainer: Any) -> str | Path:
+    """Return where a run is logged, as the Trainer's ``log_dir`` has it, which asks all ranks; this is for one alone."""
+    for logger in trainer.loggers[:1]:
+        folder: str | Path | None = getattr(logger, "log_dir", None) or logger.save_dir
+        if folder:
+            return folder
+    return str(trainer.default_root_dir)
 
 
 def accumulates(trainer: Any) -> bool:

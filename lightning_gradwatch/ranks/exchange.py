@@ -9,6 +9,7 @@ to the host anyway (the step's one transfer), and so no kernel and no stream of 
 from __future__ import annotations
 
 import ctypes
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,10 @@ import torch.distributed as dist
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector
+
+
+_TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for another that never comes, as one whose Trainer has no GradWatch."""
 
 
 class Exchange:
@@ -29,7 +34,7 @@ class Exchange:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self._group: Any = dist.new_group(backend="gloo")
+        self._group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def begin_sum(self, vector: FloatVector) -> Sum:
         """Begin to add up vectors, float64 and of one length on all ranks; returns at once."""

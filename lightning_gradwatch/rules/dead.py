@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -76,6 +77,10 @@ class DeadUnits(Rule):
                 f"DeadUnits(inform={self.inform}, warn={self.warn}, error={self.error}): must rise in this order"
             )
 
+    @cached_property
+    def _limits(self) -> FloatVector:
+        return np.array([[self.inform], [self.warn], [self.error]])
+
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
         note_loss(state.setdefault("loss", {}), record)
@@ -89,16 +94,16 @@ class DeadUnits(Rule):
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not np.count_nonzero(fractions >= self.inform):
             return HEALTHY
-        hit = fractions >= np.array([[self.inform], [self.warn], [self.error]])
-        mild = hit[Severity.INFO] > hit[Severity.WARNING]
+        hit = fractions >= self._limits
         trend = LossTrend()
-        if np.count_nonzero(mild):
+        if np.count_nonzero(hit[Severity.INFO]) > np.count_nonzero(hit[Severity.WARNING]):
             trend = loss_trend(state["loss"], info)
             # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
             if not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged)):
-                hit[Severity.WARNING] |= mild & (fractions - np.fmin.reduce(readings.values) >= self.rise)
+                rising = fractions - np.fmin.reduce(readings.values) >= self.rise
+                hit[Severity.WARNING] |= hit[Severity.INFO] & rising
         measured = fractions >= 0
-        count_hits(held, hit, measured & ~hit, record.step)
+        count_hits(held, hit, measured > hit, record.step)
         count = counts(held)
         due = (count >= self.patience) & hit
         levels = np.flatnonzero(np.logical_or.reduce(due, axis=1))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.rules.wording import percent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _KEPT = 40
@@ -53,6 +54,12 @@ class LossTrend:
         return f"The loss hasn't fallen since step {self.since_step}."
 
 
+def middle(values: Sequence[float]) -> float:
+    """Return the median of values in rising order; `statistics.median` takes ten times as long for a handful."""
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
+
+
 def note_loss(state: dict[str, Any], record: StepRecord) -> None:
     """Add a record's loss to the memory, whose older half gets sparser as the run gets longer."""
     if record.skipped or not math.isfinite(record.loss):
@@ -76,7 +83,7 @@ def loss_trend(state: dict[str, Any], info: RunInfo) -> LossTrend:
         return LossTrend(unknown="several optimizers share the run, each with a loss of its own")
     if not losses:
         return LossTrend(unknown="no loss was recorded")
-    at_start = median(state["start"])
+    at_start = middle(sorted(state["start"]))
     if min(losses) < 0 or at_start <= 0:
         return LossTrend(unknown="the loss isn't positive")
     boundary = steps[-1] // 2
@@ -87,7 +94,7 @@ def loss_trend(state: dict[str, Any], info: RunInfo) -> LossTrend:
     earlier = sorted(losses[max(place - len(recent), 0) : place])
     if not recent or not earlier:
         return LossTrend(unknown="too few losses were measured")
-    now, then = median(recent), median(earlier)
+    now, then = middle(recent), middle(earlier)
     # Half the pairs fall by chance; three quarters of them is what noise seldom gives.
     pairs = sum([bisect_left(recent, old) for old in earlier])
     falling = pairs >= 0.75 * len(earlier) * len(recent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,9 +11,9 @@ import numpy as np
 from lightning_gradwatch.findings import Severity, VanishingGradientWarning
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
-from lightning_gradwatch.rules.protocol import Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import early_layers, hidden_values, weight_layers
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle, note_loss
 from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
 
@@ -121,6 +120,8 @@ class VanishingGradient(Rule):
             findings["signal"] = found
             state["reported"] = True
         pending = state["streak"] > 0 and not state.get("reported", False)
+        if not pending and not findings:
+            return HEALTHY
         reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
         return Verdict(findings=findings, confirming=pending, unjudged=reason)
 
@@ -138,7 +139,7 @@ class VanishingGradient(Rule):
             had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
             return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
         norms = hidden_values(record, info, "signal_norm")
-        columns = np.flatnonzero([] if norms is None else norms >= 0)
+        columns = np.empty(0, dtype=np.intp) if norms is None else (norms >= 0).nonzero()[0]
         if norms is None or len(columns) < _LEAST_SITES:
             return f"can't judge: the signal was measured at {counted(len(columns), 'hidden activation site')} only"
         first, last = float(norms[columns[0]]), float(norms[columns[-1]])
@@ -149,9 +150,10 @@ class VanishingGradient(Rule):
     def _judge_ratio(self, record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> Sighting | None:
         # Steps of different optimizers (a GAN's) see different sites: only like is compared with like.
         ends = signal.ends(info)
-        readings = [*state.get("readings", ()), [ends, signal.attenuation]][-_READINGS:]
-        state["readings"] = readings
-        signal = signal._replace(attenuation=median([value for other, value in readings if other == ends]))
+        readings = state.setdefault("readings", [])
+        readings.append([ends, signal.attenuation])
+        del readings[:-_READINGS]
+        signal = signal._replace(attenuation=middle(sorted([value for other, value in readings if other == ends])))
         threshold = self.threshold_for(info)
         if signal.attenuation >= threshold or signal.gain >= self.gain:
             state["streak"] = 0

@@ -92,14 +92,10 @@ class Watch(GradWatch):
                 self._delivered.add(finding.code)
                 self._deliver(finding, next(rule.warning for rule in self._rules if rule.code == finding.code))
 
-    def _folder_of(self, trainer: Trainer) -> Path | None:
-        del trainer
-        return self._folder
-
-    def _make_sinks(self, trainer: Trainer, folder: str | Path | None) -> Sinks | None:
-        if folder is None or not trainer.is_global_zero:
+    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
+        if self._folder is None or not trainer.is_global_zero:
             return None
-        self._opened = Sinks((), folder, max_curves=self._max_curves)
+        self._opened = Sinks((), self._folder, max_curves=self._max_curves)
         return self._opened
 
     @property

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from integration import ranked
 from integration.nets import FEATURES, Classifier, batches, seed, trainer
+from pytorch_lightning.plugins import MixedPrecision
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -22,6 +25,7 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, Probe
 from lightning_gradwatch.measure import collect, counting, gradients, updates
+from lightning_gradwatch.ranks import exchange
 from lightning_gradwatch.ranks import ranks as ranks_module
 from lightning_gradwatch.rules.evaluator import Evaluator
 from lightning_gradwatch.schedule import Schedule
@@ -87,6 +91,32 @@ def fit_counting_collectives(rank, **settings):
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
+
+
+def fit_watched_on_rank_0(rank, *, patience, **settings):
+    """Train with a callback on rank 0 only, which waits so long for the others."""
+    original, exchange._TIMEOUT = exchange._TIMEOUT, timedelta(seconds=patience)
+    try:
+        return ranked.fit(rank, watched=rank == 0, **settings)
+    finally:
+        exchange._TIMEOUT = original
+
+
+def sync_batch_norm(rank):
+    """Say what torch does with a synchronised BatchNorm on a CPU."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+    norm = nn.SyncBatchNorm(4)
+    try:
+        norm(torch.randn(3, 4))
+    except ValueError as error:
+        return {"error": str(error)}
+
+
+def fit_with_scaler(rank, **settings):
+    """Train in mixed precision, with a gradient scaler, which Lightning itself has only on a device."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return ranked.fit(rank, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **settings)
 
 
 def fit_with_lag(rank, *, lag, **settings):
@@ -185,7 +215,7 @@ class FailingLater(Failing):
     at = 3
 
 
-class Validated(Classifier):
+class Validated(ranked.Sharded):
     """With a validation pass, after which FSDP keeps the root's parameters whole."""
 
     def validation_step(self, batch, batch_idx):

@@ -199,6 +199,25 @@ def test_batches_of_another_size_on_each_rank_add_up(processes):
     assert record["metrics"]["inactive_share"][0] == pytest.approx((torch.cat(zs) <= 0).double().mean().item())
 
 
+def test_a_gradient_scaler_is_taken_out(processes):
+    (answer, _) = processes(rank_situations.fit_with_scaler, steps=2)
+    for record, step in zip(answer["records"], reference("deep", steps=2, rows=16), strict=True):
+        assert record["gradient_scale"] == 1024
+        assert record["loss"] == pytest.approx(step["loss"], rel=1e-2)
+        assert record["metrics"]["grad_norm"] == pytest.approx(
+            [each["grad_norm"] for each in step["layers"].values()], rel=2e-2
+        )
+        assert record["metrics"]["signal_norm"] == pytest.approx(
+            [each["signal_norm"] for each in step["sites"].values()], rel=2e-2
+        )
+
+
+def test_torch_has_no_synchronised_batch_norm_on_a_cpu(processes):
+    """Else it would be among the nets here: what it exchanges is its own, in the training's group."""
+    for answer in processes(rank_situations.sync_batch_norm):
+        assert "SyncBatchNorm expected input tensor to be on" in answer["error"]
+
+
 def test_one_collective_a_measured_step_and_none_between(processes):
     answers = processes(
         rank_situations.fit_counting_collectives, net="relu", steps=12, size=32, count=30, watch={"every_n_steps": 5}

@@ -145,6 +145,17 @@ def test_an_error_of_the_users_on_one_rank_ends_both_processes_as_without_it(own
     assert own_processes.ended(20) == [0, 0]
 
 
+def test_a_callback_on_one_rank_only_gives_up(own_processes):
+    answers = own_processes.run(rank_situations.fit_watched_on_rank_0, patience=3, raises=False)
+    ((told,), none) = [answer["warnings"] for answer in answers]
+    assert told.startswith("GradWatch: nothing is measured: no gloo process group can be made")
+    assert none == []
+    assert answers[0]["records"] == []
+    assert all(
+        np.array_equal(answers[0]["weights"][name], answers[1]["weights"][name]) for name in answers[0]["weights"]
+    )
+
+
 def test_a_rank_whose_monitor_has_failed_can_end_before_the_others_hear_of_it(own_processes):
     """Step 3 isn't due: rank 1 leaves while the others don't exchange anything, and then the user's own code fails."""
     raised = own_processes.run(
