@@ -80,7 +80,7 @@ def test_healthy_example_raises_no_warning(name, tmp_path):
 
 @pytest.mark.slow
 def test_smoke_training_keeps_its_run(tmp_path):
-    assert "failed: 1 finding" in example(tmp_path, "ci_smoke.py", "--net", "sigmoid")
+    assert "failed: 2 findings" in example(tmp_path, "ci_smoke.py", "--net", "sigmoid")
     assert (tmp_path / "smoke-run" / "gradwatch" / "version_0").is_dir()
     assert check_equals_live(tmp_path) == 1
 

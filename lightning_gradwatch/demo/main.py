@@ -93,13 +93,14 @@ def _show(console: Console, patients: Sequence[Patient], folder: Path, *, seed: 
     console.print()
     width = max(len(patient.run) for patient in patients)
     for outcome in outcomes:
-        console.print(f"[bold]{outcome.patient.run:<{width}}[/]  {outcome.score}, {_verdict(outcome)}", soft_wrap=True)
+        told = _verdict(outcome, indent=width + 2)
+        console.print(f"[bold]{outcome.patient.run:<{width}}[/]  {outcome.score},{told}", soft_wrap=True)
     console.print("\nCompare the runs in TensorBoard:")
     console.print(f"  tensorboard --logdir {shlex.quote(str(folder))}", soft_wrap=True, markup=False)
 
 
-def _verdict(outcome: Outcome) -> str:
-    """Say in a line what the rules found, root causes first."""
+def _verdict(outcome: Outcome, *, indent: int) -> str:
+    """Say what the rules found, root causes first; each in a line of its own where they are several."""
     told = [
         f"{finding.code} {finding.name} ({finding.severity.label} since step {finding.first_step}"
         f"{f', follows {finding.consequence_of}' if finding.consequence_of else ''})"
@@ -107,7 +108,9 @@ def _verdict(outcome: Outcome) -> str:
     ]
     warned = any(finding.severity >= Severity.WARNING for finding in outcome.findings)
     colour = "red" if warned else "green"
-    return f"[{colour}]{', '.join(told) or 'no findings'}[/]"
+    between = f",\n{' ' * indent}"
+    before = between.removeprefix(",") if len(told) > 1 else " "
+    return f"{before}[{colour}]{between.join(told) or 'no findings'}[/]"
 
 
 def _free(wanted: Path, runs: Sequence[str]) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.counting import Counter
     from lightning_gradwatch.measure.mask import Samples
-    from lightning_gradwatch.measure.pack import Pack, Slot
+    from lightning_gradwatch.measure.pack import Pack, Slot, Values
     from lightning_gradwatch.measure.sites import Site
     from lightning_gradwatch.measure.windows import UnitCounts
     from lightning_gradwatch.record import FloatVector
@@ -100,7 +100,7 @@ class SiteSums:
 
     # -- after the transfer
 
-    def chunk(self, values: list[FloatVector]) -> Chunk | None:
+    def chunk(self, values: Values) -> Chunk | None:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
         if not self.counts or self.site.units == 0:
             return None
@@ -113,7 +113,7 @@ class SiteSums:
             batch_elements=self.batch_elements + sum([int(values[slot][1]) for slot in self.masked_elements]),
         )
 
-    def either(self, values: list[FloatVector]) -> float:
+    def either(self, values: Values) -> float:
         """Return how many of the step's observations are inactive or saturated, over all units."""
         # Where a function has both, its saturated regions are inactive too.
         found = [
@@ -123,21 +123,9 @@ class SiteSums:
         ]
         return float(sum(found))
 
-    def all_output_entries(self, values: list[FloatVector]) -> int:
+    def all_output_entries(self, values: Values) -> int:
         """Return how many entries the site's output had over the step."""
         return self.output_entries + _masked(self.masked_outputs, values)
-
-    def output_norm(self, values: list[FloatVector]) -> float:
-        """Return the norm of the site's output over the step."""
-        return _combined(values, self.output)
-
-    def signal_norm(self, values: list[FloatVector]) -> float | None:
-        """Return ‖δ‖ over all calls and micro-batches of the step, still multiplied by the gradient scale."""
-        return _combined(values, self.signal) if self.signal and self.signal_complete else None
-
-    def arriving_norm(self, values: list[FloatVector]) -> float | None:
-        """Return ‖dL/da‖ in the same way, still multiplied by the gradient scale."""
-        return _combined(values, self.arriving) if self.arriving and self.signal_complete else None
 
 
 class Collected:
@@ -169,10 +157,5 @@ def _sum(counts: Sequence[FloatVector]) -> UnitCounts:
     return (counts[0] if len(counts) == 1 else np.add.reduce(counts)).astype(np.int64)
 
 
-def _masked(calls: Sequence[tuple[Slot, int]], values: list[FloatVector]) -> int:
+def _masked(calls: Sequence[tuple[Slot, int]], values: Values) -> int:
     return sum([int(values[slot][0]) * each for slot, each in calls])
-
-
-def _combined(values: list[FloatVector], slots: Sequence[Slot]) -> float:
-    # hypot scales, so that squares of the smallest float64 values don't vanish.
-    return math.hypot(*[values[slot].item() for slot in slots])

@@ -5,9 +5,9 @@ Of parameters that several processes hold, the numbers are this process's share 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
 from lightning_gradwatch.measure.layers import parameters_of
@@ -15,13 +15,12 @@ from lightning_gradwatch.measure.norms import l2_norms
 from lightning_gradwatch.measure.shards import held_entries, local_part, replicas, why_unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
+    import numpy.typing as npt
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.layers import Layer, Layers
-    from lightning_gradwatch.measure.pack import Pack, Slot
+    from lightning_gradwatch.measure.pack import Pack, Slot, Values
     from lightning_gradwatch.record import FloatVector
 
 _WIDE = (torch.float64, torch.complex128)
@@ -31,17 +30,18 @@ _WIDE = (torch.float64, torch.complex128)
 _Owned: TypeAlias = "tuple[Layer, nn.Parameter]"
 
 
-class Gradient(NamedTuple):
-    """The gradient of one parameter at one optimizer step, after the transfer."""
+class Gradients(NamedTuple):
+    """The gradients of some parameters at one optimizer step, after the transfer: G of each."""
 
-    layer: Layer
-    norm: float
-    """This process's share of its norm."""
-    entries: float
-    """The same of its entries."""
-    matrix: bool
-    """Whether it has two or more dimensions."""
-    zero: bool
+    layers: list[Layer]
+    """Their owners."""
+    norms: FloatVector
+    """This process's share of their norms."""
+    entries: FloatVector
+    """The same of their numbers of entries."""
+    matrix: npt.NDArray[np.bool_]
+    """Whether one has two or more dimensions."""
+    zero: npt.NDArray[np.bool_]
     """Whether each entry here is 0."""
 
 
@@ -65,32 +65,36 @@ class OptimizerGradients:
         self._processes = processes
         self.scale: Slot | None = None
         """The factor that they are still multiplied by, where the optimizer takes it out itself."""
-        self._slots: list[tuple[list[_Owned], Slot]] = []
-        self._counts: list[tuple[list[_Owned], Slot]] = []
+        self._members: list[_Owned] = []
+        """Those that have a gradient, in the order of the slots' norms."""
+        self._norms: list[Slot] = []
+        self._counts: list[tuple[int, Slot]] = []
+        """Of members whose norm doesn't tell whether there is an entry that isn't 0: how many there are."""
         for members in _by_device([each for each in owned if each[1].grad is not None]):
-            self._slots.append((members, pack.add(l2_norms([_gradient(parameter) for _, parameter in members]))))
-            wide = [each for each in members if each[1].dtype in _WIDE]
-            if wide:
-                nonzero = [_entries(_gradient(parameter)).count_nonzero() for _, parameter in wide]
-                self._counts.append((wide, pack.add(torch.stack(nonzero))))
+            gradients = [_gradient(parameter) for _, parameter in members]
+            for indices, norms in l2_norms(gradients):
+                self._norms.append(pack.add(norms))
+                for index in indices:
+                    if members[index][1].dtype in _WIDE:
+                        nonzero = _entries(gradients[index]).count_nonzero()
+                        self._counts.append((len(self._members), pack.add(nonzero)))
+                    self._members.append(members[index])
 
-    def read(self, values: Sequence[FloatVector]) -> Iterator[Gradient]:
-        """Yield the gradients of the parameters that have one."""
+    def read(self, values: Values) -> Gradients:
+        """Return the gradients of the parameters that have one."""
         scale = 1.0 if self.scale is None else float(values[self.scale][0])
-        counts = {
-            id(parameter): count
-            for members, slot in self._counts
-            for (_, parameter), count in zip(members, values[slot].tolist(), strict=True)
-        }
-        for members, slot in self._slots:
-            for (layer, parameter), norm in zip(members, values[slot].tolist(), strict=True):
-                yield Gradient(
-                    layer=layer,
-                    norm=norm / scale / math.sqrt(replicas(parameter, self._processes)),
-                    entries=held_entries(parameter, self._processes),
-                    matrix=parameter.dim() > 1,
-                    zero=counts.get(id(parameter), norm) == 0.0,
-                )
+        norms = values.joined(self._norms)
+        zero = norms == 0.0
+        for index, slot in self._counts:
+            zero[index] = values[slot][0] == 0.0
+        held = [replicas(parameter, self._processes) for _, parameter in self._members]
+        return Gradients(
+            layers=[layer for layer, _ in self._members],
+            norms=norms / scale / np.sqrt(held),
+            entries=np.array([held_entries(parameter, self._processes) for _, parameter in self._members]),
+            matrix=np.array([parameter.dim() > 1 for _, parameter in self._members], dtype=np.bool_),
+            zero=zero,
+        )
 
 
 def _by_device(owned: list[_Owned]) -> list[list[_Owned]]:

@@ -29,34 +29,30 @@ _MEAN_FLOOR = 3.2e-10
 """A tensor whose rows' rms is above this can ignore rows below the floor: (1e-13 / 3.2e-10)^2 < 1e-7."""
 
 
-def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of each tensor, as float64[len(tensors)] on the tensors' device.
+def l2_norms(tensors: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
+    """Return the L2 norms of tensors in parts: the indices of some of them, and their norms as float64 on their device.
 
     Within 1e-6 relative of a float64 computation for entries from 1e-45 to 1e38; 0 only where every entry is 0 (for
     dtypes of up to 32 bits, as the square of every such entry is a normal float64). NaN and infinity propagate. Sparse,
     complex and zero-size tensors are fine.
 
     Raises:
-        RuntimeError: the tensors are on several devices, or there are none.
+        RuntimeError: the tensors are on several devices.
     """
     groups: dict[tuple[int, ...] | None, list[int]] = {}
     for index, tensor in enumerate(tensors):
         # Small tensors of one shape, as the layers of a deep net have them, take one call together.
         alike = tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.numel() < _LONG
-        groups.setdefault(tuple(tensor.shape) if alike else None, []).append(index)
-    norms = [
-        _norms_one_by_one([tensors[index] for index in group])
-        if shape is None or len(group) == 1
-        else stacked_norms(torch.stack([tensors[index] for index in group]).detach())
+        groups.setdefault(tensor.shape if alike else None, []).append(index)
+    return [
+        (
+            group,
+            _norms_one_by_one([tensors[index] for index in group])
+            if shape is None or len(group) == 1
+            else stacked_norms(torch.stack([tensors[index] for index in group]).detach()),
+        )
         for shape, group in groups.items()
     ]
-    if len(norms) == 1:
-        return norms[0]
-    order = [0] * len(tensors)
-    for place, index in enumerate(index for group in groups.values() for index in group):
-        order[index] = place
-    joined = torch.cat(norms)
-    return joined[torch.tensor(order, device=joined.device)]
 
 
 def stacked_norms(stacked: Tensor) -> Tensor:

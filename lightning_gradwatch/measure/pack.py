@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
     from lightning_gradwatch.record import FloatVector
 
 Slot: TypeAlias = int
-Sent: TypeAlias = "tuple[list[int], list[int], Tensor, torch.cuda.Event | None]"
+Sent: TypeAlias = "tuple[list[Slot], Tensor, torch.cuda.Event | None]"
 
 
 class Pack:
@@ -42,27 +46,30 @@ class Pack:
         """Start the transfer: one for each device that holds something (as a rule one)."""
         tensors, self._tensors = self._tensors, []
         self._once.clear()
-        devices: dict[torch.device, dict[tuple[torch.dtype, int], list[int]]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, int], list[int]] = {}
         for slot, tensor in enumerate(tensors):
-            kinds = devices.setdefault(tensor.device, {})
-            kinds.setdefault((tensor.dtype, tensor.dim()), []).append(slot)
+            kind = (tensor.device, tensor.dtype, tensor.dim())
+            if kind in kinds:
+                kinds[kind].append(slot)
+            else:
+                kinds[kind] = [slot]
         sent: list[Sent] = []
-        for device, kinds in devices.items():
-            order = [slot for group in kinds.values() for slot in group]
-            sizes = [tensors[slot].numel() for slot in order]
+        for device in dict.fromkeys(device for device, _, _ in kinds):
+            groups = [(dim, slots) for (its, _, dim), slots in kinds.items() if its == device]
             # Joined before they are widened: two calls a kind, however many tensors there are.
             packed = torch.cat(
-                [_joined([tensors[slot] for slot in group], dim).to(torch.float64) for (_, dim), group in kinds.items()]
+                [_joined([tensors[slot] for slot in slots], dim).to(torch.float64) for dim, slots in groups]
             )
+            order = [slot for _, slots in groups for slot in slots]
             if device.type == "cuda":
                 host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
                 host.copy_(packed, non_blocking=True)
                 arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 arrived.record()
-                sent.append((order, sizes, host, arrived))
+                sent.append((order, host, arrived))
             else:
-                sent.append((order, sizes, packed.cpu(), None))
-        return Pending(len(tensors), sent)
+                sent.append((order, packed.cpu(), None))
+        return Pending([tensor.numel() for tensor in tensors], sent)
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
@@ -75,23 +82,45 @@ def _joined(tensors: list[Tensor], dim: int) -> Tensor:
 class Pending:
     """A transfer under way."""
 
-    def __init__(self, length: int, sent: list[Sent]) -> None:
-        self._length = length
+    def __init__(self, sizes: list[int], sent: list[Sent]) -> None:
+        self._sizes = sizes
         self._sent = sent
 
     @property
     def arrived(self) -> bool:
         """Whether `wait` would return at once."""
-        return all(event is None or event.query() for _, _, _, event in self._sent)  # type: ignore[no-untyped-call]  # as above
+        return all(event is None or event.query() for _, _, event in self._sent)  # type: ignore[no-untyped-call]  # as above
 
-    def wait(self) -> list[FloatVector]:
-        """Return the values by slot, each flattened."""
-        arrived: list[FloatVector] = [np.empty(0)] * self._length
-        for indices, sizes, host, event in self._sent:
+    def wait(self) -> Values:
+        """Return the values by slot."""
+        arrived = [np.empty(0)]
+        for _, host, event in self._sent:
             if event is not None:
                 event.synchronize()
-            flat, start = host.numpy(), 0
-            for index, size in zip(indices, sizes, strict=True):
-                arrived[index] = flat[start : start + size]
-                start += size
-        return arrived
+            arrived.append(host.numpy())
+        sizes = np.array(self._sizes, dtype=np.int64)
+        order = np.array([slot for slots, _, _ in self._sent for slot in slots], dtype=np.int64)
+        starts = np.empty_like(sizes)
+        starts[order] = np.cumsum(sizes[order]) - sizes[order]
+        return Values(np.concatenate(arrived), starts, sizes)
+
+
+class Values:
+    """What was transferred, by slot."""
+
+    def __init__(self, flat: FloatVector, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> None:
+        self._flat = flat
+        self._starts = starts
+        self._sizes = sizes
+
+    def __getitem__(self, slot: Slot) -> FloatVector:
+        start = self._starts[slot]
+        return self._flat[start : start + self._sizes[slot]]
+
+    def numbers(self, slots: Sequence[Slot]) -> FloatVector:
+        """Return the numbers in slots of one entry each."""
+        return self._flat[self._starts[slots]]
+
+    def joined(self, slots: Sequence[Slot]) -> FloatVector:
+        """Return the entries of several slots, one after the other."""
+        return np.concatenate([np.empty(0), *(self[slot] for slot in slots)])

@@ -7,20 +7,22 @@ placements, without importing what makes them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor, nn
 
 SHARDED = "its parameters are sharded over processes, of which only this one is measured"
 PARTIAL = "its gradients are sums that the processes haven't added up yet (Partial)"
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def placed(tensor: Tensor) -> Any:
     """Return the placements of a DTensor; None for any other tensor."""
-    return getattr(tensor, "placements", None)
+    # To ask a plain tensor for an attribute that it lacks takes as long as measuring it.
+    return None if type(tensor) in _PLAIN else getattr(tensor, "placements", None)
 
 
 def local_part(tensor: Tensor) -> Tensor:

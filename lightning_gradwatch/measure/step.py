@@ -14,7 +14,7 @@ from lightning_gradwatch.measure.audit import Audit, AuditedTracer
 from lightning_gradwatch.measure.collect import Collected, SiteSums
 from lightning_gradwatch.measure.connections import Connections
 from lightning_gradwatch.measure.gradients import OptimizerGradients
-from lightning_gradwatch.measure.pack import Pack, Pending, Slot
+from lightning_gradwatch.measure.pack import Pack, Pending, Slot, Values
 from lightning_gradwatch.measure.signal import SignalHooks
 from lightning_gradwatch.measure.tags import Tags
 from lightning_gradwatch.measure.tracer import Tracer
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.layers import Layers
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.unseen import Unseen
-    from lightning_gradwatch.record import FloatVector
 
 
 class OptimizerStep:
@@ -49,7 +48,7 @@ class OptimizerStep:
         self.found_inf: Slot | None = None
         """Of an optimizer that leaves such a step out itself: above 0 if it did."""
 
-    def taken(self, values: list[FloatVector]) -> bool:
+    def taken(self, values: Values) -> bool:
         """Whether the step was really taken."""
         return self.done and (self.found_inf is None or not values[self.found_inf][0] > 0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.gradients import OptimizerGradients
     from lightning_gradwatch.measure.layers import Layer
+    from lightning_gradwatch.measure.pack import Slot, Values
     from lightning_gradwatch.measure.sites import Site
     from lightning_gradwatch.measure.step import Measured
+    from lightning_gradwatch.measure.updates import WeightSnapshot
     from lightning_gradwatch.measure.windows import Chunk
     from lightning_gradwatch.record import FloatVector
+
+Rows: TypeAlias = npt.NDArray[np.float64]
 
 
 class OfLayer(IntEnum):
@@ -125,35 +129,28 @@ class Columns:
         }
 
 
-def tally(measured: Measured, values: list[FloatVector], columns: Columns, optimizers: int) -> Tally:
+def tally(measured: Measured, values: Values, columns: Columns, optimizers: int) -> Tally:
     """Read a step's numbers off the transferred values; the run has so many `optimizers`."""
     of_layers = np.zeros((len(columns.layers), len(OfLayer)))
     of_layers[:, OfLayer.TRAINED] = [not frozen for frozen in columns.frozen]
     of_layers[:, OfLayer.USED] = columns.used
     of_layers[:, OfLayer.KNOWN] = columns.known
     clipped = [
-        math.hypot(*[gradient.norm for gradient in step.clipped.read(values)])
-        for step in measured.steps.values()
-        if step.clipped is not None
+        math.hypot(*step.clipped.read(values).norms) for step in measured.steps.values() if step.clipped is not None
     ]
     for step in measured.steps.values():
         if step.gradients is not None:
             _add_gradients(of_layers, step.gradients, values, columns)
         if step.snapshot is not None:
-            taken = step.taken(values)
-            for layer, move in step.snapshot.read(values):
-                row = of_layers[columns.place[layer]]
-                row[OfLayer.WEIGHT] = math.hypot(row[OfLayer.WEIGHT], move.norm)
-                row[OfLayer.MOVED] = math.hypot(row[OfLayer.MOVED], move.moved if taken else math.nan)
-                row[OfLayer.WEIGHT_ENTRIES] += move.entries
+            _add_moves(of_layers, step.snapshot, values, columns, taken=step.taken(values))
     of_sites = np.zeros((len(columns.sites), len(OfSite)))
     chunks: list[Chunk | None] = [None] * len(columns.sites)
     starts: list[int | None] = [None] * len(columns.sites)
-    for sums in measured.sums:
-        place = columns.place.get(sums.site)
-        if place is not None:  # a step inside a hand-written function is no site
-            of_sites[place] = _of_site(sums, values)
-            chunks[place] = sums.chunk(values)
+    # A step inside a hand-written function is no site.
+    seen = [(place, sums) for sums in measured.sums if (place := columns.place.get(sums.site)) is not None]
+    _add_sites(of_sites, seen, values)
+    for place, sums in seen:
+        chunks[place] = sums.chunk(values)
     for site, start in measured.segments.items():
         if (place := columns.place.get(site)) is not None:
             starts[place] = columns.place.get(start)
@@ -176,32 +173,40 @@ def tally(measured: Measured, values: list[FloatVector], columns: Columns, optim
     )
 
 
-def _add_gradients(
-    rows: npt.NDArray[np.float64], gradients: OptimizerGradients, values: list[FloatVector], columns: Columns
-) -> None:
-    for layer in gradients.layers:
-        rows[columns.place[layer], OfLayer.HELD] += 1
-    for gradient in gradients.read(values):
-        row = rows[columns.place[gradient.layer]]
-        row[OfLayer.GRADIENT] = math.hypot(row[OfLayer.GRADIENT], gradient.norm)
-        row[OfLayer.GRADIENTS] += 1
-        row[OfLayer.NONZERO] += not gradient.zero
-        if gradient.matrix:
-            row[OfLayer.MATRICES] = math.hypot(row[OfLayer.MATRICES], gradient.norm)
-            row[OfLayer.MATRIX_ENTRIES] += gradient.entries
+def _add_gradients(rows: Rows, gradients: OptimizerGradients, values: Values, columns: Columns) -> None:
+    np.add.at(rows[:, OfLayer.HELD], [columns.place[layer] for layer in gradients.layers], 1)
+    found = gradients.read(values)
+    places = np.array([columns.place[layer] for layer in found.layers], dtype=np.int64)
+    np.hypot.at(rows[:, OfLayer.GRADIENT], places, found.norms)
+    np.add.at(rows[:, OfLayer.GRADIENTS], places, 1)
+    np.add.at(rows[:, OfLayer.NONZERO], places, ~found.zero)
+    np.hypot.at(rows[:, OfLayer.MATRICES], places[found.matrix], found.norms[found.matrix])
+    np.add.at(rows[:, OfLayer.MATRIX_ENTRIES], places[found.matrix], found.entries[found.matrix])
 
 
-def _of_site(sums: SiteSums, values: list[FloatVector]) -> list[float]:
-    signal, arriving = sums.signal_norm(values), sums.arriving_norm(values)
-    return [
-        sums.output_norm(values),
-        signal or 0.0,
-        arriving or 0.0,
-        sums.all_output_entries(values),
-        sums.either(values),
-        signal is not None,
-        arriving is not None,
-        not sums.signal_complete,
-        1,
-        0,
-    ]
+def _add_moves(rows: Rows, snapshot: WeightSnapshot, values: Values, columns: Columns, *, taken: bool) -> None:
+    for moves in snapshot.read(values):
+        places = [columns.place[layer] for layer in moves.layers]
+        np.hypot.at(rows[:, OfLayer.WEIGHT], places, moves.norms)
+        np.hypot.at(rows[:, OfLayer.MOVED], places, moves.moved if taken else math.nan)
+        np.add.at(rows[:, OfLayer.WEIGHT_ENTRIES], places, moves.entries)
+
+
+def _add_sites(rows: Rows, seen: Sequence[tuple[int, SiteSums]], values: Values) -> None:
+    places = [place for place, _ in seen]
+    complete = [(place, sums) for place, sums in seen if sums.signal_complete]
+    _add_norms(rows[:, OfSite.OUTPUT], [(place, sums.output) for place, sums in seen], values)
+    _add_norms(rows[:, OfSite.SIGNAL], [(place, sums.signal) for place, sums in complete], values)
+    _add_norms(rows[:, OfSite.ARRIVING], [(place, sums.arriving) for place, sums in complete], values)
+    rows[places, OfSite.OUTPUT_ENTRIES] = [sums.all_output_entries(values) for _, sums in seen]
+    rows[places, OfSite.EITHER] = [sums.either(values) for _, sums in seen]
+    rows[places, OfSite.SIGNALS] = [bool(sums.signal) and sums.signal_complete for _, sums in seen]
+    rows[places, OfSite.ARRIVINGS] = [bool(sums.arriving) and sums.signal_complete for _, sums in seen]
+    rows[places, OfSite.INCOMPLETE] = [not sums.signal_complete for _, sums in seen]
+    rows[places, OfSite.SEEN] = 1
+
+
+def _add_norms(column: FloatVector, calls: Sequence[tuple[int, Sequence[Slot]]], values: Values) -> None:
+    """Put the norms of each site's calls together; hypot scales, so that no square of the smallest ones vanishes."""
+    places = [place for place, slots in calls for _ in slots]
+    np.hypot.at(column, places, values.numbers([slot for _, slots in calls for slot in slots]))

@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,13 +21,13 @@ from lightning_gradwatch.measure.norms import l2_norm, stacked_norms
 from lightning_gradwatch.measure.shards import local_part, replicas
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator
 
     from torch import nn
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.layers import Layer, Layers
-    from lightning_gradwatch.measure.pack import Pack, Slot
+    from lightning_gradwatch.measure.pack import Pack, Slot, Values
     from lightning_gradwatch.record import FloatVector
 
 _SMALL = 32_768
@@ -44,14 +45,16 @@ class Limits:
     """Entries a layer in that part."""
 
 
-class Move(NamedTuple):
-    """How far a parameter moved in a step."""
+class Moves(NamedTuple):
+    """How far some parameters moved in a step: M of each."""
 
-    norm: float
-    """This process's share of the norm of its entries before the step."""
-    moved: float
-    """The same of the difference; NaN where the step wasn't taken."""
-    entries: float
+    layers: list[Layer]
+    """Their owners."""
+    norms: FloatVector
+    """This process's share of the norms of their entries before the step."""
+    moved: FloatVector
+    """The same of the differences; NaN where the step wasn't taken."""
+    entries: FloatVector
     """How many entries there are, each counted in shares too."""
 
 
@@ -85,10 +88,10 @@ class WeightSnapshot:
         for group in self._groups:
             group.measure(pack)
 
-    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[Layer, Move]]:
-        """Yield how far each parameter moved, with its layer."""
+    def read(self, values: Values) -> Iterator[Moves]:
+        """Yield how far the parameters moved, device by device."""
         for group in self._groups:
-            yield from group.read(values)
+            yield group.read(values)
 
 
 class _Group:
@@ -134,14 +137,17 @@ class _Group:
         self._moved = self._measure(self._before, pack)
         self._before = None
 
-    def read(self, values: Sequence[FloatVector]) -> Iterator[tuple[Layer, Move]]:
-        norms = [norm for slot in self._norms for norm in values[slot].tolist()]
-        moved = [norm for slot in self._moved for norm in values[slot].tolist()] or [math.nan] * len(norms)
+    def read(self, values: Values) -> Moves:
         order = [index for alike in self._alike for index in alike]
-        for index, norm, distance in zip(order, norms, moved, strict=True):
-            held = self._replicas[index]
-            share = math.sqrt(held)
-            yield self._members[index][0], Move(norm / share, distance / share, self._sizes[index] / held)
+        norms = values.joined(self._norms)
+        held = np.array([self._replicas[index] for index in order])
+        share = np.sqrt(held)
+        return Moves(
+            layers=[self._members[index][0] for index in order],
+            norms=norms / share,
+            moved=values.joined(self._moved) / share if self._moved else np.full_like(norms, math.nan),
+            entries=np.array([self._sizes[index] for index in order]) / held,
+        )
 
 
 def _alike(views: list[Tensor]) -> list[list[int]]:

@@ -170,11 +170,10 @@ def test_above_the_limit_a_part_of_the_entries_stands_for_all(entries):
         for parameter in model.parameters():
             parameter.mul_(1.25)  # each entry moves by a quarter of itself, so any same part gives 0.25
     snapshot.measure(pack)
-    moves = [move for _, move in snapshot.read(pack.send().wait())]
-    assert len(moves) == 2
-    for move in moves:
-        assert move.entries <= max(entries, 1) or entries >= 5000
-        assert move.moved / move.norm == pytest.approx(0.25, rel=1e-5)
+    (moves,) = snapshot.read(pack.send().wait())
+    assert [layer.name for layer in moves.layers] == ["0", "1"]
+    assert (moves.entries <= entries).all() or entries >= 5000
+    assert moves.moved / moves.norms == pytest.approx(0.25, rel=1e-5)
 
 
 def test_the_estimate_is_near_the_truth_and_the_limit_is_exact():
@@ -184,8 +183,8 @@ def test_the_estimate_is_near_the_truth_and_the_limit_is_exact():
     found = []
     for limits in (Limits(copied_bytes=1_600_000, entries=10_000), Limits(copied_bytes=1_599_999, entries=10_000)):
         snapshot, pack = snapshot_of(model, optimizer, limits)
-        ((_, move),) = snapshot.read(pack.send().wait())
-        found.append((snapshot.estimated, move.norm / math.sqrt(move.entries)))
+        (moves,) = snapshot.read(pack.send().wait())
+        found.append((snapshot.estimated, moves.norms[0] / math.sqrt(moves.entries[0])))
     assert [estimated for estimated, _ in found] == [False, True]
     assert found[1][1] == pytest.approx(found[0][1], rel=0.05)
     assert found[1][1] != found[0][1]
