@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,20 @@ class RunColumns:
     def fan_in(self) -> FloatVector:
         """How many inputs a unit of each layer adds up, shape [L]; NaN for a layer that isn't a weight layer, or unknown."""
         return np.array([layer.fan_in if layer.weight else np.nan for layer in self.layers], dtype=np.float64)
+
+    @cached_property
+    def matrix_entries(self) -> FloatVector:
+        """Number of entries of each layer's parameters of two or more dimensions, shape [L]."""
+        return np.array(
+            [sum(math.prod(shape) for shape in layer.shapes if len(shape) > 1) for layer in self.layers],
+            dtype=np.float64,
+        )
+
+    @cached_property
+    def vector_share(self) -> FloatVector:
+        """Norm of each layer's vectors, were all entries alike, over that of its matrices, shape [L]; NaN without one."""
+        entries = np.where(self.matrix_entries > 0, self.matrix_entries, np.nan)
+        return np.sqrt(np.array([layer.parameters for layer in self.layers]) / entries - 1)
 
     @cached_property
     def layer_rates(self) -> FloatVector:
@@ -96,6 +111,12 @@ class RunColumns:
     def hidden_functions(self) -> tuple[str, ...]:
         """The activation functions of the hidden sites, each once, in execution order."""
         return tuple(dict.fromkeys(self.sites[column].function for column in self.hidden_columns))
+
+    @cached_property
+    def steps_follow_gradient(self) -> bool:
+        """Whether each optimizer's step is proportional to the gradient; Adam's isn't, nor Rprop's and LBFGS's."""
+        names = {optimizer.name for optimizer in self.optimizers}
+        return bool(names) and names <= {"SGD", "ASGD"}
 
     @property
     def known_sites(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -107,11 +108,19 @@ def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int,
         precision=str(trainer.precision),
         accumulation=int(trainer.accumulate_grad_batches),
         clipping=clipping,
-        planned_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+        planned_steps=_planned_steps(trainer),
         every_n_steps=every_n_steps,
         world_size=trainer.world_size,
         strategy=type(trainer.strategy).__name__,
     )
+
+
+def _planned_steps(trainer: Any) -> int | None:
+    """Return how many optimizer steps the fit may take; None where nothing known limits them."""
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if (trainer.max_epochs or -1) > 0 and math.isfinite(trainer.num_training_batches):
+        limits.append(math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+    return min(limits, default=None)
 
 
 _UNSUPPORTED: Mapping[str, str] = {

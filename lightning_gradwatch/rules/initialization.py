@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _ERROR_FACTOR = 100
-_SGD_FAMILY = frozenset({"SGD", "ASGD"})
 _SGD, _LAX = (1e-3, 1e2), (1e-6, 1e3)
 """Attenuation below and above which nets of the digits data set didn't learn: by SGD, and by optimizers such as Adam."""
 _FIRST_STEPS = 10
@@ -105,8 +104,7 @@ class Initialization(Rule):
 
     def _limits(self, info: RunInfo) -> tuple[float, float]:
         """Return the attenuation below which, and above which, this run's signal can't be trained by."""
-        names = {optimizer.name for optimizer in info.optimizers}
-        ratio, growth = _SGD if names and names <= _SGD_FAMILY else _LAX
+        ratio, growth = _SGD if info.steps_follow_gradient else _LAX
         return (ratio if self.ratio is None else self.ratio, growth if self.growth is None else self.growth)
 
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.findings import Action, Remedy, Severity, StalledUpdateWarning
+from lightning_gradwatch.findings import Severity, StalledUpdateWarning
 from lightning_gradwatch.record import LayerState
 from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
+from lightning_gradwatch.rules.pace import read_pace, told_of_pace, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
-from lightning_gradwatch.rules.readings import hidden_sites, layer_values, names_where
-from lightning_gradwatch.rules.starting import default_rms, starting_remedy
+from lightning_gradwatch.rules.readings import count_hit, layer_values, names_where, weight_layers
+from lightning_gradwatch.rules.slowness import spelled_rates, why_behind, why_slow
+from lightning_gradwatch.rules.starting import default_rms
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
 
@@ -23,11 +25,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.rules.memory import Mask
 
 _ERROR_FACTOR = 10
-_USUAL = 1e-3
-_LARGE_WEIGHTS = 10
 _RISEN = 2
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
-_COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
 _STALLED, _SLOW = 0, 1
 """Levels of the streaks: a layer behind the others, and all layers alike."""
 
@@ -55,19 +54,24 @@ class StalledUpdate(Rule):
     row, after ``warm_up_steps``. A tenth of ``ratio`` is an error. Left out are layers without a gradient (GW104), frozen
     ones, weights that are all 0, layers at rest, and those whose ratio has doubled since half as many steps or fewer, as
     they are on their way. A learning rate of its own that a layer's parameter group has is taken into account; while the
-    learning rate rises, or after it was lowered to less than half, nothing is judged. It is information only as long as
-    the loss still falls, and silent once it has converged.
+    learning rate rises, or after it was lowered to less than half, nothing is judged. The rule fires too where every layer
+    moves, and yet the planned steps (100 or more) can't take off ``reach`` times the loss even if each were straight
+    downhill: a step takes off at most its own norm times the gradient's. For that, neither the loss nor the gradient may
+    have come down to half of what it was. All of it is information only as long as the loss still falls, and silent once
+    it has converged.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
     at the start. Under SGD its gradient is that small; under Adam, whose steps don't depend on the gradient's scale, it
-    has fallen below ``eps``, or the weights are too large; in bfloat16, the change is lost in rounding.
+    has fallen below ``eps``, or the weights are too large; in bfloat16, the change is lost in rounding. Targets that aren't
+    scaled make a loss that Adam's steps, whatever its size, need thousands of steps for.
 
     What to do: for single layers, mend what weakens their gradient (GW101), or start from smaller weights; for all of
-    them, raise the learning rate; keep the weights in float32 (``precision="bf16-mixed"``).
+    them, raise the learning rate; keep the weights in float32 (``precision="bf16-mixed"``); scale the targets.
 
     Attributes:
         ratio: update ratio below which a layer is stalled.
         spread: how many times higher another weight layer's must be for a layer to be behind.
+        reach: how many times over the planned steps must be able to take off the loss.
         warm_up_steps: steps that aren't judged.
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
@@ -80,6 +84,7 @@ class StalledUpdate(Rule):
 
     ratio: float = 1e-5
     spread: float = 100.0
+    reach: float = 1.0
     warm_up_steps: int = 10
     patience: int = 3
     loss_fall: float = 0.05
@@ -87,6 +92,7 @@ class StalledUpdate(Rule):
 
     def __post_init__(self) -> None:
         self._require_between(0, 1, "ratio", "loss_fall", "converged")
+        self._require_between(0, float("inf"), "reach")
         self._require_between(1, float("inf"), "spread")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
@@ -108,7 +114,9 @@ class StalledUpdate(Rule):
         judged = np.isfinite(ratios) & info.weight_mask & (record.layer_state == LayerState.OK)
         held = streaks(state, "streaks", info, "layers", levels=2)
         if held.blank and not np.count_nonzero(judged & (ratios < self.ratio)):
-            return HEALTHY if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
+            return (
+                self._at_pace(record, info, state) if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
+            )
         rates = relative_rates(record, info)
         if rates is not None:
             judged &= rates > 0
@@ -132,10 +140,43 @@ class StalledUpdate(Rule):
         reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
         return Verdict(findings, confirming=pending, unjudged=reason)
 
-    def _severity(self, value: float, trend: LossTrend) -> Severity:
+    def _at_pace(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Judge a net whose layers all move: do they move enough for this loss?"""
+        memory = state.setdefault("pace", {})
+        pace = read_pace(record, info, memory)
+        if pace is None or pace.reach >= self.reach:
+            memory.pop("hits", None)
+            return HEALTHY
+        hits = memory.setdefault("hits", {})
+        if count_hit(hits, "slow", record.step) < self.patience:
+            reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+            return Verdict(confirming="told" not in memory, unjudged=reason)
+        memory["told"] = True
+        trend = loss_trend(state["loss"], info)
+
+        def write() -> Sentences:
+            cause, remedy = why_slow_pace(pace, spelled_rates(record))
+            return Sentences(cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}")
+
+        return Verdict(
+            {
+                "pace": Sighting(
+                    self._severity(pace.reach / self.reach, trend),
+                    weight_layers(info),
+                    hits["slow"]["since"],
+                    int(record.step),
+                    pace.reach,
+                    self.reach,
+                    write,
+                )
+            }
+        )
+
+    def _severity(self, part: float, trend: LossTrend) -> Severity:
+        """Return how bad it is to be at that part of the threshold."""
         if trend.falls_by(self.loss_fall):
             return Severity.INFO
-        return Severity.ERROR if value < self.ratio / _ERROR_FACTOR else Severity.WARNING
+        return Severity.ERROR if part * _ERROR_FACTOR < 1 else Severity.WARNING
 
     def _stalled(self, reading: _Reading, due: Mask, since: int, trend: LossTrend) -> Sighting:
         """Tell of layers that are behind the others."""
@@ -146,7 +187,7 @@ class StalledUpdate(Rule):
         def write() -> Sentences:
             worst = int(np.argmin(np.where(due, reading.ratios, np.inf)))
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
-            cause, remedy = _why_behind(record, info, worst, best)
+            cause, remedy = why_behind(record, info, worst, best)
             message = (
                 f"A step changes {info.layers[worst].name} by {number(value)} of itself, and {info.layers[best].name} by "
                 f"{number(reading.top)}. Stalled: {listed(names)}. Reported below {number(self.ratio)} where another layer's "
@@ -154,7 +195,9 @@ class StalledUpdate(Rule):
             )
             return Sentences(cause, remedy, message)
 
-        return Sighting(self._severity(value, trend), names, since, int(record.step), value, self.ratio, write)
+        return Sighting(
+            self._severity(value / self.ratio, trend), names, since, int(record.step), value, self.ratio, write
+        )
 
     def _slow(self, reading: _Reading, due: Mask, since: int, trend: LossTrend) -> Sighting:
         """Tell of a net that doesn't move."""
@@ -163,15 +206,16 @@ class StalledUpdate(Rule):
         value = reading.top
 
         def write() -> Sentences:
-            rates = ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))
             message = (
                 f"A step changes no weight layer by more than {number(value)} of itself ({listed(names)}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
-            cause, remedy = _why_slow(reading, rates)
+            cause, remedy = why_slow(record, info, reading.judged, reading.top)
             return Sentences(cause, remedy, message)
 
-        return Sighting(self._severity(value, trend), names, since, int(record.step), value, self.ratio, write)
+        return Sighting(
+            self._severity(value / self.ratio, trend), names, since, int(record.step), value, self.ratio, write
+        )
 
 
 def _mark(record: StepRecord, info: RunInfo, state: State) -> None:
@@ -206,75 +250,3 @@ def _top_of_full_weights(reading: _Reading) -> float:
 def _most_take_part(reading: _Reading) -> bool:
     """Tell whether at least half of the weight layers are judged: of a net that is mostly dead, the rest says little."""
     return bool(2 * np.count_nonzero(reading.judged) >= np.count_nonzero(reading.info.weight_mask))
-
-
-def _why_slow(reading: _Reading, rates: str) -> tuple[str, Remedy]:
-    """Say why no layer moves: weights that were thrown far out, a coarse number format, or the learning rate."""
-    info = reading.info
-    weights = layer_values(reading.record, info, "weight_rms")
-    growths = weights[reading.judged] / default_rms(info)[reading.judged]
-    known = growths[np.isfinite(growths)]
-    grown = float(np.median(known)) if len(known) else 1.0
-    if grown > _LARGE_WEIGHTS:
-        start = starting_remedy(info, [site for _, site in hidden_sites(info)])
-        remedy = Remedy(
-            f"{start.text} Lower the learning rate to a tenth.",
-            (*start.actions, Action("set_learning_rate", (), (("factor", 0.1),))),
-        )
-        cause = (
-            f"The weights are {number(grown)} times as large as PyTorch's default initialisation makes them, so a step is a small "
-            "part of them: they started so, or steps that were too large threw them there."
-        )
-        return cause, remedy
-    cause = f"No weight layer moves: the learning rate ({rates}) is too small for these weights and gradients."
-    return cause, _rounding(info) or _faster(reading.top)
-
-
-def _faster(top: float) -> Remedy:
-    """Say how much higher the learning rate must be for updates of the usual size."""
-    factor = 10.0 ** min(max(round(math.log10(_USUAL / top)), 1), 6) if top > 0 else 1000.0
-    return Remedy(
-        f"Raise the learning rate {factor:g} times, which makes the largest update ratio about {number(_USUAL)}.",
-        (Action("set_learning_rate", (), (("factor", factor),)),),
-    )
-
-
-def _rounding(info: RunInfo) -> Remedy | None:
-    """Say how to keep small changes, where the weights' number format is too coarse for them."""
-    if info.precision not in _COARSE:
-        return None
-    return Remedy(
-        f'Keep the weights in float32, precision="bf16-mixed": in {_COARSE[info.precision]} a small change is rounded away.',
-        (Action("set_precision", (), (("to", "bf16-mixed"),)),),
-    )
-
-
-def _why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> tuple[str, Remedy]:
-    """Say why a layer moves less than another: its gradient beside eps or beside the other's, or its weights."""
-    gradient, weights = layer_values(record, info, "grad_rms"), layer_values(record, info, "weight_rms")
-    here, there = float(gradient[worst]), float(gradient[best])
-    names = [layer.name for layer in info.layers]
-    remedy = starting_remedy(info, [site for _, site in hidden_sites(info)])
-    optimizer = next((each for each in info.optimizers if names[worst] in each.layers), None)
-    eps = optimizer.settings.get("eps") if optimizer is not None else None
-    if optimizer is not None and isinstance(eps, float) and here < eps:
-        cause = (
-            f"The gradient of {names[worst]} has an rms of {number(here)}, below the eps of {optimizer.name} ({number(eps)}), so "
-            f"its steps shrink with it ({names[best]}: {number(there)}). What weakens the gradient is the cause (GW101)."
-        )
-        return cause, remedy
-    usual = float(default_rms(info)[worst])
-    if weights[worst] > _LARGE_WEIGHTS * usual:
-        cause = (
-            f"The weights of {names[worst]} are large: their rms is {number(weights[worst])}, PyTorch's default initialisation "
-            f"gives {number(usual)}. The same step is a smaller part of them."
-        )
-        return cause, remedy
-    if here < there:
-        cause = (
-            f"The gradient of {names[worst]} has an rms of {number(here)}, that of {names[best]} {number(there)}: it is too weak "
-            "for the learning rate that suits the others (GW101)."
-        )
-    else:
-        cause = f"The gradient of {names[worst]} isn't weaker than that of {names[best]}: the optimizer gives it smaller steps."
-    return cause, _rounding(info) or remedy

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _READINGS = 5
 _LEAST_SITES = 3
 _ERROR_FACTOR = 100
-_SGD_FAMILY = frozenset({"SGD", "ASGD"})  # their step is proportional to the gradient; Rprop's and LBFGS's aren't
 _SGD_RATIO = 3e-3
 _LAX_RATIO = 1e-4
 
@@ -129,8 +128,7 @@ class VanishingGradient(Rule):
         """Return the attenuation below which this run's gradient vanishes."""
         if self.ratio is not None:
             return self.ratio
-        names = {optimizer.name for optimizer in info.optimizers}
-        return _SGD_RATIO if names and names <= _SGD_FAMILY else _LAX_RATIO
+        return _SGD_RATIO if info.steps_follow_gradient else _LAX_RATIO
 
     def _read(self, record: StepRecord, info: RunInfo) -> _Signal | str:
         """Return the signal, or why it can't be judged."""

@@ -1,0 +1,118 @@
+"""How much of the loss the planned steps of a run can take off at most, as one measured step shows it.
+
+To first order a step lowers the loss by -<gradient, change>, so a layer by at most the product of the two norms. In plain
+SGD that is exact; whatever the optimizer does, it can't be more. Multiplying the loss by a number, with SGD's rate
+adjusted, changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.rules.readings import layer_values
+from lightning_gradwatch.rules.trend import middle
+from lightning_gradwatch.rules.wording import number, percent
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record import RunInfo, StepRecord
+
+_READINGS = 5
+_FEWEST_STEPS = 100
+"""Planned steps: a shorter run is a trial, from which nobody expects that it gets anywhere."""
+_STILL_PUSHES = 0.5
+"""Share of the gradient's norm at the start from which on it is no smaller: near an optimum it would be."""
+_COME_DOWN = 0.5
+"""Share of the loss at the start below which the run has shown that it gets somewhere."""
+_UNSEEN = 0.5
+_UNSCALED = 100.0
+"""A mean loss from which targets are to blame: over C classes it starts at ln C, with scaled targets at about 1."""
+_ENOUGH = 10.0
+
+
+class Pace(NamedTuple):
+    """What a run can reach at this pace."""
+
+    share: float
+    """Largest share of the loss that a step takes off."""
+    steps: int
+    """Planned."""
+    loss: float
+
+    @property
+    def reach(self) -> float:
+        """Largest share of the loss that all planned steps take off together."""
+        return self.share * self.steps
+
+
+def loss_share(record: StepRecord, info: RunInfo) -> float:
+    """Return the largest share of the loss that this step takes off, to first order; NaN where it can't be told.
+
+    A layer's vectors, whose changes aren't measured, count as if the optimizer changed them by as much an entry as its
+    matrices (Adam), or in proportion to their gradient (SGD).
+    """
+    entries = np.sqrt(info.matrix_entries)
+    moved = layer_values(record, info, "update_ratio") * layer_values(record, info, "weight_rms") * entries
+    matrices = layer_values(record, info, "grad_rms") * entries
+    gradients = layer_values(record, info, "grad_norm")
+    seen = np.isfinite(moved) & (matrices > 0)
+    squares = np.where(np.isfinite(gradients), gradients, 0.0) ** 2
+    if not np.add.reduce(squares, where=seen) > _UNSEEN * np.add.reduce(squares) or not 0 < record.loss < math.inf:
+        return math.nan
+    gradients, matrices = gradients[seen], matrices[seen]
+    others = np.sqrt(np.fmax(gradients**2 - matrices**2, 0.0)) / matrices
+    changed = others if info.steps_follow_gradient else info.vector_share[seen]
+    return float(np.add.reduce(matrices * moved[seen] * (1 + others * changed))) / record.loss
+
+
+def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace | None:
+    """Return the pace of a run that may be too slow; None where it isn't, or can't be told.
+
+    Args:
+        record: A record after the warm-up.
+        info: Describes its columns.
+        state: Memory of this function: the gradient's norm and the loss at the start, and the last readings.
+    """
+    planned = info.planned_steps
+    if planned is None or planned < _FEWEST_STEPS or len(info.optimizers) != 1 or state.get("gets_somewhere"):
+        return None
+    share, norm = loss_share(record, info), float(record.global_grad_norm)
+    if math.isnan(share) or not math.isfinite(norm):
+        return None
+    start = state.setdefault("start", [norm, float(record.loss)])
+    readings = state.setdefault("readings", [])
+    readings.append([share, norm, float(record.loss)])
+    del readings[:-_READINGS]
+    share, norm, loss = (middle(sorted(column)) for column in zip(*readings, strict=True))
+    if norm < _STILL_PUSHES * start[0] or loss < _COME_DOWN * start[1]:
+        state["gets_somewhere"] = True
+        return None
+    return Pace(share, planned, loss)
+
+
+def told_of_pace(pace: Pace, threshold: float) -> str:
+    """Say what was seen."""
+    return (
+        f"A step can take off {number(100 * pace.share)} % of the loss at most, which is {number(pace.loss)}: the gradient's norm times "
+        f"that of the step. In {pace.steps} planned steps that is {number(100 * pace.reach)} %, even if each were straight downhill. "
+        f"Reported below {percent(threshold)}, as long as the gradient is no smaller than it was."
+    )
+
+
+def why_slow_pace(pace: Pace, rates: str) -> tuple[str, Remedy]:
+    """Say whether the loss is too large for such steps, or the steps are too small for the loss."""
+    if pace.loss >= _UNSCALED:
+        cause = (
+            f"The steps (learning rate {rates}) are too small for a loss of {number(pace.loss)}, which comes from targets that "
+            "aren't scaled, or from adding up over a batch where others take the mean."
+        )
+        text = "Scale the targets to mean 0 and variance 1, and take the mean of the loss."
+        return cause, Remedy(text, (Action("normalize_targets"),))
+    factor = 10.0 ** min(max(math.ceil(math.log10(_ENOUGH / pace.reach)), 1), 6) if pace.reach > 0 else 1000.0
+    cause = f"The learning rate ({rates}) is too small for this loss and these gradients."
+    return cause, Remedy(
+        f"Raise the learning rate {factor:g} times.", (Action("set_learning_rate", (), (("factor", factor),)),)
+    )

@@ -1,0 +1,97 @@
+"""Why weights hardly change: a learning rate, a gradient, a number format, or weights that are too large for their steps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.rules.readings import hidden_sites, layer_values
+from lightning_gradwatch.rules.starting import default_rms, starting_remedy
+from lightning_gradwatch.rules.wording import number
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Mask
+
+_USUAL = 1e-3
+_LARGE_WEIGHTS = 10
+_COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
+
+
+def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float) -> tuple[str, Remedy]:
+    """Say why no layer moves: weights that were thrown far out, a coarse number format, or the learning rate."""
+    weights = layer_values(record, info, "weight_rms")
+    growths = weights[judged] / default_rms(info)[judged]
+    known = growths[np.isfinite(growths)]
+    grown = float(np.median(known)) if len(known) else 1.0
+    if grown > _LARGE_WEIGHTS:
+        start = starting_remedy(info, [site for _, site in hidden_sites(info)])
+        remedy = Remedy(
+            f"{start.text} Lower the learning rate to a tenth.",
+            (*start.actions, Action("set_learning_rate", (), (("factor", 0.1),))),
+        )
+        cause = (
+            f"The weights are {number(grown)} times as large as PyTorch's default initialisation makes them, so a step is a small "
+            "part of them: they started so, or steps that were too large threw them there."
+        )
+        return cause, remedy
+    cause = f"No weight layer moves: the learning rate ({spelled_rates(record)}) is too small for these weights and gradients."
+    return cause, _rounding(info) or _faster(top)
+
+
+def _faster(top: float) -> Remedy:
+    """Say how much higher the learning rate must be for updates of the usual size."""
+    factor = 10.0 ** min(max(round(math.log10(_USUAL / top)), 1), 6) if top > 0 else 1000.0
+    return Remedy(
+        f"Raise the learning rate {factor:g} times, which makes the largest update ratio about {number(_USUAL)}.",
+        (Action("set_learning_rate", (), (("factor", factor),)),),
+    )
+
+
+def _rounding(info: RunInfo) -> Remedy | None:
+    """Say how to keep small changes, where the weights' number format is too coarse for them."""
+    if info.precision not in _COARSE:
+        return None
+    return Remedy(
+        f'Keep the weights in float32, precision="bf16-mixed": in {_COARSE[info.precision]} a small change is rounded away.',
+        (Action("set_precision", (), (("to", "bf16-mixed"),)),),
+    )
+
+
+def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> tuple[str, Remedy]:
+    """Say why a layer moves less than another: its gradient beside eps or beside the other's, or its weights."""
+    gradient, weights = layer_values(record, info, "grad_rms"), layer_values(record, info, "weight_rms")
+    here, there = float(gradient[worst]), float(gradient[best])
+    names = [layer.name for layer in info.layers]
+    remedy = starting_remedy(info, [site for _, site in hidden_sites(info)])
+    optimizer = next((each for each in info.optimizers if names[worst] in each.layers), None)
+    eps = optimizer.settings.get("eps") if optimizer is not None else None
+    if optimizer is not None and isinstance(eps, float) and here < eps:
+        cause = (
+            f"The gradient of {names[worst]} has an rms of {number(here)}, below the eps of {optimizer.name} ({number(eps)}), so "
+            f"its steps shrink with it ({names[best]}: {number(there)}). What weakens the gradient is the cause (GW101)."
+        )
+        return cause, remedy
+    usual = float(default_rms(info)[worst])
+    if weights[worst] > _LARGE_WEIGHTS * usual:
+        cause = (
+            f"The weights of {names[worst]} are large: their rms is {number(weights[worst])}, PyTorch's default initialisation "
+            f"gives {number(usual)}. The same step is a smaller part of them."
+        )
+        return cause, remedy
+    if here < there:
+        cause = (
+            f"The gradient of {names[worst]} has an rms of {number(here)}, that of {names[best]} {number(there)}: it is too weak "
+            "for the learning rate that suits the others (GW101)."
+        )
+    else:
+        cause = f"The gradient of {names[worst]} isn't weaker than that of {names[best]}: the optimizer gives it smaller steps."
+    return cause, _rounding(info) or remedy
+
+
+def spelled_rates(record: StepRecord) -> str:
+    """Return the learning rates of a step, each once."""
+    return ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))

@@ -1,0 +1,140 @@
+"""GW301 says when the planned steps can't take off the loss, by a bound that SGD reaches and no optimizer exceeds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_gradwatch import Probe
+from lightning_gradwatch.findings import Action, Severity
+from lightning_gradwatch.record import OptimizerInfo
+from lightning_gradwatch.rules import StalledUpdate
+from lightning_gradwatch.rules.pace import loss_share
+
+
+def measured_and_real(make_optimizer, *, bias):
+    """One step on a whole data set: the bound, and by how much the loss really falls."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 32, bias=bias), nn.Tanh(), nn.Linear(32, 1, bias=bias)).double()
+    x, y = torch.randn(64, 10).double(), 5 + torch.randn(64, 1).double()
+    optimizer = make_optimizer(net.parameters())
+    probe = Probe(net, optimizer)
+    for _ in range(3):  # so that Adam's averages are under way
+        with probe:
+            optimizer.zero_grad()
+            loss = F.mse_loss(net(x), y)
+            loss.backward()
+            optimizer.step()
+    record = dataclasses.replace(probe.record, loss=loss.item())
+    info = dataclasses.replace(probe.info, optimizers=(OptimizerInfo(type(optimizer).__name__, {}),))
+    return loss_share(record, info), 1 - F.mse_loss(net(x), y).item() / loss.item()
+
+
+def test_the_bound_is_exact_for_sgd_without_vectors():
+    bound, real = measured_and_real(lambda parameters: torch.optim.SGD(parameters, lr=1e-7), bias=False)
+    assert bound == pytest.approx(real, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda parameters: torch.optim.SGD(parameters, lr=1e-6),
+        lambda parameters: torch.optim.SGD(parameters, lr=1e-6, momentum=0.9),
+        lambda parameters: torch.optim.Adam(parameters, lr=1e-6),
+        lambda parameters: torch.optim.RMSprop(parameters, lr=1e-6),
+        lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=1.0),
+    ],
+    ids=["SGD", "momentum", "Adam", "RMSprop", "AdamW"],
+)
+def test_no_optimizer_takes_off_more_than_the_bound_and_it_is_not_far_off(make_optimizer):
+    bound, real = measured_and_real(make_optimizer, bias=True)
+    assert 0 < real <= bound * 1.001
+    assert bound < 5 * real
+
+
+STEPS = range(10, 16)
+
+
+def judged(runs, *, info=None, rule=None, losses=None, norms=None, **given):
+    """By default 7 layers of 64 entries, each with a gradient of norm 0.08 that moves it by 8e-4: 4.5e-4 in all."""
+    info = info or runs.stack(planned_steps=300)
+    metrics = {"grad_rms": 0.01, "grad_norm": 0.08, "weight_rms": 0.1, "update_ratio": 1e-3, **given}
+    records = [
+        runs.measure(
+            info,
+            step,
+            loss=(losses or {}).get(step, 2.3),
+            norm=(norms or {}).get(step, 0.2),
+            **metrics,
+        )
+        for step in STEPS
+    ]
+    return runs.feed(rule or StalledUpdate(), records, info)
+
+
+SHARE = 7 * 0.08 * 8e-4 / 2.3
+
+
+def test_a_run_whose_steps_cannot_take_off_the_loss_is_told_in_the_third_measured_step(runs):
+    fed = judged(runs)
+    assert [len(told) for told in fed.told] == [0, 0, 1, 0, 0, 0]
+    assert fed.confirming == [True, True, False, False, False, False]
+    finding = fed.only
+    assert finding.code == "GW301"
+    assert finding.value == pytest.approx(300 * SHARE)
+    assert (finding.threshold, finding.severity, finding.first_step) == (1.0, Severity.ERROR, 10)
+    assert "300 planned steps" in finding.message
+    assert finding.layers == tuple(layer.name for layer in runs.stack().layers)
+    assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 1000.0),)),)
+
+
+@pytest.mark.parametrize(("low", "fires"), [(0.99, True), (1.01, False)])
+def test_by_the_threshold(runs, low, fires):
+    assert bool(judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / low)).findings) is fires
+    assert bool(judged(runs, rule=StalledUpdate(reach=300 * SHARE / low)).findings) is fires
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_scale_of_the_loss_makes_no_difference(runs, scale):
+    fed = judged(
+        runs,
+        grad_rms=0.01 * scale,
+        grad_norm=0.08 * scale,
+        losses=dict.fromkeys(STEPS, 2.3 * scale),
+        norms=dict.fromkeys(STEPS, 0.2 * scale),
+    )
+    assert fed.only.value == pytest.approx(300 * SHARE)
+
+
+def test_a_loss_of_unscaled_targets_is_told_as_such(runs):
+    fed = judged(runs, losses=dict.fromkeys(STEPS, 29_000.0))
+    assert fed.only.remedy.actions == (Action("normalize_targets"),)
+
+
+@pytest.mark.parametrize(
+    ("case", "info"),
+    [
+        ("a trial of a few steps", {"planned_steps": 99}),
+        ("no end in sight", {"planned_steps": None}),
+        ("long enough", {"planned_steps": 10_000}),
+        ("several losses", {"planned_steps": 300, "optimizers": ("Adam", "Adam")}),
+    ],
+)
+def test_what_is_planned_decides(runs, case, info):
+    assert not judged(runs, info=runs.stack(**info)).findings, case
+
+
+def test_silent_where_the_gradient_or_the_loss_has_come_down(runs):
+    """As at an optimum, where the loss that is left can't be taken off."""
+    assert not judged(runs, norms=dict.fromkeys(STEPS, 0.09) | {10: 0.2}).findings
+    assert not judged(runs, losses=dict.fromkeys(STEPS, 1.1) | {10: 2.3}).findings
+    assert not judged(runs, losses=dict.fromkeys(STEPS, -2.0)).findings
+
+
+def test_not_judged_where_most_of_the_gradient_is_outside_of_matrices(runs):
+    low = {"net.0": float("nan")}
+    assert not judged(runs, update_ratio=dict.fromkeys((), 0.001) | low, grad_norm={"net.0": 10.0}).findings
