@@ -110,8 +110,10 @@ def _accounts(total: float, steps: int, first: float, last: float) -> bool:
     """Tell whether so much fading in all, as a logarithm, is that from the last site to the first."""
     if first == 0:
         return total > -math.log(_FADES) * steps
+    if not 0 < first < last < math.inf:
+        return False
     fading = math.log(last) - math.log(first)
-    return fading > 0 and _EXPLAINED[0] <= total / fading <= _EXPLAINED[1]
+    return _EXPLAINED[0] <= total / fading <= _EXPLAINED[1]
 
 
 def _mean(gains: Iterable[float]) -> float:

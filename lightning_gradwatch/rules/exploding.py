@@ -14,6 +14,7 @@ from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sightin
 from lightning_gradwatch.rules.readings import count_hit, weight_layers
 from lightning_gradwatch.rules.starting import read_start, starting_cause, starting_remedy
 from lightning_gradwatch.rules.surge import Surge, read_surge
+from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, number
 
@@ -213,13 +214,9 @@ def _level(record: StepRecord, info: RunInfo) -> _Hit | None:
         del trend
         return Sentences(
             cause=(
-                "A loss this large comes from targets that aren't scaled, or from adding up over a batch where others take the "
-                "mean. The gradients are in proportion to it and level: that isn't an explosion."
+                f"A loss this large {WHY_HUGE}. The gradients are in proportion to it and level: that isn't an explosion."
             ),
-            remedy=Remedy(
-                "Scale the targets to mean 0 and variance 1, and take the mean of the loss.",
-                (Action("normalize_targets"),),
-            ),
+            remedy=SCALE_TARGETS,
             message=(
                 f"The loss is {number(loss)} and the gradient norm {number(norm)}, both level. Information from a loss of "
                 f"{number(_HUGE_LOSS)} and a norm of {number(_HUGE_NORM)} on."

@@ -10,8 +10,10 @@ import numpy as np
 
 from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.protocol import Sentences
+from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites, layer_values
-from lightning_gradwatch.rules.starting import read_start, starting_remedy
+from lightning_gradwatch.rules.starting import default_rms, read_start, starting_remedy
+from lightning_gradwatch.rules.targets import SCALE_TARGETS, unscaled_targets
 from lightning_gradwatch.rules.wording import counted, number
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _KEPT = 6
 _EXPLODED = 10
+_MOST = 1e100
 _UNDEFINED = (
     "log(0), a division by 0, the square root or the norm of 0, a softmax over a row that is masked as a whole, NaN in the "
     "data; torch.autograd.set_detect_anomaly(True) names the operation"
@@ -38,6 +41,8 @@ def note_heading(state: State, record: StepRecord, info: RunInfo) -> None:
     if "large" not in state:
         sites = [site for _, site in hidden_sites(info)]
         state["large"] = read_start(record, info, sites).strays(low=False)
+        state["unscaled"] = unscaled_targets(record, info)
+        state["update"] = _largest_update(record, info)
     state["past"] = [*state.get("past", ()), _reading(record)][-_KEPT:]
 
 
@@ -74,6 +79,8 @@ def find_beginning(
         "sites": [int(sites.sum()), len(sites)],
         "past": [*past, _reading(record)],
         "large": state.get("large", False),
+        "unscaled": state.get("unscaled", False),
+        "update": state.get("update", 0.0),
     }
 
 
@@ -94,7 +101,7 @@ def write_beginning(facts: dict[str, Any], info: RunInfo) -> Sentences:
         )
     return Sentences(
         cause=f"{_WHERE[facts['place']].format(name=facts['name'])} {heading}",
-        remedy=_remedy(info, exploded=bool(grown), first=not past, large=facts["large"]),
+        remedy=_remedy(info, facts, exploded=bool(grown), first=not past),
         message=f"At step {facts['step']}, {_seen(facts)}.",
     )
 
@@ -149,7 +156,15 @@ def _seen(facts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _remedy(info: RunInfo, *, exploded: bool, first: bool, large: bool) -> Remedy:
+def _largest_update(record: StepRecord, info: RunInfo) -> float:
+    """Return by how much of itself, or of its usual start, a step changes a weight layer at most; 0 where unknown."""
+    ratios = layer_values(record, info, "update_ratio")
+    sizes = np.fmax(layer_values(record, info, "weight_rms") / default_rms(info), 1.0)
+    known = info.weight_mask & np.isfinite(ratios) & np.isfinite(sizes)
+    return min(float(np.max(ratios[known] * sizes[known], initial=0.0)), _MOST)
+
+
+def _remedy(info: RunInfo, facts: dict[str, Any], *, exploded: bool, first: bool) -> Remedy:
     actions, said = [], []
     if info.precision.startswith("16"):
         actions.append(Action("set_precision", (), (("to", "bf16-mixed"),)))
@@ -157,12 +172,20 @@ def _remedy(info: RunInfo, *, exploded: bool, first: bool, large: bool) -> Remed
     if first:
         actions.append(Action("normalize_inputs"))
         said.append("Clean the data of NaN and scale the inputs to mean 0 and variance 1.")
-    if exploded and large:
+    if exploded and facts["large"]:
         start = starting_remedy(info, [site for _, site in hidden_sites(info)])
         actions += start.actions
         said.append(start.text)
-    actions += [Action("set_learning_rate", (), (("factor", 0.1),)), Action("clip_gradients", (), (("norm", 1.0),))]
-    said.append("Lower the learning rate to a tenth and clip the gradient norm to 1.")
+    if exploded and facts["unscaled"]:
+        actions += SCALE_TARGETS.actions
+        said.append(SCALE_TARGETS.text)
+    else:
+        factor = min(rate_factor(info, facts["update"]), 0.1)
+        actions += [
+            Action("set_learning_rate", (), (("factor", factor),)),
+            Action("clip_gradients", (), (("norm", 1.0),)),
+        ]
+        said.append(f"Multiply the learning rate by {factor:g} and clip the gradient norm to 1.")
     if not exploded:
         said.append(
             "Where an operation is undefined, keep its argument away from there (clamp, eps) before the operation."

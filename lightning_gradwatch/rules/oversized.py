@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -13,8 +12,10 @@ import numpy as np
 from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import layer_values, names_where
 from lightning_gradwatch.rules.starting import default_rms
+from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 _ERROR_FACTOR = 10
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
-_AIM = 3e-3
 _WELL_BELOW = 0.5
 _MOST = 1e100
+_LEAST = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class OversizedUpdate(Rule):
         hit = (ratios > self.ratio) & (not trend.converged_to(self.converged))
         if held.blank and np.count_nonzero(hit):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
+            state["unscaled"] = unscaled_targets(record, info)
             state["at_first"] = min(float(np.max(ratios[hit] * np.fmax(sizes[hit], 1.0))), _MOST)
         count_hits(held, hit, judged & ~hit, record.step)
         due = hit & (counts(held)[0] >= self.patience) & (record.step >= self.warm_up_steps)
@@ -110,6 +112,7 @@ class OversizedUpdate(Rule):
             worst=info.layers[worst].name,
             value=value,
             at_first=state["at_first"],
+            unscaled=state["unscaled"] and info.steps_follow_gradient,
             urgency=self._urgency(trend, learns=learns, most=most),
         )
         severity = Severity.ERROR if seen.value > _ERROR_FACTOR * self.ratio else Severity.WARNING
@@ -122,7 +125,7 @@ class OversizedUpdate(Rule):
                     last_step=int(record.step),
                     value=seen.value,
                     threshold=self.ratio,
-                    write=partial(self._write, record, seen),
+                    write=partial(self._write, record, info, seen),
                 )
             }
         )
@@ -141,19 +144,29 @@ class OversizedUpdate(Rule):
             return "The loss is below its start, so this is information only."
         return "The loss is above its start." if trend.falls_by(self.loss_fall) else trend.sentence(self.loss_fall)
 
-    def _write(self, record: StepRecord, seen: _Seen) -> Sentences:
+    def _write(self, record: StepRecord, info: RunInfo, seen: _Seen) -> Sentences:
         rates = ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))
-        factor = 10.0 ** min(max(math.floor(math.log10(_AIM / seen.at_first) + 0.5), -6), -1)
-        others = f" Above the threshold: {listed(seen.names)}." if len(seen.names) > 1 else ""
-        return Sentences(
-            cause=f"The learning rate ({rates}) is too high for these weights and gradients, at least without a warm-up.",
-            remedy=Remedy(
+        if seen.unscaled:
+            cause, remedy = (
+                f"The loss is so large that steps in proportion to it are too: it {WHY_HUGE}.",
+                SCALE_TARGETS,
+            )
+        else:
+            cause = (
+                f"The learning rate ({rates}) is too high for these weights and gradients, at least without a warm-up."
+            )
+            factor = min(rate_factor(info, seen.at_first), _LEAST)
+            remedy = Remedy(
                 f"Multiply the learning rate by {factor:g}, or warm it up from there; clip the gradient norm to 1.",
                 (
                     Action("set_learning_rate", (), (("factor", factor),)),
                     Action("clip_gradients", (), (("norm", 1.0),)),
                 ),
-            ),
+            )
+        others = f" Above the threshold: {listed(seen.names)}." if len(seen.names) > 1 else ""
+        return Sentences(
+            cause=cause,
+            remedy=remedy,
             message=(
                 f"A step changes {seen.worst} by {number(seen.value)} of itself. Reported above {number(self.ratio)}, "
                 f"{counted(self.patience, 'measured step')} in a row.{others} {seen.urgency}"
@@ -169,4 +182,6 @@ class _Seen(NamedTuple):
     value: float
     at_first: float
     """The largest change in the first such step, over the rms that PyTorch's default initialisation gives the weights."""
+    unscaled: bool
+    """Whether targets make the loss huge, and with it the steps, which are in proportion to the gradient."""
     urgency: str

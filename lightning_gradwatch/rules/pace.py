@@ -14,6 +14,7 @@ import numpy as np
 
 from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.readings import layer_values
+from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
 from lightning_gradwatch.rules.trend import middle
 from lightning_gradwatch.rules.wording import number, percent
 
@@ -28,8 +29,6 @@ _STILL_PUSHES = 0.5
 _COME_DOWN = 0.5
 """Share of the loss at the start below which the run has shown that it gets somewhere."""
 _UNSEEN = 0.5
-_UNSCALED = 100.0
-"""A mean loss from which targets are to blame: over C classes it starts at ln C, with scaled targets at about 1."""
 _ENOUGH = 10.0
 
 
@@ -41,6 +40,8 @@ class Pace(NamedTuple):
     steps: int
     """Planned."""
     loss: float
+    unscaled: bool
+    """Whether its targets make the loss that large."""
 
     @property
     def reach(self) -> float:
@@ -55,17 +56,18 @@ def loss_share(record: StepRecord, info: RunInfo) -> float:
     matrices (Adam), or in proportion to their gradient (SGD).
     """
     entries = np.sqrt(info.matrix_entries)
-    moved = layer_values(record, info, "update_ratio") * layer_values(record, info, "weight_rms") * entries
+    ratios, weights = layer_values(record, info, "update_ratio"), layer_values(record, info, "weight_rms")
     matrices = layer_values(record, info, "grad_rms") * entries
     gradients = layer_values(record, info, "grad_norm")
-    seen = np.isfinite(moved) & (matrices > 0)
+    seen = np.isfinite(ratios) & np.isfinite(weights) & (matrices > 0)
     squares = np.where(np.isfinite(gradients), gradients, 0.0) ** 2
     if not np.add.reduce(squares, where=seen) > _UNSEEN * np.add.reduce(squares) or not 0 < record.loss < math.inf:
         return math.nan
     gradients, matrices = gradients[seen], matrices[seen]
+    moved = ratios[seen] * weights[seen] * entries[seen]
     others = np.sqrt(np.fmax(gradients**2 - matrices**2, 0.0)) / matrices
     changed = others if info.steps_follow_gradient else info.vector_share[seen]
-    return float(np.add.reduce(matrices * moved[seen] * (1 + others * changed))) / record.loss
+    return float(np.add.reduce(matrices * moved * (1 + others * changed))) / record.loss
 
 
 def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace | None:
@@ -90,7 +92,7 @@ def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace 
     if norm < _STILL_PUSHES * start[0] or loss < _COME_DOWN * start[1]:
         state["gets_somewhere"] = True
         return None
-    return Pace(share, planned, loss)
+    return Pace(share, planned, loss, unscaled_targets(record, info))
 
 
 def told_of_pace(pace: Pace, threshold: float) -> str:
@@ -104,13 +106,9 @@ def told_of_pace(pace: Pace, threshold: float) -> str:
 
 def why_slow_pace(pace: Pace, rates: str) -> tuple[str, Remedy]:
     """Say whether the loss is too large for such steps, or the steps are too small for the loss."""
-    if pace.loss >= _UNSCALED:
-        cause = (
-            f"The steps (learning rate {rates}) are too small for a loss of {number(pace.loss)}, which comes from targets that "
-            "aren't scaled, or from adding up over a batch where others take the mean."
-        )
-        text = "Scale the targets to mean 0 and variance 1, and take the mean of the loss."
-        return cause, Remedy(text, (Action("normalize_targets"),))
+    if pace.unscaled:
+        cause = f"The steps (learning rate {rates}) are too small for a loss of {number(pace.loss)}, which {WHY_HUGE}."
+        return cause, SCALE_TARGETS
     factor = 10.0 ** min(max(math.ceil(math.log10(_ENOUGH / pace.reach)), 1), 6) if pace.reach > 0 else 1000.0
     cause = f"The learning rate ({rates}) is too small for this loss and these gradients."
     return cause, Remedy(

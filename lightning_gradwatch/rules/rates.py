@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
     from lightning_gradwatch.rules.protocol import State
 
 _AT_PEAK = 0.5
+_TURNOVERS = 3.0
+"""How many times over training from scratch changes a layer, in all its steps together."""
+_USUAL = (1e-3, 1e-2)
+"""Update ratios that are usual, in long runs and in short ones."""
+_FALLING = 3.0
+"""How much larger the first steps of plain SGD may be: they shrink with the gradient."""
+_MOST = 1e6
 
 
 def schedule_phase(record: StepRecord, state: State) -> str:
@@ -49,3 +57,19 @@ def relative_rates(record: StepRecord, info: RunInfo) -> FloatVector | None:
     stepped = np.array(record.learning_rates)[: len(known), None]
     rates = np.fmax.reduce(np.where(stepped >= 0, np.sign(stepped) * known, np.nan), axis=0, initial=np.nan)
     return np.where(np.isnan(rates), 1.0, rates)
+
+
+def aimed_update(info: RunInfo) -> float:
+    """Return the update ratio that the first steps of a run should have: the shorter the run, the larger."""
+    low, high = _USUAL
+    aim = math.sqrt(low * high) if info.planned_steps is None else min(max(_TURNOVERS / info.planned_steps, low), high)
+    plain = info.steps_follow_gradient and not any(each.settings.get("momentum") for each in info.optimizers)
+    return aim * _FALLING if plain else aim
+
+
+def rate_factor(info: RunInfo, update: float) -> float:
+    """Return what to multiply the learning rate by so that the largest update ratio, now `update`, is what it should be.
+
+    To one digit, between 1e-6 and 1e6.
+    """
+    return float(f"{min(max(aimed_update(info) / max(update, 1 / _MOST**2), 1 / _MOST), _MOST):.0e}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.functions import look_up
+from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites
 from lightning_gradwatch.rules.wording import listed, number
 
@@ -21,7 +22,6 @@ DEEP_SITES = 12
 """Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""
 _START_OF_THEIR_OWN = ("LSTM", "GRU", "RNN", "MultiheadAttention")
 _KIN = {"ReLU": "ReLU, LeakyReLU or ELU", "LeakyReLU": "LeakyReLU, ELU or GELU"}
-_HEALTHY_UPDATE = 0.01  # update ratios of 1e-3 to 1e-2 are usual
 
 
 class Prescription:
@@ -83,7 +83,7 @@ class Prescription:
 
     def slow_down(self, update: float) -> None:
         """Lower the learning rate, by as much as the largest update ratio seen asks for."""
-        factor = 0.1 if not update > 0.1 else max(float(f"{_HEALTHY_UPDATE / update:.0e}"), 1e-4)
+        factor = min(rate_factor(self._info, update), 0.1) if update > 0.1 else 0.1
         self._add(
             f"multiply the learning rate by {number(factor)}, or warm it up",
             Action("set_learning_rate", (), (("factor", factor),)),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites, layer_values
 from lightning_gradwatch.rules.starting import default_rms, starting_remedy
 from lightning_gradwatch.rules.wording import number
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
 
-_USUAL = 1e-3
 _LARGE_WEIGHTS = 10
 _COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
 
@@ -39,14 +38,14 @@ def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float) -> tup
         )
         return cause, remedy
     cause = f"No weight layer moves: the learning rate ({spelled_rates(record)}) is too small for these weights and gradients."
-    return cause, _rounding(info) or _faster(top)
+    return cause, _rounding(info) or _faster(info, top)
 
 
-def _faster(top: float) -> Remedy:
+def _faster(info: RunInfo, top: float) -> Remedy:
     """Say how much higher the learning rate must be for updates of the usual size."""
-    factor = 10.0 ** min(max(round(math.log10(_USUAL / top)), 1), 6) if top > 0 else 1000.0
+    factor = rate_factor(info, top)
     return Remedy(
-        f"Raise the learning rate {factor:g} times, which makes the largest update ratio about {number(_USUAL)}.",
+        f"Raise the learning rate {factor:g} times, which makes the largest update ratio about {number(factor * top)}.",
         (Action("set_learning_rate", (), (("factor", factor),)),),
     )
 

@@ -158,3 +158,11 @@ def test_a_real_net_has_the_published_gains(function, start, activation, weight)
     assert found.gain == pytest.approx(activation, rel=0.03)
     assert found.weight_gain == pytest.approx(weight, rel=0.03)
     assert found.step_gain**19 == pytest.approx(signal[0] / signal[-1], rel=1e-6)
+
+
+def test_a_signal_that_ends_before_the_last_site_is_not_split_up(runs):
+    """As underflow can make it: then there is nothing that the gains could account for."""
+    info = runs.stack()
+    metrics = runs.gains(info, 0.2, 1.0)
+    metrics["signal_norm"] = np.array([1e-300, 0.1, 0.2, 0.3, 0.4, 0.0])
+    assert attributed(runs, info, metrics) is None

@@ -112,10 +112,10 @@ class TestLoss:
 
 
 def test_the_remedy_aims_at_the_usual_size_of_the_first_step(runs):
-    """Adam at 0.3: 1.6 of the weights in step 0; a thousandth of that rate is usual. Later ratios are of weights it has made."""
+    """1.6 of the weights in step 0, where a hundredth is usual. Later ratios are of weights it has made."""
     finding = judged(runs, 1.6, 0.6, 0.33, 0.22, 0.16, weights=2 * DEFAULT).only
-    assert finding.remedy.actions[0] == Action("set_learning_rate", (), (("factor", 1e-3),))
-    assert judged(runs, 0.12).only.remedy.actions[0].arguments == (("factor", 0.01),)
+    assert finding.remedy.actions[0] == Action("set_learning_rate", (), (("factor", 3e-3),))
+    assert judged(runs, 0.12).only.remedy.actions[0].arguments == (("factor", 0.08),)
     assert judged(runs, 1e30).only.remedy.actions[0].arguments == (("factor", 1e-6),)
 
 

@@ -155,7 +155,7 @@ class TestSlow:
         finding = judged(runs, ratios(3e-6, high=4e-6)).only
         assert (finding.layers, finding.value, finding.severity) == (NAMES, 4e-6, Severity.WARNING)
         assert "the learning rate (0.1) is too small" in finding.cause
-        assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 100.0),)),)
+        assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 2000.0),)),)
 
     def test_and_none_is_behind_then(self, runs):
         assert judged(runs, ratios(1e-12, high=9e-6)).only.layers == NAMES
