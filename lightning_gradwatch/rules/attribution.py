@@ -108,6 +108,8 @@ def _steps(record: StepRecord, info: RunInfo, last: int) -> list[tuple[int, floa
 
 def _accounts(total: float, steps: int, first: float, last: float) -> bool:
     """Tell whether so much fading in all, as a logarithm, is that from the last site to the first."""
+    if last == 0:
+        return False
     if first == 0:
         return total > -math.log(_FADES) * steps
     if not 0 < first < last < math.inf:

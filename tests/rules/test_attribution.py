@@ -69,6 +69,13 @@ def test_means_are_geometric(runs):
     assert (found.gain, found.weight_gain) == (pytest.approx(0.2), pytest.approx(1))
 
 
+def test_where_no_signal_starts_nothing_is_said(runs):
+    info = runs.stack()
+    metrics = runs.gains(info, 0.2, 1.0)
+    metrics["signal_norm"] = [1e-300, *[0.0] * 5]
+    assert attributed(runs, info, metrics) is None
+
+
 @pytest.mark.parametrize("lacking", ["activation_gain", "weight_gain", "predecessors"])
 def test_without_gains_nothing_is_said(runs, lacking):
     info = runs.stack()
