@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, LayerInfo, NotCovered, OptimizerInfo, SiteInfo
 
 
+DEFAULT_VARIANCE = 1 / 3
+"""Fan-in times the variance of the weights that PyTorch's default initialisation gives."""
+
+
 class RunColumns:
     """The columns of a run's layers and sites; `RunInfo` is the one that has them."""
 
@@ -56,6 +60,11 @@ class RunColumns:
         """Norm of each layer's vectors, were all entries alike, over that of its matrices, shape [L]; NaN without one."""
         entries = np.where(self.matrix_entries > 0, self.matrix_entries, np.nan)
         return np.sqrt(np.array([layer.parameters for layer in self.layers]) / entries - 1)
+
+    @cached_property
+    def default_rms(self) -> FloatVector:
+        """The rms that PyTorch's default initialisation gives each weight layer, shape [L]; NaN for other layers."""
+        return np.sqrt(DEFAULT_VARIANCE / self.fan_in)
 
     @cached_property
     def layer_rates(self) -> FloatVector:

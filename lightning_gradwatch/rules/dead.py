@@ -13,7 +13,7 @@ from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_updat
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, names_where, why_no_fraction
+from lightning_gradwatch.rules.readings import hidden_values, why_no_fraction
 from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, percent
@@ -90,9 +90,10 @@ class DeadUnits(Rule):
             return Verdict(unjudged=why_no_fraction(record, info, "dead"))
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
-        note_first(state, fractions >= self.inform)
+        wrong = fractions >= self.inform
+        note_first(state, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
-        if held.blank and not np.count_nonzero(fractions >= self.inform):
+        if held.blank and not np.count_nonzero(wrong):
             return HEALTHY
         hit = fractions >= self._limits
         trend = LossTrend()
@@ -106,16 +107,16 @@ class DeadUnits(Rule):
         count_hits(held, hit, measured > hit, record.step)
         count = counts(held)
         due = (count >= self.patience) & hit
-        levels = np.flatnonzero(np.logical_or.reduce(due, axis=1))
+        severity = next((each for each in reversed(Severity) if np.count_nonzero(due[each])), None)
         findings = {}
-        if len(levels):
-            severity = Severity(int(levels[-1]))
+        if severity is not None:
             level = min(severity, Severity.WARNING)
             findings["dead"] = self._sighting(
                 record,
                 info,
                 fractions,
                 due=due[level],
+                names=held.names_where(due[level]),
                 severity=severity,
                 since=first_step(held, due[level], level),
                 trend=trend,
@@ -136,21 +137,21 @@ class DeadUnits(Rule):
         fractions: FloatVector,
         *,
         due: Mask,
+        names: tuple[str, ...],
         severity: Severity,
         since: int,
         trend: LossTrend,
         how: Drift,
     ) -> Sighting:
-        names = names_where(info.site_names, due)
-        worst = int(np.argmax(np.where(due, fractions, -1)))
-        value = float(fractions[worst])
+        value = float(fractions[due].max())
 
         def write() -> Sentences:
+            worst = info.site_names[int((due & (fractions == value)).argmax())]
             sites = [info.sites[column] for column in np.flatnonzero(due)]
             return Sentences(
                 cause=_cause(value, sites, how),
                 remedy=_remedy(info, sites, how),
-                message=self._message(info.sites[worst].name, value, names, trend),
+                message=self._message(worst, value, names, trend),
             )
 
         return Sighting(

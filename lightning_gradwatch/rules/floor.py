@@ -9,7 +9,7 @@ from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.fading import diagnose, fading_remedy
 from lightning_gradwatch.rules.memory import columns
 from lightning_gradwatch.rules.protocol import Sentences, Sighting, State
-from lightning_gradwatch.rules.readings import early_mask, names_where
+from lightning_gradwatch.rules.readings import early_mask
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 _RMS, _SINCE = 0, 1
@@ -32,11 +32,12 @@ def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -
     low = early & (states == LayerState.OK) & (rms < least)
     if not np.count_nonzero(low):
         return True, None
-    kept = columns(state, "floor", info, "layers", rows=2, fill=float("nan")).values
+    held = columns(state, "floor", info, "layers", rows=2, fill=float("nan"))
+    kept = held.values
     new = low & np.isnan(kept[_SINCE])
     kept[_SINCE, new] = record.step
     kept[_RMS, low] = rms[low]
-    names = names_where(info.layer_names, ~np.isnan(kept[_SINCE]))
+    names = held.names_where(~np.isnan(kept[_SINCE]))
     lowest = int(np.nanargmin(kept[_RMS]))
     value = float(kept[_RMS, lowest])
 

@@ -7,6 +7,7 @@ arrays alone would be shifted by a layer that appears in mid-run: so an array kn
 from __future__ import annotations
 
 import copy
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
+_MOST_NAMED = 8
+
 
 class Columns:
     """A few rows of numbers over the layers or sites of the newest layout.
@@ -27,7 +30,7 @@ class Columns:
     Names that only an older layout had keep their numbers, behind the newest layout's columns.
     """
 
-    __slots__ = ("_all", "_fill", "_names", "blank", "layout", "oldest", "pattern", "values")
+    __slots__ = ("_all", "_fill", "_names", "blank", "layout", "named", "oldest", "pattern", "values")
 
     def __init__(self, plain: Mapping[str, list[float | None]], rows: int, fill: float) -> None:
         """Take what `plain` gave; columns that aren't there hold `fill` in each row."""
@@ -45,6 +48,8 @@ class Columns:
         """Of streaks: where they went on and where they ended in the last reading; most readings repeat the one before."""
         self.oldest: dict[tuple[int, bytes], int] = {}
         """Of streaks: first steps that were looked up since the pattern changed."""
+        self.named: dict[bytes, tuple[str, ...]] = {}
+        """Names that were looked up in this layout, by mask."""
 
     def align(self, layout: str, names: tuple[str, ...]) -> None:
         """Take over the columns of another layout."""
@@ -58,7 +63,18 @@ class Columns:
         self.values = aligned[:, : len(names)]
         self.blank = not self._told().any()
         self.pattern = b""
+        self.named.clear()
         self.layout = layout
+
+    def names_where(self, where: Mask) -> tuple[str, ...]:
+        """Return the names of some of the layout's columns, in execution order; an ill run asks for the same ones again."""
+        key = where.tobytes()
+        found = self.named.get(key)
+        if found is None:
+            if len(self.named) >= _MOST_NAMED:
+                self.named.clear()
+            found = self.named[key] = tuple(compress(self._names, where.tolist()))
+        return found
 
     def plain(self) -> dict[str, list[float | None]]:
         """Return the columns that hold something, by name: the same data whatever layouts there were."""

@@ -12,7 +12,7 @@ from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.protocol import Sentences
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites, layer_values
-from lightning_gradwatch.rules.starting import default_rms, read_start, starting_remedy
+from lightning_gradwatch.rules.starting import read_start, starting_remedy
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, unscaled_targets
 from lightning_gradwatch.rules.wording import counted, number
 
@@ -159,7 +159,7 @@ def _seen(facts: dict[str, Any]) -> str:
 def _largest_update(record: StepRecord, info: RunInfo) -> float:
     """Return by how much of itself, or of its usual start, a step changes a weight layer at most; 0 where unknown."""
     ratios = layer_values(record, info, "update_ratio")
-    sizes = np.fmax(layer_values(record, info, "weight_rms") / default_rms(info), 1.0)
+    sizes = np.fmax(layer_values(record, info, "weight_rms") / info.default_rms, 1.0)
     known = info.weight_mask & np.isfinite(ratios) & np.isfinite(sizes)
     return min(float(np.max(ratios[known] * sizes[known], initial=0.0)), _MOST)
 

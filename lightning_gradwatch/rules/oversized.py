@@ -13,8 +13,7 @@ from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Remedy,
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import rate_factor
-from lightning_gradwatch.rules.readings import layer_values, names_where
-from lightning_gradwatch.rules.starting import default_rms
+from lightning_gradwatch.rules.readings import layer_values
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
@@ -88,8 +87,10 @@ class OversizedUpdate(Rule):
         if held.blank and not np.count_nonzero(hit):
             return HEALTHY if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
         trend = loss_trend(state["loss"], info)
-        sizes = layer_values(record, info, "weight_rms") / default_rms(info)
-        ratios = np.where(judged, ratios, 0.0) * np.fmin(sizes, 1.0)
+        sizes = layer_values(record, info, "weight_rms") / info.default_rms
+        if np.count_nonzero(judged) < len(judged):
+            ratios = np.where(judged, ratios, 0.0)
+        ratios = ratios * np.fmin(sizes, 1.0)
         hit = (ratios > self.ratio) & (not trend.converged_to(self.converged))
         if held.blank and np.count_nonzero(hit):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
@@ -104,12 +105,11 @@ class OversizedUpdate(Rule):
             return Verdict(confirming=True, unjudged=reason)
         state["reported"] = True
         learns = self._learns(trend, state["loss"].get("start", ()))
-        worst = int(np.argmax(np.where(due, ratios, 0.0)))
-        value = float(ratios[worst])
+        value = float(ratios[due].max())
         most = bool(2 * np.count_nonzero(due) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
         seen = _Seen(
-            names=names_where(info.layer_names, due),
-            worst=info.layers[worst].name,
+            names=held.names_where(due),
+            worst=info.layer_names[int((due & (ratios == value)).argmax())],
             value=value,
             at_first=state["at_first"],
             unscaled=state["unscaled"] and info.steps_follow_gradient,

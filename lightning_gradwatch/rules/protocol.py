@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -42,11 +43,10 @@ class Sighting(NamedTuple):
     """Called at most once, and maybe after later records: it must hold what it needs, and not the rule's memory."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a rule says about one record."""
 
-    findings: Mapping[str, Finding | Sighting] = field(default_factory=dict)
+    findings: Mapping[str, Finding | Sighting] = MappingProxyType({})
     """What holds at this record, by root cause: a key that stays the same as long as the cause does."""
     withdrawn: tuple[str, ...] = ()
     """Keys of earlier findings that one of `findings` has taken in."""

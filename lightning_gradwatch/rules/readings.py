@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,11 +37,6 @@ def hidden_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector
     if count == len(values):
         return values if count else None
     return np.where(known, values, np.nan) if count else None
-
-
-def names_where(names: tuple[str, ...], where: Mask) -> tuple[str, ...]:
-    """Return the names of some columns, in execution order."""
-    return tuple(compress(names, where.tolist()))
 
 
 def weight_layers(info: RunInfo) -> tuple[str, ...]:

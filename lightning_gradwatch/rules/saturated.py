@@ -12,7 +12,7 @@ from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_updat
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_sites, hidden_values, names_where, site_values, why_no_fraction
+from lightning_gradwatch.rules.readings import hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
@@ -65,10 +65,10 @@ class SaturatedUnits(Rule):
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
             return Verdict(unjudged=why_no_fraction(record, info, "saturated"))
-        note_first(state, fractions >= self.fraction)
+        hit = fractions >= self.fraction
+        note_first(state, hit)
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
-        hit = fractions >= self.fraction
         held = streaks(state, "streaks", info, "sites")
         count_hits(held, hit, fractions < self.fraction, record.step)
         if held.blank:
@@ -77,7 +77,8 @@ class SaturatedUnits(Rule):
         if np.count_nonzero(due):
             state["reported"] = True
             since = first_step(held, due)
-            found = self._sighting(record, info, fractions, due=due, since=since, how=drift(state))
+            names = held.names_where(due)
+            found = self._sighting(record, info, fractions, due=due, names=names, since=since, how=drift(state))
             return Verdict({"saturated": found})
         if state.get("reported", False) or not counts(held)[0][fractions >= 0].any():
             return HEALTHY
@@ -86,20 +87,27 @@ class SaturatedUnits(Rule):
         )
 
     def _sighting(
-        self, record: StepRecord, info: RunInfo, fractions: FloatVector, *, due: Mask, since: int, how: Drift
+        self,
+        record: StepRecord,
+        info: RunInfo,
+        fractions: FloatVector,
+        *,
+        due: Mask,
+        names: tuple[str, ...],
+        since: int,
+        how: Drift,
     ) -> Sighting:
-        names = names_where(info.site_names, due)
-        worst = int(np.argmax(np.where(due, fractions, -1)))
-        value = float(fractions[worst])
+        value = float(fractions[due].max())
 
         def write() -> Sentences:
+            worst = info.site_names[int((due & (fractions == value)).argmax())]
             elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
             reason = _reason(record, info, due, how)
             return Sentences(
                 cause=reason.sentence,
                 remedy=_remedy(info, due, reason, how),
                 message=(
-                    f"{percent(value)} of the units of {info.sites[worst].name} are saturated: on a flat outer side in at least "
+                    f"{percent(value)} of the units of {worst} are saturated: on a flat outer side in at least "
                     f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden site's units.{elsewhere}"
                 ),
             )

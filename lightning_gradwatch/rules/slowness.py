@@ -9,7 +9,7 @@ import numpy as np
 from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites, layer_values
-from lightning_gradwatch.rules.starting import default_rms, starting_remedy
+from lightning_gradwatch.rules.starting import starting_remedy
 from lightning_gradwatch.rules.wording import number
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
 def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float) -> tuple[str, Remedy]:
     """Say why no layer moves: weights that were thrown far out, a coarse number format, or the learning rate."""
     weights = layer_values(record, info, "weight_rms")
-    growths = weights[judged] / default_rms(info)[judged]
+    growths = weights[judged] / info.default_rms[judged]
     known = growths[np.isfinite(growths)]
     grown = float(np.median(known)) if len(known) else 1.0
     if grown > _LARGE_WEIGHTS:
@@ -74,7 +74,7 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> tupl
             f"its steps shrink with it ({names[best]}: {number(there)}). What weakens the gradient is the cause (GW101)."
         )
         return cause, remedy
-    usual = float(default_rms(info)[worst])
+    usual = float(info.default_rms[worst])
     if weights[worst] > _LARGE_WEIGHTS * usual:
         cause = (
             f"The weights of {names[worst]} are large: their rms is {number(weights[worst])}, PyTorch's default initialisation "

@@ -14,9 +14,8 @@ from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_
 from lightning_gradwatch.rules.pace import read_pace, told_of_pace, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
-from lightning_gradwatch.rules.readings import count_hit, layer_values, names_where, weight_layers
+from lightning_gradwatch.rules.readings import count_hit, layer_values, weight_layers
 from lightning_gradwatch.rules.slowness import spelled_rates, why_behind, why_slow
-from lightning_gradwatch.rules.starting import default_rms
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
 
@@ -128,10 +127,14 @@ class StalledUpdate(Rule):
         hits = np.stack([low & (ratios * self.spread <= _top_of_full_weights(reading)) & ~slow, slow])
         count_hits(held, hits, judged & ~hits, record.step)
         findings = {}
-        for level, key, told in ((_STALLED, "stalled", self._stalled), (_SLOW, "slow", self._slow)):
-            due = hits[level] & (counts(held)[level] >= self.patience)
-            if np.count_nonzero(due):
-                findings[key] = told(reading, due, first_step(held, due, level), trend)
+        due = hits & (counts(held) >= self.patience)
+        if np.count_nonzero(due[_STALLED]):
+            stalled = due[_STALLED]
+            names, since = held.names_where(stalled), first_step(held, stalled, _STALLED)
+            findings["stalled"] = self._stalled(reading, stalled, names, since, trend)
+        if np.count_nonzero(due[_SLOW]):
+            names, since = held.names_where(due[_SLOW]), first_step(held, due[_SLOW], _SLOW)
+            findings["slow"] = self._slow(reading, names, since, trend)
         reported = state.setdefault("reported", [])
         reported += [key for key in findings if key not in reported]
         pending = len(reported) < 2 and any(
@@ -178,10 +181,9 @@ class StalledUpdate(Rule):
             return Severity.INFO
         return Severity.ERROR if part * _ERROR_FACTOR < 1 else Severity.WARNING
 
-    def _stalled(self, reading: _Reading, due: Mask, since: int, trend: LossTrend) -> Sighting:
+    def _stalled(self, reading: _Reading, due: Mask, names: tuple[str, ...], since: int, trend: LossTrend) -> Sighting:
         """Tell of layers that are behind the others."""
         record, info = reading.record, reading.info
-        names = names_where(info.layer_names, due)
         value = float(np.min(reading.ratios, initial=np.inf, where=due))
 
         def write() -> Sentences:
@@ -199,10 +201,9 @@ class StalledUpdate(Rule):
             self._severity(value / self.ratio, trend), names, since, int(record.step), value, self.ratio, write
         )
 
-    def _slow(self, reading: _Reading, due: Mask, since: int, trend: LossTrend) -> Sighting:
+    def _slow(self, reading: _Reading, names: tuple[str, ...], since: int, trend: LossTrend) -> Sighting:
         """Tell of a net that doesn't move."""
-        record, info = reading.record, reading.info
-        names = names_where(info.layer_names, due)
+        record = reading.record
         value = reading.top
 
         def write() -> Sentences:
@@ -210,7 +211,7 @@ class StalledUpdate(Rule):
                 f"A step changes no weight layer by more than {number(value)} of itself ({listed(names)}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
-            cause, remedy = why_slow(record, info, reading.judged, reading.top)
+            cause, remedy = why_slow(record, reading.info, reading.judged, reading.top)
             return Sentences(cause, remedy, message)
 
         return Sighting(
@@ -242,7 +243,7 @@ def _top_of_full_weights(reading: _Reading) -> float:
 
     A layer that starts at 0 changes by all of itself and hardly moves: beside it, none is behind.
     """
-    sizes = np.fmin(layer_values(reading.record, reading.info, "weight_rms") / default_rms(reading.info), 1.0)
+    sizes = np.fmin(layer_values(reading.record, reading.info, "weight_rms") / reading.info.default_rms, 1.0)
     ratios = np.where(reading.judged, reading.ratios, 0.0)
     return float(np.fmax.reduce(ratios * sizes, initial=0.0))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lightning_gradwatch.columns import DEFAULT_VARIANCE
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.readings import layer_values
 from lightning_gradwatch.rules.remedies import Prescription
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
 
 _PASSES = {"Sigmoid": 0.236, "Hardsigmoid": 0.167, "Hardswish": 0.74, "SiLU": 0.77, "Softplus": 0.88}
 _PASSES |= {"LogSigmoid": 0.88, "Softsign": 0.88, "Tanh": 0.94, "Tanhshrink": 1e-3}
 """Share of the signal a layer passes back, where it starts as its function asks for and that is below 0.95: slope of the
 log norm over 16 layers of width 256, Gaussian inputs and weights, geometric mean of 5 seeds."""
-_DEFAULT = 1 / 3
 _ALIKE = 1.1
 _STRAYS_BELOW, _STRAYS_ABOVE = 0.8, 1.25
 
@@ -43,15 +43,10 @@ class Start(NamedTuple):
         return not (off >= _STRAYS_BELOW if low else off <= _STRAYS_ABOVE)
 
 
-def default_rms(info: RunInfo) -> FloatVector:
-    """Return the rms that PyTorch's default initialisation gives each weight layer, shape [L]; NaN for other layers."""
-    return np.asarray(np.sqrt(_DEFAULT / info.fan_in))
-
-
 def read_start(record: StepRecord, info: RunInfo, sites: Sequence[SiteInfo]) -> Start:
     """Compare the weights of a record with what the activation functions at some sites ask for."""
     rms = layer_values(record, info, "weight_rms")
-    variance = _DEFAULT * (rms / default_rms(info)) ** 2
+    variance = DEFAULT_VARIANCE * (rms / info.default_rms) ** 2
     known = np.flatnonzero(np.isfinite(variance) & (variance > 0))
     wanted = 1.0 if sites and all(look_up(site.function).linear for site in sites) else 2.0
     if not len(known):
@@ -92,7 +87,7 @@ def starting_remedy(info: RunInfo, sites: Sequence[SiteInfo]) -> Remedy:
 
 def _named(variance: float) -> str:
     """Return whose initialisation has that variance."""
-    for usual, name in ((_DEFAULT, "PyTorch's default"), (1.0, "Xavier's"), (2.0, "He's")):
+    for usual, name in ((DEFAULT_VARIANCE, "PyTorch's default"), (1.0, "Xavier's"), (2.0, "He's")):
         if usual / _ALIKE < variance < usual * _ALIKE:
             return name
     return ""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_gradwatch.rules.wording import percent
 
@@ -23,8 +22,7 @@ _COMPARED = 5
 _STARTING = 3
 
 
-@dataclass(frozen=True)
-class LossTrend:
+class LossTrend(NamedTuple):
     """What the losses say, or why they say nothing."""
 
     unknown: str = ""

@@ -14,7 +14,6 @@ from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.blocking import Unreached, unreached_cause
 from lightning_gradwatch.rules.memory import Columns, Mask, columns, count_hits, counts, first_step, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import names_where
 from lightning_gradwatch.rules.wording import counted, listed
 
 _SEEN = {
@@ -83,7 +82,7 @@ class UnreachedLayer(Rule):
 
     def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, groups: Columns, group: float) -> Sighting:
         members = groups.values[_NUMBER] == group
-        names = names_where(info.layer_names, members)
+        names = groups.names_where(members)
         kind = _KINDS[int(groups.values[_KIND][members][0])]
         count = counts(held)[0]
         longest = int(count[members].max())

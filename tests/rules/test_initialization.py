@@ -14,7 +14,7 @@ from lightning_gradwatch import Probe
 from lightning_gradwatch.findings import InitializationWarning, Severity
 from lightning_gradwatch.record import LayerInfo
 from lightning_gradwatch.rules import Evaluator, Initialization
-from lightning_gradwatch.rules.starting import default_rms, read_start
+from lightning_gradwatch.rules.starting import read_start
 
 
 def judged(runs, attenuation, *, variance=None, steps=(0, 1, 2), info=None, rule=None, **given):
@@ -271,7 +271,7 @@ def test_fan_in_and_default_rms_are_torchs(layer):
         assert info.fan_in == nn.init._calculate_fan_in_and_fan_out(layer.weight)[0]
         expected = layer.weight.detach().square().mean().sqrt().item()
         run = dataclasses.replace(first_info(), layers=(info,))
-        assert default_rms(run)[0] == pytest.approx(expected, rel=0.03)
+        assert run.default_rms[0] == pytest.approx(expected, rel=0.03)
 
 
 def first_info():
