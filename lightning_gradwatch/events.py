@@ -58,8 +58,9 @@ def _metadata(plugin: str, data_class: int, description: str = "") -> Any:
 
 _OURS = _metadata(PLUGIN, summary_pb2.DATA_CLASS_TENSOR)
 _TEXT = _metadata("text", summary_pb2.DATA_CLASS_TENSOR)
+_FLOAT64 = np.dtype("<f8")
 _DTYPES: dict[int, np.dtype[Any]] = {
-    types_pb2.DT_DOUBLE: np.dtype("<f8"),
+    types_pb2.DT_DOUBLE: _FLOAT64,
     types_pb2.DT_FLOAT: np.dtype("<f4"),
     types_pb2.DT_HALF: np.dtype("<f2"),
     types_pb2.DT_UINT8: np.dtype("|u1"),
@@ -273,7 +274,9 @@ def _read_record(
         raise ValueError(f"it says step {scalars['step']!r} and step {step}")
 
     def vector(tag: str) -> FloatVector:
-        return np.frombuffer(contents[tag], _DTYPES[tensors[tag].dtype]).astype(np.float64, copy=False)
+        dtype = _DTYPES[tensors[tag].dtype]
+        values = np.frombuffer(contents[tag], dtype)
+        return values if dtype is _FLOAT64 else values.astype(np.float64)
 
     return StepRecord(
         metrics={name: vector(tag) for name, tag in _METRIC_TAGS.items() if tag in contents},

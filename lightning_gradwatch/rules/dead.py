@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.rules.memory import Mask
 
 _READINGS = 5
+_LEVELS = tuple(Severity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class DeadUnits(Rule):
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
         note_first(state, wrong)
-        held = streaks(state, "streaks", info, "sites", levels=len(Severity))
+        held = streaks(state, "streaks", info, "sites", levels=len(_LEVELS))
         if held.blank and not np.count_nonzero(wrong):
             return HEALTHY
         hit = fractions >= self._limits
@@ -107,7 +108,7 @@ class DeadUnits(Rule):
         count_hits(held, hit, measured > hit, record.step)
         count = counts(held)
         due = (count >= self.patience) & hit
-        severity = next((each for each in reversed(Severity) if np.count_nonzero(due[each])), None)
+        severity = next((each for each in reversed(_LEVELS) if np.count_nonzero(due[each])), None)
         findings = {}
         if severity is not None:
             level = min(severity, Severity.WARNING)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.findings import Finding
 from lightning_gradwatch.rules.causes import relate
 from lightning_gradwatch.rules.memory import plain
+from lightning_gradwatch.rules.protocol import HEALTHY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -81,8 +82,11 @@ class _Entry:
     confirming: bool = False
     confirmations: int = 0
 
-    def take(self, verdict: Verdict) -> list[_Kept]:
+    def take(self, verdict: Verdict) -> Sequence[_Kept]:
         """Take in a verdict; return what is new, or worse than before."""
+        if verdict is HEALTHY:
+            self.judged, self.reason, self.confirming = True, "", False
+            return ()
         told = []
         for key in verdict.withdrawn:
             self.kept.pop(key, None)
@@ -140,8 +144,8 @@ class Evaluator:
         """
         told: list[Finding] = []
         for entry in self._entries.values():
-            worse = entry.take(entry.rule.judge(record, info, entry.memory))
-            told.extend(kept.finding(entry.rule) for kept in worse)
+            for kept in entry.take(entry.rule.judge(record, info, entry.memory)):
+                told.append(kept.finding(entry.rule))  # noqa: PERF401 - a generator for each rule of each record takes longer
         return (
             tuple(finding for finding in self.findings if replace(finding, consequence_of="") in told) if told else ()
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sightin
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import layer_values
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class OversizedUpdate(Rule):
         """Tell whether the loss has come down from where it began: the first steps may have thrown it up."""
         if trend.unknown:
             return False
-        now = trend.of_start * median(losses)
+        now = trend.of_start * middle(sorted(losses))
         return now < _WELL_BELOW * losses[0] or (trend.falls_by(self.loss_fall) and now < losses[0])
 
     def _urgency(self, trend: LossTrend, *, learns: bool, most: bool) -> str:
