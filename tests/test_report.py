@@ -71,6 +71,13 @@ def test_no_line_is_wider_than_the_terminal(width):
     assert max(map(len, verdict_text(verdict, width=width).splitlines())) <= width
 
 
+@pytest.mark.parametrize(("width", "told"), [(100, "net.0 … net.48 (17 layers)"), (80, "17 layers"), (72, None)])
+def test_the_table_counts_layers_that_it_has_no_room_to_name(width, told):
+    verdict = RunVerdict(path="p", findings=(FINDING,), unjudged={}, judged=1, exit_code=1)
+    cells = re.findall(r"  error +(.*?) +16 ", verdict_text(verdict, width=width))
+    assert cells == ([told] if told else [])
+
+
 def test_a_verdict_lists_the_worst_first_and_what_wasnt_judged():
     info = Finding(**{**vars(FINDING), "code": "GW201", "severity": Severity.INFO})
     verdict = RunVerdict(

@@ -40,13 +40,13 @@ def _annotations(verdict: RunVerdict) -> list[str]:
         text = "\n".join([*shown, *([f"and {rest} more"] if rest else [])])
         kind = "warning" if verdict.changes_fail else "notice"
         lines.append(_command(kind, f"{verdict.path} is worse than {comparison.baseline}", text))
-    if verdict.unjudged:
-        text = "\n".join(escape(f"{rule}: {reason}") for rule, reason in verdict.unjudged.items())
-        lines.append(_command("notice", f"not judged in {verdict.path}", text))
     if not lines:
         lines.append(
             _command("notice", f"gradwatch: {verdict.path}", f"healthy: {counted(verdict.judged, 'rule')} judged")
         )
+    if verdict.unjudged:
+        text = "\n".join(escape(f"{rule}: {reason}") for rule, reason in verdict.unjudged.items())
+        lines.append(_command("notice", f"not judged in {verdict.path}", text))
     return lines
 
 

@@ -6,10 +6,10 @@ import io
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.rules.wording import listed, number
+from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.verdict import RunVerdict
@@ -32,16 +32,20 @@ _GAP = 2
 def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
     """Lay out a line a finding and a rule that found nothing; no line where there is no room, since the findings follow."""
     rows: list[tuple[str, ...]] = []
+    short: dict[str, str] = {}
     labels = {label.partition(" ")[0]: label for label in (*verdict.rules, *verdict.unjudged)}
     labels |= {finding.code: f"{finding.code} {finding.name}" for finding in verdict.findings}
     for code in sorted(labels):
         found = [finding for finding in verdict.sorted_findings if finding.code == code]
         rows += [(labels[code], *_cells(verdict, finding)) for finding in found]
+        short |= {
+            listed(finding.layers): counted(len(finding.layers), "layer") for finding in found if finding.layers[1:]
+        }
         if not found:
             word = "healthy" if labels[code] in verdict.rules else "not judged"
             rows.append((labels[code], word, "", "", "", ""))
     heads = ("rule", "verdict", "layers", "since", "number", "threshold")
-    return _render(heads, rows, width=width, colour=colour, right=(3, 4, 5), elastic=2)
+    return _render(heads, rows, width=width, colour=colour, right=(3, 4, 5), elastic=2, shorter=short)
 
 
 def runs_table(rows: Sequence[tuple[RunVerdict, str]], *, width: int, colour: bool) -> list[str]:
@@ -73,7 +77,9 @@ def _render(
     colour: bool,
     right: Sequence[int],
     elastic: int,
+    shorter: Mapping[str, str] | None = None,
 ) -> list[str]:
+    """Lay out cells; `shorter` has what an elastic cell says where it doesn't fit."""
     from rich.cells import cell_len  # noqa: PLC0415 - rich takes longer to import than a short report to write
     from rich.table import Table  # noqa: PLC0415
 
@@ -83,6 +89,14 @@ def _render(
     room = width - sum(widths) + widths[elastic] - _GAP * len(widths)
     if room < len(heads[elastic]):
         return []
+    if widths[elastic] > room:
+        rows = [
+            tuple(
+                (shorter or {}).get(cell, cell) if place == elastic and cell_len(escape(cell)) > room else cell
+                for place, cell in enumerate(row)
+            )
+            for row in rows
+        ]
     widths[elastic] = min(widths[elastic], room)
     for place, head in enumerate(heads):
         justify: Literal["left", "right"] = "right" if place in right else "left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from report.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, MISSING, hostile, steers
@@ -26,6 +27,14 @@ def test_a_run_that_cannot_be_judged_is_an_error():
 
 def test_a_healthy_run_is_said_to_be():
     assert github_report([HEALTHY]) == "::notice title=gradwatch%3A logs/good::healthy: 1 rule judged"
+
+
+def test_a_healthy_run_of_which_a_rule_could_not_be_judged_is_said_to_be_healthy_too():
+    verdict = replace(HEALTHY, unjudged={"GW202 saturated-units": "no such site"})
+    assert github_report([verdict]).splitlines() == [
+        "::notice title=gradwatch%3A logs/good::healthy: 1 rule judged",
+        "::notice title=not judged in logs/good::GW202 saturated-units: no such site",
+    ]
 
 
 def test_known_findings_are_notices_and_what_got_worse_is_a_warning():
