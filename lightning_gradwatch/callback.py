@@ -13,6 +13,7 @@ from lightning_gradwatch.callback_base import Telling, guarded
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.fit import Fit, Speaks
 from lightning_gradwatch.measure.assemble import StepFacts
+from lightning_gradwatch.measure.compiled import AroundStep, has_compiled_step
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.mask import mask_of
 from lightning_gradwatch.outcome import Outcome
@@ -90,7 +91,8 @@ class GradWatch(Telling):
         self._rules = resolve_rules(rules, ignore)
         self._restored: Mapping[str, Any] | None = None
         self._traced: TracedTrainingStep | None = None
-        self._step_hooks: list[RemovableHandle] = []
+        self._steps: dict[int, RemovableHandle | AroundStep] = {}
+        """By optimizer, what tells that it has stepped."""
 
     # -- Lightning's hooks
 
@@ -116,8 +118,12 @@ class GradWatch(Telling):
                 with self._faults.guard("activations"):
                     opened.meter.activations.masks = mask_of(self._mask, batch)
             # A training step that is compiled as a whole would be compiled again under the tracer.
-            if self._compiled == "eager" or not is_compiled_step(pl_module):
+            if self._compiled == "eager" or not is_compiled_step(trainer, pl_module):
                 self._traced = TracedTrainingStep(trainer.strategy, opened.meter)
+            for index, optimizer in enumerate(trainer.optimizers):
+                if has_compiled_step(optimizer):
+                    eager = self._compiled == "eager"
+                    self._steps[index] = AroundStep(optimizer, opened.meter.tracer, eager=eager)
 
     @guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -148,8 +154,12 @@ class GradWatch(Telling):
             if not meter.steps[index].done:
                 meter.after_optimizer_step(index, clipped=clipped)
 
-        # Taken away when the batch ends: a hook that removes itself breaks the optimizer's loop over the user's hooks.
-        self._step_hooks.append(optimizer.register_step_post_hook(stepped))
+        around = self._steps.get(index)
+        if isinstance(around, AroundStep):
+            around.then = stepped
+        else:
+            # Taken away when the batch ends: a hook that removes itself breaks the optimizer's loop over the user's hooks.
+            self._steps[index] = optimizer.register_step_post_hook(stepped)
 
     @guarded
     def on_train_batch_end(
@@ -203,12 +213,12 @@ class GradWatch(Telling):
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.
-        left_out = ("log", "log_dict", "_fit", "_received", "_traced", "_step_hooks", "_faults")
+        left_out = ("log", "log_dict", "_fit", "_received", "_traced", "_steps", "_faults")
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._fit, self._traced, self._step_hooks = None, None, []
+        self._fit, self._traced, self._steps = None, None, {}
         self._faults, self._received = Faults(), Outcome()
 
     # -- the parts
@@ -273,9 +283,9 @@ class GradWatch(Telling):
         if self._traced is not None:
             self._traced.release()
             self._traced = None
-        for handle in self._step_hooks:
-            handle.remove()
-        self._step_hooks.clear()
+        for each in self._steps.values():
+            each.remove()
+        self._steps.clear()
 
     @guarded
     def _end(self, *, alone: bool = False) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+import torch
+
 from lightning_gradwatch.findings import GradWatchError, GradWatchWarning
 from lightning_gradwatch.measure.faults import Faults, GivenUp
 from lightning_gradwatch.outcome import Handover, Outcome
@@ -134,9 +136,11 @@ class _Guarded(Protocol):
 
 
 def guarded(hook: _Hook) -> _Hook:
-    """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on."""
+    """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on.
 
-    @wraps(hook)
+    Lightning calls its hooks inside of the optimizer's step. Where that is compiled, the compiler is kept out of ours.
+    """
+
     def harmless(self: _Guarded, *args: Any, **kwargs: Any) -> None:
         if not self._faults.on("schedule"):
             return
@@ -153,4 +157,10 @@ def guarded(hook: _Hook) -> _Hook:
             self._stop()
             self._faults.report("schedule", error)
 
-    return cast("_Hook", harmless)
+    opaque = torch.compiler.disable(harmless)
+
+    @wraps(hook)
+    def called(self: _Guarded, *args: Any, **kwargs: Any) -> None:
+        (opaque if torch.compiler.is_compiling() else harmless)(self, *args, **kwargs)
+
+    return cast("_Hook", called)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.aside import may_need_space
 from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
+from lightning_gradwatch.measure.compiled import AroundStep, has_compiled_step
 from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
@@ -92,7 +93,7 @@ class Probe:
         self._spacious: list[nn.Module] = []
         self._name_modules()
         self._meter: StepMeter | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | AroundStep] = []
         self._block = ExitStack()
         self._step = 0
         self._estimated = False
@@ -136,7 +137,7 @@ class Probe:
         self._record = record
         self._step += 1
 
-    def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle]:
+    def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle | AroundStep]:
         def measure() -> None:
             meter.tracer.pause()
             self.before_optimizer_step(optimizer, index)
@@ -161,6 +162,8 @@ class Probe:
                 meter.after_optimizer_step(index)
             meter.tracer.resume()
 
+        if has_compiled_step(optimizer):
+            return [AroundStep(optimizer, meter.tracer, eager=self._eager, first=measure, then=after)]
         return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     @property

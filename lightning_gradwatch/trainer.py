@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_gradwatch.measure.compiled import has_compiled_step
 from lightning_gradwatch.measure.faults import Unsupported
 from lightning_gradwatch.measure.location import mark_outermost
 from lightning_gradwatch.ranks.exchange import Exchange
@@ -85,15 +86,19 @@ def current_scale(trainer: Any, like: Tensor | nn.Module) -> Tensor | None:
     return scale
 
 
-def is_compiled_step(pl_module: Any) -> bool:
-    """Whether the training step as a whole runs compiled: ``trainer.fit(torch.compile(module))``."""
-    return getattr(pl_module, "_compiler_ctx", None) is not None
+def is_compiled_step(trainer: Any, pl_module: Any) -> bool:
+    """Whether the training step as a whole runs compiled: ``trainer.fit(torch.compile(module))``, or in a compiled step."""
+    if getattr(pl_module, "_compiler_ctx", None) is not None:
+        return True
+    # Lightning hands the training step to the optimizer as a closure, unless a scaler is to see the gradients first.
+    inside = pl_module.automatic_optimization and getattr(trainer.precision_plugin, "scaler", None) is None
+    return inside and any(map(has_compiled_step, trainer.optimizers))
 
 
 def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int, eager: bool) -> RunInfo:
     """Add the training loop's settings to a run's description; nothing here sets up data."""
     coverage = info.coverage
-    if is_compiled_step(pl_module) and not eager:
+    if is_compiled_step(trainer, pl_module) and not eager:
         why = (
             'the training step is compiled: no activation is seen; pass compiled="eager" to run measured steps eagerly'
         )

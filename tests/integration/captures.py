@@ -30,7 +30,7 @@ def by_layer(module, optimizer, what):
     own = {}
     for name, parameter in module.named_parameters():
         if id(parameter) in held and parameter.requires_grad and parameter.numel():
-            layer, _, own_name = name.rpartition(".")
+            layer, _, own_name = name.replace("_orig_mod.", "").rpartition(".")
             own.setdefault(layer or own_name, []).append(parameter)
     return {name: what(parameters) for name, parameters in own.items()}
 

@@ -7,6 +7,11 @@ from integration.processes import Processes
 from integration.situation import fit_both
 from integration.table import SITUATIONS
 
+FROM_THE_COMPILER = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -17,7 +22,13 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session", params=SITUATIONS)
+ROWS = [
+    pytest.param(name, marks=[pytest.mark.slow, *FROM_THE_COMPILER]) if row.compiles else name
+    for name, row in SITUATIONS.items()
+]
+
+
+@pytest.fixture(scope="session", params=ROWS)
 def pair(request, tmp_path_factory):
     """A situation's fit without the monitor and with it: made once for all tests of the promises."""
     return fit_both(request.param, SITUATIONS[request.param], tmp_path_factory.mktemp(request.param))

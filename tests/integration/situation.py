@@ -13,6 +13,7 @@ import torch
 from integration.captures import Captures
 from integration.nets import batches, seed, trainer
 from integration.traces import TracesEachBatch, traces
+from torch._dynamo.utils import counters
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, LayerState
 from lightning_gradwatch.measure import faults
@@ -51,6 +52,10 @@ class Situation:
     """Relative, of gradient norms against the reference."""
     compared: bool = True
     """Whether the reference in Lightning's hooks applies."""
+    compiles: bool = False
+    """Whether something is compiled, which takes long."""
+    breaks: int = 0
+    """Graph breaks that calls of our hooks are, in Lightning's loop over callbacks within a compiled optimizer's step."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class Fitted:
     warned: Sequence[tuple[type[Warning], str]]
     trainer: pl.Trainer
     module: pl.LightningModule
+    graphs: int
+    """How many were compiled."""
+    breaks: int
+    """Where a graph had to end early."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +89,17 @@ class Pair:
 
 
 def fit(situation: Situation, folder: Any, *watch: GradWatch) -> Fitted:
+    if situation.compiles:
+        torch._dynamo.reset()
+        counters.clear()
     seed()
     settings = {key: value() if callable(value) else value for key, value in situation.settings.items()}
     callbacks = settings.pop("callbacks", [])
     settings = {"log_every_n_steps": 1} | settings
     if not settings.keys() & {"max_steps", "max_epochs", "fast_dev_run", "min_epochs"}:
         settings["max_steps"] = STEPS
-    module = situation.make()
+    whole = situation.make()
+    module = getattr(whole, "_orig_mod", whole)
     looks, captures = TracesEachBatch(), Captures()
     with warnings.catch_warnings(record=True) as caught, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
@@ -94,7 +107,7 @@ def fit(situation: Situation, folder: Any, *watch: GradWatch) -> Fitted:
         folder.mkdir()
         patch.chdir(folder)  # where loggers that are told "." write
         run = trainer(folder, looks, captures, *watch, *callbacks, **settings)
-        run.fit(module, situation.data())
+        run.fit(whole, situation.data())
     assert run.fit_loop.epoch_loop._batches_that_stepped == situation.steps, (
         run.fit_loop.epoch_loop._batches_that_stepped
     )
@@ -106,6 +119,8 @@ def fit(situation: Situation, folder: Any, *watch: GradWatch) -> Fitted:
         warned=[(entry.category, str(entry.message)) for entry in caught],
         trainer=run,
         module=module,
+        graphs=counters["stats"]["unique_graphs"],
+        breaks=sum(counters["graph_break"].values()),
     )
 
 

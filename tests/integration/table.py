@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from integration.situations import activations, around, hidden, loop, parameters
+from integration.situations import activations, around, compiled, hidden, loop, parameters
 
-_PARTS = (loop, parameters, activations, hidden, around)
+_PARTS = (loop, parameters, activations, hidden, around, compiled)
 
 SITUATIONS = {name: row for part in _PARTS for name, row in part.SITUATIONS.items()}
 assert len(SITUATIONS) == sum(len(part.SITUATIONS) for part in _PARTS)

@@ -1,64 +1,139 @@
-"""Compiled nets: nothing is compiled again for us, weights stay identical, and what isn't seen is said."""
+"""Compiled nets on a schedule: nothing is compiled again for us, and steps that run eagerly show everything.
+
+That weights stay identical, numbers are right and what isn't seen is said: `test_every_situation.py`, for each of these.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
+from integration.captures import Captures, compare
 from integration.nets import Classifier, batches, relu_net, seed, trainer
+from integration.situations.compiled import SITUATIONS, Block, Silent, around
+from integration.situations.loop import SITES, adam
+from integration.traces import traces
+from torch._dynamo.utils import counters
 
-from lightning_gradwatch import GradWatch
+from lightning_gradwatch import DeadUnits, GradWatch, Probe
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+AT_ONCE = [DeadUnits(observations=1, batch_elements=1)]
+"""Windows that are full after a step: until then each is measured, and no step is left that runs compiled."""
+MODULES = ("compiled-whole", "compiled-submodule", "compiled-full-graph", "compiled-by-its-method")
+STEPS = ("compiled-step", "compiled-step-manual", "compiled-step-scaler", "compiled-update")
 
 
-class Silent(Classifier):
-    """Logs nothing: Lightning's own `log` can't be compiled here."""
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        return F.cross_entropy(self(x), y)
-
-
-def fitted(folder, how, watch):
-    """Train a net compiled in one of three ways; return its weights and how many graphs were compiled."""
+def fit(make, folder, *callbacks, **settings):
+    """Train for a dozen steps; return the module, and how many graphs were compiled and how many ended early."""
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    counters.clear()
     seed()
-    module = Silent(relu_net())
-    whole = module
-    if how == "submodule":
-        module.net = torch.compile(module.net, backend="aot_eager")
-    elif how == "method":
-        module.net.compile(backend="aot_eager")
-    else:
-        whole = torch.compile(module, backend="aot_eager")
-    trainer(folder, *([watch] if watch else []), max_steps=6).fit(whole, batches())
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()]), graphs
+    whole = make()
+    run = trainer(folder, *callbacks, **{"max_steps": 12, **settings})
+    run.fit(whole, batches())
+    module = getattr(whole, "_orig_mod", whole)
+    left = {name: what for name, what in traces(run, module).items() if not name.startswith("parameter")}
+    return module, left, (counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("how", ["submodule", "method", "whole"])
-def test_nothing_is_compiled_again_and_weights_stay_identical(how, tmp_path):
-    watch = GradWatch(every_n_steps=2)
-    weights, graphs = fitted(tmp_path / "without", how, None)
-    watched_weights, watched_graphs = fitted(tmp_path / "with", how, watch)
-    assert torch.equal(weights, watched_weights)
-    assert graphs == watched_graphs
-    assert any("compiled" in entry.reason for entry in watch.coverage)
-    if how != "whole":
-        assert [(entry.name, entry.sites) for entry in watch.coverage] == [("net", 2)]
-    assert [layer.name for layer in watch.info.layers] == ["net.0", "net.2", "net.4"]
-    assert (watch.records[-1].layer_state == 1).all()
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("how", ["submodule", "method", "whole"])
-def test_eager_measured_steps_show_the_activations(how, tmp_path):
-    watch = GradWatch(every_n_steps=2, compiled="eager")
-    weights, _ = fitted(tmp_path / "without", how, None)
-    watched_weights, _ = fitted(tmp_path / "with", how, watch)
-    torch.testing.assert_close(weights, watched_weights)
-    assert [site.name for site in watch.info.sites] == ["net.1", "net.3"]
+def settings_of(name):
+    return {key: value() if callable(value) else value for key, value in SITUATIONS[name].settings.items()}
+
+
+@pytest.mark.parametrize("name", [*MODULES, *STEPS])
+def test_nothing_is_compiled_again(name, tmp_path):
+    row = SITUATIONS[name]
+    watch = GradWatch(every_n_steps=4, rules=AT_ONCE)
+    module, left, (graphs, breaks) = fit(row.make, tmp_path / "without", **settings_of(name))
+    watched, left_too, counted = fit(row.make, tmp_path / "with", watch, **settings_of(name))
+    assert graphs > 0
+    assert counted == (graphs, breaks + row.breaks)
+    assert torch.equal(weights(module), weights(watched))
+    assert left == left_too
+    assert 4 <= len(watch.records) < max(12, row.steps)
+
+
+@pytest.mark.parametrize("name", [*MODULES, *STEPS])
+def test_eager_steps_see_everything_and_compile_nothing_again(name, tmp_path):
+    row = SITUATIONS[name]
+    watch = GradWatch(every_n_steps=4, rules=AT_ONCE, compiled="eager")
+    module, left, (graphs, _) = fit(row.make, tmp_path / "without", **settings_of(name))
+    watched, left_too, (graphs_too, _) = fit(row.make, tmp_path / "with", watch, **settings_of(name))
+    assert 0 < graphs_too <= graphs
+    torch.testing.assert_close(weights(module), weights(watched))
+    assert left == left_too
+    assert [site.name for site in watch.info.sites] == (
+        ["net.1", "net.2.act", "net.2:sigmoid"] if row.sites == ("net.1",) else list(SITES)
+    )
     assert watch.coverage == ()
+    assert 4 <= len(watch.records) < max(12, row.steps)
+    assert (watch.records[-1].metrics["signal_norm"] > 0).all()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_numbers_of_eager_steps_equal_the_reference(name, tmp_path):
+    watch, captures = GradWatch(every_n_steps=1, compiled="eager"), Captures()
+    fit(SITUATIONS[name].make, tmp_path, captures, watch)
+    compare(watch, captures)
+
+
+def test_code_for_the_machine_is_left_alone_too(tmp_path):
+    """Inductor's kernels round otherwise than eager steps, so that a measured step that ran eagerly would show."""
+
+    def make():
+        return Silent(around(torch.compile(Block(), fullgraph=True)), adam)
+
+    without, _, counts = fit(make, tmp_path / "without")
+    with_it, _, counts_too = fit(make, tmp_path / "with", GradWatch(every_n_steps=1))
+    assert torch.equal(weights(without), weights(with_it))
+    assert counts == counts_too
+    eager, _, _ = fit(make, tmp_path / "eager", GradWatch(every_n_steps=1, compiled="eager"))
+    torch.testing.assert_close(weights(without), weights(eager))
+
+
+def test_a_compiled_step_of_a_plain_loop_is_measured_from_outside():
+    """With `Probe`, whose hooks on the optimizer would be compiled with its step."""
+    found = []
+    for watched in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        seed()
+        module = Classifier(relu_net())
+        optimizer = adam(module.parameters())
+        optimizer.step = torch.compile(optimizer.step, backend="aot_eager")
+        step = optimizer.step
+        probe = Probe(module, optimizer)
+
+        def train(x, y, module=module, optimizer=optimizer):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(module(x), y).backward()
+            optimizer.step()
+
+        for place, (x, y) in enumerate(batches(6)):
+            before = {name: each.detach().clone() for name, each in module.named_parameters()}
+            if watched and place % 2:
+                with probe:
+                    train(x, y)
+                for layer, ratio in zip(("net.0", "net.2", "net.4"), probe.record.metrics["update_ratio"], strict=True):
+                    old, new = before[f"{layer}.weight"], module.get_parameter(f"{layer}.weight")
+                    assert ratio == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-4)
+                    gradients = [each.grad for each in module.get_submodule(layer).parameters()]
+                    norm = float(torch.cat([each.flatten() for each in gradients]).norm())
+                    assert probe.record.values("grad_norm", 3)[int(layer[-1]) // 2] == pytest.approx(norm, rel=1e-6)
+                assert (probe.record.metrics["signal_norm"] > 0).all()
+            else:
+                train(x, y)
+        assert optimizer.step is step
+        counted = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+        found.append((weights(module).tolist(), counted))
+    assert found[0] == found[1]
+    assert found[0][1][0] > 0

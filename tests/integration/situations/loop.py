@@ -153,6 +153,8 @@ SITUATIONS = {
     "momentum": Situation(make=everything(momentum), sites=EVERYTHING),
     "vanishing": Situation(
         make=lambda: Classifier(vanishing_net()),
+        settings={"max_steps": 20},
+        steps=20,
         sites=tuple(f"net.{place}" for place in range(1, 27, 2)),
         zeros=("update_ratio",),
     ),
