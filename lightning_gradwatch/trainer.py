@@ -38,6 +38,8 @@ class TracedTrainingStep:
         original = strategy.training_step
 
         def measured_training_step(*args: Any, **kwargs: Any) -> Any:
+            if meter.steps:  # a line search calls its closure again, elsewhere
+                return original(*args, **kwargs)
             with meter.tracing():
                 output = original(*args, **kwargs)
                 meter.end_pass(output.get("loss") if isinstance(output, Mapping) else output)

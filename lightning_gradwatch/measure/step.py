@@ -161,7 +161,9 @@ class StepMeter:
             self.add_loss(loss)
 
     def add_loss(self, loss: Any, scale: Tensor | None = None) -> None:
-        """Take the loss of one backward pass; those of a step add up."""
+        """Take the loss of one backward pass; those of a step add up, and those of a line search behind it don't count."""
+        if self.steps:
+            return
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]
         if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():

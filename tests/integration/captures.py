@@ -76,7 +76,8 @@ class Captures(pl.Callback):
             )
 
     def on_before_backward(self, trainer, module, loss):
-        self.steps[-1]["losses"].append(float(loss.detach()))
+        if not self.steps[-1]["seen"]:  # not a later closure of a line search
+            self.steps[-1]["losses"].append(float(loss.detach()))
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         step = self.steps[-1]

@@ -167,7 +167,7 @@ class Stores(Classifier):
         with torch.no_grad():
             self.net[0].bias[:3] = -50.0  # dead units
             self.net[1].bias[:2] = 30.0  # saturated ones
-        self.stored = []
+        self.stored, self.losses = [], []
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -177,6 +177,7 @@ class Stores(Classifier):
         outputs.append(torch.tanh(second))
         loss = F.cross_entropy(self.net[2](outputs[1]), y)
         signals = torch.autograd.grad(loss, (first, second, *outputs), retain_graph=True)
+        self.losses.append(float(loss.detach()))
         self.stored.append((first.detach().numpy().copy(), second.detach().numpy().copy(), signals))
         self.log("loss", loss)
         return loss
@@ -231,6 +232,27 @@ def test_signal_and_units_equal_a_recount_of_stored_activations(accumulate, tmp_
         assert record.metrics["inactive_share"][0] == np.mean(now <= 0)
         assert (record.window_fill == 1).all()
     assert 2 / 16 <= watch.records[-1].metrics["saturated_fraction"][1] < 1
+
+
+def test_of_a_line_search_the_first_closure_counts(tmp_path):
+    """A step's loss, signal and observations are those of the weights it started from, not of those it tried."""
+    module, starts = Stores(), []
+    module.make_optimizer = lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
+
+    class Starts(pl.Callback):
+        def on_train_batch_start(self, *args):
+            starts.append(len(module.stored))
+
+    watch = GradWatch(every_n_steps=1)
+    trainer(tmp_path, Starts(), watch, max_steps=6).fit(module, batches(1, 64))
+    assert len(module.stored) > 2 * len(starts) == 12
+    for place, (record, start) in enumerate(zip(watch.records, starts, strict=True)):
+        first, second, signals = module.stored[start]
+        assert record.metrics["signal_norm"] == pytest.approx([norm([each]) for each in signals[:2]], rel=1e-6)
+        assert record.metrics["inactive_share"][0] == np.mean(first <= 0)
+        assert record.metrics["inactive_share"][1] == np.mean(np.abs(second) > 2)
+        assert record.window_fill == pytest.approx([(place + 1) * 64 / 1024] * 2)
+        assert record.loss == pytest.approx(module.losses[start], rel=1e-6)
 
 
 def test_the_loss_is_the_one_that_is_logged(tmp_path):

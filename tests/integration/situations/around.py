@@ -60,7 +60,8 @@ def validates():
 
 def pruning():
     """Mask a quarter of all weights after the first epoch, and again after the second."""
-    return [callbacks.ModelPruning("l1_unstructured", parameter_names=["weight"], amount=0.25)]
+    twice = {"amount": 0.25, "apply_pruning": lambda epoch: epoch < 2}
+    return [callbacks.ModelPruning("l1_unstructured", parameter_names=["weight"], **twice)]
 
 
 SITUATIONS = {

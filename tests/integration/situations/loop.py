@@ -42,6 +42,15 @@ def lbfgs(parameters):
     return torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
 
 
+def searches_lines(parameters):
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=2, line_search_fn="strong_wolfe")
+
+
+def one_batch():
+    """All data in each step: LBFGS takes a curvature from two steps' gradients, and diverges where batches differ."""
+    return batches(1, 24)
+
+
 def scaled(scale=1024.0, **settings):
     """Half precision with a real scaler; ``precision="16-mixed"`` alone becomes bf16 on a CPU."""
     scaler = lambda: torch.amp.GradScaler("cpu", init_scale=scale, **settings)  # noqa: E731 - a new one each fit
@@ -213,7 +222,8 @@ SITUATIONS = {
     ),
     "gradient-penalty": Situation(make=lambda: Penalized(relu_net()), sites=SITES),
     # -- optimizers, and who steps them
-    "lbfgs": Situation(make=small(lbfgs), sites=SITES),
+    "lbfgs": Situation(make=small(lbfgs), data=one_batch, sites=SITES),
+    "lbfgs-line-search": Situation(make=small(searches_lines), data=one_batch, sites=SITES),
     "adafactor": Situation(make=small(lambda parameters: torch.optim.Adafactor(parameters, lr=0.01)), sites=SITES),
     "rprop": Situation(make=small(lambda parameters: torch.optim.Rprop(parameters, lr=0.01)), sites=SITES),
     "groups-and-warm-up": Situation(make=lambda: Groups(relu_net()), sites=SITES, zeros=("update_ratio",)),
@@ -236,7 +246,7 @@ SITUATIONS = {
         sites=SITES,
     ),
     "manual-closure": Situation(make=lambda: ClosesByHand(relu_net(), adam), sites=SITES),
-    "manual-lbfgs": Situation(make=lambda: ClosesByHand(relu_net(), lbfgs), sites=SITES),
+    "manual-lbfgs": Situation(make=lambda: ClosesByHand(relu_net(), lbfgs), data=one_batch, sites=SITES),
     "a-batch-without-a-loss": Situation(
         make=lambda: LeavesOut(relu_net(), momentum),
         sites=SITES,
