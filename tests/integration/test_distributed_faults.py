@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from integration import rank_situations, ranked
 from integration.processes import Processes
-from integration.test_distributed import agree, same
+from integration.whole_batch import agree, same
 
 from lightning_gradwatch import VanishingGradientWarning
 from lightning_gradwatch.rules import DeadUnits

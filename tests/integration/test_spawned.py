@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from integration import ranked
-from integration.nets import batches, seed, trainer
+from integration.nets import Classifier, batches, seed, trainer
+from integration.whole_batch import compare, reference, window
 
 from lightning_gradwatch import GradWatch, check_training, evaluate, read_run
 from lightning_gradwatch.outcome import Handover, Outcome
@@ -53,6 +55,29 @@ def test_the_callback_tells_what_the_processes_saw(strategy, tmp_path):
     assert watch.info == run.info
     assert watch.info.world_size == 2
     assert watch.coverage == ()
+
+
+class Loads(Classifier):
+    """Knows which part of the data is its rank's: Lightning's own sampler would shuffle."""
+
+    def train_dataloader(self):
+        return ranked.loader(self.global_rank, 8, 8)
+
+
+@forked
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_the_record_is_that_of_the_whole_batch_and_the_weights_are_those_without_it(strategy, tmp_path):
+    weights = []
+    for watch in ([], [GradWatch(every_n_steps=1, rules=[window(16)])]):
+        seed()
+        module = ranked.make("deep", "ddp", "sgd", Loads)
+        run = trainer(tmp_path, *watch, devices=2, strategy=strategy, max_steps=4, use_distributed_sampler=False)
+        with ended_in(120, run):
+            run.fit(module)
+        weights.append(module.state_dict())
+    compare(ranked.seen(watch[0]), reference("deep", steps=4, rows=16))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @forked

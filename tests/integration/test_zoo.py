@@ -10,12 +10,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from integration.captures import compare
+from integration.nets import seed, trainer
 from integration.situation import Situation, differences, fit_both, others, ours
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from benchmarks.architectures import ZOO
-from lightning_gradwatch import LayerState
+from lightning_gradwatch import GradWatch, LayerState, Severity
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -23,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 STEPS = 2
+LONGER = 40
 ANY = (LayerState.OK, LayerState.NONE, LayerState.ZERO, LayerState.UNUSED)
 
 
@@ -79,6 +81,24 @@ def test_no_signal_is_a_silent_zero_and_each_absent_one_is_named(pair):
         signals = np.array([record.values("signal_norm", column + 1)[column] for record in pair.watch.records])
         assert not (signals == 0).any(), site.name
         assert np.isfinite(signals).any() or site.name in named, site.name
+
+
+ILL = {
+    "efficientnet": ["GW101"],  # BatchNorm over two samples of one pixel is a sign function: it doesn't learn
+    "fnet": ["GW104"],  # its loss leaves the pooler out
+}
+
+
+def test_no_rule_fires_falsely_when_it_is_trained_on(pair, tmp_path):
+    architecture = ZOO[pair.name]
+    seed()
+    watch, data = GradWatch(every_n_steps=1), [architecture.batch()] * LONGER
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(tmp_path, watch, max_steps=LONGER).fit(Trained(architecture.build()), DataLoader(data, batch_size=None))
+    assert len(watch.records) == LONGER
+    warned = [finding.code for finding in watch.findings if finding.severity >= Severity.WARNING]
+    assert warned == ILL.get(pair.name, [])
 
 
 ACTIVATIONS = [

@@ -168,3 +168,13 @@ def test_roles_stay_what_the_first_pass_showed(measure):
     result = measure(Net(lstm, lstm=nn.Linear(8, 16)), X, steps=3)
     assert set(result.roles.values()) == {"gate"}
     assert len(result.sites) == 5
+
+
+def test_a_positive_scale_is_a_gate(measure):
+    """As the step of a state space model, or the deviation of a sampled latent: small is where it is meant to start."""
+
+    def forward(m, x):
+        return m.c(torch.tanh(m.a(x) + F.softplus(m.b(x)) * x.cos()))
+
+    assert measure(Net(forward), X).roles == {":softplus": "gate", ":tanh": "hidden"}
+    assert measure(Net(lambda m, x: m.c(F.softplus(m.b(x)))), X).roles == {":softplus": "hidden"}

@@ -93,9 +93,7 @@ SITUATIONS = {
     "compiled-full-graph": Situation(
         make=lambda: Silent(around(compiled(Block(), fullgraph=True)), adam), compiles=True, **AROUND
     ),
-    "compiled-by-its-method": Situation(
-        make=lambda: Silent(around(by_its_method()), adam), compiles=True, **AROUND
-    ),
+    "compiled-by-its-method": Situation(make=lambda: Silent(around(by_its_method()), adam), compiles=True, **AROUND),
     "compiled-update": Situation(
         make=silent(lambda parameters: CompiledUpdate(parameters, lr=0.1)), compiles=True, sites=SITES
     ),
