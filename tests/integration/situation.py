@@ -111,7 +111,7 @@ def fit(situation: Situation, folder: Any, *watch: GradWatch) -> Fitted:
     stepped = run.fit_loop.epoch_loop._batches_that_stepped
     assert situation.steps in (None, stepped), stepped
     return Fitted(
-        end=_end(run, module),
+        end=end_of(run, module),
         traces=traces(run, module),
         between=looks.seen,
         captures=captures,
@@ -129,7 +129,7 @@ def fit_both(name: str, situation: Situation, folder: Any) -> Pair:
     return Pair(name, situation, without, fit(situation, folder / "with", watch), watch)
 
 
-def _end(run, module):
+def end_of(run, module):
     return {
         "weights": module.state_dict(),
         "gradients": [parameter.grad for parameter in module.parameters()],

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from integration.nets import Classifier, Everything, batches, relu_net, seed, trainer
+from integration.situation import differences, end_of
 from integration.traces import traces
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -148,6 +149,53 @@ def test_a_trainer_that_fits_further_goes_on_counting(tmp_path):
     assert steps(watch) == [3, 4, 5]
     assert steps(read_run(tmp_path / "gradwatch" / "version_0")) == [0, 1, 2]
     assert steps(read_run(tmp_path / "gradwatch" / "version_1")) == [3, 4, 5]
+
+
+class Raises(pl.Callback):
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if trainer.global_step == 2:
+            raise ZeroDivisionError
+
+
+def fits_twice(folder, *watch):
+    module = AllLoops(Everything())
+    run = trainer(folder, *watch, max_epochs=1)
+    run.fit(module, batches(3, shuffle=True), batches(1))
+    run.fit_loop.max_epochs = 3
+    run.fit(module, batches(3, shuffle=True), batches(1))
+    return run, module
+
+
+def fits_after_an_exception(folder, *watch):
+    module = Classifier(Everything())
+    with pytest.raises(ZeroDivisionError):
+        trainer(folder, Raises(), *watch, max_steps=4).fit(module, batches(3, shuffle=True))
+    run = trainer(folder, *watch, max_steps=5)
+    run.fit(module, batches(3, shuffle=True))
+    return run, module
+
+
+def resumes(folder, *watch):
+    saved = folder / "half.ckpt"
+    first = trainer(folder, *watch, max_epochs=1)
+    first.fit(Classifier(Everything()), batches(3, shuffle=True))
+    first.save_checkpoint(saved)
+    module = Classifier(Everything())
+    run = trainer(folder, *watch, max_epochs=3)
+    run.fit(module, batches(3, shuffle=True), ckpt_path=saved, weights_only=True)
+    return run, module
+
+
+@pytest.mark.parametrize("way", [fits_twice, fits_after_an_exception, resumes])
+def test_fits_behind_another_are_bit_identical_and_leave_nothing(way, tmp_path):
+    ends = []
+    for name, watch in (("without", []), ("with", [GradWatch(every_n_steps=1)])):
+        seed()
+        run, module = way(tmp_path / name, *watch)
+        ends.append((end_of(run, module), traces(run, module)))
+    assert list(differences(ends[0][0], ends[1][0])) == []
+    assert ends[0][1] == ends[1][1]
+    assert len(watch[0].records) >= 5
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
