@@ -157,7 +157,7 @@ def guarded(hook: _Hook) -> _Hook:
             self._stop()
             self._faults.report("schedule", error)
 
-    opaque = torch.compiler.disable(harmless)
+    opaque = torch.compiler.disable(harmless)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     @wraps(hook)
     def called(self: _Guarded, *args: Any, **kwargs: Any) -> None:
