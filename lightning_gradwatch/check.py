@@ -234,6 +234,7 @@ def _without(record: StepRecord, info: RunInfo, names: frozenset[str]) -> StepRe
         layer_state=np.where(layers, np.uint8(LayerState.UNMEASURED), record.layer_state),
         window_fill=np.where(sites, np.nan, record.window_fill),
         forward_rms=np.where(sites, np.nan, record.forward_rms),
+        loop_calls=np.where(sites, np.nan, record.loop_calls) if len(record.loop_calls) else record.loop_calls,
     )
 
 

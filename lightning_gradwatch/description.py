@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.record import LAYER_METRICS
+from lightning_gradwatch.record import LAYER_METRICS, LOOP_VECTORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +69,7 @@ def check_lengths(record: StepRecord, info: RunInfo) -> None:
         ("layer_state", record.layer_state, of_layers),
         ("window_fill", record.window_fill, of_sites),
         ("forward_rms", record.forward_rms, of_sites),
+        *((name, vector, of_sites) for name in LOOP_VECTORS if (vector := getattr(record, name)).shape != (0,)),
         *((name, vector, of_layers if name in LAYER_METRICS else of_sites) for name, vector in record.metrics.items()),
     ]
     for name, vector, shape in vectors:

@@ -23,7 +23,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_
 
 from lightning_gradwatch.description import check_lengths
 from lightning_gradwatch.findings import Finding
-from lightning_gradwatch.record import METRICS, FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.record import LOOP_VECTORS, METRICS, FloatVector, RunInfo, StepRecord
 from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS, curve_tags, findings_markdown, summaries
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _PREFIX = f"{PLUGIN}/"
 _STATE = "layer_state"
 _SITE_VECTORS = ("window_fill", "forward_rms")
 _STATE_TAG, _FILL_TAG, _RMS_TAG = (_PREFIX + name for name in (_STATE, *_SITE_VECTORS))
-_METRIC_TAGS = {name: _PREFIX + name for name in METRICS}
-_TAGS = frozenset((STEP_TAG, RUN_TAG, _STATE_TAG, _FILL_TAG, _RMS_TAG, *_METRIC_TAGS.values()))
+_VECTOR_TAGS = {name: _PREFIX + name for name in (*METRICS, *LOOP_VECTORS)}
+_TAGS = frozenset((STEP_TAG, RUN_TAG, _STATE_TAG, _FILL_TAG, _RMS_TAG, *_VECTOR_TAGS.values()))
 _SCALARS: dict[str, Any] = {"step": 0, "layout": ""} | {
     entry.name: entry.default for entry in dataclasses.fields(StepRecord) if entry.default is not dataclasses.MISSING
 }
@@ -180,14 +180,13 @@ def decode_event(payload: bytes) -> DecodedEvent | None:
 
 
 def _add_vectors(values: Any, record: StepRecord, info: RunInfo) -> None:
-    unknown = record.metrics.keys() - set(METRICS)
-    if unknown:
+    if unknown := record.metrics.keys() - set(METRICS):
         raise ValueError(f"step {record.step}: unknown metrics {sorted(unknown)}; one of {', '.join(METRICS)}")
     check_lengths(record, info)
     for name, vector in record.metrics.items():
         _add_tensor(values, name, types_pb2.DT_DOUBLE, vector)
     _add_tensor(values, _STATE, types_pb2.DT_UINT8, record.layer_state)
-    for name in _SITE_VECTORS:
+    for name in (*_SITE_VECTORS, *(each for each in LOOP_VECTORS if len(getattr(record, each)))):
         _add_narrow_tensor(values, name, getattr(record, name))
 
 
@@ -278,8 +277,10 @@ def _read_record(
         values = np.frombuffer(contents[tag], dtype)
         return values if dtype is _FLOAT64 else values.astype(np.float64)
 
+    vectors: dict[str, Any] = {name: vector(tag) for name, tag in _VECTOR_TAGS.items() if tag in contents}
     return StepRecord(
-        metrics={name: vector(tag) for name, tag in _METRIC_TAGS.items() if tag in contents},
+        **{name: vectors.pop(name) for name in LOOP_VECTORS if name in vectors},
+        metrics=vectors,
         layer_state=np.frombuffer(contents[_STATE_TAG], np.uint8),
         window_fill=vector(_FILL_TAG),
         forward_rms=vector(_RMS_TAG),

@@ -38,6 +38,7 @@ SITE_METRICS: tuple[str, ...] = (
     "weight_gain",
 )
 METRICS: tuple[str, ...] = LAYER_METRICS + SITE_METRICS
+LOOP_VECTORS: tuple[str, ...] = ("loop_calls", "loop_attenuation")  # over sites, where a pass called one more than once
 
 
 class LayerState(IntEnum):
@@ -53,8 +54,7 @@ class LayerState(IntEnum):
     FROZEN = 4
     NON_FINITE = 5
     UNUSED = 6
-    """No gradient, as this step's forward pass left out a layer that it used before (a dropped block, an expert without
-    tokens)."""
+    """No gradient, as this step's forward pass left out a layer that it used before (an expert without tokens)."""
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,11 @@ class StepRecord:
     window_fill: FloatVector
     """How full each site's window is, 0 to 1, shape [S]."""
     forward_rms: FloatVector
-    """rms of each site's output in this step, shape [S]; rounded to float32, so that it takes little room. Infinite
-    where the output holds NaN or infinity."""
+    """rms of each site's output in this step, shape [S], rounded to float32; infinite where it holds NaN or infinity."""
+    loop_calls: FloatVector = field(default_factory=lambda: np.empty(0))
+    """How often a pass called each site, shape [S], or [0] where none was called more than once; NaN for one call."""
+    loop_attenuation: FloatVector = field(default_factory=lambda: np.empty(0))
+    """‖δ‖ at the first of these calls over that at the last, in the same shape."""
     batch_idx: int = 0
     optimizers: tuple[int, ...] = (0,)
     """Indices of the optimizers that stepped."""

@@ -5,7 +5,7 @@ import pytest
 
 from lightning_gradwatch.event_file import EventFile
 from lightning_gradwatch.events import step_event
-from lightning_gradwatch.record import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record import LAYER_METRICS, LOOP_VECTORS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.run import RunError, read_run
 
 NOISE = np.random.default_rng(0).bytes((1 << 20) + 77)
@@ -14,7 +14,9 @@ NOISE = np.random.default_rng(0).bytes((1 << 20) + 77)
 def bits(record):
     """Return everything a record holds in a form that compares bit for bit."""
     data = dict(vars(record))
-    arrays = {name: data.pop(name) for name in ("layer_state", "window_fill", "forward_rms")} | data.pop("metrics")
+    arrays = {name: data.pop(name) for name in ("layer_state", "window_fill", "forward_rms", *LOOP_VECTORS)} | data.pop(
+        "metrics"
+    )
     return repr(data), {name: (str(vector.dtype), vector.tobytes()) for name, vector in arrays.items()}
 
 

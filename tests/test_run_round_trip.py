@@ -101,6 +101,8 @@ def runs(draw):
             layer_state=draw(npst.arrays(np.uint8, layers)),
             window_fill=draw(vectors(sites)),
             forward_rms=draw(vectors(sites)),
+            loop_calls=draw(vectors(sites) | vectors(0)),
+            loop_attenuation=draw(vectors(sites) | vectors(0)),
             batch_idx=draw(COUNTS),
             optimizers=draw(st.lists(COUNTS, max_size=2).map(tuple)),
             loss=draw(FLOATS),
@@ -119,7 +121,8 @@ def runs(draw):
 def bits(record):
     """Return everything a record holds in a form that compares bit for bit."""
     data = dict(vars(record))
-    arrays = {name: data.pop(name) for name in ("layer_state", "window_fill", "forward_rms")} | data.pop("metrics")
+    names = ("layer_state", "window_fill", "forward_rms", "loop_calls", "loop_attenuation")
+    arrays = {name: data.pop(name) for name in names} | data.pop("metrics")
     return repr(data), {name: (str(vector.dtype), vector.tobytes()) for name, vector in arrays.items()}
 
 

@@ -54,6 +54,7 @@ def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts:
         layer_state=_states(tally),
         window_fill=np.array([_NAN if window is None else window.fill for window in windows]),
         forward_rms=_forward_rms(tally),
+        **_loops(tally),
         batch_idx=facts.batch_idx,
         optimizers=tally.stepped,
         loss=tally.loss,
@@ -117,6 +118,18 @@ def _site_metrics(tally: Tally, windows: Sequence[Window | None]) -> dict[str, F
         # The gradient scale, which is in both norms of a ratio, isn't in the gains.
         "activation_gain": _ratio(signal, arriving),
         "weight_gain": _ratio(np.array([_NAN if start is None else arriving[start] for start in tally.starts]), signal),
+    }
+
+
+def _loops(tally: Tally) -> dict[str, FloatVector]:
+    """Return what is known of sites that a pass called several times; nothing where there is none."""
+    columns = tally.sites.T
+    loops = np.where(columns[OfSite.INCOMPLETE] + columns[OfSite.LOST] == 0, columns[OfSite.LOOPS], 0)
+    if not np.count_nonzero(loops):
+        return {}
+    return {
+        "loop_calls": _ratio(columns[OfSite.CALLS], loops),
+        "loop_attenuation": np.where(loops > 0, _ratio(columns[OfSite.FIRST_CALL], columns[OfSite.LAST_CALL]), _NAN),
     }
 
 

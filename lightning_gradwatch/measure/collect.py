@@ -47,6 +47,8 @@ class SiteSums:
     """Of each call ‖δ‖."""
     arriving: list[Slot] = field(default_factory=list)
     """Of each call ‖dL/da‖, the gradient that arrives at its output."""
+    passes: list[int] = field(default_factory=list)
+    """How many signals there were when each micro-batch was closed, before its own came."""
     signal_complete: bool = True
     """False where a call's δ or dL/da can't be had, so that a sum over the others would be wrong."""
     masked: list[tuple[Slot, int]] = field(default_factory=list)
@@ -94,6 +96,7 @@ class SiteSums:
         """Close a micro-batch."""
         self.batch_elements += self.batch_of_pass
         self.batch_of_pass = 0
+        self.passes.append(len(self.signal))
         if self.masked_of_pass is not None:
             self.masked_elements.append(self.masked_of_pass)
             self.masked_of_pass = None
@@ -122,6 +125,13 @@ class SiteSums:
             for place in counter.inactive or counter.saturated
         ]
         return float(sum(found))
+
+    def loops(self) -> list[list[Slot]]:
+        """Return ‖δ‖ of the calls of each micro-batch that called the site more than once, the last call first."""
+        if len(self.signal) < 2 or len(self.signal) == len(self.passes):
+            return []
+        ends = [*self.passes[1:], len(self.signal)]
+        return [self.signal[start:end] for start, end in zip(self.passes, ends, strict=True) if end - start > 1]
 
     def all_output_entries(self, values: Values) -> int:
         """Return how many entries the site's output had over the step."""

@@ -66,21 +66,28 @@ class OfSite(IntEnum):
     """δ, still multiplied by the gradient scale."""
     ARRIVING = 2
     """dL/da, in the same way."""
-    OUTPUT_ENTRIES = 3
-    EITHER = 4
+    FIRST_CALL = 3
+    """δ of a pass's first call, where there are several."""
+    LAST_CALL = 4
+    OUTPUT_ENTRIES = 5
+    EITHER = 6
     """Observations that are inactive or saturated, summed over the units."""
-    SIGNALS = 5
+    SIGNALS = 7
     """Whether there is a signal."""
-    ARRIVINGS = 6
-    INCOMPLETE = 7
+    ARRIVINGS = 8
+    INCOMPLETE = 9
     """Whether a call's δ or dL/da couldn't be had."""
-    SEEN = 8
+    SEEN = 10
     """Whether the site was called."""
-    LOST = 9
+    CALLS = 11
+    """Calls in the passes that called the site several times."""
+    LOOPS = 12
+    """How many passes those are."""
+    LOST = 13
     """Whether the numbers of several processes can't be put together."""
 
 
-LAYER_NORMS, SITE_NORMS = 4, 3
+LAYER_NORMS, SITE_NORMS = 4, 5
 
 
 @dataclass
@@ -204,6 +211,11 @@ def _add_sites(rows: Rows, seen: Sequence[tuple[int, SiteSums]], values: Values)
     rows[places, OfSite.ARRIVINGS] = [bool(sums.arriving) and sums.signal_complete for _, sums in seen]
     rows[places, OfSite.INCOMPLETE] = [not sums.signal_complete for _, sums in seen]
     rows[places, OfSite.SEEN] = 1
+    for place, sums in complete:
+        if loops := sums.loops():
+            _add_norms(rows[:, OfSite.FIRST_CALL], [(place, [calls[-1] for calls in loops])], values)
+            _add_norms(rows[:, OfSite.LAST_CALL], [(place, [calls[0] for calls in loops])], values)
+            rows[place, [OfSite.CALLS, OfSite.LOOPS]] = sum(map(len, loops)), len(loops)
 
 
 def _add_norms(column: FloatVector, calls: Sequence[tuple[int, Sequence[Slot]]], values: Values) -> None:

@@ -231,6 +231,8 @@ _ADD_UP = [
     OfSite.OUTPUT,
     OfSite.SIGNAL,
     OfSite.ARRIVING,
+    OfSite.FIRST_CALL,
+    OfSite.LAST_CALL,
     OfSite.OUTPUT_ENTRIES,
     OfSite.EITHER,
     OfSite.INCOMPLETE,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Remedy, Severity
 from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depth
+from lightning_gradwatch.rules.loops import loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import count_hit, weight_layers
 from lightning_gradwatch.rules.starting import read_start, starting_cause, starting_remedy
@@ -37,7 +38,7 @@ class ExplodingGradient(Rule):
 
     What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, in the
     median of the last five readings, and grows by more than ``gain`` from one site to the one before on average, with most
-    sites taking part. Over time, after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median
+    sites taking part. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time, after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median
     of the 20 readings before, while the loss has at least doubled; where the loss can't be told, a hundred times
     ``growth``. Either must hold in ``patience`` measured steps in a row, so that a spike which is over at once, or which
     clipping catches, is none. A hundred times a threshold is an error. It is information only as long as the loss still
@@ -90,6 +91,8 @@ class ExplodingGradient(Rule):
         hits: dict[str, _Hit] = {}
         if isinstance(depth, Depth) and (hit := self._over_depth(record, info, state, depth)):
             hits["depth"] = hit
+        if hit := self._over_loop(record, info):
+            hits["loop"] = hit
         if record.step >= self.warm_up_steps and surge is not None and (hit := self._over_time(record, info, surge)):
             hits["time"] = hit
         if record.step >= self.warm_up_steps and not hits and (hit := _level(record, info)):
@@ -130,6 +133,26 @@ class ExplodingGradient(Rule):
             )
 
         return _Hit(value, self.ratio, _layers(info), write)
+
+    def _over_loop(self, record: StepRecord, info: RunInfo) -> _Hit | None:
+        """See the signal grow on its way to the first call of an unrolled loop."""
+        loops = [loop for loop in read_loops(record, info) if loop.attenuation > self.ratio and loop.gain > self.gain]
+        if not loops:
+            return None
+        worst = max(loops, key=lambda loop: loop.gain)
+
+        def write(trend: LossTrend) -> Sentences:
+            start = loop_remedy(info, worst)
+            return Sentences(
+                cause=loop_cause(worst),
+                remedy=Remedy(
+                    f"{start.text} Until then, clip the gradient norm to 1.",
+                    (*start.actions, Action("clip_gradients", (), (("norm", 1.0),))),
+                ),
+                message=f"{loop_message(worst, self.ratio, self.gain)} {trend.sentence(self.loss_fall)}",
+            )
+
+        return _Hit(worst.attenuation, self.ratio, (worst.site.name,), write)
 
     def _over_time(self, record: StepRecord, info: RunInfo, surge: Surge) -> _Hit | None:
         """See the gradient norm and the loss grow from step to step."""

@@ -11,8 +11,9 @@ import numpy as np
 from lightning_gradwatch.findings import Severity, VanishingGradientWarning
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
+from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import early_layers, hidden_values, weight_layers
+from lightning_gradwatch.rules.readings import count_hit, early_layers, hidden_values, weight_layers
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle, note_loss
 from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
@@ -55,7 +56,8 @@ class VanishingGradient(Rule):
     first hidden site over that at the last. The rule fires where the median of the last five readings is below ``ratio``
     and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
-    falls, and silent once the loss has converged. The gradients of the weights aren't compared: at initialisation they
+    falls, and silent once the loss has converged. A site that is called in a loop and feeds itself is judged in the same way
+    from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared: at initialisation they
     stay level while the signal vanishes.
 
     Why: an early layer whose gradient is thousands of times smaller than a late one's hardly moves, so the net learns with
@@ -70,6 +72,7 @@ class VanishingGradient(Rule):
     Attributes:
         ratio: attenuation below which the gradient vanishes; None: 3e-3 for SGD and ASGD, 1e-4 for any other optimizer.
         gain: mean factor from site to site that must be undercut as well.
+        loop_gain: the same from call to call in an unrolled loop; Sigmoid's slope is at most 1/4.
         min_grad_rms: plain threshold: each early weight layer whose gradient has a smaller root mean square is reported at
             once, whatever the rest says; one that is exactly 0 is GW104's; None: none.
         warm_up_steps: steps that aren't judged by ``ratio``.
@@ -84,6 +87,7 @@ class VanishingGradient(Rule):
 
     ratio: float | None = None
     gain: float = 0.75
+    loop_gain: float = 0.25
     min_grad_rms: float | None = None
     warm_up_steps: int = 10
     patience: int = 3
@@ -92,7 +96,7 @@ class VanishingGradient(Rule):
 
     def __post_init__(self) -> None:
         self._require_between(0, 1, "ratio", optional=True)
-        self._require_between(0, 1, "gain", "loss_fall", "converged")
+        self._require_between(0, 1, "gain", "loop_gain", "loss_fall", "converged")
         self._require_between(0, float("inf"), "min_grad_rms", optional=True)
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
@@ -108,9 +112,13 @@ class VanishingGradient(Rule):
             floor_judged, low = judge_floor(record, info, state, self.min_grad_rms)
             if low is not None:
                 findings["floor"] = low
+        loops = read_loops(record, info)
+        if loops and record.step >= self.warm_up_steps and (seen := self._judge_loops(record, info, state, loops)):
+            findings["loop"] = seen
         signal = self._read(record, info)
         if isinstance(signal, str):
-            return Verdict(findings=findings, unjudged="" if floor_judged else signal)
+            pending = bool(state.get("loops")) and "loop" not in findings
+            return Verdict(findings, confirming=pending, unjudged="" if floor_judged or loops else signal)
         if record.step < self.warm_up_steps:
             reason = f"not yet: the first {self.warm_up_steps} steps are warm-up"
             return Verdict(findings=findings, unjudged="" if floor_judged else reason)
@@ -182,6 +190,33 @@ class VanishingGradient(Rule):
             first_step=state["since"],
             last_step=int(record.step),
             value=signal.attenuation,
+            threshold=threshold,
+            write=write,
+        )
+
+    def _judge_loops(self, record: StepRecord, info: RunInfo, state: State, loops: list[Loop]) -> Sighting | None:
+        """Judge the signal over the calls of the loop in which it fades most."""
+        threshold = self.threshold_for(info)
+        worst = min(loops, key=lambda loop: loop.gain)
+        trend = loss_trend(state["loss"], info)
+        if worst.attenuation >= threshold or worst.gain >= self.loop_gain or trend.converged_to(self.converged):
+            state.pop("loops", None)
+            return None
+        streaks = state.setdefault("loops", {})
+        if count_hit(streaks, "fades", record.step) < self.patience:
+            return None
+        severity = Severity.ERROR if worst.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
+
+        def write() -> Sentences:
+            message = f"{loop_message(worst, threshold, self.loop_gain)} {trend.sentence(self.loss_fall)}"
+            return Sentences(loop_cause(worst), loop_remedy(info, worst), message)
+
+        return Sighting(
+            severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
+            layers=(worst.site.name,),
+            first_step=streaks["fades"]["since"],
+            last_step=int(record.step),
+            value=worst.attenuation,
             threshold=threshold,
             write=write,
         )

@@ -78,6 +78,10 @@ class Reference:
         weight = NAN if start is None else pytest.approx(norm(self.arriving[start]) / delta, rel=1e-6)
         return (pytest.approx(delta / arriving, rel=1e-6), weight)
 
+    def ends(self, name, *, calls):
+        """Return ‖δ‖ of the first and of the last of so many calls in each pass."""
+        return norm(self.delta[name][::calls]), norm(self.delta[name][calls - 1 :: calls])
+
 
 def squares(output):
     return output.square().sum()
@@ -283,6 +287,32 @@ def test_an_unrolled_loop_has_an_activation_gain_and_feeds_itself():
     assert predecessors(probe) == {":relu": (), ":tanh": (":relu", ":tanh")}
     # All that arrives at the ReLU has come from the loop.
     assert gains == {":relu": reference.gains("relu"), ":tanh": reference.gains("tanh", "relu")}
+
+
+def test_what_is_left_of_the_signal_over_an_unrolled_loop():
+    """δ of the first call over that of the last, by autograd; two micro-batches add up as norms do."""
+
+    def forward(m, x):
+        h = torch.zeros(len(x), 8)
+        for _ in range(5):
+            h = m.tap("tanh", z := m.b(x) + m.c(h), torch.tanh(z))
+        return m.head(F.relu(m.a(h)))
+
+    _, reference, probe = measure(Net(forward), batch(), batch())
+    first, last = reference.ends("tanh", calls=5)
+    record = probe.record
+    names = [site.name for site in probe.info.sites]
+    assert names == [":tanh", ":relu"]
+    assert record.loop_calls.tolist() == pytest.approx([5, math.nan], nan_ok=True)
+    assert record.loop_attenuation.tolist() == pytest.approx([first / last, math.nan], nan_ok=True, rel=1e-5)
+
+
+def test_no_loop_no_numbers():
+    def forward(m, x):
+        return m.head(torch.tanh(m.b(F.relu(m.a(x)))))
+
+    _, _, probe = measure(Net(forward), batch())
+    assert probe.record.loop_calls.shape == probe.record.loop_attenuation.shape == (0,)
 
 
 def test_a_loop_over_two_sites():

@@ -1,0 +1,81 @@
+"""Whether the signal vanishes or explodes over the calls of an unrolled loop, as in a recurrent net written by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_gradwatch.rules.functions import look_up
+from lightning_gradwatch.rules.readings import hidden_sites, site_values
+from lightning_gradwatch.rules.remedies import Prescription
+from lightning_gradwatch.rules.wording import counted, number
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.findings import Remedy
+    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
+
+
+class Loop(NamedTuple):
+    """An unrolled loop as one record shows it."""
+
+    site: SiteInfo
+    calls: int
+    attenuation: float
+    """Signal at the first call over that at the last."""
+    passed: float
+    """Share of the signal that the activation function itself passes back; NaN where it wasn't measured."""
+
+    @property
+    def gain(self) -> float:
+        """Mean factor from a call to the one before."""
+        return float(self.attenuation ** (1 / (self.calls - 1)))
+
+
+def read_loops(record: StepRecord, info: RunInfo) -> list[Loop]:
+    """Return the hidden sites that feed themselves, with what is left of the signal over their calls."""
+    if not len(record.loop_calls):
+        return []
+    gains = site_values(record, info, "activation_gain")
+    return [
+        Loop(site, round(record.loop_calls[column]), float(record.loop_attenuation[column]), float(gains[column]))
+        for column, site in hidden_sites(info)
+        if column < len(record.loop_calls)
+        and site.name in site.predecessors
+        and record.loop_calls[column] > 1
+        and 0 <= record.loop_attenuation[column] < math.inf
+    ]
+
+
+def loop_message(loop: Loop, threshold: float, gain: float) -> str:
+    """Say what was seen."""
+    start = (
+        f"{loop.site.name} is called {loop.calls} times, in a loop, and the gradient signal at its first call is "
+        f"{number(loop.attenuation)} of that at the last: a factor of {number(loop.gain)} a call"
+    )
+    side, reach = "above", ""
+    if loop.gain < 1:
+        side = "below"
+        calls = max(math.floor(math.log(threshold) / math.log(loop.gain)), 1) if loop.gain else 0
+        reach = f", so it learns nothing from what lies more than {counted(calls, 'call')} back"
+    return f"{start}{reach}. Reported {side} {number(threshold)} in all and {number(gain)} a call."
+
+
+def loop_cause(loop: Loop) -> str:
+    """Say whether the function or the weights take it."""
+    function = look_up(loop.site.function)
+    if math.isnan(loop.passed):
+        return f"Each call of {function.module} and the weights before it weaken the signal, and a loop does so at each turn."
+    between = loop.gain / loop.passed if loop.passed else 0.0
+    return (
+        f"At each turn of the loop {function.module} passes back {number(loop.passed)} of the signal, and the weights between "
+        f"two calls {number(between)} of that."
+    )
+
+
+def loop_remedy(info: RunInfo, loop: Loop) -> Remedy:
+    """Say what to change: a function whose slope is small everywhere, and how the weights start."""
+    cure = Prescription(info)
+    if look_up(loop.site.function).steepest < 1:
+        cure.replace([loop.site], "ReLU")
+    cure.initialize()
+    return cure.remedy()
