@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -36,10 +37,10 @@ def find_runs(argument: str) -> list[str]:
     A glob means the run folders among what it matches, and event files that lie in none of them. What is no glob, or
     matches nothing, is returned as it is: reading it says what is wrong.
     """
-    if not _WILD.search(argument) or Path(argument).exists():
+    if not _WILD.search(argument) or os.path.exists(argument):  # noqa: PTH110 - Path's raises where a folder can't be read
         return [argument]
     matches = [Path(match) for match in glob.glob(argument, recursive=True)]  # noqa: PTH207 - Path's takes no absolute patterns
-    folders = {path for path in matches if path.is_dir() and any(map(_is_event_file, path.iterdir()))}
+    folders = {path for path in matches if path.is_dir() and _holds_event_files(path)}
     files = {path for path in matches if _is_event_file(path) and path.parent not in folders}
     return [str(path) for path in sorted(folders | files, key=_natural)] or [argument]
 
@@ -58,7 +59,8 @@ def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVer
         run = read_run(path)
         judged = _judge_run(run, settings)
     except (RunError, OSError, ValueError) as error:
-        return RunVerdict(path=path, unjudged={}, failure=str(error), exit_code=CANNOT_JUDGE, fail_on=settings.fail_on)
+        failure = f"{path} can't be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return RunVerdict(path=path, unjudged={}, failure=failure, exit_code=CANNOT_JUDGE, fail_on=settings.fail_on)
     comparison = None
     if settings.baseline is not None:
         comparison = _compare(run, judged, settings)
@@ -258,6 +260,14 @@ def _measured(run: Run) -> str:
     counts = _counts(run)
     span = f" ({counts['first_step']} to {counts['last_step']})" if counts["steps"] else ""
     return f"{counted(counts['steps'], 'measured step')}{span}, {columns_text(run.info)}"
+
+
+def _holds_event_files(folder: Path) -> bool:
+    """Tell whether a folder is a run; one that can't be listed is, so that reading it says so."""
+    try:
+        return any(map(_is_event_file, folder.iterdir()))
+    except OSError:
+        return True
 
 
 def _is_event_file(path: Path) -> bool:

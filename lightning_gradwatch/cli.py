@@ -8,7 +8,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from lightning_gradwatch.check import find_runs, judge
 from lightning_gradwatch.cli_options import build_parser, terminal_width
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CANNOT_JUDGE
     except (ConfigError, OSError) as error:  # of a run that can't be read there is a verdict
-        code = _complain(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
+        code = _complain(
+            f"{error.filename or 'the output'}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        )
     except Exception as error:  # noqa: BLE001 - the last line of defence: a user gets a sentence
         place = traceback.extract_tb(error.__traceback__)[-1]
         _complain(
@@ -76,6 +78,8 @@ def _settings(arguments: argparse.Namespace, *more: str) -> Settings:
 
 
 def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_needed: bool) -> int:
+    if "" in arguments.runs:  # a variable that isn't set; as a path it would mean this folder
+        raise ConfigError("RUN: is empty; give a run folder, an event file or a glob")
     runs = [run for argument in arguments.runs for run in find_runs(argument)]
     to_terminal = settings.format == "text" or arguments.output is not None
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -127,13 +131,17 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
+    _write(sys.stdout, f"{text}\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
     """Print in whatever the terminal can spell: a name or an ellipsis must not end in an encoding error."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _complain(text: str) -> int:
-    sys.stderr.write(f"gradwatch: {escape(text)}\n".encode("ascii", "backslashreplace").decode())
+    _write(sys.stderr, f"gradwatch: {escape(text)}\n")
     return CANNOT_JUDGE
 
 

@@ -130,8 +130,9 @@ def _add_output_options(parser: argparse.ArgumentParser, fail_on: str) -> None:
     parser.add_argument("--fail-on", choices=LEVELS, help=fail_on)
     parser.add_argument("--format", choices=FORMATS, help="what to write (default: text)")
     parser.add_argument("--output", metavar="FILE", help="write the format to a file, and text to the terminal")
-    parser.add_argument("--config", metavar="FILE", help="read this file instead of searching for one")
-    parser.add_argument("--no-config", action="store_true", help="read no file")
+    file = parser.add_mutually_exclusive_group()
+    file.add_argument("--config", metavar="FILE", help="read this file instead of searching for one")
+    file.add_argument("--no-config", action="store_true", help="read no file")
 
 
 def _add_explain(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:

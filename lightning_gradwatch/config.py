@@ -112,6 +112,8 @@ def _from_file(path: Path | None) -> dict[str, tuple[Any, str]]:
         raise ConfigError(f"{place}: must be a table")
     values = {}
     for key, value in table.items():
+        if key == "tool" and path.name != "pyproject.toml":
+            raise ConfigError(f"{place}: the keys stand alone here; [tool.gradwatch] is for pyproject.toml")
         if key not in KEYS:
             raise ConfigError(f"{place}: unknown key {key!r}; {nearest(key, KEYS)}")
         if key == "baseline" and isinstance(value, str):

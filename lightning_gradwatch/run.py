@@ -5,6 +5,7 @@ A file may be cut off, damaged, foreign or hostile: what is good is kept, what i
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from lightning_gradwatch.record import SCHEMA_VERSION, FloatVector, RunInfo, Ste
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -122,7 +123,8 @@ def _event_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
-        raise RunError(f"no such run: {path}")
+        siblings = path.parent.glob("*/*tfevents*")
+        raise RunError(f"no such run: {path}{_hint(path.parent, siblings)}")
     if not path.is_dir():
         raise RunError(f"{path} is neither a folder nor a file")
     try:
@@ -130,7 +132,8 @@ def _event_files(path: Path) -> list[Path]:
     except OSError as error:
         raise RunError(f"{path} can't be read: {error.strerror}") from error
     if not files:
-        raise RunError(f"no TensorBoard event file in {path}{_hint(path)}")
+        below = itertools.chain(path.glob("*/*tfevents*"), path.glob("*/*/*tfevents*"))
+        raise RunError(f"no TensorBoard event file in {path}{_hint(path, below)}")
     return files
 
 
@@ -140,13 +143,12 @@ def _named_events(paths: Any) -> list[Path]:
     return sorted(found, key=lambda path: [int(part) for part in re.findall(r"[0-9]{1,18}", path.name)])
 
 
-def _hint(path: Path) -> str:
-    below = [*path.glob("*/*tfevents*"), *path.glob("*/*/*tfevents*")]
-    folders = sorted({file.parent for file in below}, key=lambda folder: (len(folder.parts), folder.name))
-    if not folders:
-        return ""
+def _hint(path: Path, files: Iterable[Path]) -> str:
+    folders = sorted({file.parent for file in files}, key=lambda folder: (len(folder.parts), folder.name))
+    if len(folders) < 2:
+        return f"; did you mean {folders[0]}?" if folders else ""
     named = ", ".join(str(folder) for folder in folders[-3:])
-    return f"; did you mean one of the {len(folders)} below it, such as {named}?"
+    return f"; did you mean one of the {len(folders)} below {path}, such as {named}?"
 
 
 def _read_file(path: Path, problems: list[str]) -> list[DecodedEvent]:
@@ -185,6 +187,8 @@ def _nothing(path: Path, files: Sequence[Path], problems: Sequence[str]) -> str:
 
     curves = gradient_curves(files)
     shown = f". {describe_curves(curves)}" if curves else ""
+    if not any(file.stat().st_size for file in files):
+        return f"nothing is written yet in {path}: {', '.join(file.name for file in files[:3])} is empty"
     if problems:
-        return f"{path} is damaged before its first GradWatch record: {'; '.join(problems)}{shown}"
+        return f"{path} has no GradWatch record that can be read: {'; '.join(problems)}{shown}"
     return f"no GradWatch records in {path}: add GradWatch() to the Trainer's callbacks{shown}"

@@ -103,6 +103,7 @@ def reader(monkeypatch):
         ("check healthy --select ,", 2),
         ("check healthy --fail-on never", 2),
         ("check", 2),
+        ("check healthy --config a.toml --no-config", 2),
         ("", 2),
         ("frobnicate", 2),
         ("check healthy healthy", 0),
@@ -194,6 +195,25 @@ def test_a_terminal_that_knows_ascii_only_is_no_error(monkeypatch):
     monkeypatch.setitem(RUNS, "vänishing\udcff", RUNS["vanishing"])
     assert cli.main(["check", "vänishing\udcff"]) == 1
     assert b"v\\xe4nishing\\udcff" in raw.getvalue()
+
+
+def test_an_empty_run_is_not_this_folder(capsys):
+    assert cli.main(["check", "healthy", ""]) == 2
+    assert capsys.readouterr().err == "gradwatch: RUN: is empty; give a run folder, an event file or a glob\n"
+
+
+def test_a_mistake_is_told_in_the_characters_that_a_terminal_has(capsys):
+    assert cli.main(["check", "healthy", "--set", "GW201.observations=9"]) == 2
+    assert capsys.readouterr().err.endswith("give it to GradWatch(rules=[…])\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_output_that_is_full_is_said():
+    command = [sys.executable, "-m", "lightning_gradwatch", "rules"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr.startswith("gradwatch: the output: No space left on device\n")
+    assert done.returncode
 
 
 def test_an_interrupt_ends_quietly(monkeypatch, capsys):

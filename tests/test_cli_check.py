@@ -110,6 +110,14 @@ class TestWhichRuns:
         assert check("logs/nothing*") == 2
         assert "can't judge: no such run: logs/nothing*" in capsys.readouterr().out
 
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+    def test_a_folder_that_may_not_be_listed_stops_no_other_run(self, runs, capsys):
+        (runs / "logs" / "locked").mkdir(mode=0)
+        assert check("logs/*") == 2
+        said = capsys.readouterr().out
+        assert "can't judge: logs/locked can't be read: Permission denied" in said
+        assert "5 runs: " in said
+
     def test_many_runs_end_with_an_overview(self, capsys):
         check("logs/* nowhere")
         said = capsys.readouterr().out
@@ -274,16 +282,14 @@ class TestColour:
         command = [sys.executable, "-m", "lightning_gradwatch", "check", "logs/ill"]
         environment = {"TERM": "xterm", "PATH": os.environ["PATH"], "COLUMNS": "90", **environment}
         done = subprocess.run(command, stdout=follower, stderr=subprocess.PIPE, env=environment, check=False)
-        os.close(follower)
+        os.write(follower, b"END")  # once the other end is closed, Linux may drop what wasn't read yet
         said = b""
-        try:
-            while chunk := os.read(leader, 1 << 16):
-                said += chunk
-        except OSError:  # how a terminal on Linux says that its other end is closed
-            pass
+        while not said.endswith(b"END"):
+            said += os.read(leader, 1 << 16)
+        os.close(follower)
         os.close(leader)
         assert done.returncode == 1, done.stderr
-        return said
+        return said.removesuffix(b"END")
 
     def test_on_a_terminal(self):
         assert b"\x1b[" in self.on_a_terminal()

@@ -138,6 +138,7 @@ def test_empty_variables_and_others_are_no_settings(load):
     ("toml", "message"),
     [
         ("fail_on = 'error'", r"gradwatch\.toml: unknown key 'fail_on'; the nearest is fail-on"),
+        ("[tool.gradwatch]\nselect = []", "the keys stand alone here"),
         ("selct = []", "unknown key 'selct'; the nearest is select"),
         ("select = ['GW9']", r"gradwatch\.toml: select: no rule's code starts with 'GW9'"),
         ("select = [1]", "select: must be a list of codes"),

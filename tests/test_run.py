@@ -176,7 +176,7 @@ def test_a_record_whose_layout_is_described_nowhere_is_told(tmp_path):
     assert steps_of(run) == [0, 1, 2]
     assert run.problems == (f"step 9: its layout {other.layout!r} is described nowhere",)
     path.write_bytes(whole[: starts[0]] + whole[starts[1] :])
-    with pytest.raises(RunError, match=r"damaged before its first .* described nowhere"):
+    with pytest.raises(RunError, match=r"no GradWatch record that can be read: .* described nowhere"):
         read_run(path)
 
 
@@ -204,7 +204,7 @@ def test_no_run_is_told_with_the_reason(tmp_path):
     with pytest.raises(RunError, match="no TensorBoard event file in"):
         read_run(tmp_path)
     write(tmp_path / "logs" / "version_3")
-    with pytest.raises(RunError, match=r"did you mean .* such as .*version_3\?"):
+    with pytest.raises(RunError, match=r"did you mean .*version_3\?"):
         read_run(tmp_path)
     with EventFile(tmp_path / "plain"):
         pass
@@ -213,7 +213,7 @@ def test_no_run_is_told_with_the_reason(tmp_path):
     ):
         read_run(tmp_path / "plain")
     (tmp_path / "empty.tfevents").touch()
-    with pytest.raises(RunError, match="no GradWatch records in"):
+    with pytest.raises(RunError, match=r"nothing is written yet in .*: empty\.tfevents is empty"):
         read_run(tmp_path / "empty.tfevents")
 
 

@@ -114,7 +114,7 @@ def test_damage_as_long_as_a_block_is_bridged(tmp_path, before):
 def test_damage_before_the_first_record_is_told(tmp_path):
     path, starts = write(tmp_path)
     path.write_bytes(path.read_bytes()[: starts[0] + 50])
-    with pytest.raises(RunError, match=r"damaged before its first GradWatch record: .*cut off"):
+    with pytest.raises(RunError, match=r"no GradWatch record that can be read: .*cut off"):
         read_run(path)
     path.write_bytes(b"not an event file, " * 100)
     with pytest.raises(RunError, match="damaged from byte 0"):

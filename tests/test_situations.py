@@ -230,5 +230,12 @@ class TestOtherPrograms:
 
     def test_a_folder_of_runs_names_them(self, tmp_path):
         write_run(tmp_path / "logs" / "version_0")
-        with pytest.raises(RunError, match=r"did you mean one of the 1 below it, such as .*version_0\?"):
+        with pytest.raises(RunError, match=r"did you mean .*logs.version_0\?"):
+            read_run(tmp_path / "logs")
+        with pytest.raises(RunError, match=r"no such run: .*version_1; did you mean .*version_0\?"):
+            read_run(tmp_path / "logs" / "version_1")
+        write_run(tmp_path / "logs" / "version_1")
+        with pytest.raises(
+            RunError, match=r"did you mean one of the 2 below .*logs, such as .*version_0, .*version_1\?"
+        ):
             read_run(tmp_path / "logs")
