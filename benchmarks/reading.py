@@ -3,7 +3,7 @@
     python benchmarks/reading.py [--full]
 
 Runs of 160 layers and 160 sites with all ten metrics; a healthy one, and an ill one in which every rule fires at every
-step. Each figure is of a fresh process, its start-up included. `--full` writes 10,000 steps and 1 GB of foreign events;
+step. Each figure is of a fresh process, its start-up included; where other programs run beside it, the time it was busy says more. `--full` writes 10,000 steps and 1 GB of foreign events;
 the default is a tenth of it.
 """
 
@@ -91,9 +91,9 @@ def write(folder, steps, foreign_bytes=0, *, ill=False):
 
 
 def measure(program, folder):
-    """Return seconds and MB of a fresh process."""
+    """Return seconds, seconds of processor time and MB of a fresh process."""
     reader, writer = os.pipe()
-    start = time.perf_counter()
+    before, start = os.times(), time.perf_counter()
     wrapped = (
         "import resource, os, sys, atexit\n"
         f"atexit.register(lambda: os.write({writer}, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode()))\n"
@@ -102,11 +102,12 @@ def measure(program, folder):
     subprocess.run(
         [sys.executable, "-c", wrapped, str(folder)], pass_fds=(writer,), stdout=subprocess.DEVNULL, check=False
     )
-    seconds = time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, os.times()
+    busy = after.children_user + after.children_system - before.children_user - before.children_system
     os.close(writer)
     peak = int(os.read(reader, 32) or b"0")
     os.close(reader)
-    return seconds, peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return seconds, busy, peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def main():
@@ -126,9 +127,9 @@ def main():
             programs = {"gradwatch check": CHECK} | ({} if arguments.no_stock else {"EventAccumulator": STOCK})
             for label, program in programs.items():
                 figures = [measure(program, folder) for _ in range(arguments.repeats if program is CHECK else 1)]
-                seconds, megabytes = map(min, zip(*figures, strict=True))
+                seconds, busy, megabytes = map(min, zip(*figures, strict=True))
                 print(
-                    f"{name:18} {written / 1e6:7.0f} MB  {label:18} {seconds:7.2f} s  {megabytes:6.0f} MB peak",
+                    f"{name:18} {written / 1e6:7.0f} MB  {label:18} {seconds:7.2f} s ({busy:.2f} s busy)  {megabytes:6.0f} MB peak",
                     flush=True,
                 )
 

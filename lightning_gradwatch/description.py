@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.record import RunInfo, StepRecord
 
+_OF_LAYERS = frozenset((*LAYER_METRICS, "layer_state"))
 _NUMBER = (int, float)
 _NONE = type(None)
 _RUN: Mapping[str, tuple[type, ...]] = {
@@ -65,14 +66,15 @@ def check_lengths(record: StepRecord, info: RunInfo) -> None:
         ValueError: one hasn't.
     """
     of_layers, of_sites = (len(info.layers),), (len(info.sites),)
-    vectors: list[tuple[str, npt.NDArray[Any], tuple[int]]] = [
-        ("layer_state", record.layer_state, of_layers),
-        ("window_fill", record.window_fill, of_sites),
-        ("forward_rms", record.forward_rms, of_sites),
-        *((name, vector, of_sites) for name in LOOP_VECTORS if (vector := getattr(record, name)).shape != (0,)),
-        *((name, vector, of_layers if name in LAYER_METRICS else of_sites) for name, vector in record.metrics.items()),
-    ]
-    for name, vector, shape in vectors:
+    vectors: dict[str, npt.NDArray[Any]] = {
+        "layer_state": record.layer_state,
+        "window_fill": record.window_fill,
+        "forward_rms": record.forward_rms,
+        **{name: vector for name in LOOP_VECTORS if len(vector := getattr(record, name))},
+        **record.metrics,
+    }
+    for name, vector in vectors.items():
+        shape = of_layers if name in _OF_LAYERS else of_sites
         if vector.shape != shape:
             raise ValueError(
                 f"step {record.step}: {name} has shape {vector.shape} where the layout has {shape[0]} columns"

@@ -159,6 +159,8 @@ def decode_event(payload: bytes) -> DecodedEvent | None:
         # The metadata of a value takes longer to look at than all the rest of it.
         if tag in _TAGS or (tag.startswith(_PREFIX) and value.metadata.plugin_data.plugin_name == PLUGIN):
             tensors[tag] = value.tensor
+            if tag == STEP_TAG:
+                break  # the seal is of what stands before it; behind it are curves, and there may be hundreds
     if not tensors:
         return None
     try:

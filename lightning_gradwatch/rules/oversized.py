@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -90,14 +89,16 @@ class OversizedUpdate(Rule):
         if np.count_nonzero(judged) < len(judged):
             ratios = np.where(judged, ratios, 0.0)
         ratios = ratios * np.fmin(sizes, 1.0)
-        hit = (ratios > self.ratio) & (not trend.converged_to(self.converged))
+        hit = ratios > self.ratio
+        if trend.converged_to(self.converged):
+            hit = np.zeros_like(hit)
         if held.blank and np.count_nonzero(hit):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
             state["unscaled"] = unscaled_targets(record, info)
             state["at_first"] = min(float(np.max(ratios[hit] * np.fmax(sizes[hit], 1.0))), _MOST)
         count_hits(held, hit, judged & ~hit, record.step)
-        due = hit & (counts(held)[0] >= self.patience) & (record.step >= self.warm_up_steps)
-        if not np.count_nonzero(due):
+        due = hit & (counts(held)[0] >= self.patience)
+        if record.step < self.warm_up_steps or not np.count_nonzero(due):
             if state.get("reported", False) or not np.count_nonzero(hit):
                 return HEALTHY
             reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
@@ -105,26 +106,26 @@ class OversizedUpdate(Rule):
         state["reported"] = True
         learns = self._learns(trend, state["loss"].get("start", ()))
         value = float(ratios[due].max())
+        at_first, names = state["at_first"], held.names_where(due)
+        unscaled = state["unscaled"] and info.steps_follow_gradient
         most = bool(2 * np.count_nonzero(due) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
-        seen = _Seen(
-            names=held.names_where(due),
-            worst=info.layer_names[int((due & (ratios == value)).argmax())],
-            value=value,
-            at_first=state["at_first"],
-            unscaled=state["unscaled"] and info.steps_follow_gradient,
-            urgency=self._urgency(trend, learns=learns, most=most),
-        )
-        severity = Severity.ERROR if seen.value > _ERROR_FACTOR * self.ratio else Severity.WARNING
+
+        def write() -> Sentences:
+            worst = info.layer_names[int((due & (ratios == value)).argmax())]
+            urgency = self._urgency(trend, learns=learns, most=most)
+            return self._sentences(record, info, _Seen(names, worst, value, at_first, unscaled, urgency))
+
+        severity = Severity.ERROR if value > _ERROR_FACTOR * self.ratio else Severity.WARNING
         return Verdict(
             {
                 "oversized": Sighting(
                     severity=Severity.INFO if learns or not most else severity,
-                    layers=seen.names,
+                    layers=names,
                     first_step=first_step(held, due),
                     last_step=int(record.step),
-                    value=seen.value,
+                    value=value,
                     threshold=self.ratio,
-                    write=partial(self._write, record, info, seen),
+                    write=write,
                 )
             }
         )
@@ -143,7 +144,7 @@ class OversizedUpdate(Rule):
             return "The loss is below its start, so this is information only."
         return "The loss is above its start." if trend.falls_by(self.loss_fall) else trend.sentence(self.loss_fall)
 
-    def _write(self, record: StepRecord, info: RunInfo, seen: _Seen) -> Sentences:
+    def _sentences(self, record: StepRecord, info: RunInfo, seen: _Seen) -> Sentences:
         rates = ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))
         if seen.unscaled:
             cause, remedy = (

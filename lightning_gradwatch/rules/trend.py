@@ -82,7 +82,7 @@ def loss_trend(state: dict[str, Any], info: RunInfo) -> LossTrend:
     if not losses:
         return LossTrend(unknown="no loss was recorded")
     at_start = middle(sorted(state["start"]))
-    if min(losses) < 0 or at_start <= 0:
+    if at_start <= 0 or min(losses) < 0:
         return LossTrend(unknown="the loss isn't positive")
     boundary = steps[-1] // 2
     if steps[0] > boundary:

@@ -63,7 +63,9 @@ class UnreachedLayer(Rule):
         held = streaks(state, "streaks", info, "layers")
         if held.blank and not np.count_nonzero(lacking):
             return HEALTHY if np.count_nonzero(reached) else Verdict(unjudged=_NOTHING_MEASURED)
-        hit = lacking & _moving(record, info) if record.loss != 0 else np.zeros_like(lacking)
+        hit = lacking if record.loss != 0 else np.zeros_like(lacking)
+        if 0 in record.learning_rates:
+            hit = hit & _moving(record, info)
         count_hits(held, hit, _SETTLED[codes], record.step)
         due = hit & (counts(held)[0] >= self.patience)
         groups = columns(state, "groups", info, "layers", rows=2)
@@ -127,8 +129,6 @@ _NUMBER, _KIND = 0, 1
 
 def _moving(record: StepRecord, info: RunInfo) -> Mask:
     """Return the layers that aren't held by optimizers of rate 0 only: what starts at zero has to stay there."""
-    if 0 not in record.learning_rates:
-        return np.ones(len(info.layers), dtype=bool)
     moving: set[str] = set()
     resting: set[str] = set()
     for optimizer, rate in zip(info.optimizers, record.learning_rates, strict=False):
