@@ -122,8 +122,7 @@ class GradWatch(Telling):
                 self._traced = TracedTrainingStep(trainer.strategy, opened.meter)
             for index, optimizer in enumerate(trainer.optimizers):
                 if has_compiled_step(optimizer):
-                    eager = self._compiled == "eager"
-                    self._steps[index] = AroundStep(optimizer, opened.meter.tracer, eager=eager)
+                    self._steps[index] = AroundStep(optimizer, opened.meter.tracer, eager=self._compiled == "eager")
 
     @guarded
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from lightning_gradwatch.measure.compiled import COMPILED
 from lightning_gradwatch.measure.functions import ACTIVATIONS
 from lightning_gradwatch.measure.identify import is_activation
 from lightning_gradwatch.measure.tags import Op, classify, tensors_in
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
 _CUSTOM = "a custom autograd function: what it does inside isn't followed"
+_COMPILED_NODE = "CompiledFunctionBackward"
 _SCRIPTED = "DifferentiableGraphBackward"
 _NODES = {f"{row.name.replace('_', '')}backward": row.name for row in ACTIVATIONS} | {
     "prelukernelbackward": "prelu",
@@ -55,7 +57,10 @@ class Audit:
         outside = []
         for node in _nodes(loss):
             if isinstance(node, BackwardCFunction):
-                self._note_custom(type(node))
+                if type(node).__name__ == _COMPILED_NODE:
+                    self._note_compiled(node)
+                else:
+                    self._note_custom(type(node))
                 continue
             name = node.name()
             if name.endswith(_SCRIPTED):
@@ -86,6 +91,10 @@ class Audit:
         if name in FUSED or "loss" in name or "cross_entropy" in name:
             return
         self._unseen.note(func, Note(f":{name}", f"{name} is one call: its {function} isn't seen", 1))
+
+    def _note_compiled(self, node: Any) -> None:
+        if self._maker(node) is None:  # a function: for a compiled module we looked away, and it is named by itself
+            self._unseen.note(_COMPILED_NODE, Note("", f"a function that is {COMPILED}", 0))
 
     def _note_custom(self, node: type) -> None:
         function: type = getattr(node, "_forward_cls", node)

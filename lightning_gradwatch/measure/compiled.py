@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.tracer import Tracer
 
+COMPILED = 'compiled: its activations aren\'t seen; pass compiled="eager" to run measured steps eagerly'
+"""Why something compiled isn't covered."""
+
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of a module run compiled code (``torch.compile(module)`` or ``module.compile()``)."""

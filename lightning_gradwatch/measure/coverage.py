@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.compiled import is_compiled
+from lightning_gradwatch.measure.compiled import COMPILED, is_compiled
 from lightning_gradwatch.measure.layers import parameters_of, qualified_name
 from lightning_gradwatch.measure.unseen import UNTRAINED
 from lightning_gradwatch.record import NotCovered
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.sites import Sites
     from lightning_gradwatch.measure.unseen import Note, Unseen
 
-_COMPILED = 'compiled: its activations aren\'t seen; pass compiled="eager" to run measured steps eagerly'
 _SCRIPTED = "scripted: its activations aren't seen"
 NOT_CALLED = "not called in a measured step"
 _FUNCTIONS: Mapping[str, type[nn.Module]] = {
@@ -76,7 +75,7 @@ def _closed(modules: Mapping[str, nn.Module], *, eager: bool) -> Iterator[tuple[
     for name, module in modules.items():
         outer = modules.get(name.rpartition(".")[0]) if name else None
         if is_compiled(module) and not eager:
-            yield name, (_COMPILED, _count_inside(name, modules))
+            yield name, (COMPILED, _count_inside(name, modules))
         elif isinstance(module, torch.jit.ScriptModule) and not isinstance(outer, torch.jit.ScriptModule):
             yield name, (_SCRIPTED, _count_inside(name, modules))
 

@@ -100,6 +100,34 @@ def test_code_for_the_machine_is_left_alone_too(tmp_path):
     torch.testing.assert_close(weights(without), weights(eager))
 
 
+class CompiledFunction(Silent):
+    """Calls a compiled function, which is no module that could be told apart."""
+
+    def __init__(self):
+        super().__init__(relu_net(), adam)
+        self.function = torch.compile(lambda x: torch.relu(x) * 2, backend="aot_eager", fullgraph=True)
+
+    def forward(self, x):
+        return self.net[1:](self.function(self.net[0](x)))
+
+
+def test_a_compiled_function_is_named_and_costs_a_graph_a_tracer(tmp_path):
+    """Torch compiles anew where a function mode is active: ours, and the one that audits a net's first step."""
+    watch = GradWatch(every_n_steps=4, rules=AT_ONCE)
+    without, _, (graphs, breaks) = fit(CompiledFunction, tmp_path / "without")
+    watched, _, counted = fit(CompiledFunction, tmp_path / "with", watch)
+    assert torch.equal(weights(without), weights(watched))
+    assert counted == (graphs + 2, breaks)
+    assert [(entry.name, entry.reason) for entry in watch.coverage] == [
+        ("", f"a function that is {SITUATIONS['compiled-submodule'].uncovered['net.2']}")
+    ]
+    eager = GradWatch(every_n_steps=4, rules=AT_ONCE, compiled="eager")
+    _, _, counted = fit(CompiledFunction, tmp_path / "eager", eager)
+    assert counted == (graphs, breaks)
+    assert eager.coverage == ()
+    assert [site.name for site in eager.info.sites] == [":relu", "net.1", "net.3"]
+
+
 def test_a_compiled_step_of_a_plain_loop_is_measured_from_outside():
     """With `Probe`, whose hooks on the optimizer would be compiled with its step."""
     found = []
