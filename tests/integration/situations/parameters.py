@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from integration.nets import CLASSES, FEATURES, Classifier, FrozenEncoder, relu_net
 from integration.situation import Situation
@@ -203,6 +205,14 @@ def weight_norm():
     return nn.Sequential(first, nn.ReLU(), second, nn.Tanh(), last)
 
 
+def weight_norm_by_hook():
+    """Torch's earlier way, which computes the weight in a hook of the module; deprecated, and still common in audio."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        first, last = nn.utils.weight_norm(nn.Linear(FEATURES, 8)), nn.utils.spectral_norm(nn.Linear(8, CLASSES))
+    return nn.Sequential(first, nn.ReLU(), last)
+
+
 def shared():
     linear = nn.Linear(8, 8)
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), linear, nn.ReLU(), linear, nn.Tanh(), nn.Linear(8, CLASSES))
@@ -256,6 +266,7 @@ SITUATIONS = {
         zeros=("grad_norm", "grad_rms", "update_ratio", "weight_rms"),
     ),
     "weight-norm": Situation(make=lambda: Classifier(weight_norm()), sites=SITES),
+    "weight-norm-by-hook": Situation(make=lambda: Classifier(weight_norm_by_hook()), sites=("net.1",)),
     "shared": Situation(make=lambda: Classifier(shared()), sites=("net.1", "net.3", "net.5")),
     "lazy": Situation(
         make=lambda: Classifier(
