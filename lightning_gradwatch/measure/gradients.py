@@ -5,29 +5,26 @@ Of parameters that several processes hold, the numbers are this process's share 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from lightning_gradwatch.measure.layers import parameters_of
+from lightning_gradwatch.measure.layers import by_device
 from lightning_gradwatch.measure.norms import l2_norms
-from lightning_gradwatch.measure.shards import held_entries, local_part, replicas, why_unreadable
+from lightning_gradwatch.measure.shards import local_parts, replicas_of, why_unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.layers import Layer, Layers
+    from lightning_gradwatch.measure.layers import Layer, Layers, Owned
     from lightning_gradwatch.measure.pack import Pack, Slot, Values
     from lightning_gradwatch.record import FloatVector
 
 _WIDE = (torch.float64, torch.complex128)
 """Dtypes whose smallest entries have squares that vanish even in float64, so that a norm of 0 proves nothing."""
-
-
-_Owned: TypeAlias = "tuple[Layer, nn.Parameter]"
 
 
 class Gradients(NamedTuple):
@@ -50,35 +47,33 @@ class OptimizerGradients:
 
     def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, *, processes: int = 1) -> None:
         # Those that are trained in this step: one that is frozen may still hold an old gradient.
-        trained = [
-            (layer, parameter)
-            for parameter in parameters_of(optimizer)
-            if parameter.requires_grad and (layer := layers.owner(parameter)) is not None
-        ]
+        owned = layers.trained_by(optimizer)
         self.unreadable = {
-            layer.name: why for layer, parameter in trained if (why := why_unreadable(parameter, processes))
+            layer.name: why for layer, parameter in owned if (why := why_unreadable(parameter, processes))
         }
         """Why a layer's gradients can't be measured, by its name; nothing of such a layer is read."""
-        owned = [(layer, parameter) for layer, parameter in trained if layer.name not in self.unreadable]
+        if self.unreadable:
+            owned = [each for each in owned if each[0].name not in self.unreadable]
         self.layers = [layer for layer, _ in owned]
         """The owner of each parameter that is read."""
-        self._processes = processes
         self.scale: Slot | None = None
         """The factor that they are still multiplied by, where the optimizer takes it out itself."""
-        self._members: list[_Owned] = []
+        self._members: list[Owned] = []
         """Those that have a gradient, in the order of the slots' norms."""
+        self._entries: list[int] = []
+        """How many entries of each are here."""
         self._norms: list[Slot] = []
         self._counts: list[tuple[int, Slot]] = []
         """Of members whose norm doesn't tell whether there is an entry that isn't 0: how many there are."""
-        for members in _by_device([each for each in owned if each[1].grad is not None]):
-            gradients = [_gradient(parameter) for _, parameter in members]
-            for indices, norms in l2_norms(gradients):
-                self._norms.append(pack.add(norms))
-                for index in indices:
-                    if members[index][1].dtype in _WIDE:
-                        nonzero = _entries(gradients[index]).count_nonzero()
-                        self._counts.append((len(self._members), pack.add(nonzero)))
-                    self._members.append(members[index])
+        for members in by_device([each for each in owned if each[1].grad is not None]):
+            gradients = local_parts([parameter.grad for _, parameter in members if parameter.grad is not None])
+            self._norms.append(pack.add(l2_norms(gradients)))
+            for place, gradient in enumerate(gradients, len(self._members)):
+                if gradient.dtype in _WIDE:
+                    self._counts.append((place, pack.add(_entries(gradient).count_nonzero())))
+                self._entries.append(gradient.numel())
+            self._members += members
+        self._replicas = replicas_of([parameter for _, parameter in self._members], processes)
 
     def read(self, values: Values) -> Gradients:
         """Return the gradients of the parameters that have one."""
@@ -87,26 +82,14 @@ class OptimizerGradients:
         zero = norms == 0.0
         for index, slot in self._counts:
             zero[index] = values[slot][0] == 0.0
-        held = [replicas(parameter, self._processes) for _, parameter in self._members]
+        held = np.array(self._replicas, dtype=np.int64)
         return Gradients(
             layers=[layer for layer, _ in self._members],
             norms=norms / scale / np.sqrt(held),
-            entries=np.array([held_entries(parameter, self._processes) for _, parameter in self._members]),
+            entries=np.array(self._entries, dtype=np.int64) / held,
             matrix=np.array([parameter.dim() > 1 for _, parameter in self._members], dtype=np.bool_),
             zero=zero,
         )
-
-
-def _by_device(owned: list[_Owned]) -> list[list[_Owned]]:
-    groups: dict[torch.device, list[_Owned]] = {}
-    for each in owned:
-        groups.setdefault(each[1].device, []).append(each)
-    return list(groups.values())
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return local_part(parameter.grad)
 
 
 def _entries(gradient: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -15,8 +15,9 @@ from lightning_gradwatch.measure.shards import placed
 from lightning_gradwatch.record import LayerInfo, NotCovered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    import torch
     from torch.optim import Optimizer
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -56,7 +57,7 @@ class Layer:
     @property
     def matrices(self) -> list[nn.Parameter]:
         """The parameters of two or more dimensions."""
-        return [parameter for parameter in self.parameters if not is_lazy(parameter) and parameter.dim() > 1]
+        return [parameter for parameter in self.parameters if is_matrix(parameter)]
 
     @property
     def features(self) -> int:
@@ -74,6 +75,10 @@ class Layer:
             weight=self.weight,
             used=True if self.used else (False if seen else None),
         )
+
+
+Owned: TypeAlias = tuple[Layer, nn.Parameter]
+"""A parameter with its owner."""
 
 
 class Layers:
@@ -141,6 +146,15 @@ class Layers:
             return self._owner_of_gathered(parameter)
         return layer
 
+    def trained_by(self, optimizer: Optimizer) -> list[Owned]:
+        """Return the parameters that an optimizer trains at present, with their owners."""
+        owners = self._by_parameter
+        return [
+            (layer, parameter)
+            for parameter in parameters_of(optimizer)
+            if parameter.requires_grad and (layer := owners.get(id(parameter)) or self.owner(parameter)) is not None
+        ]
+
     def _owner_of_gathered(self, parameter: nn.Parameter) -> Layer | None:
         """Return the layer of a whole parameter that a module holds in place of a sharded one, while it runs."""
         found = self._gathered.get(id(parameter))
@@ -186,9 +200,23 @@ def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
         yield from group["params"]
 
 
+def by_device(owned: Iterable[Owned]) -> list[list[Owned]]:
+    """Return parameters with their owners by the device they are on."""
+    groups: dict[torch.device, list[Owned]] = {}
+    for each in owned:
+        groups.setdefault(each[1].device, []).append(each)
+    return list(groups.values())
+
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has two or more dimensions."""
+    return not is_lazy(parameter) and parameter.dim() > 1
+
+
 def is_lazy(parameter: nn.Parameter) -> bool:
     """Whether a parameter gets its shape in the first forward pass; it stays the same object then."""
-    return isinstance(parameter, UninitializedParameter)
+    # Asked of each parameter at each step; torch has this `isinstance` run in Python.
+    return type(parameter) is not nn.Parameter and isinstance(parameter, UninitializedParameter)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -29,42 +29,27 @@ _MEAN_FLOOR = 3.2e-10
 """A tensor whose rows' rms is above this can ignore rows below the floor: (1e-13 / 3.2e-10)^2 < 1e-7."""
 
 
-def l2_norms(tensors: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
-    """Return the L2 norms of tensors in parts: the indices of some of them, and their norms as float64 on their device.
+def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each tensor as float64[N], on their device.
 
     Within 1e-6 relative of a float64 computation for entries from 1e-45 to 1e38; 0 only where every entry is 0 (for
     dtypes of up to 32 bits, as the square of every such entry is a normal float64). NaN and infinity propagate. Sparse,
     complex and zero-size tensors are fine.
 
+    Small ones aren't stacked, though that takes fewer operations: the system hands out memory of such a size page by
+    page, at each step anew, which takes longer than all of this.
+
     Raises:
-        RuntimeError: the tensors are on several devices.
+        RuntimeError: the tensors are on several devices, or there are none.
     """
-    groups: dict[tuple[int, ...] | None, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        # Small tensors of one shape, as the layers of a deep net have them, take one call together.
-        alike = tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.numel() < _LONG
-        groups.setdefault(tensor.shape if alike else None, []).append(index)
-    return [
-        (
-            group,
-            _norms_one_by_one([tensors[index] for index in group])
-            if shape is None or len(group) == 1
-            else stacked_norms(torch.stack([tensors[index] for index in group]).detach()),
+    with torch.no_grad():
+        plain = [tensor if _is_plain(tensor) else _plain(tensor) for tensor in tensors]
+        by_rows = [_takes_rows(tensor) for tensor in plain]
+        at_once = [tensor for tensor, alone in zip(plain, by_rows, strict=True) if not alone]
+        fused = iter(torch._foreach_norm(at_once, 2, torch.float64) if at_once else ())  # noqa: SLF001 - the one fused reduction; torch's own clipping calls it
+        return torch.stack(
+            [_norm_by_rows(tensor) if alone else next(fused) for tensor, alone in zip(plain, by_rows, strict=True)]
         )
-        for shape, group in groups.items()
-    ]
-
-
-def stacked_norms(stacked: Tensor) -> Tensor:
-    """Return the L2 norm of each of the tensors that were stacked, as float64; for short ones."""
-    return vector_norm(stacked.reshape(len(stacked), -1), dim=1, dtype=torch.float64)
-
-
-def _norms_one_by_one(tensors: Sequence[Tensor]) -> Tensor:
-    plain = [_plain(tensor) for tensor in tensors]
-    if any(map(_takes_rows, plain)):
-        return torch.stack([_norm(tensor) for tensor in plain])
-    return torch.stack(torch._foreach_norm(plain, 2, torch.float64))  # noqa: SLF001 - the one fused reduction; torch's own clipping calls it
 
 
 def l2_norm(tensor: Tensor) -> Tensor:
@@ -72,18 +57,16 @@ def l2_norm(tensor: Tensor) -> Tensor:
     if tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.numel() < _LONG:
         # The usual small tensor, of which a deep net has hundreds, in as few calls as there are.
         return vector_norm(tensor.detach(), dtype=torch.float64)
-    return _norm(_plain(tensor))
+    tensor = _plain(tensor.detach())
+    return _norm_by_rows(tensor) if _takes_rows(tensor) else vector_norm(tensor, dtype=torch.float64)
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    if _takes_rows(tensor):
-        return _norm_by_rows(tensor)
-    return vector_norm(tensor, dtype=torch.float64)
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_complex()
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """Return dense real entries with the same L2 norm."""
-    tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         # Uncoalesced entries that share an index add up before they count.
         tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()

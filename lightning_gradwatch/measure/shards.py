@@ -7,10 +7,13 @@ placements, without importing what makes them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SHARDED = "its parameters are sharded over processes, of which only this one is measured"
 PARTIAL = "its gradients are sums that the processes haven't added up yet (Partial)"
@@ -34,6 +37,12 @@ def local_part(tensor: Tensor) -> Tensor:
     return local
 
 
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return what this process holds of each tensor, detached."""
+    # A net may have thousands, nearly always plain ones: no call each.
+    return [tensor.detach() if type(tensor) in _PLAIN else local_part(tensor) for tensor in tensors]
+
+
 def replicas(tensor: Tensor, processes: int) -> int:
     """Return how many of the processes hold each entry; 0 where some are held by none of them.
 
@@ -52,16 +61,18 @@ def replicas(tensor: Tensor, processes: int) -> int:
     return held
 
 
-def held_entries(tensor: Tensor, processes: int) -> float:
-    """Return this process's share of the number of entries."""
-    return (tensor if placed(tensor) is None else local_part(tensor)).numel() / replicas(tensor, processes)
+def replicas_of(tensors: Iterable[Tensor], processes: int) -> list[int]:
+    """Return `replicas` of each tensor."""
+    return [processes if type(tensor) in _PLAIN else replicas(tensor, processes) for tensor in tensors]
 
 
 def why_unreadable(parameter: Tensor, processes: int) -> str:
     """Say why a parameter's numbers can't be had from what each process holds; empty where they can."""
+    gradient = parameter.grad
+    if type(parameter) in _PLAIN and (gradient is None or type(gradient) in _PLAIN):
+        return ""
     if not replicas(parameter, processes):
         return SHARDED
-    gradient = parameter.grad
     if gradient is not None and any(placement.is_partial() for placement in placed(gradient) or ()):
         return PARTIAL
     return ""

@@ -16,22 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.layers import parameters_of
-from lightning_gradwatch.measure.norms import l2_norm, stacked_norms
-from lightning_gradwatch.measure.shards import local_part, replicas
+from lightning_gradwatch.measure.layers import by_device, is_matrix
+from lightning_gradwatch.measure.norms import l2_norms
+from lightning_gradwatch.measure.shards import local_parts, replicas, replicas_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Iterator
 
-    from torch import nn
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.layers import Layer, Layers
+    from lightning_gradwatch.measure.layers import Layer, Layers, Owned
     from lightning_gradwatch.measure.pack import Pack, Slot, Values
     from lightning_gradwatch.record import FloatVector
 
-_SMALL = 32_768
-"""Entries up to which weights of one shape are taken together."""
 _NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -62,26 +59,13 @@ class WeightSnapshot:
     """The weights of one optimizer before a step, and, once it has stepped, how far they moved."""
 
     def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, limits: Limits, *, processes: int = 1) -> None:
-        held = {id(parameter) for parameter in parameters_of(optimizer)}
         owned = [
             (layer, parameter)
-            for layer in layers.ordered
-            for parameter in layer.matrices
-            if id(parameter) in held
-            and parameter.requires_grad
-            and parameter.layout is torch.strided
-            and replicas(parameter, processes)
+            for layer, parameter in layers.trained_by(optimizer)
+            if is_matrix(parameter) and parameter.layout is torch.strided and replicas(parameter, processes)
         ]
-        weights: dict[torch.device, int] = {}
-        for _, parameter in owned:
-            size = local_part(parameter).numel() * parameter.element_size()
-            weights[parameter.device] = weights.get(parameter.device, 0) + size
-        large = {device for device, size in weights.items() if size > limits.copied_bytes}
-        self.estimated = bool(large)
-        self._groups: list[_Group] = []
-        for device in weights:
-            members = [(layer, parameter) for layer, parameter in owned if parameter.device == device]
-            self._groups.append(_Group(members, limits.entries if device in large else None, pack, processes))
+        self._groups = [_Group(members, limits, pack, processes) for members in by_device(owned)]
+        self.estimated = any(group.estimated for group in self._groups)
 
     def measure(self, pack: Pack) -> None:
         """Compare with the weights as they are now, after the step."""
@@ -97,71 +81,55 @@ class WeightSnapshot:
 class _Group:
     """The weights of one optimizer on one device."""
 
-    def __init__(
-        self, members: list[tuple[Layer, nn.Parameter]], entries: int | None, pack: Pack, processes: int
-    ) -> None:
+    def __init__(self, members: list[Owned], limits: Limits, pack: Pack, processes: int) -> None:
         self._members = members
-        self._replicas = [replicas(parameter, processes) for _, parameter in members]
-        per_layer: dict[str, int] = {}
-        for layer, parameter in members:
-            per_layer[layer.name] = per_layer.get(layer.name, 0) + local_part(parameter).numel()
-        self._steps = [
-            1 if entries is None else max(1, math.ceil(per_layer[layer.name] / entries)) for layer, _ in members
-        ]
+        self._replicas = replicas_of([parameter for _, parameter in members], processes)
+        self._steps: list[int] | None = None
         views = self._views()
+        self.estimated = sum([view.numel() * view.element_size() for view in views]) > limits.copied_bytes
+        if self.estimated:
+            self._steps = self._thinned(views, limits.entries)
+            views = self._views()
         self._sizes = [view.numel() for view in views]
-        self._alike = _alike(views)
-        self._before: list[Tensor] | None = [_copy([views[index] for index in alike]) for alike in self._alike]
-        self._norms = self._measure(self._before, pack)
-        self._moved: list[Slot] = []
+        self._before: list[Tensor] | None = [_copy(view) for view in views]
+        self._norms = pack.add(l2_norms(self._before))
+        self._moved: Slot | None = None
+
+    def _thinned(self, parts: list[Tensor], entries: int) -> list[int]:
+        """Return every how manieth entry of each parameter is taken, so that a layer has about so many."""
+        per_layer: dict[Layer, int] = {}
+        for (layer, _), part in zip(self._members, parts, strict=True):
+            per_layer[layer] = per_layer.get(layer, 0) + part.numel()
+        return [max(1, math.ceil(per_layer[layer] / entries)) for layer, _ in self._members]
 
     def _views(self) -> list[Tensor]:
-        return [
-            local_part(parameter) if step == 1 else _part(local_part(parameter), step)
-            for (_, parameter), step in zip(self._members, self._steps, strict=True)
-        ]
-
-    def _measure(self, copies: list[Tensor], pack: Pack) -> list[Slot]:
-        return [
-            pack.add(stacked_norms(copy) if len(alike) > 1 else l2_norm(copy))
-            for copy, alike in zip(copies, self._alike, strict=True)
-        ]
+        parts = local_parts([parameter for _, parameter in self._members])
+        if self._steps is None:
+            return parts
+        return [part if step == 1 else _part(part, step) for part, step in zip(parts, self._steps, strict=True)]
 
     def measure(self, pack: Pack) -> None:
         if self._before is None:
             return
-        views = self._views()
-        for copy, alike in zip(self._before, self._alike, strict=True):
-            # In place into the copies, so that no third copy of large weights ever exists.
-            copy.sub_(torch.stack([views[index] for index in alike]) if len(alike) > 1 else views[alike[0]])
-        self._moved = self._measure(self._before, pack)
+        # In place into the copies, so that no third copy of large weights ever exists.
+        torch._foreach_sub_(self._before, self._views())
+        self._moved = pack.add(l2_norms(self._before))
         self._before = None
 
     def read(self, values: Values) -> Moves:
-        order = [index for alike in self._alike for index in alike]
-        norms = values.joined(self._norms)
-        held = np.array([self._replicas[index] for index in order])
+        held = np.array(self._replicas)
         share = np.sqrt(held)
+        norms = values[self._norms] / share
         return Moves(
-            layers=[self._members[index][0] for index in order],
-            norms=norms / share,
-            moved=values.joined(self._moved) / share if self._moved else np.full_like(norms, math.nan),
-            entries=np.array([self._sizes[index] for index in order]) / held,
+            layers=[layer for layer, _ in self._members],
+            norms=norms,
+            moved=np.full_like(norms, math.nan) if self._moved is None else values[self._moved] / share,
+            entries=np.array(self._sizes) / held,
         )
 
 
-def _alike(views: list[Tensor]) -> list[list[int]]:
-    """Return which small weights have one shape and dtype, and so are copied and compared as one; the others alone."""
-    groups: dict[Hashable, list[int]] = {}
-    for index, view in enumerate(views):
-        key = (tuple(view.shape), view.dtype) if view.numel() < _SMALL and not view.is_complex() else index
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
-
-
-def _copy(views: list[Tensor]) -> Tensor:
-    copy = torch.stack(views) if len(views) > 1 else views[0].clone()
-    return copy.to(torch.float32) if copy.dtype in _NARROW else copy
+def _copy(view: Tensor) -> Tensor:
+    return view.to(torch.float32) if view.dtype in _NARROW else view.clone()
 
 
 def _part(parameter: Tensor, step: int) -> Tensor:
