@@ -275,9 +275,7 @@ def _read_record(
         raise ValueError(f"it says step {scalars['step']!r} and step {step}")
 
     def vector(tag: str) -> FloatVector:
-        dtype = _DTYPES[tensors[tag].dtype]
-        values = np.frombuffer(contents[tag], dtype)
-        return values if dtype is _FLOAT64 else values.astype(np.float64)
+        return np.frombuffer(contents[tag], _DTYPES[tensors[tag].dtype]).astype(np.float64, copy=False)
 
     vectors: dict[str, Any] = {name: vector(tag) for name, tag in _VECTOR_TAGS.items() if tag in contents}
     return StepRecord(

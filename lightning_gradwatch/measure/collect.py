@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
+class Masked:
+    """What a site's calls under a mask have instead of plain numbers, which only the device knows."""
+
+    observations: list[tuple[Slot, int]] = field(default_factory=list)
+    """Of each call the samples, and how many observations each stands for."""
+    of_pass: Slot | None = None
+    """The samples of the micro-batch under way."""
+    batch_elements: list[Slot] = field(default_factory=list)
+    """The samples of each micro-batch."""
+    output_entries: list[tuple[Slot, int]] = field(default_factory=list)
+    """As `observations`."""
+
+
+@dataclass(slots=True, eq=False)
 class SiteSums:
     """One site over the calls and micro-batches of a step.
 
@@ -51,12 +65,8 @@ class SiteSums:
     """How many signals there were when each micro-batch was closed, before its own came."""
     signal_complete: bool = True
     """False where a call's δ or dL/da can't be had, so that a sum over the others would be wrong."""
-    masked: list[tuple[Slot, int]] = field(default_factory=list)
-    """Of calls under a mask, instead of `observations`: the samples, and how many observations each stands for."""
-    masked_of_pass: Slot | None = None
-    masked_elements: list[Slot] = field(default_factory=list)
-    masked_outputs: list[tuple[Slot, int]] = field(default_factory=list)
-    """Instead of `output_entries`."""
+    masked: Masked | None = None
+    """Of calls under a mask; None until there is one."""
 
     def count(self, counter: Counter, z: Tensor, unit_axis: int, samples: Samples | None = None) -> None:
         """Count the units in the argument of a call, of which under a mask some positions are `samples`."""
@@ -70,8 +80,10 @@ class SiteSums:
             self.observations += observations
             self.batch_of_pass = max(self.batch_of_pass, batch_elements)
         else:
-            self.masked_of_pass = self.pack.add_once(samples.counts)
-            self.masked.append((self.masked_of_pass, samples.each(observations)))
+            slot = self.pack.add_once(samples.counts)
+            masked = self._under_mask()
+            masked.of_pass = slot
+            masked.observations.append((slot, samples.each(observations)))
 
     def add_output(self, tensor: Tensor, unit_axis: int, samples: Samples | None = None) -> None:
         """Measure the output of a call, of which under a mask some positions are `samples`."""
@@ -80,7 +92,8 @@ class SiteSums:
             self.output_entries += tensor.numel()
         else:
             self.output.append(self.pack.add(l2_norm(samples.only(tensor, unit_axis, 0.0))))
-            self.masked_outputs.append((self.pack.add_once(samples.counts), samples.each(tensor.numel())))
+            slot = self.pack.add_once(samples.counts)
+            self._under_mask().output_entries.append((slot, samples.each(tensor.numel())))
 
     def add_signal(self, delta: Tensor | None) -> None:
         """Measure the δ of a call; None: none came."""
@@ -97,9 +110,14 @@ class SiteSums:
         self.batch_elements += self.batch_of_pass
         self.batch_of_pass = 0
         self.passes.append(len(self.signal))
-        if self.masked_of_pass is not None:
-            self.masked_elements.append(self.masked_of_pass)
-            self.masked_of_pass = None
+        if self.masked is not None and self.masked.of_pass is not None:
+            self.masked.batch_elements.append(self.masked.of_pass)
+            self.masked.of_pass = None
+
+    def _under_mask(self) -> Masked:
+        if self.masked is None:
+            self.masked = Masked()
+        return self.masked
 
     # -- after the transfer
 
@@ -109,11 +127,13 @@ class SiteSums:
             return None
         inactive = [values[slots[place]] for counter, slots in self.counts for place in counter.inactive]
         saturated = [values[slots[place]] for counter, slots in self.counts for place in counter.saturated]
+        masked = self.masked
         return Chunk(
             inactive=_sum(inactive) if inactive else np.zeros(self.site.units, dtype=np.int64),
             saturated=_sum(saturated) if saturated else None,
-            observations=self.observations + _masked(self.masked, values),
-            batch_elements=self.batch_elements + sum([int(values[slot][1]) for slot in self.masked_elements]),
+            observations=self.observations + (0 if masked is None else _entries(masked.observations, values)),
+            batch_elements=self.batch_elements
+            + (0 if masked is None else sum([int(values[slot][1]) for slot in masked.batch_elements])),
         )
 
     def either(self, values: Values) -> float:
@@ -128,14 +148,15 @@ class SiteSums:
 
     def loops(self) -> list[list[Slot]]:
         """Return ‖δ‖ of the calls of each micro-batch that called the site more than once, the last call first."""
-        if len(self.signal) < 2 or len(self.signal) == len(self.passes):
+        if len(self.signal) < 2 or not self.passes:
             return []
         ends = [*self.passes[1:], len(self.signal)]
         return [self.signal[start:end] for start, end in zip(self.passes, ends, strict=True) if end - start > 1]
 
     def all_output_entries(self, values: Values) -> int:
         """Return how many entries the site's output had over the step."""
-        return self.output_entries + _masked(self.masked_outputs, values)
+        masked = self.masked
+        return self.output_entries + (0 if masked is None else _entries(masked.output_entries, values))
 
 
 class Collected:
@@ -167,5 +188,5 @@ def _sum(counts: Sequence[FloatVector]) -> UnitCounts:
     return (counts[0] if len(counts) == 1 else np.add.reduce(counts)).astype(np.int64)
 
 
-def _masked(calls: Sequence[tuple[Slot, int]], values: Values) -> int:
+def _entries(calls: Sequence[tuple[Slot, int]], values: Values) -> int:
     return sum([int(values[slot][0]) * each for slot, each in calls])
