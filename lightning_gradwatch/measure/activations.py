@@ -101,10 +101,11 @@ class Activations:
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
             seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
-            seen.handles = self.hooks.watch(seen.sums, output, origin, in_place=seen.in_place)
-            self._connections.called(site, origin, output, in_place=seen.in_place)
+            node = node_of(output, in_place=seen.in_place)
+            seen.handles = self.hooks.watch(seen.sums, output, node, origin)
+            self._connections.called(site, origin, node)
             if site.role is None:
-                self.roles.called(site, node_of(output, in_place=seen.in_place))
+                self.roles.called(site, node)
 
     def parameterised(self, output: Tensor, layer: Layer | None = None) -> None:
         """Note the output of an operation that takes a layer's parameter."""
@@ -146,8 +147,8 @@ class Activations:
     def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
         origin = Origin(done.root)
         sums.add_output(output, axis, self._samples(site, output, axis))
-        self.hooks.watch(sums, output, origin)
-        self._connections.called(site, origin, output, whole=True)
+        self.hooks.watch(sums, output, output.grad_fn, origin)
+        self._connections.called(site, origin, output.grad_fn, whole=True)
         if site.role is None:
             self.roles.called(site, output.grad_fn)
 

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from lightning_gradwatch.measure.signal import node_of
 from lightning_gradwatch.measure.tags import tensors_in
 from lightning_gradwatch.segments import bits, segment_starts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
     from torch.autograd.graph import Node
 
     from lightning_gradwatch.measure.signal import Origin
@@ -60,21 +58,17 @@ class Connections:
         self._entries = 0
         self._exits = 0
 
-    def called(
-        self, site: Site, origin: Origin, output: Tensor, *, in_place: bool = False, whole: bool = False
-    ) -> None:
+    def called(self, site: Site, origin: Origin, node: Node | None, *, whole: bool = False) -> None:
         """Note an activation call, at its end.
 
         Args:
             site: The call's site.
             origin: Of its argument, made before the call.
-            output: What it returned.
-            in_place: Whether it wrote into its argument.
+            node: That it made (see `signal.node_of`).
             whole: Whether it is the last step of a hand-written function.
         """
         if self._off:
             return
-        node = node_of(output, in_place=in_place)
         if node is None:
             self._blind = True
             return

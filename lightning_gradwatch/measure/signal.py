@@ -64,19 +64,18 @@ class SignalHooks:
         finally:
             self.ignoring = before
 
-    def watch(self, sums: SiteSums, output: Tensor, origin: Origin, *, in_place: bool = False) -> list[RemovableHandle]:
+    def watch(self, sums: SiteSums, output: Tensor, node: Node | None, origin: Origin) -> list[RemovableHandle]:
         """Add ‖δ‖ and ‖dL/da‖ of a call to `sums` when the backward pass gets there.
 
         Args:
             sums: The sums of the call's site.
             output: What the activation function returned.
+            node: That the call made (see `node_of`).
             origin: Of its argument z, made before the call (an in-place function changes it).
-            in_place: Whether it wrote into its argument.
 
         Returns:
             The handles, for a call that turns out to be a step inside a larger function.
         """
-        node = node_of(output, in_place=in_place)
         if self._off or not self._faults.on("signal"):
             return []
         if node is None:
@@ -100,19 +99,21 @@ class SignalHooks:
     def _single_hook(self, sums: SiteSums) -> Callable[[Grads, Grads], None]:
         """Return the hook of a node whose one input is z, as nearly all activation functions have it."""
         fired = False
-        guard = self._guard
+        faults = self._faults
 
         def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
             nonlocal fired
-            if self.ignoring or not self._faults.on("signal"):
+            if self.ignoring or not faults.on("signal"):
                 return
-            with guard:
+            try:  # not a guard: a deep net has hundreds of these
                 if fired:  # see `_Parts.take`
                     sums.signal_complete = False
                 else:
                     sums.add_signal(grad_inputs[0])
                     sums.add_arriving(grad_outputs[0])
                 fired = True
+            except Exception as error:  # noqa: BLE001 - a fault of ours
+                faults.report("signal", error)
 
         return hook
 

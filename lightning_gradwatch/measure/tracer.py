@@ -47,7 +47,6 @@ class Tracer(TorchFunctionMode):
         self._activations = activations
         self._flow = Flow(layers=layers, activations=activations, tags=tags)
         self._faults = faults
-        self._guard = faults.guard("activations")
         self._before_backward = before_backward
 
     def start(self) -> None:
@@ -88,15 +87,19 @@ class Tracer(TorchFunctionMode):
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
         if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
             return func(*args, **kwargs)
+        # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         call: Call | None = None
-        op = Op.IGNORE
-        with self._guard:
+        try:
             op = _op(func)
-            call = identify(func, args, kwargs) if op is Op.KEEP else None
-        if call is not None:
-            return self._run_activation(call, func, args, kwargs)
+            if op is Op.KEEP:
+                call = identify(func, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - a fault of ours
+            self._faults.report("activations", error)
+            op = Op.IGNORE
         if op is Op.IGNORE:
             return func(*args, **kwargs)
+        if call is not None:
+            return self._run_activation(call, func, args, kwargs)
         if op is Op.GRAD:
             with self._activations.hooks.ignored():
                 return func(*args, **kwargs)
@@ -104,21 +107,27 @@ class Tracer(TorchFunctionMode):
             self._before_backward(args[0] if args else kwargs.get("tensors"))
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        with self._guard:
-            self._flow.follow(op, func, tensors_in((*args, *kwargs.values())), result)
+        try:
+            self._flow.follow(op, func, tensors_in((*args, *kwargs.values()) if kwargs else args), result)
+        except Exception as error:  # noqa: BLE001 - a fault of ours
+            self._faults.report("activations", error)
         return result
 
     def _run_activation(self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         seen = None
-        with self._guard:
+        try:
             self._flow.use(args)
             seen = self._activations.before(call)
+        except Exception as error:  # noqa: BLE001 - a fault of ours
+            self._faults.report("activations", error)
         result = func(*args, **kwargs)
         if seen is not None and isinstance(result, Tensor):
-            with self._guard:
+            try:
                 self._activations.after(seen, result)
                 if call.function == "prelu":  # an activation function and a layer in one
                     self._activations.parameterised(result)
+            except Exception as error:  # noqa: BLE001 - a fault of ours
+                self._faults.report("activations", error)
         return result
 
 
