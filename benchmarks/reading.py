@@ -2,7 +2,7 @@
 
     python benchmarks/reading.py [--full]
 
-Runs of 160 layers and 160 sites with all ten metrics; a healthy one, and an ill one in which every rule fires at every
+Runs of 160 layers and 160 sites with all ten metrics; a healthy one, and an ill one in which five rules fire at every
 step. Each figure is of a fresh process, its start-up included; where other programs run beside it, the time that it was
 busy says more. `--full` writes 10,000 steps and 1 GB of foreign events; the default is a tenth of it.
 """

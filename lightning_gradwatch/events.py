@@ -154,9 +154,8 @@ def decode_event(payload: bytes) -> DecodedEvent | None:
     except DecodeError as error:
         raise ValueError("its framing inside is broken") from error
     tensors = {}
-    for value in event.summary.value:
+    for value in event.summary.value:  # its metadata takes longer to look at than all the rest of it
         tag = value.tag
-        # The metadata of a value takes longer to look at than all the rest of it.
         if tag in _TAGS or (tag.startswith(_PREFIX) and value.metadata.plugin_data.plugin_name == PLUGIN):
             tensors[tag] = value.tensor
             if tag == STEP_TAG:

@@ -250,7 +250,7 @@ def _faded_layers(info: RunInfo, signal: _Signal, threshold: float) -> tuple[str
     """Return the weight layers from the first to where the signal is back above the threshold."""
     layers = weight_layers(info)
     norms = signal.norms[signal.columns]
-    faded = int(np.argmax(norms >= threshold * norms[-1]))
+    faded = int((norms >= threshold * norms[-1]).argmax())
     # A record doesn't say which layer feeds which site; in a chain of n sites the k-th of n + 1 layers does.
     count = faded * len(layers) // (len(norms) + 1)
     return layers[: max(count, len(early_layers(info)))]
