@@ -24,8 +24,6 @@ _BLOCK = 1 << 20
 """Entries a block: enough to be worth a call to each operation, few enough to be made of memory that is there."""
 _LARGE = 1 << 17
 """Entries from which the blocked way is the faster one on a CPU."""
-_EXACT = (torch.float32, torch.float64)
-"""Dtypes in which fewer than `_LARGE` observations are counted exactly."""
 _BYTES = 128
 """How many 0/1 bytes are added up as bytes: at most 255 fit."""
 _WIDE = 256
@@ -59,7 +57,6 @@ class Counter:
             (_COMPARE[region.comparison], torch.tensor(_in_dtype(region, dtype), dtype=dtype), region.absolute)
             for region in regions
         ]
-        self._exact = dtype in _EXACT
         self._gate_dim = zones.gate_dim
         self._rank = rank
         self._unit_axis = unit_axis % max(rank, 1)
@@ -82,7 +79,7 @@ class Counter:
         return entries // units if units else 0, z.shape[0] if rank > 1 and axis else 1
 
     def count(self, z: Tensor) -> list[Tensor]:
-        """Return the counts [U] for each region, on the tensor's device: whole numbers of whichever dtype adds up fastest.
+        """Return int32[U] for each region, on the tensor's device.
 
         NaN is in no region. A bound is compared as float64 compares it, whatever the dtype.
         """
@@ -92,20 +89,16 @@ class Counter:
             z = z.narrow(self._gate_dim, half, half)
         if not self._rank:
             z = z.unsqueeze(-1)
-        few = z.numel() < _LARGE
-        if not few and z.device.type == "cpu":
+        if z.numel() >= _LARGE and z.device.type == "cpu":
             return [
                 _count_blocks(z, self._unit_axis, compare, bound, absolute=absolute)
                 for compare, bound, absolute in self._regions
             ]
-        floats = few and self._exact
         counts = []
         for compare, bound, absolute in self._regions:
-            compared = z.abs() if absolute else z
-            # Into floats it takes half as long as into bool, and adding those up is faster as well.
-            inside = compare(compared, bound, out=torch.empty_like(z)) if floats else compare(compared, bound)
+            inside = compare(z.abs() if absolute else z, bound)
             # A sum over no axes would be one over all.
-            counts.append(inside.sum(self._others, dtype=None if floats else torch.int32) if self._others else inside)
+            counts.append(inside.sum(self._others, dtype=torch.int32) if self._others else inside.to(torch.int32))
         return counts
 
 
