@@ -6,12 +6,16 @@ A round is one step of each kind, in turn, so that a slow moment of the machine 
 waits for: from the first callback's `on_train_batch_start` to the last one's `on_train_batch_end`, with the transfer, the
 rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured.
 TensorBoard writes in a thread of its own, which takes its time from the step after; so what a plain step that follows a
-measured one takes longer than usual counts as the measured one's.
+measured one takes longer than usual counts as the measured one's. "idle hooks" is the time inside our own hooks in an idle
+step: differences of whole steps are noisier than that.
+
+With `--peers` there are columns for Lightning's own grad_norm and, where wandb is installed, for `wandb.watch`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import platform
@@ -31,6 +35,7 @@ from lightning_gradwatch import GradWatch
 
 KINDS = ("plain", "idle", "gradients", "after gradients", "all", "after all")
 MEASURED = ("gradients", "all")
+PEERS = ("Lightning grad_norm", *(["wandb.watch"] if importlib.util.find_spec("wandb") else []))
 EVERY_N_STEPS = 50
 
 
@@ -81,11 +86,14 @@ class Switched(GradWatch):
         super().__init__()
         self.clock = clock
         self.current = "plain"
+        self.in_hooks = []
+        """Seconds inside the hooks of each idle step."""
 
     def on_train_start(self, trainer, pl_module):
         super().on_train_start(trainer, pl_module)
         schedule = self._fit._schedule
-        schedule.due = lambda step, *, confirming: self.current in MEASURED
+        due = schedule.due  # asked all the same, as it is part of what an idle step costs
+        schedule.due = lambda step, *, confirming: [due(step, confirming=confirming)] and self.current in MEASURED
         schedule.fills_windows = lambda: False
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -93,10 +101,17 @@ class Switched(GradWatch):
         self._faults.reasons.clear()
         if self.current == "gradients":
             self._faults.reasons.update(activations="benchmark", signal="benchmark", updates="benchmark")
+        if self.current == "idle":
+            self.in_hooks.append(0.0)
         self._call("on_train_batch_start", trainer, pl_module, batch, batch_idx)
 
     def _call(self, hook, *arguments):
-        if self.current == "idle" or self.current in MEASURED:
+        if self.current == "idle":
+            own = getattr(super(), hook)
+            started = time.perf_counter()
+            own(*arguments)
+            self.in_hooks[-1] += time.perf_counter() - started
+        elif self.current in MEASURED:
             getattr(super(), hook)(*arguments)
 
     def on_before_backward(self, *arguments):
@@ -128,6 +143,32 @@ class LightningGradNorm(pl.Callback):
                 float(value)
 
 
+class WandbWatch(pl.Callback):
+    """`wandb.watch` of everything, on for the steps of its kind alone; before the clock, so that switching isn't timed."""
+
+    def __init__(self, clock, folder):
+        import wandb  # noqa: PLC0415 - an optional peer
+
+        self.clock = clock
+        self.run = wandb.init(mode="offline", dir=folder, settings=wandb.Settings(silent=True))
+        self.watched = False
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        wanted = self.clock.kind(batch_idx) == "wandb.watch"
+        if wanted and not self.watched:
+            self.run.watch(pl_module, log="all", log_freq=1)
+        elif self.watched and not wanted:
+            self.run.unwatch(pl_module)
+        self.watched = wanted
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.watched:
+            self.run.log({"loss": float(outputs["loss"])})
+
+    def teardown(self, trainer, pl_module, stage):
+        self.run.finish()
+
+
 @contextmanager
 def quiet():
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -138,14 +179,17 @@ def quiet():
 
 
 def fit(name, rounds, kinds, folder):
-    """Return the seconds of each kind of step."""
+    """Return the seconds of each kind of step, and those inside our hooks of each idle one."""
     torch.manual_seed(0)
     net, x = NETS[name]()
     steps = (rounds + 2) * len(kinds)
     clock = Clock(kinds, warm_up=2 * len(kinds))
-    callbacks = [clock, Switched(clock)]
+    watch = Switched(clock)
+    callbacks = [clock, watch]
     if "Lightning grad_norm" in kinds:
         callbacks.append(LightningGradNorm(clock))
+    if "wandb.watch" in kinds:
+        callbacks.insert(0, WandbWatch(clock, folder))
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -157,7 +201,7 @@ def fit(name, rounds, kinds, folder):
     )
     data = DataLoader(TensorDataset(x.repeat(steps, *[1] * (x.dim() - 1))[: steps * len(x)]), len(x))
     trainer.fit(Module(net), data)
-    return clock.seconds
+    return clock.seconds, watch.in_hooks
 
 
 def peak_bytes(step, baseline):
@@ -216,20 +260,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--peers", action="store_true", help="add Lightning's own grad_norm, read at each step")
+    parser.add_argument("--peers", action="store_true", help=f"add what others cost at each step: {', '.join(PEERS)}")
     options = parser.parse_args()
-    kinds = (*KINDS, "Lightning grad_norm") if options.peers else KINDS
+    kinds = (*KINDS, *PEERS) if options.peers else KINDS
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, torch {torch.__version__}, pytorch-lightning {pl.__version__}"
     )
     print(f"medians of {options.rounds} paired ratios to the plain step [quartiles]\n")
     columns = [kind for kind in kinds[1:] if not kind.startswith("after")]
-    header = ["net", "plain, ms", *columns, f"amortised over {EVERY_N_STEPS}", "idle, µs", "peak memory"]
+    header = ["net", "plain, ms", *columns, f"amortised over {EVERY_N_STEPS}", "idle hooks, µs", "peak memory"]
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
     for name in options.nets:
         with quiet(), tempfile.TemporaryDirectory() as folder:
-            seconds = fit(name, options.rounds, kinds, folder)
+            seconds, in_hooks = fit(name, options.rounds, kinds, folder)
             peak = memory(name)
         plain = statistics.median(seconds["plain"])
         cells = [name, f"{plain * 1e3:.2f}"]
@@ -238,8 +282,7 @@ def main() -> None:
             low, _, high = statistics.quantiles(found, n=4)
             cells.append(f"{statistics.median(found):.3f} [{low:.3f}, {high:.3f}]")
         extra = statistics.median(ratios(seconds, "all")) - 1
-        idle = statistics.median(b - a for a, b in zip(seconds["plain"], seconds["idle"], strict=True))
-        cells += [f"{extra / EVERY_N_STEPS:+.2%}", f"{idle * 1e6:.0f}", f"{peak:.3f}"]
+        cells += [f"{extra / EVERY_N_STEPS:+.2%}", f"{statistics.median(in_hooks) * 1e6:.1f}", f"{peak:.3f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -173,6 +173,8 @@ class Windows:
         self._size = observations, batch_elements
         self._windows: dict[str, Window] = {}
         """Those of a checkpoint too whose sites weren't seen again yet."""
+        self._full = False
+        """Whether all were seen to be; a full one stays so."""
 
     def of(self, sites: Iterable[Site | SiteInfo]) -> list[Window | None]:
         """Return the window of each site, an empty one for one that is new; None for one without units."""
@@ -182,12 +184,15 @@ class Windows:
         window = self._windows.get(name)
         if window is None:
             window = self._windows[name] = Window(*self._size)
+            self._full = False
         return window
 
     @property
     def full(self) -> bool:
-        """Whether all of them are."""
-        return all(window.full for window in self._windows.values())
+        """Whether all of them are; asked at each step, measured or not, and so worked out only until they are."""
+        if not self._full:
+            self._full = all(window.full for window in self._windows.values())
+        return self._full
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of them, for a checkpoint."""
@@ -196,5 +201,6 @@ class Windows:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self._windows.clear()
+        self._full = False
         for name, saved in state.items():
             self._of(name).load_state_dict(saved)

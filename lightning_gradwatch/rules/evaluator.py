@@ -136,6 +136,8 @@ class Evaluator:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
         self._entries = {rule.code: _Entry(rule) for rule in self.rules}
+        self.confirming = False
+        """Whether a rule has hit and lacks patience, so that the next step should be measured as well; asked at each step."""
 
     def feed(self, record: StepRecord, info: RunInfo) -> tuple[Finding, ...]:
         """Judge one record, whose columns `info` describes; return the findings that are new or rose in severity.
@@ -146,6 +148,7 @@ class Evaluator:
         for entry in self._entries.values():
             for kept in entry.take(entry.rule.judge(record, info, entry.memory)):
                 told.append(kept.finding(entry.rule))  # noqa: PERF401 - a generator for each rule of each record takes longer
+        self.confirming = self._wants_more()
         return (
             tuple(finding for finding in self.findings if replace(finding, consequence_of="") in told) if told else ()
         )
@@ -163,11 +166,6 @@ class Evaluator:
             for code, entry in self._entries.items()
             for kept in entry.kept.values()
         )
-
-    @property
-    def confirming(self) -> bool:
-        """Whether a rule has hit and lacks patience, so that the next step should be measured as well."""
-        return any(entry.confirming for entry in self._entries.values())
 
     @property
     def unjudged(self) -> dict[str, str]:
@@ -195,6 +193,10 @@ class Evaluator:
             rule.code: _Entry.from_dict(rule, saved[rule.code]) if rule.code in saved else _Entry(rule)
             for rule in self.rules
         }
+        self.confirming = self._wants_more()
+
+    def _wants_more(self) -> bool:
+        return any(entry.confirming for entry in self._entries.values())
 
 
 def replay(records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: Sequence[Rule]) -> Evaluator:
