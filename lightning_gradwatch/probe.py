@@ -242,7 +242,7 @@ class Probe:
             layout=self._layout,
             layers=layers,
             sites=list(self._sites.ordered),
-            frozen=[not any(parameter.requires_grad for parameter in layer.parameters) for layer in layers],
+            frozen=[layer.frozen for layer in layers],
             used=[self._layers.uses(layer) for layer in layers],
             known=[layer.used for layer in layers],
         )
@@ -263,11 +263,7 @@ class Probe:
         self.windows.load_state_dict(state)
 
     def _take_in_new_parameters(self) -> None:
-        if any(
-            parameter.requires_grad and parameter not in self._layers
-            for each in self._optimizers
-            for parameter in parameters_of(each)
-        ):
+        if any(self._layers.unknown(each) for each in self._optimizers):
             self._layers.refresh()
             self._name_modules()
 

@@ -50,6 +50,11 @@ class Layer:
     """The measured step (`Layers.step`) whose forward pass used it last."""
 
     @property
+    def frozen(self) -> bool:
+        """Whether nothing of it is being trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters)
+
+    @property
     def weight(self) -> bool:
         """Whether it is a weight layer."""
         return not self.normalizes and bool(self.matrices)
@@ -145,6 +150,12 @@ class Layers:
         if layer is None and self._sharded and isinstance(parameter, nn.Parameter):
             return self._owner_of_gathered(parameter)
         return layer
+
+    def unknown(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer trains something that isn't taken in yet."""
+        owners = self._by_parameter
+        new = [each for each in parameters_of(optimizer) if each.requires_grad and id(each) not in owners]
+        return any(parameter not in self for parameter in new)
 
     def trained_by(self, optimizer: Optimizer) -> list[Owned]:
         """Return the parameters that an optimizer trains at present, with their owners."""

@@ -31,6 +31,8 @@ _LARGEST_COMPOSITE = 40
 class Origin:
     """Where gradients for a tensor go: to output `index` of a node, or into a leaf."""
 
+    __slots__ = ("_index", "_leaf", "node")
+
     def __init__(self, tensor: Tensor) -> None:
         self.node = tensor.grad_fn
         self._index = tensor.output_nr
@@ -83,7 +85,7 @@ class SignalHooks:
             return []
         edges = node.next_functions
         if node is not output.grad_fn or (len(edges) == 1 and origin.takes(*edges[0])):
-            handle = node.register_hook(self._single_hook(sums))
+            handle = node.register_hook(_Single(self, self._faults, sums))
             self._handles.append(handle)
             return [handle]
         ends = _ends(node, origin)
@@ -95,27 +97,6 @@ class SignalHooks:
         handles.append(node.register_hook(self._arriving_hook(sums)))
         self._handles += handles
         return handles
-
-    def _single_hook(self, sums: SiteSums) -> Callable[[Grads, Grads], None]:
-        """Return the hook of a node whose one input is z, as nearly all activation functions have it."""
-        fired = False
-        faults = self._faults
-
-        def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
-            nonlocal fired
-            if self.ignoring or not faults.on("signal"):
-                return
-            try:  # not a guard: a deep net has hundreds of these
-                if fired:  # see `_Parts.take`
-                    sums.signal_complete = False
-                else:
-                    sums.add_signal(grad_inputs[0])
-                    sums.add_arriving(grad_outputs[0])
-                fired = True
-            except Exception as error:  # noqa: BLE001 - a fault of ours
-                faults.report("signal", error)
-
-        return hook
 
     def _arriving_hook(self, sums: SiteSums) -> Callable[[Grads, Grads], None]:
         """Return the hook of the last of several nodes; whether they fire twice is for the others to see."""
@@ -168,6 +149,35 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+class _Single:
+    """The hook of a node whose one input is z, as nearly all activation functions have it.
+
+    No closure, whose cells would be four times as many objects for the garbage collector to walk.
+    """
+
+    __slots__ = ("_faults", "_fired", "_hooks", "_sums")
+
+    def __init__(self, hooks: SignalHooks, faults: Faults, sums: SiteSums) -> None:
+        self._hooks = hooks
+        self._faults = faults
+        self._sums = sums
+        self._fired = False
+
+    def __call__(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
+        if self._hooks.ignoring or not self._faults.on("signal"):
+            return
+        sums = self._sums
+        try:  # not a guard: a deep net has hundreds of these
+            if self._fired:  # see `_Parts.take`
+                sums.signal_complete = False
+            else:
+                sums.add_signal(grad_inputs[0])
+                sums.add_arriving(grad_outputs[0])
+            self._fired = True
+        except Exception as error:  # noqa: BLE001 - a fault of ours
+            self._faults.report("signal", error)
 
 
 class _Parts:
