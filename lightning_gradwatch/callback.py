@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.mask import Mask
-    from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.ranks.ranks import Ranks
 
 FailOn = Literal["warning", "error"]
@@ -100,7 +99,7 @@ class GradWatch(Telling):
         self._faults = Faults(speaks=trainer.is_global_zero)  # what failed in an earlier fit may work in this one
         self._start(trainer, pl_module)
 
-    @guarded
+    @guarded()
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._release()
         fit = self._fit
@@ -124,24 +123,22 @@ class GradWatch(Telling):
                 if has_compiled_step(optimizer):
                     self._steps[index] = AroundStep(optimizer, opened.meter.tracer, eager=self._compiled == "eager")
 
-    @guarded
+    @guarded(while_open=True)
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if (meter := self._meter) is not None:
-            meter.add_loss(loss, current_scale(trainer, loss))
+        self._open_fit.meter.add_loss(loss, current_scale(trainer, loss))
 
-    @guarded
+    @guarded(while_open=True)
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        meter = self._meter
-        if meter is not None and meter.scale is None and (scale := current_scale(trainer, pl_module)) is not None:
+        meter = self._open_fit.meter
+        if meter.scale is None and (scale := current_scale(trainer, pl_module)) is not None:
             meter.set_scale(scale)
 
-    @guarded
+    @guarded(while_open=True)
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        meter = self._meter
-        if meter is None or self._fit is None:
-            return
+        fit = self._open_fit
+        meter = fit.meter
         index = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
-        if not self._fit.probe.before_optimizer_step(optimizer, index):
+        if not fit.probe.before_optimizer_step(optimizer, index):
             return
         clipped = trainer.gradient_clip_val is not None and not meter.activations_only
         tracing = meter.tracer.recording  # manual optimization steps inside `training_step`
@@ -160,7 +157,7 @@ class GradWatch(Telling):
             # Taken away when the batch ends: a hook that removes itself breaks the optimizer's loop over the user's hooks.
             self._steps[index] = optimizer.register_step_post_hook(stepped)
 
-    @guarded
+    @guarded()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -223,11 +220,12 @@ class GradWatch(Telling):
     # -- the parts
 
     @property
-    def _meter(self) -> StepMeter | None:
-        fit = self._fit
-        return None if fit is None or fit.open is None else fit.open.meter
+    def _open_fit(self) -> Fit:
+        """The fit, in a hook for open steps alone."""
+        assert self._fit is not None
+        return self._fit
 
-    @guarded
+    @guarded()
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
         self._fit, self._received = None, Outcome()
@@ -286,7 +284,7 @@ class GradWatch(Telling):
             each.remove()
         self._steps.clear()
 
-    @guarded
+    @guarded()
     def _end(self, *, alone: bool = False) -> None:
         self._release()
         if self._fit is not None:

@@ -124,6 +124,7 @@ class _Guarded(Protocol):
     """What a guarded hook's callback has."""
 
     _faults: Faults
+    _fit: Fit | None
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place."""
@@ -135,32 +136,39 @@ class _Guarded(Protocol):
         """Leave what was seen to the process that started this one."""
 
 
-def guarded(hook: _Hook) -> _Hook:
+def guarded(*, while_open: bool = False) -> Callable[[_Hook], _Hook]:
     """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on.
 
     Lightning calls its hooks inside of the optimizer's step. Where that is compiled, the compiler is kept out of ours.
+
+    Args:
+        while_open: Leave the hook out in steps that aren't measured, as nearly all are.
     """
 
-    def harmless(self: _Guarded, *args: Any, **kwargs: Any) -> None:
-        if not self._faults.on("schedule"):
-            return
-        try:
-            hook(self, *args, **kwargs)
-        except (GradWatchError, GradWatchWarning):
-            self._release()
-            self._leave_outcome()  # no hook is called any more in a process that was started for this fit
-            raise
-        except GivenUp as reason:
-            self._stop()
-            self._faults.give_up(reason)
-        except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
-            self._stop()
-            self._faults.report("schedule", error)
+    def guard(hook: _Hook) -> _Hook:
+        def harmless(self: _Guarded, *args: Any, **kwargs: Any) -> None:
+            fit = self._fit
+            if (while_open and (fit is None or fit.open is None)) or not self._faults.on("schedule"):
+                return
+            try:
+                hook(self, *args, **kwargs)
+            except (GradWatchError, GradWatchWarning):
+                self._release()
+                self._leave_outcome()  # no hook is called any more in a process that was started for this fit
+                raise
+            except GivenUp as reason:
+                self._stop()
+                self._faults.give_up(reason)
+            except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
+                self._stop()
+                self._faults.report("schedule", error)
 
-    opaque = torch.compiler.disable(harmless)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        opaque = torch.compiler.disable(harmless)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    @wraps(hook)
-    def called(self: _Guarded, *args: Any, **kwargs: Any) -> None:
-        (opaque if torch.compiler.is_compiling() else harmless)(self, *args, **kwargs)
+        @wraps(hook)
+        def called(self: _Guarded, *args: Any, **kwargs: Any) -> None:
+            (opaque if torch.compiler.is_compiling() else harmless)(self, *args, **kwargs)
 
-    return cast("_Hook", called)
+        return cast("_Hook", called)
+
+    return guard

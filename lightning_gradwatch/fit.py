@@ -86,6 +86,12 @@ class Fit:
         self._pending: deque[PendingRecord | SharedRecord] = deque()
 
     @property
+    def meter(self) -> StepMeter:
+        """What measures the open step."""
+        assert self.open is not None
+        return self.open.meter
+
+    @property
     def faults(self) -> Faults:
         """What was switched off."""
         return self.probe.faults
@@ -97,7 +103,8 @@ class Fit:
             self.drain(wait=False)
         if self.open is not None and self.open.step == step:
             return self.open
-        self.abort()
+        if self.open is not None:
+            self.abort()
         if self._schedule.due(step, confirming=self.evaluator.confirming):
             self.open = OpenStep(self.probe.begin(), step)
         elif not self.probe.windows.full and self._schedule.fills_windows():
