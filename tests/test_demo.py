@@ -34,6 +34,14 @@ EXPECTED = {
 }
 
 
+LISTENS_TO_CTRL_C = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("lightning_gradwatch", run_name="__main__", alter_sys=True)
+"""
+"""Jobs in a shell's background, which a suite may be, inherit that Ctrl-C is ignored."""
+
+
 def demo(*arguments, cwd):
     command = [sys.executable, "-m", "lightning_gradwatch", "demo", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=ENVIRONMENT, timeout=600)
@@ -145,15 +153,18 @@ def test_speaks_ascii_where_the_terminal_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_ends_it_cleanly(tmp_path):
-    command = [sys.executable, "-m", "lightning_gradwatch", "demo", "--steps", "100000"]
+    command = [sys.executable, "-c", LISTENS_TO_CTRL_C, "demo", "--steps", "100000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as running:
-        for _ in range(600):
-            if list(tmp_path.glob("gradwatch-demo/sigmoid/events*")):
-                break
-            time.sleep(0.1)  # until training has started, however busy the machine is
-        running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        try:
+            for _ in range(600):
+                if list(tmp_path.glob("gradwatch-demo/sigmoid/events*")):
+                    break
+                time.sleep(0.1)  # until training has started, however busy the machine is
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert "Stopped. What was measured is in gradwatch-demo." in out
     assert "Traceback" not in err

@@ -29,6 +29,8 @@ _STILL_PUSHES = 0.5
 _COME_DOWN = 0.5
 """Share of the loss at the start below which the run has shown that it gets somewhere."""
 _UNSEEN = 0.5
+_CLIPPED_BY_HAND = 1e-5
+"""Relative spread of the gradient's norm below which something holds it there: it says nothing of the loss then."""
 _ENOUGH = 10.0
 
 
@@ -88,6 +90,9 @@ def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace 
     readings = state.setdefault("readings", [])
     readings.append([share, norm, float(record.loss)])
     del readings[:-_READINGS]
+    norms = [norm for _, norm, _ in readings]
+    if len(norms) > 1 and max(norms) - min(norms) <= _CLIPPED_BY_HAND * max(norms):
+        return None
     share, norm, loss = (middle(sorted(column)) for column in zip(*readings, strict=True))
     if norm < _STILL_PUSHES * start[0] or loss < _COME_DOWN * start[1]:
         state["gets_somewhere"] = True

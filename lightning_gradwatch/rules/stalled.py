@@ -54,10 +54,10 @@ class StalledUpdate(Rule):
     ones, weights that are all 0, layers at rest, and those whose ratio has doubled since half as many steps or fewer, as
     they are on their way. A learning rate of its own that a layer's parameter group has is taken into account; while the
     learning rate rises, or after it was lowered to less than half, nothing is judged. The rule fires too where every layer
-    moves, and yet the planned steps (100 or more) can't take off ``reach`` times the loss even if each were straight
+    moves, and yet the planned steps (100 or more) can't take off the share ``reach`` of the loss even if each were straight
     downhill: a step takes off at most its own norm times the gradient's. For that, neither the loss nor the gradient may
-    have come down to half of what it was. All of it is information only as long as the loss still falls, and silent once
-    it has converged.
+    have come down to half of what it was, and nothing may hold the gradient's norm at one value, as clipping by hand does.
+    All of it is information only as long as the loss still falls, and silent once it has converged.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
     at the start. Under SGD its gradient is that small; under Adam, whose steps don't depend on the gradient's scale, it
@@ -70,7 +70,7 @@ class StalledUpdate(Rule):
     Attributes:
         ratio: update ratio below which a layer is stalled.
         spread: how many times higher another weight layer's must be for a layer to be behind.
-        reach: how many times over the planned steps must be able to take off the loss.
+        reach: share of the loss that the planned steps must be able to take off, straight downhill.
         warm_up_steps: steps that aren't judged.
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
@@ -83,7 +83,7 @@ class StalledUpdate(Rule):
 
     ratio: float = 1e-5
     spread: float = 100.0
-    reach: float = 1.0
+    reach: float = 0.3
     warm_up_steps: int = 10
     patience: int = 3
     loss_fall: float = 0.05

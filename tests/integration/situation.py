@@ -91,7 +91,7 @@ class Pair:
 def fit(situation: Situation, folder: Any, *watch: GradWatch) -> Fitted:
     if situation.compiles:
         torch._dynamo.reset()
-        counters.clear()
+    counters.clear()
     seed()
     settings = {key: value() if callable(value) else value for key, value in situation.settings.items()}
     callbacks = settings.pop("callbacks", [])

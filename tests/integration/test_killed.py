@@ -81,6 +81,12 @@ def test_a_killed_run_is_read_back_but_for_its_last_records(kind, tmp_path):
     assert len(run.problems) <= 1  # a record that was cut in two
 
 
+LISTENS_TO_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+"""Jobs in a shell's background, which a suite may be, inherit that Ctrl-C is ignored."""
+
 LIMIT = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
@@ -103,7 +109,7 @@ def test_a_file_that_may_not_grow_any_more_ends_the_writing_and_not_the_run(tmp_
 
 def test_an_interrupted_run_is_complete(tmp_path):
     """Ctrl-C: Lightning ends the fit, and the file with it."""
-    process = start(tmp_path, "own", steps=100_000)
+    process = start(tmp_path, "own", steps=100_000, before=LISTENS_TO_CTRL_C)
     try:
         for line in process.stdout:
             if line.startswith("step 3"):

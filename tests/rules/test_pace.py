@@ -68,7 +68,7 @@ def judged(runs, *, info=None, rule=None, losses=None, norms=None, **given):
             info,
             step,
             loss=(losses or {}).get(step, 2.3),
-            norm=(norms or {}).get(step, 0.2),
+            norm=(norms or {}).get(step, 0.2) * (1 + 1e-3 * (step % 2)),
             **metrics,
         )
         for step in STEPS
@@ -86,7 +86,7 @@ def test_a_run_whose_steps_cannot_take_off_the_loss_is_told_in_the_third_measure
     finding = fed.only
     assert finding.code == "GW301"
     assert finding.value == pytest.approx(300 * SHARE)
-    assert (finding.threshold, finding.severity, finding.first_step) == (1.0, Severity.ERROR, 10)
+    assert (finding.threshold, finding.severity, finding.first_step) == (0.3, Severity.WARNING, 10)
     assert "300 planned steps" in finding.message
     assert finding.layers == tuple(layer.name for layer in runs.stack().layers)
     assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 1000.0),)),)
@@ -94,7 +94,7 @@ def test_a_run_whose_steps_cannot_take_off_the_loss_is_told_in_the_third_measure
 
 @pytest.mark.parametrize(("low", "fires"), [(0.99, True), (1.01, False)])
 def test_by_the_threshold(runs, low, fires):
-    assert bool(judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / low)).findings) is fires
+    assert bool(judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / (0.3 * low))).findings) is fires
     assert bool(judged(runs, rule=StalledUpdate(reach=300 * SHARE / low)).findings) is fires
 
 
@@ -108,6 +108,11 @@ def test_the_scale_of_the_loss_makes_no_difference(runs, scale):
         norms=dict.fromkeys(STEPS, 0.2 * scale),
     )
     assert fed.only.value == pytest.approx(300 * SHARE)
+
+
+def test_an_error_from_a_tenth_of_the_threshold_on(runs):
+    assert judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / 0.029)).only.severity is Severity.ERROR
+    assert judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / 0.031)).only.severity is Severity.WARNING
 
 
 def test_a_loss_of_unscaled_targets_is_told_as_such(runs):
@@ -133,6 +138,13 @@ def test_silent_where_the_gradient_or_the_loss_has_come_down(runs):
     assert not judged(runs, norms=dict.fromkeys(STEPS, 0.09) | {10: 0.2}).findings
     assert not judged(runs, losses=dict.fromkeys(STEPS, 1.1) | {10: 2.3}).findings
     assert not judged(runs, losses=dict.fromkeys(STEPS, -2.0)).findings
+
+
+def test_a_gradient_that_is_clipped_by_hand_says_nothing_of_the_loss(runs):
+    """Such as by `clip_gradients` in manual optimization: its norm is the limit, time and again."""
+    for error, fires in ((1e-7, False), (1e-4, True)):
+        held = {step: 0.05 * (1 + error * (step - 10)) / (1 + 1e-3 * (step % 2)) for step in STEPS}
+        assert bool(judged(runs, norms=held).findings) is fires
 
 
 def test_not_judged_where_most_of_the_gradient_is_outside_of_matrices(runs):
