@@ -71,6 +71,7 @@ class StalledUpdate(Rule):
         ratio: update ratio below which a layer is stalled.
         spread: how many times higher another weight layer's must be for a layer to be behind.
         reach: share of the loss that the planned steps must be able to take off, straight downhill.
+        unscaled_reach: the same where the loss is as large as it is because the targets aren't scaled.
         warm_up_steps: steps that aren't judged.
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
@@ -83,7 +84,8 @@ class StalledUpdate(Rule):
 
     ratio: float = 1e-5
     spread: float = 100.0
-    reach: float = 0.3
+    reach: float = 0.1
+    unscaled_reach: float = 0.5
     warm_up_steps: int = 10
     patience: int = 3
     loss_fall: float = 0.05
@@ -91,7 +93,7 @@ class StalledUpdate(Rule):
 
     def __post_init__(self) -> None:
         self._require_between(0, 1, "ratio", "loss_fall", "converged")
-        self._require_between(0, float("inf"), "reach")
+        self._require_between(0, float("inf"), "reach", "unscaled_reach")
         self._require_between(1, float("inf"), "spread")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
@@ -147,7 +149,8 @@ class StalledUpdate(Rule):
         """Judge a net whose layers all move: do they move enough for this loss?"""
         memory = state.setdefault("pace", {})
         pace = read_pace(record, info, memory)
-        if pace is None or pace.reach >= self.reach:
+        needed = self.unscaled_reach if pace is not None and pace.unscaled else self.reach
+        if pace is None or pace.reach >= needed:
             memory.pop("hits", None)
             return HEALTHY
         hits = memory.setdefault("hits", {})
@@ -159,17 +162,17 @@ class StalledUpdate(Rule):
 
         def write() -> Sentences:
             cause, remedy = why_slow_pace(pace, spelled_rates(record))
-            return Sentences(cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}")
+            return Sentences(cause, remedy, f"{told_of_pace(pace, needed)} {trend.sentence(self.loss_fall)}")
 
         return Verdict(
             {
                 "pace": Sighting(
-                    self._severity(pace.reach / self.reach, trend),
+                    self._severity(pace.reach / needed, trend),
                     weight_layers(info),
                     hits["slow"]["since"],
                     int(record.step),
                     pace.reach,
-                    self.reach,
+                    needed,
                     write,
                 )
             }

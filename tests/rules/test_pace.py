@@ -86,7 +86,7 @@ def test_a_run_whose_steps_cannot_take_off_the_loss_is_told_in_the_third_measure
     finding = fed.only
     assert finding.code == "GW301"
     assert finding.value == pytest.approx(300 * SHARE)
-    assert (finding.threshold, finding.severity, finding.first_step) == (0.3, Severity.WARNING, 10)
+    assert (finding.threshold, finding.severity, finding.first_step) == (0.1, Severity.WARNING, 10)
     assert "300 planned steps" in finding.message
     assert finding.layers == tuple(layer.name for layer in runs.stack().layers)
     assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 1000.0),)),)
@@ -94,7 +94,7 @@ def test_a_run_whose_steps_cannot_take_off_the_loss_is_told_in_the_third_measure
 
 @pytest.mark.parametrize(("low", "fires"), [(0.99, True), (1.01, False)])
 def test_by_the_threshold(runs, low, fires):
-    assert bool(judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / (0.3 * low))).findings) is fires
+    assert bool(judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / (0.1 * low))).findings) is fires
     assert bool(judged(runs, rule=StalledUpdate(reach=300 * SHARE / low)).findings) is fires
 
 
@@ -111,13 +111,22 @@ def test_the_scale_of_the_loss_makes_no_difference(runs, scale):
 
 
 def test_an_error_from_a_tenth_of_the_threshold_on(runs):
-    assert judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / 0.029)).only.severity is Severity.ERROR
-    assert judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / 0.031)).only.severity is Severity.WARNING
+    assert judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / 0.0099)).only.severity is Severity.ERROR
+    assert judged(runs, losses=dict.fromkeys(STEPS, 7 * 0.08 * 8e-4 * 300 / 0.0101)).only.severity is Severity.WARNING
 
 
 def test_a_loss_of_unscaled_targets_is_told_as_such(runs):
     fed = judged(runs, losses=dict.fromkeys(STEPS, 29_000.0))
     assert fed.only.remedy.actions == (Action("normalize_targets"),)
+
+
+@pytest.mark.parametrize(("reach", "fires"), [(0.49, True), (0.51, False)])
+def test_unscaled_targets_are_evidence_enough_to_ask_for_more(runs, reach, fires):
+    info = runs.stack(planned_steps=round(reach * 29_000 / (7 * 0.08 * 8e-4)))
+    assert bool(judged(runs, info=info, losses=dict.fromkeys(STEPS, 29_000.0)).findings) is fires
+    assert not judged(
+        runs, info=info, losses=dict.fromkeys(STEPS, 29_000.0), rule=StalledUpdate(unscaled_reach=0.4)
+    ).findings
 
 
 @pytest.mark.parametrize(
