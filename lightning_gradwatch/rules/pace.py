@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _READINGS = 5
-_FEWEST_STEPS = 100
+_FEWEST_STEPS = 200
 """Planned steps: a shorter run is a trial, from which nobody expects that it gets anywhere."""
 _STILL_PUSHES = 0.5
 """Share of the gradient's norm at the start from which on it is no smaller: near an optimum it would be."""
 _COME_DOWN = 0.5
 """Share of the loss at the start below which the run has shown that it gets somewhere."""
 _UNSEEN = 0.5
+_CLIPPED = 0.5
+"""What clipping multiplies the gradients by where it, and not the learning rate, makes the steps as small as they are."""
 _CLIPPED_BY_HAND = 1e-5
 """Relative spread of the gradient's norm below which something holds it there: it says nothing of the loss then."""
 _ENOUGH = 10.0
@@ -84,7 +86,7 @@ def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace 
     if planned is None or planned < _FEWEST_STEPS or len(info.optimizers) != 1 or state.get("gets_somewhere"):
         return None
     share, norm = loss_share(record, info), float(record.global_grad_norm)
-    if math.isnan(share) or not math.isfinite(norm):
+    if math.isnan(share) or not math.isfinite(norm) or record.clip_factor < _CLIPPED:
         return None
     start = state.setdefault("start", [norm, float(record.loss)])
     readings = state.setdefault("readings", [])

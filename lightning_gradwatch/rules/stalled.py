@@ -54,10 +54,10 @@ class StalledUpdate(Rule):
     ones, weights that are all 0, layers at rest, and those whose ratio has doubled since half as many steps or fewer, as
     they are on their way. A learning rate of its own that a layer's parameter group has is taken into account; while the
     learning rate rises, or after it was lowered to less than half, nothing is judged. The rule fires too where every layer
-    moves, and yet the planned steps (100 or more) can't take off the share ``reach`` of the loss even if each were straight
+    moves, and yet the planned steps (200 or more) can't take off the share ``reach`` of the loss even if each were straight
     downhill: a step takes off at most its own norm times the gradient's. For that, neither the loss nor the gradient may
-    have come down to half of what it was, and nothing may hold the gradient's norm at one value, as clipping by hand does.
-    All of it is information only as long as the loss still falls, and silent once it has converged.
+    have come down to half of what it was, and clipping may not have halved the step. All of it is information only as
+    long as the loss still falls, and silent once it has converged.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
     at the start. Under SGD its gradient is that small; under Adam, whose steps don't depend on the gradient's scale, it
@@ -71,7 +71,6 @@ class StalledUpdate(Rule):
         ratio: update ratio below which a layer is stalled.
         spread: how many times higher another weight layer's must be for a layer to be behind.
         reach: share of the loss that the planned steps must be able to take off, straight downhill.
-        unscaled_reach: the same where the loss is as large as it is because the targets aren't scaled.
         warm_up_steps: steps that aren't judged.
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
@@ -84,8 +83,7 @@ class StalledUpdate(Rule):
 
     ratio: float = 1e-5
     spread: float = 100.0
-    reach: float = 0.1
-    unscaled_reach: float = 0.5
+    reach: float = 0.2
     warm_up_steps: int = 10
     patience: int = 3
     loss_fall: float = 0.05
@@ -93,7 +91,7 @@ class StalledUpdate(Rule):
 
     def __post_init__(self) -> None:
         self._require_between(0, 1, "ratio", "loss_fall", "converged")
-        self._require_between(0, float("inf"), "reach", "unscaled_reach")
+        self._require_between(0, float("inf"), "reach")
         self._require_between(1, float("inf"), "spread")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
@@ -149,8 +147,7 @@ class StalledUpdate(Rule):
         """Judge a net whose layers all move: do they move enough for this loss?"""
         memory = state.setdefault("pace", {})
         pace = read_pace(record, info, memory)
-        needed = self.unscaled_reach if pace is not None and pace.unscaled else self.reach
-        if pace is None or pace.reach >= needed:
+        if pace is None or pace.reach >= self.reach:
             memory.pop("hits", None)
             return HEALTHY
         hits = memory.setdefault("hits", {})
@@ -162,17 +159,17 @@ class StalledUpdate(Rule):
 
         def write() -> Sentences:
             cause, remedy = why_slow_pace(pace, spelled_rates(record))
-            return Sentences(cause, remedy, f"{told_of_pace(pace, needed)} {trend.sentence(self.loss_fall)}")
+            return Sentences(cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}")
 
         return Verdict(
             {
                 "pace": Sighting(
-                    self._severity(pace.reach / needed, trend),
+                    self._severity(pace.reach / self.reach, trend),
                     weight_layers(info),
                     hits["slow"]["since"],
                     int(record.step),
                     pace.reach,
-                    needed,
+                    self.reach,
                     write,
                 )
             }
