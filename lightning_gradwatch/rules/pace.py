@@ -20,6 +20,7 @@ from lightning_gradwatch.rules.wording import number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.rules.trend import LossTrend
 
 _READINGS = 5
 _FEWEST_STEPS = 200
@@ -29,6 +30,8 @@ _STILL_PUSHES = 0.5
 _COME_DOWN = 0.5
 """Share of the loss at the start below which the run has shown that it gets somewhere."""
 _UNSEEN = 0.5
+_SLACK = 10.0
+"""How many times over the latest steps may have been outdone by earlier ones."""
 _CLIPPED = 0.5
 """What clipping multiplies the gradients by where it, and not the learning rate, makes the steps as small as they are."""
 _CLIPPED_BY_HAND = 1e-5
@@ -100,6 +103,12 @@ def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace 
         state["gets_somewhere"] = True
         return None
     return Pace(share, planned, loss, unscaled_targets(record, info))
+
+
+def credible(trend: LossTrend, record: StepRecord, info: RunInfo) -> LossTrend:
+    """Return the trend, without a fall that is many times what the steps since then can have made: that is noise."""
+    most = loss_share(record, info) * (record.step - trend.since_step)
+    return trend._replace(fall=0.0) if trend.fall > _SLACK * most else trend
 
 
 def told_of_pace(pace: Pace, threshold: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_gradwatch.findings import Severity, StalledUpdateWarning
 from lightning_gradwatch.record import LayerState
 from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
-from lightning_gradwatch.rules.pace import read_pace, told_of_pace, why_slow_pace
+from lightning_gradwatch.rules.pace import credible, read_pace, told_of_pace, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
 from lightning_gradwatch.rules.readings import count_hit, layer_values, weight_layers
@@ -121,7 +121,7 @@ class StalledUpdate(Rule):
             judged &= rates > 0
             ratios = ratios / np.where(judged, rates, 1.0)
         reading = _Reading(record, info, ratios, judged, float(np.max(ratios, initial=0.0, where=judged)))
-        trend = loss_trend(state["loss"], info)
+        trend = credible(loss_trend(state["loss"], info), record, info)
         low = judged & (ratios < self.ratio) & ~_rising(record, info, state) & (not trend.converged_to(self.converged))
         slow = low & (reading.top < self.ratio) & _most_take_part(reading)
         hits = np.stack([low & (ratios * self.spread <= _top_of_full_weights(reading)) & ~slow, slow])
@@ -155,7 +155,7 @@ class StalledUpdate(Rule):
             reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
             return Verdict(confirming="told" not in memory, unjudged=reason)
         memory["told"] = True
-        trend = loss_trend(state["loss"], info)
+        trend = credible(loss_trend(state["loss"], info), record, info)
 
         def write() -> Sentences:
             cause, remedy = why_slow_pace(pace, spelled_rates(record))

@@ -200,6 +200,14 @@ class TestLoss:
         losses = [2.3 * 0.9**place for place in range(40)]
         assert judged(runs, ratios(), steps=range(10, 50), losses=losses).only.severity == Severity.INFO
 
+    @pytest.mark.parametrize(("gradient", "severity"), [(1e-3, Severity.ERROR), (1.0, Severity.INFO)])
+    def test_a_fall_that_the_steps_cannot_have_made_is_noise(self, runs, gradient, severity):
+        """To first order a step takes off at most its norm times the gradient's: 5e-5 of the loss, or 5 %."""
+        losses = [2.3 * 0.9**place for place in range(40)]
+        known = {"grad_rms": gradient, "grad_norm": 8 * gradient}
+        fed = judged(runs, ratios(), steps=range(10, 50), losses=losses, **known)
+        assert fed.only.severity == severity
+
     def test_converged_is_silent(self, runs):
         steps = range(20)
         losses = [2.3] * 3 + [1e-3] * 17
