@@ -31,7 +31,7 @@ _COME_DOWN = 0.5
 """Share of the loss at the start below which the run has shown that it gets somewhere."""
 _UNSEEN = 0.5
 _SLACK = 10.0
-"""How many times over the latest steps may have been outdone by earlier ones."""
+"""How many times over the measured steps may have been outdone by others."""
 _CLIPPED = 0.5
 """What clipping multiplies the gradients by where it, and not the learning rate, makes the steps as small as they are."""
 _CLIPPED_BY_HAND = 1e-5
@@ -105,10 +105,21 @@ def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace 
     return Pace(share, planned, loss, unscaled_targets(record, info))
 
 
-def credible(trend: LossTrend, record: StepRecord, info: RunInfo) -> LossTrend:
-    """Return the trend, without a fall that is many times what the steps since then can have made: that is noise."""
-    most = loss_share(record, info) * (record.step - trend.since_step)
-    return trend._replace(fall=0.0) if trend.fall > _SLACK * most else trend
+def credible(trend: LossTrend, record: StepRecord, info: RunInfo, state: dict[str, Any]) -> LossTrend:
+    """Return the trend; a fall that is many times what the steps since then can have made doesn't count.
+
+    Args:
+        trend: Of the loss.
+        record: The latest one.
+        info: Describes its columns.
+        state: Memory of this function: the largest share of the loss that a step could take off.
+    """
+    share = loss_share(record, info)
+    if share > state.get("most", -1.0):
+        state["most"] = share
+    if "most" in state and trend.fall > _SLACK * state["most"] * (record.step - trend.since_step):
+        return trend._replace(discounted="many times what such steps can make, so that is noise")
+    return trend
 
 
 def told_of_pace(pace: Pace, threshold: float) -> str:

@@ -32,10 +32,12 @@ class LossTrend(NamedTuple):
     since_step: int = 0
     of_start: float = 1.0
     """Latest loss over the loss at the start."""
+    discounted: str = ""
+    """Why its fall doesn't count."""
 
     def falls_by(self, share: float) -> bool:
         """Tell whether the loss is known to fall by at least that share."""
-        return not self.unknown and self.fall >= share
+        return not self.unknown and not self.discounted and self.fall >= share
 
     def converged_to(self, share: float) -> bool:
         """Tell whether the loss is known to be below that share of its start."""
@@ -47,6 +49,8 @@ class LossTrend(NamedTuple):
             return f"Whether the net still learns can't be told: {self.unknown}."
         if self.falls_by(share):
             return f"The loss still falls, by {percent(self.fall)} since step {self.since_step}, so this is information only."
+        if self.discounted:
+            return f"The loss fell by {percent(self.fall)} since step {self.since_step}, {self.discounted}."
         if self.fall >= 0.005:
             return f"The loss hardly falls: by {percent(self.fall)} since step {self.since_step}."
         return f"The loss hasn't fallen since step {self.since_step}."

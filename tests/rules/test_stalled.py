@@ -207,6 +207,16 @@ class TestLoss:
         known = {"grad_rms": gradient, "grad_norm": 8 * gradient}
         fed = judged(runs, ratios(), steps=range(10, 50), losses=losses, **known)
         assert fed.only.severity == severity
+        assert ("many times what such steps can make, so that is noise." in fed.only.message) is (gradient < 1)
+
+    def test_the_largest_step_so_far_may_have_made_it(self, runs):
+        info, losses = runs.stack(), [2.3 * 0.9**place for place in range(40)]
+        given = {"weight_rms": 0.3, "update_ratio": ratios()}
+        records = [
+            runs.measure(info, 10 + place, loss=loss, grad_rms=gradient, grad_norm=8 * gradient, **given)
+            for place, (loss, gradient) in enumerate(zip(losses, [1.0] + 39 * [1e-3], strict=True))
+        ]
+        assert runs.feed(StalledUpdate(), records, info).only.severity == Severity.INFO
 
     def test_converged_is_silent(self, runs):
         steps = range(20)
