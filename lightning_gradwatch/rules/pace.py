@@ -119,7 +119,7 @@ def credible(trend: LossTrend, record: StepRecord, info: RunInfo, state: dict[st
         state["most"] = share
     if "most" in state and trend.fall > _SLACK * state["most"] * (record.step - trend.since_step):
         return trend._replace(discounted="many times what such steps can make, so that is noise")
-    return trend
+    return trend.from_start()
 
 
 def told_of_pace(pace: Pace, threshold: float) -> str:

@@ -57,7 +57,7 @@ class StalledUpdate(Rule):
     moves, and yet the planned steps (200 or more) can't take off the share ``reach`` of the loss even if each were straight
     downhill: a step takes off at most its own norm times the gradient's. For that, neither the loss nor the gradient may
     have come down to half of what it was, and clipping may not have halved the step. All of it is information only as
-    long as the loss still falls, and silent once it has converged.
+    long as the loss still falls, below where it began, and silent once it has converged.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
     at the start. Under SGD its gradient is that small; under Adam, whose steps don't depend on the gradient's scale, it

@@ -32,6 +32,8 @@ class LossTrend(NamedTuple):
     since_step: int = 0
     of_start: float = 1.0
     """Latest loss over the loss at the start."""
+    of_first: float = 1.0
+    """Latest loss over the first one."""
     discounted: str = ""
     """Why its fall doesn't count."""
 
@@ -42,6 +44,12 @@ class LossTrend(NamedTuple):
     def converged_to(self, share: float) -> bool:
         """Tell whether the loss is known to be below that share of its start."""
         return not self.unknown and self.of_start < share
+
+    def from_start(self) -> LossTrend:
+        """Return it for a net that may never have learned: a fall that only takes back a rise doesn't count."""
+        if self.fall and self.of_first >= 1:
+            return self._replace(discounted="which only brings it back to where it began")
+        return self
 
     def sentence(self, share: float) -> str:
         """Say whether the loss makes the matter less urgent."""
@@ -101,4 +109,10 @@ def loss_trend(state: dict[str, Any], info: RunInfo) -> LossTrend:
     pairs = sum([bisect_left(recent, old) for old in earlier])
     falling = pairs >= 0.75 * len(earlier) * len(recent)
     fall = 1 - now / then if falling and then > 0 else 0.0
-    return LossTrend(fall=fall, since_step=steps[place - 1], of_start=now / at_start)
+    first = state["start"][0]
+    return LossTrend(
+        fall=fall,
+        since_step=steps[place - 1],
+        of_start=now / at_start,
+        of_first=now / first if first > 0 else math.inf,
+    )

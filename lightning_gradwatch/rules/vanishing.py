@@ -56,7 +56,7 @@ class VanishingGradient(Rule):
     first hidden site over that at the last. The rule fires where the median of the last five readings is below ``ratio``
     and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
-    falls, and silent once the loss has converged. A site that is called in a loop and feeds itself is judged in the same way
+    falls, below where it began, and silent once it has converged. A site that is called in a loop and feeds itself is judged in the same way
     from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared: at initialisation they
     stay level while the signal vanishes.
 
@@ -164,7 +164,7 @@ class VanishingGradient(Rule):
         if signal.attenuation >= threshold or signal.gain >= self.gain:
             state["streak"] = 0
             return None
-        trend = loss_trend(state["loss"], info)
+        trend = loss_trend(state["loss"], info).from_start()
         if trend.converged_to(self.converged):
             state["streak"] = 0
             return None
@@ -198,7 +198,7 @@ class VanishingGradient(Rule):
         """Judge the signal over the calls of the loop in which it fades most."""
         threshold = self.threshold_for(info)
         worst = min(loops, key=lambda loop: loop.gain)
-        trend = loss_trend(state["loss"], info)
+        trend = loss_trend(state["loss"], info).from_start()
         if worst.attenuation >= threshold or worst.gain >= self.loop_gain or trend.converged_to(self.converged):
             state.pop("loops", None)
             return None

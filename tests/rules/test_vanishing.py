@@ -165,6 +165,14 @@ class TestLoss:
         assert told[1][1] <= 140
         assert "hasn't fallen since" in fed.only.message or "hardly falls" in fed.only.message
 
+    @pytest.mark.parametrize(("end", "severity"), [(1.02, Severity.WARNING), (0.98, Severity.INFO)])
+    def test_to_take_back_a_rise_is_not_to_learn(self, runs, end, severity):
+        """As large first steps throw the loss up, and the next ones bring it down to where it began."""
+        steps = [0, 1, 2, 4, 8, 16, 17, 18]
+        fed = judged(runs, 1e-3, steps=steps, losses=[1.0, 2.0, 3.0, 4.0, 3.0, end, end, end])
+        assert fed.only.severity == severity
+        assert ("brings it back to where it began." in fed.only.message) is (severity == Severity.WARNING)
+
     def test_learning_the_output_bias_delays_the_warning_by_a_few_steps_only(self, runs):
         rng = np.random.default_rng(0)
         steps = [*STEPS, 32, *range(50, 300, 50)]
