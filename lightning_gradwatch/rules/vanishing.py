@@ -56,9 +56,9 @@ class VanishingGradient(Rule):
     first hidden site over that at the last. The rule fires where the median of the last five readings is below ``ratio``
     and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
-    falls, below where it began, and silent once it has converged. A site that is called in a loop and feeds itself is judged in the same way
-    from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared: at initialisation they
-    stay level while the signal vanishes.
+    falls, below where it began, and silent once it has converged. A site that is called in a loop and feeds itself is
+    judged in the same way from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared:
+    at initialisation they stay level while the signal vanishes.
 
     Why: an early layer whose gradient is thousands of times smaller than a late one's hardly moves, so the net learns with
     its last layers on top of random features, or not at all. Sigmoid passes back at most 1/4 of the signal a layer:
