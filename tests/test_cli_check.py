@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import subprocess
-import sys
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -273,35 +270,3 @@ class TestOutput:
             ["GW302", "oversized-update", "healthy"],
             ["GW401", "initialization", "healthy"],
         ]
-
-
-class TestColour:
-    def on_a_terminal(self, **environment):
-        """What `gradwatch check` writes to a terminal."""
-        leader, follower = pty.openpty()
-        command = [sys.executable, "-m", "lightning_gradwatch", "check", "logs/ill"]
-        environment = {"TERM": "xterm", "PATH": os.environ["PATH"], "COLUMNS": "90", **environment}
-        done = subprocess.run(command, stdout=follower, stderr=subprocess.PIPE, env=environment, check=False)
-        os.write(follower, b"END")  # once the other end is closed, Linux may drop what wasn't read yet
-        said = b""
-        while not said.endswith(b"END"):
-            said += os.read(leader, 1 << 16)
-        os.close(follower)
-        os.close(leader)
-        assert done.returncode == 1, done.stderr
-        return said.removesuffix(b"END")
-
-    def test_on_a_terminal(self):
-        assert b"\x1b[" in self.on_a_terminal()
-
-    @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-    def test_not_where_it_is_not_wanted(self, environment):
-        assert b"\x1b" not in self.on_a_terminal(**environment)
-
-    def test_not_in_a_pipe(self, capsys):
-        check("logs/ill")
-        assert "\x1b" not in capsys.readouterr().out
-
-    def test_colour_changes_no_word(self):
-        plain = self.on_a_terminal(NO_COLOR="1")
-        assert re.sub(rb"\x1b\[[0-9;]*m", b"", self.on_a_terminal()) == plain
