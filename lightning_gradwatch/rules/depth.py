@@ -29,8 +29,8 @@ class Depth(NamedTuple):
     @property
     def attenuation(self) -> float:
         """‖δ‖ at the first site over that at the last; above 1, the signal grows on its way back."""
-        # Through logarithms: the quotient of the ends of a deep net may be beyond the largest float.
-        return math.exp(min(math.log(self.norms[0]) - math.log(self.norms[-1]), 700.0))
+        # Through logarithms: the quotient of the ends of a deep net may be beyond the largest float, or below the smallest.
+        return math.exp(min(max(math.log(self.norms[0]) - math.log(self.norms[-1]), -700.0), 700.0))
 
     @property
     def gain(self) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lightning_gradwatch.findings import Finding
 from lightning_gradwatch.rules.causes import relate
 from lightning_gradwatch.rules.memory import plain
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.rules.protocol import Rule, Sighting, State, Verdict
 
 _VERSION = 2
+_quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+"""Weights of 1e300, as float64 or a damaged file may have them, are no reason for numpy to warn in a training loop."""
 _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not have every step measured
 
 
@@ -139,6 +143,7 @@ class Evaluator:
         self.confirming = False
         """Whether a rule has hit and lacks patience, so that the next step should be measured as well; asked at each step."""
 
+    @_quietly
     def feed(self, record: StepRecord, info: RunInfo) -> tuple[Finding, ...]:
         """Judge one record, whose columns `info` describes; return the findings that are new or rose in severity.
 
@@ -154,6 +159,7 @@ class Evaluator:
         )
 
     @property
+    @_quietly
     def findings(self) -> tuple[Finding, ...]:
         """All findings so far, each with its latest numbers; roots first, and each other one says whose consequence it is."""
         return relate(kept.finding(entry.rule) for entry in self._entries.values() for kept in entry.kept.values())
@@ -176,6 +182,7 @@ class Evaluator:
         """Return the class of the warning that tells a finding of one of these rules."""
         return next(rule.warning for rule in self.rules if rule.code == finding.code)
 
+    @_quietly
     def state_dict(self) -> dict[str, Any]:
         """Return all that is kept, as plain data."""
         return {"version": _VERSION, "rules": {code: entry.to_dict() for code, entry in self._entries.items()}}
