@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from background import LISTENS_TO_CTRL_C
 from replayed import check_equals_live
 
 from lightning_gradwatch import Severity, read_run
@@ -34,12 +35,7 @@ EXPECTED = {
 }
 
 
-LISTENS_TO_CTRL_C = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("lightning_gradwatch", run_name="__main__", alter_sys=True)
-"""
-"""Jobs in a shell's background, which a suite may be, inherit that Ctrl-C is ignored."""
+RUN = 'import runpy; runpy.run_module("lightning_gradwatch", run_name="__main__", alter_sys=True)'
 
 
 def demo(*arguments, cwd):
@@ -153,7 +149,7 @@ def test_speaks_ascii_where_the_terminal_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_ends_it_cleanly(tmp_path):
-    command = [sys.executable, "-c", LISTENS_TO_CTRL_C, "demo", "--steps", "100000"]
+    command = [sys.executable, "-c", LISTENS_TO_CTRL_C + RUN, "demo", "--steps", "100000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, text=True, **pipes) as running:
         try:

@@ -13,12 +13,10 @@ from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sightin
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import layer_values
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _ERROR_FACTOR = 10
@@ -104,7 +102,7 @@ class OversizedUpdate(Rule):
             reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
             return Verdict(confirming=True, unjudged=reason)
         state["reported"] = True
-        learns = self._learns(trend, state["loss"].get("start", ()))
+        learns = self._learns(trend)
         value = float(ratios[due].max())
         at_first, names = state["at_first"], held.names_where(due)
         unscaled = state["unscaled"] and info.steps_follow_gradient
@@ -130,12 +128,9 @@ class OversizedUpdate(Rule):
             }
         )
 
-    def _learns(self, trend: LossTrend, losses: Sequence[float]) -> bool:
+    def _learns(self, trend: LossTrend) -> bool:
         """Tell whether the loss has come down from where it began: the first steps may have thrown it up."""
-        if trend.unknown:
-            return False
-        now = trend.of_start * middle(sorted(losses))
-        return now < _WELL_BELOW * losses[0] or (trend.falls_by(self.loss_fall) and now < losses[0])
+        return trend.of_first < _WELL_BELOW or (trend.falls_by(self.loss_fall) and trend.of_first < 1)
 
     def _urgency(self, trend: LossTrend, *, learns: bool, most: bool) -> str:
         if not most:

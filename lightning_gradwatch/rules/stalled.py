@@ -121,7 +121,7 @@ class StalledUpdate(Rule):
             judged &= rates > 0
             ratios = ratios / np.where(judged, rates, 1.0)
         reading = _Reading(record, info, ratios, judged, float(np.max(ratios, initial=0.0, where=judged)))
-        trend = credible(loss_trend(state["loss"], info), record, info, state.setdefault("pace", {}))
+        trend = _trend(record, info, state)
         low = judged & (ratios < self.ratio) & ~_rising(record, info, state) & (not trend.converged_to(self.converged))
         slow = low & (reading.top < self.ratio) & _most_take_part(reading)
         hits = np.stack([low & (ratios * self.spread <= _top_of_full_weights(reading)) & ~slow, slow])
@@ -155,7 +155,7 @@ class StalledUpdate(Rule):
             reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
             return Verdict(confirming="told" not in memory, unjudged=reason)
         memory["told"] = True
-        trend = credible(loss_trend(state["loss"], info), record, info, state.setdefault("pace", {}))
+        trend = _trend(record, info, state)
 
         def write() -> Sentences:
             cause, remedy = why_slow_pace(pace, spelled_rates(record))
@@ -217,6 +217,11 @@ class StalledUpdate(Rule):
         return Sighting(
             self._severity(value / self.ratio, trend), names, since, int(record.step), value, self.ratio, write
         )
+
+
+def _trend(record: StepRecord, info: RunInfo, state: State) -> LossTrend:
+    """Return where the loss goes, as far as the steps can be what takes it there."""
+    return credible(loss_trend(state["loss"], info), record, info, state.setdefault("pace", {}))
 
 
 def _mark(record: StepRecord, info: RunInfo, state: State) -> None:

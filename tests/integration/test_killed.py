@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from background import LISTENS_TO_CTRL_C
 
 from lightning_gradwatch import read_run
 
@@ -80,12 +81,6 @@ def test_a_killed_run_is_read_back_but_for_its_last_records(kind, tmp_path):
     assert run.info is not None
     assert len(run.problems) <= 1  # a record that was cut in two
 
-
-LISTENS_TO_CTRL_C = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-"""
-"""Jobs in a shell's background, which a suite may be, inherit that Ctrl-C is ignored."""
 
 LIMIT = """
 import resource
