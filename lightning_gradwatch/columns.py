@@ -12,7 +12,17 @@ import numpy.typing as npt
 from lightning_gradwatch.segments import as_bits, segment_starts
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import FloatVector, LayerInfo, NotCovered, OptimizerInfo, SiteInfo
+    from collections.abc import Mapping, Sequence
+
+    from lightning_gradwatch.record import (
+        FloatVector,
+        LayerInfo,
+        NotCovered,
+        OptimizerInfo,
+        RunInfo,
+        SiteInfo,
+        StepRecord,
+    )
 
 
 DEFAULT_VARIANCE = 1 / 3
@@ -131,3 +141,19 @@ class RunColumns:
     def known_sites(self) -> int:
         """How many activation sites are known, those that aren't seen included."""
         return len(self.sites) + sum(entry.sites for entry in self.coverage)
+
+
+def series(
+    records: Sequence[StepRecord], infos: Mapping[str, RunInfo], metric: str, names: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], FloatVector]:
+    """Return steps, int64[R], and a metric's values, float64[R, N], with columns matched by name; NaN where absent."""
+    column = {name: index for index, name in enumerate(names)}
+    values = np.full((len(records), len(names)), np.nan)
+    for row, record in enumerate(records):
+        vector = record.metrics.get(metric)
+        if vector is None:
+            continue
+        for name, value in zip(infos[record.layout].names(metric), vector, strict=False):
+            if name in column:
+                values[row, column[name]] = value
+    return np.array([record.step for record in records], dtype=np.int64), values

@@ -45,6 +45,7 @@ _SCALARS: dict[str, Any] = {"step": 0, "layout": ""} | {
     entry.name: entry.default for entry in dataclasses.fields(StepRecord) if entry.default is not dataclasses.MISSING
 }
 """Fields of a record that are no vectors, each with a value of its type."""
+_KINDS = {name: type(value) for name, value in _SCALARS.items()}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -164,7 +165,7 @@ def decode_event(payload: bytes) -> DecodedEvent | None:
         return None
     try:
         text, seal = tensors.pop(STEP_TAG).string_val
-        contents = {tag: _content(tensor) for tag, tensor in tensors.items()}
+        contents = {tag: tensor.tensor_content or _text(tensor) for tag, tensor in tensors.items()}
         if seal != _seal(text, contents):
             raise ValueError("its checksum is wrong")
         envelope = json.loads(text.decode())
@@ -242,13 +243,16 @@ def _add_scalar(values: Any, tag: str, value: float, description: str, described
 
 def _add_sealed(values: Any, envelope: Mapping[str, Any]) -> None:
     text = _json(envelope).encode()
-    contents = {value.tag: _content(value.tensor) for value in values}
+    contents = {value.tag: value.tensor.tensor_content or _text(value.tensor) for value in values}
     _add_strings(values, STEP_TAG, [text, _seal(text, contents)], _OURS)
 
 
 def _content(tensor: Any) -> bytes:
-    content: bytes = tensor.tensor_content or b"".join(tensor.string_val)
-    return content
+    return tensor.tensor_content or _text(tensor)
+
+
+def _text(tensor: Any) -> bytes:
+    return b"".join(tensor.string_val)
 
 
 def _seal(text: bytes, contents: Mapping[str, bytes]) -> bytes:
@@ -274,7 +278,10 @@ def _read_record(
         raise ValueError(f"it says step {scalars['step']!r} and step {step}")
 
     def vector(tag: str) -> FloatVector:
-        return np.frombuffer(contents[tag], _DTYPES[tensors[tag].dtype]).astype(np.float64, copy=False)
+        dtype = tensors[tag].dtype
+        if dtype == types_pb2.DT_DOUBLE:
+            return np.frombuffer(contents[tag], _FLOAT64)
+        return np.frombuffer(contents[tag], _DTYPES[dtype]).astype(np.float64)
 
     vectors: dict[str, Any] = {name: vector(tag) for name, tag in _VECTOR_TAGS.items() if tag in contents}
     return StepRecord(
@@ -283,15 +290,17 @@ def _read_record(
         layer_state=np.frombuffer(contents[_STATE_TAG], np.uint8),
         window_fill=vector(_FILL_TAG),
         forward_rms=vector(_RMS_TAG),
-        **{name: _checked(name, value) for name, value in scalars.items() if name in _SCALARS},
+        **{
+            name: value if type(value) is _KINDS[name] else _converted(name, value)
+            for name, value in scalars.items()
+            if name in _KINDS
+        },
     )
 
 
-def _checked(name: str, value: Any) -> Any:
+def _converted(name: str, value: Any) -> Any:
     """Return a scalar as the type of its field."""
-    kind = type(_SCALARS[name])
-    if type(value) is kind:
-        return value
+    kind = _KINDS[name]
     if kind is tuple and all(isinstance(entry, (int, float)) for entry in value):
         return tuple(value)
     if kind is float and isinstance(value, int):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from lightning_gradwatch.columns import RunColumns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 FloatVector: TypeAlias = npt.NDArray[np.float64]
 Role: TypeAlias = Literal["hidden", "gate", "output"]
@@ -271,28 +271,14 @@ class StepRecord:
     world_size: int = 1
 
     def values(self, metric: str, length: int) -> FloatVector:
-        """Return a metric as float64[length], NaN where this record has no column yet."""
-        found = np.full(length, np.nan)
+        """Return a metric as float64[length], NaN where this record has no column yet; not to be changed in place."""
         vector = self.metrics.get(metric)
+        if vector is not None and len(vector) == length and vector.dtype == np.float64:
+            return vector
+        found = np.full(length, np.nan)
         if vector is not None:
             found[: len(vector)] = vector[:length]
         return found
-
-
-def series(
-    records: Sequence[StepRecord], infos: Mapping[str, RunInfo], metric: str, names: Sequence[str]
-) -> tuple[npt.NDArray[np.int64], FloatVector]:
-    """Return steps, int64[R], and a metric's values, float64[R, N], with columns matched by name; NaN where absent."""
-    column = {name: index for index, name in enumerate(names)}
-    values = np.full((len(records), len(names)), np.nan)
-    for row, record in enumerate(records):
-        vector = record.metrics.get(metric)
-        if vector is None:
-            continue
-        for name, value in zip(infos[record.layout].names(metric), vector, strict=False):
-            if name in column:
-                values[row, column[name]] = value
-    return np.array([record.step for record in records], dtype=np.int64), values
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

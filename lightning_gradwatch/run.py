@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch import record as records_
+from lightning_gradwatch import columns
 from lightning_gradwatch.description import check_description, check_lengths
 from lightning_gradwatch.event_file import read_payloads
 from lightning_gradwatch.events import PLUGIN, DecodedEvent, decode_event
@@ -64,7 +64,7 @@ class Run:
         Raises:
             ValueError: no metric has that name.
         """
-        return records_.series(self.records, self.infos, metric, self.names(metric))
+        return columns.series(self.records, self.infos, metric, self.names(metric))
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lightning_gradwatch.columns import series
 from lightning_gradwatch.event_file import EventFile, next_version_folder, write_to
 from lightning_gradwatch.events import findings_event, heatmap_event, step_event
 from lightning_gradwatch.heatmap import heatmap_png
-from lightning_gradwatch.record import series
 from lightning_gradwatch.summaries import summaries
 
 if TYPE_CHECKING:

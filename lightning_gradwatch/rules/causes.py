@@ -7,7 +7,7 @@ findings are related alike. Information is never the cause of a warning: what ma
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_gradwatch.findings import Finding, Severity
 
@@ -144,8 +144,14 @@ def relate(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def _root(finding: Finding, findings: list[Finding]) -> Finding:
     """Follow the causes to the one that has none; the conditions of the relations leave no circle."""
     while causes := [cause for cause in findings if _brings_about(cause, finding)]:
-        finding = min(causes, key=lambda each: (_rank(each), each.first_step, -each.severity, each.layers))
+        finding = min(causes, key=_precedence)
     return finding
+
+
+def _precedence(cause: Finding) -> tuple[Any, ...]:
+    """Return by what one of several causes is named: all that a relation asks about, so that their order decides nothing."""
+    numbers = cause.threshold, cause.value
+    return _rank(cause), cause.first_step, -cause.severity, cause.layers, numbers, str(cause.remedy.actions)
 
 
 def _brings_about(cause: Finding, effect: Finding) -> bool:

@@ -11,20 +11,19 @@ import numpy as np
 from lightning_gradwatch.findings import DeadUnitsWarning, Severity
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
+from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, lasting, shift_in, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import hidden_values, why_no_fraction
 from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
     from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
-    from lightning_gradwatch.rules.memory import Mask
 
 _READINGS = 5
-_LEVELS = tuple(Severity)
+_WORST_FIRST = tuple(reversed(Severity))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,6 @@ class DeadUnits(Rule):
 
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
-        note_loss(state.setdefault("loss", {}), record)
         note_update(state, record, info)
         fractions = hidden_values(record, info, "dead_fraction")
         if fractions is None:
@@ -93,38 +91,27 @@ class DeadUnits(Rule):
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
         note_first(state, wrong)
-        held = streaks(state, "streaks", info, "sites", levels=len(_LEVELS))
+        held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not np.count_nonzero(wrong):
             return HEALTHY
         hit = fractions >= self._limits
         trend = LossTrend()
         if np.count_nonzero(hit[Severity.INFO]) > np.count_nonzero(hit[Severity.WARNING]):
-            trend = loss_trend(state["loss"], info)
+            trend = loss_trend(state, info)
             # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
             if not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged)):
                 rising = fractions - np.fmin.reduce(readings.values) >= self.rise
                 hit[Severity.WARNING] |= hit[Severity.INFO] & rising
-        measured = fractions >= 0
-        count_hits(held, hit, measured > hit, record.step)
-        count = counts(held)
-        due = (count >= self.patience) & hit
-        severity = next((each for each in reversed(_LEVELS) if np.count_nonzero(due[each])), None)
+        count_hits(held, hit, (fractions >= 0) > hit, record.step)
         findings = {}
-        if severity is not None:
-            level = min(severity, Severity.WARNING)
+        severity = next((each for each in _WORST_FIRST if lasting(held, self.patience, each)), None)
+        due = None if severity is None else lasting(held, self.patience, min(severity, Severity.WARNING))
+        if severity is not None and due is not None:
             findings["dead"] = self._sighting(
-                record,
-                info,
-                fractions,
-                due=due[level],
-                names=held.names_where(due[level]),
-                severity=severity,
-                since=first_step(held, due[level], level),
-                trend=trend,
-                how=drift(state),
+                record, info, fractions, due, severity=severity, trend=trend, how=drift(state)
             )
             state["reported"] = max(state.get("reported", -1), int(severity))
-        pending = bool(np.count_nonzero(count[state.get("reported", -1) + 1 :] * measured))
+        pending = bool(np.count_nonzero(hit[state.get("reported", -1) + 1 :]))
         return Verdict(
             findings=findings,
             confirming=pending,
@@ -136,32 +123,30 @@ class DeadUnits(Rule):
         record: StepRecord,
         info: RunInfo,
         fractions: FloatVector,
+        due: Lasting,
         *,
-        due: Mask,
-        names: tuple[str, ...],
         severity: Severity,
-        since: int,
         trend: LossTrend,
         how: Drift,
     ) -> Sighting:
-        value = float(fractions[due].max())
+        value = float(np.maximum.reduce(fractions[due.where]))
 
         def write() -> Sentences:
-            worst = info.site_names[int((due & (fractions == value)).argmax())]
-            sites = [info.sites[column] for column in np.flatnonzero(due)]
+            worst = info.site_names[int((due.where & (fractions == value)).argmax())]
+            sites = [info.sites[column] for column in np.flatnonzero(due.where)]
             return Sentences(
                 cause=_cause(value, sites, how),
                 remedy=_remedy(info, sites, how),
-                message=self._message(worst, value, names, trend),
+                message=self._message(worst, value, due.names, trend),
             )
 
         return Sighting(
             severity=severity,
-            layers=names,
-            first_step=since,
+            layers=due.names,
+            first_step=due.since,
             last_step=int(record.step),
             value=value,
-            threshold=next(limit for limit in (self.error, self.warn, self.inform) if value >= limit),
+            threshold=self.error if value >= self.error else self.warn if value >= self.warn else self.inform,
             write=write,
         )
 

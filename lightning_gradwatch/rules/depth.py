@@ -59,7 +59,8 @@ class Depth(NamedTuple):
 
     def ends(self, info: RunInfo) -> str:
         """Return what readings must share to be compared."""
-        return f"{info.sites[self.columns[0]].name}\n{info.sites[self.columns[-1]].name}\n{len(self.columns)}"
+        names = info.site_names
+        return f"{names[self.columns[0]]}\n{names[self.columns[-1]]}\n{len(self.columns)}"
 
 
 def gains_sentence(record: StepRecord, info: RunInfo, depth: Depth) -> str:
@@ -85,7 +86,7 @@ def read_depth(record: StepRecord, info: RunInfo) -> Depth | str:
         had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
         return f"can't judge: attenuation needs {LEAST_SITES} hidden activation sites, the run has {had}"
     norms = hidden_values(record, info, "signal_norm")
-    columns = np.flatnonzero(norms > 0) if norms is not None else np.empty(0, dtype=np.intp)
+    columns = (norms > 0).nonzero()[0] if norms is not None else np.empty(0, dtype=np.intp)
     if norms is None or len(columns) < LEAST_SITES:
         return f"can't judge: a signal was measured at {counted(len(columns), 'hidden activation site')} only"
     return Depth(columns, norms[columns])

@@ -14,6 +14,7 @@ from lightning_gradwatch.findings import Finding
 from lightning_gradwatch.rules.causes import relate
 from lightning_gradwatch.rules.memory import plain
 from lightning_gradwatch.rules.protocol import HEALTHY
+from lightning_gradwatch.rules.trend import LOSSES, Losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules.protocol import Rule, Sighting, State, Verdict
 
-_VERSION = 2
+_VERSION = 3
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 """Weights of 1e300, as float64 or a damaged file may have them, are no reason for numpy to warn in a training loop."""
 _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not have every step measured
@@ -109,7 +110,7 @@ class _Entry:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "memory": plain(self.memory),
+            "memory": plain({key: value for key, value in self.memory.items() if key != LOSSES}),
             "findings": {key: kept.finding(self.rule).to_dict() for key, kept in self.kept.items()},
             "judged": self.judged,
             "reason": self.reason,
@@ -118,10 +119,10 @@ class _Entry:
         }
 
     @classmethod
-    def from_dict(cls, rule: Rule, data: Mapping[str, Any]) -> _Entry:
+    def from_dict(cls, rule: Rule, losses: Losses, data: Mapping[str, Any]) -> _Entry:
         return cls(
             rule,
-            memory=plain(data["memory"]),
+            memory={**plain(data["memory"]), LOSSES: losses},
             kept={key: _Kept(Finding.from_dict(finding)) for key, finding in data["findings"].items()},
             judged=data["judged"],
             reason=data["reason"],
@@ -139,7 +140,8 @@ class Evaluator:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
-        self._entries = {rule.code: _Entry(rule) for rule in self.rules}
+        self._losses = Losses()
+        self._entries = {rule.code: _Entry(rule, {LOSSES: self._losses}) for rule in self.rules}
         self.confirming = False
         """Whether a rule has hit and lacks patience, so that the next step should be measured as well; asked at each step."""
 
@@ -149,6 +151,7 @@ class Evaluator:
 
         Each is to be told once: as a warning from severity WARNING on. Findings of severity INFO are returned too.
         """
+        self._losses.note(record)
         told: list[Finding] = []
         for entry in self._entries.values():
             for kept in entry.take(entry.rule.judge(record, info, entry.memory)):
@@ -185,7 +188,11 @@ class Evaluator:
     @_quietly
     def state_dict(self) -> dict[str, Any]:
         """Return all that is kept, as plain data."""
-        return {"version": _VERSION, "rules": {code: entry.to_dict() for code, entry in self._entries.items()}}
+        return {
+            "version": _VERSION,
+            "losses": self._losses.plain(),
+            "rules": {code: entry.to_dict() for code, entry in self._entries.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; rules that weren't in force then start afresh.
@@ -196,8 +203,11 @@ class Evaluator:
         if state.get("version") != _VERSION:
             raise ValueError(f"the monitor's state has version {state.get('version')!r}; this release reads {_VERSION}")
         saved = state["rules"]
+        self._losses = Losses(state["losses"])
         self._entries = {
-            rule.code: _Entry.from_dict(rule, saved[rule.code]) if rule.code in saved else _Entry(rule)
+            rule.code: _Entry.from_dict(rule, self._losses, saved[rule.code])
+            if rule.code in saved
+            else _Entry(rule, {LOSSES: self._losses})
             for rule in self.rules
         }
         self.confirming = self._wants_more()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Remedy, Severity
@@ -16,7 +15,7 @@ from lightning_gradwatch.rules.readings import count_hit, weight_layers
 from lightning_gradwatch.rules.starting import read_start, starting_cause, starting_remedy
 from lightning_gradwatch.rules.surge import Surge, read_surge
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
 
 if TYPE_CHECKING:
@@ -85,7 +84,6 @@ class ExplodingGradient(Rule):
         """Judge the signal over depth and the gradient norm over time."""
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
-        note_loss(state.setdefault("loss", {}), record)
         depth = read_depth(record, info)
         surge = read_surge(state.setdefault("norms", {}), record, self.growth)
         hits: dict[str, _Hit] = {}
@@ -110,7 +108,7 @@ class ExplodingGradient(Rule):
         ends = depth.ends(info)
         readings = [*state.get("readings", ()), [ends, depth.attenuation]][-_READINGS:]
         state["readings"] = readings
-        value = median([reading for other, reading in readings if other == ends])
+        value = middle(sorted([reading for other, reading in readings if other == ends]))
         gain = value ** (1 / (len(depth.norms) - 1))
         if value <= self.ratio or gain <= self.gain or not depth.attenuation > 1 or not depth.steady:
             return None
@@ -192,7 +190,7 @@ class ExplodingGradient(Rule):
     def _told(self, record: StepRecord, info: RunInfo, state: State, hits: dict[str, _Hit]) -> Verdict:
         """Count what was seen, and tell what has lasted."""
         streaks = state["streaks"]
-        trend = loss_trend(state["loss"], info)
+        trend = loss_trend(state, info)
         if trend.converged_to(self.converged):
             hits = {}
         for kind in [kind for kind in streaks if kind not in hits]:

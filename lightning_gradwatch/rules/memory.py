@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-_MOST_NAMED = 8
+
+class Lasting(NamedTuple):
+    """What has held for so many readings in a row that it counts."""
+
+    where: Mask
+    names: tuple[str, ...]
+    """Of these columns, in execution order."""
+    since: int
+    """Step of the first reading of the longest streak."""
 
 
 class Columns:
@@ -30,7 +38,7 @@ class Columns:
     Names that only an older layout had keep their numbers, behind the newest layout's columns.
     """
 
-    __slots__ = ("_all", "_fill", "_names", "blank", "layout", "named", "oldest", "pattern", "values")
+    __slots__ = ("_all", "_fill", "_names", "blank", "derived", "hit", "layout", "pattern", "rise", "values")
 
     def __init__(self, plain: Mapping[str, list[float | None]], rows: int, fill: float) -> None:
         """Take what `plain` gave; columns that aren't there hold `fill` in each row."""
@@ -44,12 +52,14 @@ class Columns:
         """Shape [rows, columns of the layout]; a view, to be changed in place."""
         self.blank = not plain
         """Whether no column holds anything but `fill`; kept by who changes the values."""
-        self.pattern = b""
+        self.pattern: bytes | None = None
         """Of streaks: where they went on and where they ended in the last reading; most readings repeat the one before."""
-        self.oldest: dict[tuple[int, bytes], int] = {}
-        """Of streaks: first steps that were looked up since the pattern changed."""
-        self.named: dict[bytes, tuple[str, ...]] = {}
-        """Names that were looked up in this layout, by mask."""
+        self.rise: FloatVector = np.empty(0)
+        """Of streaks: what the pattern adds to each."""
+        self.hit: Mask = np.empty((0, 0), dtype=bool)
+        """Of streaks: where they went on in the last reading, shape [levels, columns]."""
+        self.derived: dict[int | str, Any] = {}
+        """Of streaks: what holds as long as the pattern does."""
 
     def align(self, layout: str, names: tuple[str, ...]) -> None:
         """Take over the columns of another layout."""
@@ -62,19 +72,12 @@ class Columns:
         self._all = aligned
         self.values = aligned[:, : len(names)]
         self.blank = not self._told().any()
-        self.pattern = b""
-        self.named.clear()
+        self.pattern = None
         self.layout = layout
 
     def names_where(self, where: Mask) -> tuple[str, ...]:
-        """Return the names of some of the layout's columns, in execution order; an ill run asks for the same ones again."""
-        key = where.tobytes()
-        found = self.named.get(key)
-        if found is None:
-            if len(self.named) >= _MOST_NAMED:
-                self.named.clear()
-            found = self.named[key] = tuple(compress(self._names, where.tolist()))
-        return found
+        """Return the names of some of the layout's columns, in execution order."""
+        return tuple(compress(self._names, where.tolist()))
 
     def plain(self) -> dict[str, list[float | None]]:
         """Return the columns that hold something, by name: the same data whatever layouts there were."""
@@ -131,35 +134,44 @@ def count_hits(held: Columns, hit: Mask, ended: Mask, step: int) -> None:
     """
     if held.blank and not np.count_nonzero(hit):
         return
-    count = counts(held)
     pattern = hit.tobytes() + ended.tobytes()
-    if pattern == held.pattern:
-        count += hit
-        return
-    held.pattern = pattern
-    held.oldest.clear()
-    since = held.values[len(count) :]
-    np.putmask(since, hit & (count == 0), step)
-    count += hit
-    np.putmask(count, ended, 0)
-    np.putmask(since, ended, 0)
-    held.blank = not np.count_nonzero(count)
+    if pattern != held.pattern:
+        count, since = both = held.values.reshape(2, len(held.values) // 2, held.values.shape[1])
+        held.pattern, held.rise, held.hit = pattern, hit.astype(np.float64), hit.reshape(count.shape)
+        held.derived.clear()
+        np.copyto(both, 0, where=ended)
+        np.copyto(since, step, where=hit & (count == 0))
+        held.blank = not (np.count_nonzero(hit) or np.count_nonzero(count))
+    count = counts(held)
+    count += held.rise
+
+
+def lasting(held: Columns, patience: int, level: int = 0) -> Lasting | None:
+    """Return where the reading that was counted last is the `patience`-th in a row, or a later one; None: nowhere."""
+    if held.blank:
+        return None
+    if level in held.derived:
+        found: Lasting | None = held.derived[level]
+        return found
+    hit = held.hit[level]
+    where = hit & (counts(held)[level] >= patience)
+    count = np.count_nonzero(where)
+    found = Lasting(where, held.names_where(where), first_step(held, where, level)) if count else None
+    if count == np.count_nonzero(hit):
+        held.derived[level] = found
+    return found
 
 
 def first_step(held: Columns, where: Mask, level: int = 0) -> int:
     """Return the first step of the oldest of some streaks that are under way."""
-    key = level, where.tobytes()
-    step = held.oldest.get(key)
-    if step is None:
-        step = held.oldest[key] = int(held.values[len(held.values) // 2 + level][where].min())
-    return step
+    return int(np.minimum.reduce(held.values[len(held.values) // 2 + level][where]))
 
 
 def shift_in(held: Columns, reading: FloatVector) -> None:
     """Add a reading a column as the last row, and drop the first; NaN is no reading."""
     values = held.values
     known = reading == reading  # noqa: PLR0124 - NaN is the one value that differs from itself
-    if known.all():
+    if np.count_nonzero(known) == len(known):
         values[:-1] = values[1:]
         values[-1] = reading
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites, layer_values
 from lightning_gradwatch.rules.starting import read_start, starting_remedy
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, unscaled_targets
+from lightning_gradwatch.rules.trend import middle
 from lightning_gradwatch.rules.wording import counted, number
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def note_heading(state: State, record: StepRecord, info: RunInfo) -> None:
         state["large"] = read_start(record, info, sites).strays(low=False)
         state["unscaled"] = unscaled_targets(record, info)
         state["update"] = _largest_update(record, info)
-    state["past"] = [*state.get("past", ()), _reading(record)][-_KEPT:]
+    past = state.setdefault("past", [])
+    past.append(_reading(record))
+    del past[:-_KEPT]
 
 
 def find_beginning(
@@ -123,10 +125,11 @@ def write_skipped(count: int, info: RunInfo) -> Sentences:
 
 
 def _reading(record: StepRecord) -> list[float | int | None]:
-    return [
-        int(record.step),
-        *(float(value) if math.isfinite(value) else None for value in (record.loss, record.global_grad_norm)),
-    ]
+    return [int(record.step), _finite(record.loss), _finite(record.global_grad_norm)]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _growth(readings: list[list[Any]]) -> str:
@@ -137,7 +140,7 @@ def _growth(readings: list[list[Any]]) -> str:
         if len(known) < 2:
             continue
         *before, (last_step, last) = known
-        usual = median([value for _, value in before])
+        usual = middle(sorted([value for _, value in before]))
         if usual > 0 and last / usual >= found[0]:
             found = (
                 last / usual,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Remedy, Severity
-from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
+from lightning_gradwatch.rules.memory import count_hits, lasting, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import layer_values
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
@@ -73,16 +73,14 @@ class OversizedUpdate(Rule):
         """Count for each weight layer how many measured steps in a row changed it by too much."""
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
-        note_loss(state.setdefault("loss", {}), record)
         ratios = record.metrics.get("update_ratio")
         if ratios is None:
             return Verdict(unjudged=_NOTHING_MEASURED)
         judged = np.isfinite(ratios) & info.weight_mask
         held = streaks(state, "streaks", info, "layers")
-        hit = judged & (ratios > self.ratio)
-        if held.blank and not np.count_nonzero(hit):
+        if held.blank and not np.count_nonzero(judged & (ratios > self.ratio)):
             return HEALTHY if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
-        trend = loss_trend(state["loss"], info)
+        trend = loss_trend(state, info)
         sizes = layer_values(record, info, "weight_rms") / info.default_rms
         if np.count_nonzero(judged) < len(judged):
             ratios = np.where(judged, ratios, 0.0)
@@ -94,22 +92,22 @@ class OversizedUpdate(Rule):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
             state["unscaled"] = unscaled_targets(record, info)
             state["at_first"] = min(float(np.max(ratios[hit] * np.fmax(sizes[hit], 1.0))), _MOST)
-        count_hits(held, hit, judged & ~hit, record.step)
-        due = hit & (counts(held)[0] >= self.patience)
-        if record.step < self.warm_up_steps or not np.count_nonzero(due):
+        count_hits(held, hit, judged > hit, record.step)
+        due = lasting(held, self.patience)
+        if record.step < self.warm_up_steps or due is None:
             if state.get("reported", False) or not np.count_nonzero(hit):
                 return HEALTHY
             reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
             return Verdict(confirming=True, unjudged=reason)
         state["reported"] = True
         learns = self._learns(trend)
-        value = float(ratios[due].max())
-        at_first, names = state["at_first"], held.names_where(due)
+        where, names, since = due
+        value, at_first = float(np.maximum.reduce(ratios[where])), state["at_first"]
         unscaled = state["unscaled"] and info.steps_follow_gradient
-        most = bool(2 * np.count_nonzero(due) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
+        most = bool(2 * np.count_nonzero(where) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
 
         def write() -> Sentences:
-            worst = info.layer_names[int((due & (ratios == value)).argmax())]
+            worst = info.layer_names[int((where & (ratios == value)).argmax())]
             urgency = self._urgency(trend, learns=learns, most=most)
             return self._sentences(record, info, _Seen(names, worst, value, at_first, unscaled, urgency))
 
@@ -119,7 +117,7 @@ class OversizedUpdate(Rule):
                 "oversized": Sighting(
                     severity=Severity.INFO if learns or not most else severity,
                     layers=names,
-                    first_step=first_step(held, due),
+                    first_step=since,
                     last_step=int(record.step),
                     value=value,
                     threshold=self.ratio,

@@ -1,7 +1,8 @@
 """What a rule is: a frozen dataclass of thresholds that reads one record at a time and keeps nothing itself.
 
 A rule's memory is a dictionary of plain data and of `memory.Columns`, handed in at each record: it travels in a
-checkpoint by names, so layers or sites that appear in mid-run can't shift it.
+checkpoint by names, so layers or sites that appear in mid-run can't shift it. The losses in it (`trend.loss_trend`) are the
+evaluator's, one for all rules.
 """
 
 from __future__ import annotations

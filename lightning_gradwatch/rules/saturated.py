@@ -10,7 +10,7 @@ import numpy as np
 from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import count_hits, counts, first_step, streaks
+from lightning_gradwatch.rules.memory import Lasting, count_hits, lasting, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.rules.remedies import Prescription
@@ -73,39 +73,29 @@ class SaturatedUnits(Rule):
         count_hits(held, hit, fractions < self.fraction, record.step)
         if held.blank:
             return HEALTHY
-        due = hit & (counts(held)[0] >= self.patience)
-        if np.count_nonzero(due):
+        due = lasting(held, self.patience)
+        if due is not None:
             state["reported"] = True
-            since = first_step(held, due)
-            names = held.names_where(due)
-            found = self._sighting(record, info, fractions, due=due, names=names, since=since, how=drift(state))
-            return Verdict({"saturated": found})
-        if state.get("reported", False) or not counts(held)[0][fractions >= 0].any():
+            return Verdict({"saturated": self._sighting(record, info, fractions, due, drift(state))})
+        if state.get("reported", False) or not np.count_nonzero(hit):
             return HEALTHY
         return Verdict(
             confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
         )
 
     def _sighting(
-        self,
-        record: StepRecord,
-        info: RunInfo,
-        fractions: FloatVector,
-        *,
-        due: Mask,
-        names: tuple[str, ...],
-        since: int,
-        how: Drift,
+        self, record: StepRecord, info: RunInfo, fractions: FloatVector, due: Lasting, how: Drift
     ) -> Sighting:
-        value = float(fractions[due].max())
+        where, names, since = due
+        value = float(np.maximum.reduce(fractions[where]))
 
         def write() -> Sentences:
-            worst = info.site_names[int((due & (fractions == value)).argmax())]
+            worst = info.site_names[int((where & (fractions == value)).argmax())]
             elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
-            reason = _reason(record, info, due, how)
+            reason = _reason(record, info, where, how)
             return Sentences(
                 cause=reason.sentence,
-                remedy=_remedy(info, due, reason, how),
+                remedy=_remedy(info, where, reason, how),
                 message=(
                     f"{percent(value)} of the units of {worst} are saturated: on a flat outer side in at least "
                     f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden site's units.{elsewhere}"

@@ -10,19 +10,20 @@ import numpy as np
 
 from lightning_gradwatch.findings import Severity, StalledUpdateWarning
 from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, shift_in, streaks
+from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, lasting, shift_in, streaks
 from lightning_gradwatch.rules.pace import credible, read_pace, told_of_pace, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
 from lightning_gradwatch.rules.readings import count_hit, layer_values, weight_layers
 from lightning_gradwatch.rules.slowness import spelled_rates, why_behind, why_slow
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
 
+_OK = int(LayerState.OK)  # numpy takes ten times as long to compare with an enumeration
 _ERROR_FACTOR = 10
 _RISEN = 2
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
@@ -100,7 +101,6 @@ class StalledUpdate(Rule):
         """Compare the update ratios of the weight layers with the threshold and with each other."""
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
-        note_loss(state.setdefault("loss", {}), record)
         phase = schedule_phase(record, state.setdefault("rates", {}))
         _mark(record, info, state)
         if record.step < self.warm_up_steps:
@@ -110,7 +110,7 @@ class StalledUpdate(Rule):
         ratios = record.metrics.get("update_ratio")
         if ratios is None:
             return Verdict(unjudged=_NOTHING_MEASURED)
-        judged = np.isfinite(ratios) & info.weight_mask & (record.layer_state == LayerState.OK)
+        judged = np.isfinite(ratios) & info.weight_mask & (record.layer_state == _OK)
         held = streaks(state, "streaks", info, "layers", levels=2)
         if held.blank and not np.count_nonzero(judged & (ratios < self.ratio)):
             return (
@@ -127,14 +127,10 @@ class StalledUpdate(Rule):
         hits = np.stack([low & (ratios * self.spread <= _top_of_full_weights(reading)) & ~slow, slow])
         count_hits(held, hits, judged & ~hits, record.step)
         findings = {}
-        due = hits & (counts(held) >= self.patience)
-        if np.count_nonzero(due[_STALLED]):
-            stalled = due[_STALLED]
-            names, since = held.names_where(stalled), first_step(held, stalled, _STALLED)
-            findings["stalled"] = self._stalled(reading, stalled, names, since, trend)
-        if np.count_nonzero(due[_SLOW]):
-            names, since = held.names_where(due[_SLOW]), first_step(held, due[_SLOW], _SLOW)
-            findings["slow"] = self._slow(reading, names, since, trend)
+        if (due := lasting(held, self.patience, _STALLED)) is not None:
+            findings["stalled"] = self._stalled(reading, due, trend)
+        if (due := lasting(held, self.patience, _SLOW)) is not None:
+            findings["slow"] = self._slow(reading, due, trend)
         reported = state.setdefault("reported", [])
         reported += [key for key in findings if key not in reported]
         pending = len(reported) < 2 and any(
@@ -181,13 +177,14 @@ class StalledUpdate(Rule):
             return Severity.INFO
         return Severity.ERROR if part * _ERROR_FACTOR < 1 else Severity.WARNING
 
-    def _stalled(self, reading: _Reading, due: Mask, names: tuple[str, ...], since: int, trend: LossTrend) -> Sighting:
+    def _stalled(self, reading: _Reading, due: Lasting, trend: LossTrend) -> Sighting:
         """Tell of layers that are behind the others."""
         record, info = reading.record, reading.info
-        value = float(np.min(reading.ratios, initial=np.inf, where=due))
+        where, names, since = due
+        value = float(np.minimum.reduce(reading.ratios[where]))
 
         def write() -> Sentences:
-            worst = int(np.argmin(np.where(due, reading.ratios, np.inf)))
+            worst = int(np.argmin(np.where(where, reading.ratios, np.inf)))
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
             cause, remedy = why_behind(record, info, worst, best)
             message = (
@@ -201,27 +198,26 @@ class StalledUpdate(Rule):
             self._severity(value / self.ratio, trend), names, since, int(record.step), value, self.ratio, write
         )
 
-    def _slow(self, reading: _Reading, names: tuple[str, ...], since: int, trend: LossTrend) -> Sighting:
+    def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend) -> Sighting:
         """Tell of a net that doesn't move."""
-        record = reading.record
-        value = reading.top
+        record, value = reading.record, reading.top
 
         def write() -> Sentences:
             message = (
-                f"A step changes no weight layer by more than {number(value)} of itself ({listed(names)}). Reported below "
+                f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names)}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
             cause, remedy = why_slow(record, reading.info, reading.judged, reading.top)
             return Sentences(cause, remedy, message)
 
         return Sighting(
-            self._severity(value / self.ratio, trend), names, since, int(record.step), value, self.ratio, write
+            self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
         )
 
 
 def _trend(record: StepRecord, info: RunInfo, state: State) -> LossTrend:
     """Return where the loss goes, as far as the steps can be what takes it there."""
-    return credible(loss_trend(state["loss"], info), record, info, state.setdefault("pace", {}))
+    return credible(loss_trend(state, info), record, info, state.setdefault("pace", {}))
 
 
 def _mark(record: StepRecord, info: RunInfo, state: State) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_gradwatch.rules.trend import middle
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import StepRecord
@@ -42,9 +43,9 @@ def read_surge(state: State, record: StepRecord, least: float) -> Surge | None:
     loss = record.loss if math.isfinite(record.loss) else _UNKNOWN
     found = None
     # The smallest bounds the median, and is found in a quarter of the time.
-    if len(norms) >= _LEAST and norm >= least * min(norms) and 0 < least * (past := median(norms)) <= norm:
+    if len(norms) >= _LEAST and norm >= least * min(norms) and 0 < least * (past := middle(sorted(norms))) <= norm:
         comparable = min(losses) > 0 and loss > 0
-        found = Surge(norm / past, past, loss / median(losses) if comparable else None)
+        found = Surge(norm / past, past, loss / middle(sorted(losses)) if comparable else None)
     norms.append(norm)
     losses.append(loss)
     if len(norms) > _WINDOW:

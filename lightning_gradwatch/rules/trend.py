@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_gradwatch.rules.wording import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.rules.protocol import State
+
+LOSSES = "losses"
+"""Where a rule's memory has them."""
 
 _KEPT = 40
 _COMPARED = 5
@@ -70,49 +75,72 @@ def middle(values: Sequence[float]) -> float:
     return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
-def note_loss(state: dict[str, Any], record: StepRecord) -> None:
-    """Add a record's loss to the memory, whose older half gets sparser as the run gets longer."""
-    if record.skipped or not math.isfinite(record.loss):
-        return
-    start: list[float] = state.setdefault("start", [])
-    if len(start) < _STARTING:
-        start.append(float(record.loss))
-    steps: list[int] = state.setdefault("steps", [])
-    losses: list[float] = state.setdefault("losses", [])
-    steps.append(int(record.step))
-    losses.append(float(record.loss))
-    if len(losses) > _KEPT:
-        steps[: _KEPT // 2] = steps[: _KEPT // 2 : 2]
-        losses[: _KEPT // 2] = losses[: _KEPT // 2 : 2]
+class Losses:
+    """The losses of a run, whose older half gets sparser as the run gets longer; one, shared by all rules of an evaluator."""
+
+    __slots__ = ("_losses", "_start", "_steps", "_trend")
+
+    def __init__(self, plain: Mapping[str, list[Any]] = MappingProxyType({})) -> None:
+        """Take what `plain` gave."""
+        self._start: list[float] = [*plain.get("start", ())]
+        self._steps: list[int] = [*plain.get("steps", ())]
+        self._losses: list[float] = [*plain.get("losses", ())]
+        self._trend: LossTrend | None = None
+
+    def note(self, record: StepRecord) -> None:
+        """Add a record's loss, if it has one."""
+        if record.skipped or not math.isfinite(record.loss):
+            return
+        self._trend = None
+        if len(self._start) < _STARTING:
+            self._start.append(float(record.loss))
+        steps, losses = self._steps, self._losses
+        steps.append(int(record.step))
+        losses.append(float(record.loss))
+        if len(losses) > _KEPT:
+            steps[: _KEPT // 2] = steps[: _KEPT // 2 : 2]
+            losses[: _KEPT // 2] = losses[: _KEPT // 2 : 2]
+
+    def trend(self, info: RunInfo) -> LossTrend:
+        """Say whether the loss falls."""
+        if len(info.optimizers) > 1:
+            return LossTrend(unknown="several optimizers share the run, each with a loss of its own")
+        if self._trend is None:
+            self._trend = self._read()
+        return self._trend
+
+    def plain(self) -> dict[str, list[Any]]:
+        """Return them as plain JSON data."""
+        return {"start": [*self._start], "steps": [*self._steps], "losses": [*self._losses]}
+
+    def _read(self) -> LossTrend:
+        start, steps, losses = self._start, self._steps, self._losses
+        if not losses:
+            return LossTrend(unknown="no loss was recorded")
+        at_start = middle(sorted(start))
+        if at_start <= 0 or min(losses) < 0:
+            return LossTrend(unknown="the loss isn't positive")
+        boundary = steps[-1] // 2
+        if steps[0] > boundary:
+            boundary = steps[(len(steps) - 1) // 2]
+        place = bisect_right(steps, boundary)
+        recent = sorted(losses[max(place, len(losses) - _COMPARED) :])
+        earlier = sorted(losses[max(place - len(recent), 0) : place])
+        if not recent or not earlier:
+            return LossTrend(unknown="too few losses were measured")
+        now, then = middle(recent), middle(earlier)
+        # Half the pairs fall by chance; three quarters of them is what noise seldom gives.
+        pairs = sum([bisect_left(recent, old) for old in earlier])
+        falling = pairs >= 0.75 * len(earlier) * len(recent)
+        return LossTrend(
+            fall=1 - now / then if falling and then > 0 else 0.0,
+            since_step=steps[place - 1],
+            of_start=now / at_start,
+            of_first=now / start[0] if start[0] > 0 else math.inf,
+        )
 
 
-def loss_trend(state: dict[str, Any], info: RunInfo) -> LossTrend:
-    """Read the trend out of what `note_loss` kept."""
-    steps, losses = state.get("steps", ()), state.get("losses", ())
-    if len(info.optimizers) > 1:
-        return LossTrend(unknown="several optimizers share the run, each with a loss of its own")
-    if not losses:
-        return LossTrend(unknown="no loss was recorded")
-    at_start = middle(sorted(state["start"]))
-    if at_start <= 0 or min(losses) < 0:
-        return LossTrend(unknown="the loss isn't positive")
-    boundary = steps[-1] // 2
-    if steps[0] > boundary:
-        boundary = steps[(len(steps) - 1) // 2]
-    place = bisect_right(steps, boundary)
-    recent = sorted(losses[max(place, len(losses) - _COMPARED) :])
-    earlier = sorted(losses[max(place - len(recent), 0) : place])
-    if not recent or not earlier:
-        return LossTrend(unknown="too few losses were measured")
-    now, then = middle(recent), middle(earlier)
-    # Half the pairs fall by chance; three quarters of them is what noise seldom gives.
-    pairs = sum([bisect_left(recent, old) for old in earlier])
-    falling = pairs >= 0.75 * len(earlier) * len(recent)
-    fall = 1 - now / then if falling and then > 0 else 0.0
-    first = state["start"][0]
-    return LossTrend(
-        fall=fall,
-        since_step=steps[place - 1],
-        of_start=now / at_start,
-        of_first=now / first if first > 0 else math.inf,
-    )
+def loss_trend(state: State, info: RunInfo) -> LossTrend:
+    """Say whether the loss falls: from a rule's memory, which the evaluator puts the losses into."""
+    losses: Losses = state[LOSSES]
+    return losses.trend(info)

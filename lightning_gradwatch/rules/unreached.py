@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,21 @@ import numpy.typing as npt
 from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
 from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.blocking import Unreached, unreached_cause
-from lightning_gradwatch.rules.memory import Columns, Mask, columns, count_hits, counts, first_step, streaks
+from lightning_gradwatch.rules.memory import (
+    Columns,
+    Lasting,
+    Mask,
+    columns,
+    count_hits,
+    counts,
+    first_step,
+    lasting,
+    streaks,
+)
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.wording import counted, listed
 
+_ROOTS = "roots"
 _SEEN = {
     "none": "No parameter of {layers} has a gradient",
     "zero": "Every entry of the gradient of {layers} is exactly 0",
@@ -59,36 +70,35 @@ class UnreachedLayer(Rule):
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         codes = record.layer_state
-        lacking, reached = _LACKING[codes], _REACHED[codes]
+        lacking = _LACKING[codes]
         held = streaks(state, "streaks", info, "layers")
         if held.blank and not np.count_nonzero(lacking):
-            return HEALTHY if np.count_nonzero(reached) else Verdict(unjudged=_NOTHING_MEASURED)
+            return HEALTHY if np.count_nonzero(_REACHED[codes]) else Verdict(unjudged=_NOTHING_MEASURED)
         hit = lacking if record.loss != 0 else np.zeros_like(lacking)
         if 0 in record.learning_rates:
             hit = hit & _moving(record, info)
         count_hits(held, hit, _SETTLED[codes], record.step)
-        due = hit & (counts(held)[0] >= self.patience)
+        due = lasting(held, self.patience)
         groups = columns(state, "groups", info, "layers", rows=2)
-        withdrawn = _regroup(groups, state, info, codes, due)
-        number = groups.values[_NUMBER]
-        findings = {
-            _key(group): self._sighting(record, info, held, groups, group)
-            for group in sorted(set(number[due].tolist()))
-        }
-        pending = bool(np.count_nonzero(hit & (number == 0)))
-        judged = bool(findings) or bool(np.count_nonzero(reached))
+        withdrawn: tuple[str, ...] = ()
+        findings = {}
+        if due is not None:
+            new = _regrouped(groups, state, info, codes, due.where)
+            if new is not None:
+                withdrawn = new
+                held.derived.pop(_ROOTS, None)
+            for root in _roots(held, groups, due.where):
+                findings[_key(root.number)] = self._sighting(record, info, held, root)
+        pending = bool(np.count_nonzero(hit & (groups.values[_NUMBER] == 0)))
+        judged = bool(findings) or bool(np.count_nonzero(_REACHED[codes]))
         reason = (
             f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else _NOTHING_MEASURED
         )
         return Verdict(findings, withdrawn, confirming=pending, unjudged="" if judged else reason)
 
-    def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, groups: Columns, group: float) -> Sighting:
-        members = groups.values[_NUMBER] == group
-        names = groups.names_where(members)
-        kind = _KINDS[int(groups.values[_KIND][members][0])]
-        count = counts(held)[0]
-        longest = int(count[members].max())
-        since = first_step(held, members & (count > 0))
+    def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, root: _Root) -> Sighting:
+        _, kind, (members, names, since) = root
+        longest = int(np.maximum.reduce(counts(held)[0][members]))
 
         def write() -> Sentences:
             cause, remedy = unreached_cause(Unreached(kind, names, since), record, info)
@@ -121,7 +131,8 @@ _SETTLED = _among(LayerState.OK, LayerState.NON_FINITE, LayerState.FROZEN)
 _TRANSPARENT = _among(LayerState.FROZEN, LayerState.UNMEASURED, LayerState.UNUSED)
 """A layer that can't have a gradient anyway doesn't part its neighbours."""
 
-_KINDS = ("", "unused", "none", "zero")
+_Kind: TypeAlias = Literal["", "unused", "none", "zero"]
+_KINDS: tuple[_Kind, ...] = ("", "unused", "none", "zero")
 _UNUSED, _NONE, _ZERO = 1, 2, 3
 _NUMBER, _KIND = 0, 1
 """Rows of the groups: each layer's root cause by number, the oldest lowest, and its kind; neighbours of a kind share one."""
@@ -137,17 +148,44 @@ def _moving(record: StepRecord, info: RunInfo) -> Mask:
     return np.array([layer.name not in resting for layer in info.layers], dtype=bool)
 
 
-def _regroup(groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask) -> tuple[str, ...]:
-    """Give each due layer the number of its root cause; return the keys of those that went."""
+class _Root(NamedTuple):
+    """A root cause as the readings show it that the streaks are of."""
+
+    number: float
+    kind: _Kind
+    members: Lasting
+
+
+def _roots(held: Columns, groups: Columns, due: Mask) -> list[_Root]:
+    """Return the root causes of the due layers, the oldest first."""
+    roots: list[_Root] | None = held.derived.get(_ROOTS)
+    if roots is not None:
+        return roots
+    number, kind = groups.values
+    roots = []
+    for group in sorted(set(number[due].tolist())):
+        members = number == group
+        since = first_step(held, members & (counts(held)[0] > 0))
+        lasts = Lasting(members, groups.names_where(members), since)
+        roots.append(_Root(group, _KINDS[int(kind[members][0])], lasts))
+    if np.array_equal(due, held.hit[0]):
+        held.derived[_ROOTS] = roots
+    return roots
+
+
+def _regrouped(
+    groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask
+) -> tuple[str, ...] | None:
+    """Give each due layer the number of its root cause; return the keys of those that went, None where all had one."""
     number, kind = groups.values
     if not np.count_nonzero(due & (kind <= _UNUSED)):
-        return ()
+        return None
     # A layer that the forward pass leaves out, or may leave out where it can't be seen, is no fault.
     unused = (info.layer_used == 0) | (np.isnan(info.layer_used) & (codes == LayerState.NONE))
     now = np.where(unused, _UNUSED, np.where(codes == LayerState.ZERO, _ZERO, _NONE))
     new = due & ((number == 0) | ((kind == _UNUSED) & ~unused))
-    if not new.any():
-        return ()
+    if not np.count_nonzero(new):
+        return None
     before = set(number.tolist())
     last = state.get("last_group", 0)
     state["last_group"] = last + int(np.count_nonzero(new))

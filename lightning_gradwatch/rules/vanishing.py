@@ -14,7 +14,7 @@ from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import count_hit, early_layers, hidden_values, weight_layers
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle, note_loss
+from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
 
@@ -44,8 +44,8 @@ class _Signal(NamedTuple):
 
     def ends(self, info: RunInfo) -> str:
         """What readings must share to be compared."""
-        first, last = (info.sites[column].name for column in (self.columns[0], self.columns[-1]))
-        return f"{first}\n{last}\n{len(self.columns)}"
+        names = info.site_names
+        return f"{names[self.columns[0]]}\n{names[self.columns[-1]]}\n{len(self.columns)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,6 @@ class VanishingGradient(Rule):
         """Judge the signal by its ratio and, where asked for, the early layers by the plain threshold."""
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
-        note_loss(state.setdefault("loss", {}), record)
         findings: dict[str, Sighting] = {}
         floor_judged = False
         if self.min_grad_rms is not None:
@@ -159,12 +158,13 @@ class VanishingGradient(Rule):
         readings = state.setdefault("readings", [])
         readings.append([ends, signal.attenuation])
         del readings[:-_READINGS]
-        signal = signal._replace(attenuation=middle(sorted([value for other, value in readings if other == ends])))
+        median = middle(sorted([value for other, value in readings if other == ends]))
+        signal = _Signal(signal.columns, signal.norms, median)
         threshold = self.threshold_for(info)
         if signal.attenuation >= threshold or signal.gain >= self.gain:
             state["streak"] = 0
             return None
-        trend = loss_trend(state["loss"], info).from_start()
+        trend = loss_trend(state, info).from_start()
         if trend.converged_to(self.converged):
             state["streak"] = 0
             return None
@@ -198,7 +198,7 @@ class VanishingGradient(Rule):
         """Judge the signal over the calls of the loop in which it fades most."""
         threshold = self.threshold_for(info)
         worst = min(loops, key=lambda loop: loop.gain)
-        trend = loss_trend(state["loss"], info).from_start()
+        trend = loss_trend(state, info).from_start()
         if worst.attenuation >= threshold or worst.gain >= self.loop_gain or trend.converged_to(self.converged):
             state.pop("loops", None)
             return None

@@ -171,6 +171,15 @@ def test_roots_come_first_and_the_worst_of_them_in_front():
     assert [finding.code for finding in related] == ["GW104", "GW401", "GW101", "GW301"]
 
 
+def test_of_causes_that_differ_in_their_remedy_alone_the_same_one_is_named_in_any_order():
+    blocked = make("GW104", CUT, REVIVED, severity=INFO, value=0.0)
+    faded = make("GW101", REVIVED, severity=INFO, value=0.0)
+    other = make("GW101", severity=INFO, value=0.0)
+    stalled = make("GW301", severity=INFO, value=0.0)
+    given_in_all_orders = [relate(order) for order in itertools.permutations([blocked, faded, other, stalled])]
+    assert len({related[-1].consequence_of for related in given_in_all_orders}) == 1
+
+
 def test_relating_again_changes_nothing():
     related = relate([TOO_SMALL, FADED, UNDERFLOWN])
     assert relate(related) == related

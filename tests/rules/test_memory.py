@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_gradwatch.record import RunInfo, SiteInfo
 from lightning_gradwatch.rules import Evaluator, SaturatedUnits
-from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, plain, shift_in, streaks
+from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, lasting, plain, shift_in, streaks
 
 
 def described(*names):
@@ -90,3 +92,43 @@ def test_sentences_are_written_for_findings_that_are_read_and_of_their_own_recor
     assert written == [12, 15]
     assert finding.message.startswith("90 % of")
     assert finding == dataclasses.replace(finding, first_step=10, last_step=15, value=0.9)
+
+
+@given(
+    patience=st.integers(1, 3),
+    readings=st.lists(
+        st.tuples(
+            st.sampled_from(["abc", "cad", "", "dabc"]),
+            st.sampled_from(["hhhhhhhh", "hhe.h.ee", "eeh.heh.", "........"]) | st.text("he.", min_size=8, max_size=8),
+        ),
+        max_size=30,
+    ),
+)
+def test_streaks_are_what_counting_name_by_name_gives(patience, readings):
+    """Two levels; a reading goes on (h), ends (e) or isn't there (.), and readings repeat, as an ill run's do."""
+    state, streak = {}, {}
+    for step, (names, marks) in enumerate(each for each in readings for _ in range(2)):
+        marked = np.array([*marks]).reshape(2, 4)[:, : len(names)]
+        held = streaks(state, "held", described(*names), "sites", levels=2)
+        count_hits(held, marked == "h", marked == "e", step)
+        for level in range(2):
+            for name, mark in zip(names, marked[level], strict=True):
+                if mark == "h":
+                    streak.setdefault((level, name), []).append(step)
+                elif mark == "e":
+                    streak.pop((level, name), None)
+            due = [
+                name
+                for name, mark in zip(names, marked[level], strict=True)
+                if mark == "h" and len(streak[level, name]) >= patience
+            ]
+            found = lasting(held, patience, level)
+            assert (found.names if found else ()) == tuple(due)
+            if found:
+                assert found.since == min(streak[level, name][0] for name in due)
+                assert [names[column] for column in np.flatnonzero(found.where)] == due
+    kept = plain(state).get("held", {})
+    assert {(level, name) for name, rows in kept.items() for level in range(2) if rows[level]} == set(streak)
+    for (level, name), steps in streak.items():
+        assert kept[name][level] == len(steps)
+        assert kept[name][2 + level] == steps[0]
