@@ -6,14 +6,16 @@ of that one instance, gone when the batch ends) and listens to Lightning's own h
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_gradwatch.arguments import check_choice, check_count, check_function
+from lightning_gradwatch.batch_hooks import BatchHooks
 from lightning_gradwatch.callback_base import Telling, guarded
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.fit import Fit, Speaks
 from lightning_gradwatch.measure.assemble import StepFacts
-from lightning_gradwatch.measure.compiled import AroundStep, has_compiled_step
+from lightning_gradwatch.measure.compiled import has_compiled_step
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.mask import mask_of
 from lightning_gradwatch.outcome import Outcome
@@ -22,12 +24,10 @@ from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
 from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
 from lightning_gradwatch.sinks import Sinks
 from lightning_gradwatch.trainer import (
-    TracedTrainingStep,
     accumulates,
     current_scale,
     describe,
     folder_of,
-    is_compiled_step,
     logger_step,
     ranks_of,
 )
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
     from torch import Tensor
     from torch.optim import Optimizer
-    from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.mask import Mask
     from lightning_gradwatch.ranks.ranks import Ranks
@@ -89,9 +88,7 @@ class GradWatch(Telling):
         self._mask = check_function("mask", mask)
         self._rules = resolve_rules(rules, ignore)
         self._restored: Mapping[str, Any] | None = None
-        self._traced: TracedTrainingStep | None = None
-        self._steps: dict[int, RemovableHandle | AroundStep] = {}
-        """By optimizer, what tells that it has stepped."""
+        self._hooks = BatchHooks()
 
     # -- Lightning's hooks
 
@@ -116,12 +113,8 @@ class GradWatch(Telling):
             if self._mask is not None:
                 with self._faults.guard("activations"):
                     opened.meter.activations.masks = mask_of(self._mask, batch)
-            # A training step that is compiled as a whole would be compiled again under the tracer.
-            if self._compiled == "eager" or not is_compiled_step(trainer, pl_module):
-                self._traced = TracedTrainingStep(trainer.strategy, opened.meter)
-            for index, optimizer in enumerate(trainer.optimizers):
-                if has_compiled_step(optimizer):
-                    self._steps[index] = AroundStep(optimizer, opened.meter.tracer, eager=self._compiled == "eager")
+            before = partial(self._before_step, trainer)
+            self._hooks.place(trainer, pl_module, opened.meter, eager=self._compiled == "eager", before=before)
 
     @guarded(while_open=True)
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -135,10 +128,15 @@ class GradWatch(Telling):
 
     @guarded(while_open=True)
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        index = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
+        self._before_step(trainer, optimizer, index)
+
+    @guarded(while_open=True)
+    def _before_step(self, trainer: Trainer, optimizer: Optimizer, index: int, again: bool = False) -> None:
+        """Measure what an optimizer is about to use, and have it say when it has stepped."""
         fit = self._open_fit
         meter = fit.meter
-        index = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
-        if not fit.probe.before_optimizer_step(optimizer, index):
+        if not fit.probe.before_optimizer_step(optimizer, index, again=again):
             return
         clipped = trainer.gradient_clip_val is not None and not meter.activations_only
         tracing = meter.tracer.recording  # manual optimization steps inside `training_step`
@@ -150,12 +148,7 @@ class GradWatch(Telling):
             if not meter.steps[index].done:
                 meter.after_optimizer_step(index, clipped=clipped)
 
-        around = self._steps.get(index)
-        if isinstance(around, AroundStep):
-            around.then = stepped
-        else:
-            # Taken away when the batch ends: a hook that removes itself breaks the optimizer's loop over the user's hooks.
-            self._steps[index] = optimizer.register_step_post_hook(stepped)
+        self._hooks.call_after(optimizer, index, stepped)
 
     @guarded()
     def on_train_batch_end(
@@ -209,12 +202,12 @@ class GradWatch(Telling):
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.
-        left_out = ("log", "log_dict", "_fit", "_received", "_traced", "_steps", "_faults")
+        left_out = ("log", "log_dict", "_fit", "_received", "_hooks", "_faults")
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._fit, self._traced, self._steps = None, None, {}
+        self._fit, self._hooks = None, BatchHooks()
         self._faults, self._received = Faults(), Outcome()
 
     # -- the parts
@@ -229,6 +222,7 @@ class GradWatch(Telling):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
         self._fit, self._received = None, Outcome()
+        self._outside = any(map(has_compiled_step, trainer.optimizers))
         # First of all, as all ranks have to take part, whatever becomes of them afterwards.
         ranks = ranks_of(trainer, pl_module, self._faults)
         try:
@@ -277,12 +271,7 @@ class GradWatch(Telling):
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place; fine when there is nothing."""
-        if self._traced is not None:
-            self._traced.release()
-            self._traced = None
-        for each in self._steps.values():
-            each.remove()
-        self._steps.clear()
+        self._hooks.release()
 
     @guarded()
     def _end(self, *, alone: bool = False) -> None:

@@ -54,6 +54,7 @@ class Telling(AnyCallback):
         super().__init__()
         self._faults = Faults()
         self._fit: Fit | None = None
+        self._outside = False
         self._handover = Handover()
         self._received = Outcome()
         """What came from a fit in other processes; it counts where there is none in this one."""
@@ -125,6 +126,8 @@ class _Guarded(Protocol):
 
     _faults: Faults
     _fit: Fit | None
+    _outside: bool
+    """Whether steps that are compiled are measured from outside."""
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place."""
@@ -139,7 +142,8 @@ class _Guarded(Protocol):
 def guarded(*, while_open: bool = False) -> Callable[[_Hook], _Hook]:
     """Make a hook harmless: a fault in it switches the monitor off for this fit, and training goes on.
 
-    Lightning calls its hooks inside of the optimizer's step. Where that is compiled, the compiler is kept out of ours.
+    Lightning calls its hooks inside of the optimizer's step. Where that is compiled it is measured from outside, so that
+    the compiler finds nothing in here. In other compiled code (a function of the user's) it is kept out.
 
     Args:
         while_open: Leave the hook out in steps that aren't measured, as nearly all are.
@@ -167,7 +171,10 @@ def guarded(*, while_open: bool = False) -> Callable[[_Hook], _Hook]:
 
         @wraps(hook)
         def called(self: _Guarded, *args: Any, **kwargs: Any) -> None:
-            (opaque if torch.compiler.is_compiling() else harmless)(self, *args, **kwargs)
+            if not torch.compiler.is_compiling():
+                harmless(self, *args, **kwargs)
+            elif not self._outside:
+                opaque(self, *args, **kwargs)
 
         return cast("_Hook", called)
 

@@ -138,9 +138,9 @@ class Probe:
         self._step += 1
 
     def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle | AroundStep]:
-        def measure() -> None:
+        def measure(again: bool = False) -> None:
             meter.tracer.pause()
-            self.before_optimizer_step(optimizer, index)
+            self.before_optimizer_step(optimizer, index, again=again)
 
         def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -163,7 +163,7 @@ class Probe:
             meter.tracer.resume()
 
         if has_compiled_step(optimizer):
-            return [AroundStep(optimizer, meter.tracer, eager=self._eager, first=measure, then=after)]
+            return [AroundStep(optimizer, meter, eager=self._eager, before=measure, then=after)]
         return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
 
     @property
@@ -208,12 +208,12 @@ class Probe:
         self._meter.activations.masks = Masks(self.mask)
         return self._meter
 
-    def before_optimizer_step(self, optimizer: Optimizer, index: int) -> bool:
-        """Measure what an optimizer is about to use; whether it is its first step in this one."""
+    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
+        """Measure what an optimizer is about to use; whether it is its first step in this one, or is to be measured again."""
         assert self._meter is not None
         self._take_in_new_parameters()  # shards that whole parameters stood in for when the step began
         self._layers.list_unused()
-        return self._meter.before_optimizer_step(optimizer, index)
+        return self._meter.before_optimizer_step(optimizer, index, again=again)
 
     def finish(self, facts: StepFacts) -> PendingRecord:
         """End the step: every hook goes, and its numbers start on their way to the host."""

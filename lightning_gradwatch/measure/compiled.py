@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_gradwatch.measure.layers import parameters_of
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.tracer import Tracer
+    from lightning_gradwatch.measure.faults import Faults
+    from lightning_gradwatch.measure.step import StepMeter
 
 COMPILED = 'compiled: its activations aren\'t seen; pass compiled="eager" to run measured steps eagerly'
 """Why something compiled isn't covered."""
@@ -43,29 +47,46 @@ class AroundStep:
     def __init__(
         self,
         optimizer: Optimizer,
-        tracer: Tracer,
+        meter: StepMeter,
         *,
         eager: bool,
-        first: Callable[[], None] = _nothing,
+        before: Callable[[bool], None],
         then: Callable[[], None] = _nothing,
+        closes: bool = True,
     ) -> None:
+        """Put it in place.
+
+        Args:
+            optimizer: The optimizer.
+            meter: Measures the step that is under way.
+            eager: Run the optimizer's step eagerly.
+            before: Called when the gradients are there, and once more, with True, when there are more for the same weights.
+            then: Called when the optimizer has stepped; may be set later.
+            closes: Whether a closure that the step is given makes the gradients.
+        """
         self.then = then
-        """Called when the optimizer has stepped; `first` before it does, unless a closure has yet to make the gradients."""
         self._optimizer = optimizer
         self._compiled = compiled = optimizer.__dict__["step"]
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            if not args and kwargs.get("closure") is None:
-                first()
-            looking = tracer.recording and not eager
+            inside = closes and bool(args or kwargs.get("closure"))
+            looking = meter.tracer.recording and not eager
             if looking:
-                tracer.pause()
+                meter.tracer.pause()
+            if not inside:
+                before(False)
+            losses = len(meter.losses)
             try:
-                with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+                with (
+                    torch.compiler.set_stance("force_eager") if eager else nullcontext(),
+                    AfterBackward(parameters_of(optimizer), before, meter.faults) if inside else nullcontext(),
+                ):
                     result = compiled(*args, **kwargs)
             finally:
                 if looking:
-                    tracer.resume()
+                    meter.tracer.resume()
+            if inside and len(meter.losses) == losses:
+                meter.add_loss(result, late=True)
             self.then()
             return result
 
@@ -74,3 +95,53 @@ class AroundStep:
     def remove(self) -> None:
         """Put the optimizer's own step back."""
         self._optimizer.__dict__["step"] = self._compiled
+
+
+class AfterBackward:
+    """While it is entered, calls a function when a backward pass has left gradients; again for more of the same weights.
+
+    It hears of them from the autograd engine: where the call of the backward pass is compiled, nothing in there changes.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], call: Callable[[bool], None], faults: Faults) -> None:
+        """Take the parameters, what to call (it's told whether it is called again), and where faults of ours are told."""
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._versions: list[int] = []
+        self._call = call
+        self._faults = faults
+        self._waiting = False
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        hear = torch.compiler.disable(self._hear)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with self._faults.guard("gradients"):
+            for parameter in self._parameters:
+                self._handles.append(parameter.register_post_accumulate_grad_hook(hear))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hear(self, _: Tensor) -> None:
+        if not self._waiting:
+            self._waiting = True
+            with self._faults.guard("gradients"):
+                _at_the_end(self._ended)
+
+    def _ended(self) -> None:
+        self._waiting = False
+        with self._faults.guard("gradients"):
+            _at_the_end(self._tell)  # behind what puts the gradients of several processes together at this point
+
+    def _tell(self) -> None:
+        with self._faults.guard("gradients"):
+            versions = [parameter._version for parameter in self._parameters]  # noqa: SLF001 - documented, without a public name
+            if self._versions in ([], versions):  # a line search makes gradients of other weights
+                self._call(bool(self._versions))
+                self._versions = versions
+
+
+def _at_the_end(call: Callable[[], None]) -> None:
+    """Have a function called when the backward pass that is under way ends, which the compiler leaves alone."""
+    opaque = torch.compiler.disable(call)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.autograd.Variable._execution_engine.queue_callback(opaque)  # noqa: SLF001 - as torch's own data parallelism does

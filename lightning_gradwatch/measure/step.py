@@ -160,9 +160,15 @@ class StepMeter:
         if self.takes_losses:
             self.add_loss(loss)
 
-    def add_loss(self, loss: Any, scale: Tensor | None = None) -> None:
-        """Take the loss of one backward pass; those of a step add up, and those of a line search behind it don't count."""
-        if self.steps:
+    def add_loss(self, loss: Any, scale: Tensor | None = None, *, late: bool = False) -> None:
+        """Take the loss of one backward pass; those of a step add up, and those of a line search behind it don't count.
+
+        Args:
+            loss: The loss.
+            scale: What it is multiplied by.
+            late: It belongs to the step although the gradients were measured before.
+        """
+        if self.steps and not late:
             return
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]
@@ -174,17 +180,18 @@ class StepMeter:
         """Take the factor by which the loss, and so every signal of this step, is multiplied."""
         self.scale = self.pack.add(scale)
 
-    def before_optimizer_step(self, optimizer: Optimizer, index: int) -> bool:
+    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
         """Measure the gradients an optimizer is about to use and remember its weights; the first time in a step only.
 
         Args:
             optimizer: The optimizer.
             index: Its place in the run's list.
+            again: Drop what was measured before: there are more gradients now.
 
         Returns:
-            Whether this was the first time, so that `after_optimizer_step` is wanted.
+            Whether it was measured, so that `after_optimizer_step` is wanted.
         """
-        if index in self.steps:
+        if index in self.steps and not again:
             return False
         step = self.steps[index] = OptimizerStep(optimizer)
         if self.activations_only:

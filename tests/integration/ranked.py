@@ -132,7 +132,16 @@ STRATEGIES = {
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "tensor_parallel": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
 }
+
+
+def compiled_sgd(parameters):
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    optimizer.step = torch.compile(optimizer.step, backend="aot_eager")
+    return optimizer
+
+
 OPTIMIZERS = {
+    "compiled-sgd": compiled_sgd,
     "sgd": functools.partial(torch.optim.SGD, lr=0.1),
     "adam": functools.partial(torch.optim.Adam, lr=0.01),
 }

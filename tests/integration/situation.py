@@ -54,8 +54,6 @@ class Situation:
     """Whether the reference in Lightning's hooks applies."""
     compiles: bool = False
     """Whether something is compiled, which takes long."""
-    breaks: int = 0
-    """Graph breaks that calls of our hooks are, in Lightning's loop over callbacks within a compiled optimizer's step."""
 
 
 @dataclass(frozen=True)

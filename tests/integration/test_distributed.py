@@ -9,7 +9,8 @@ from integration import rank_situations, ranked
 from integration.by_hand import norm
 from integration.nets import batches, seed
 from integration.processes import Processes
-from integration.whole_batch import agree, compare, reference, same, window
+from integration.situations.compiled import Silent
+from integration.whole_batch import agree, columns, compare, reference, same, window
 
 from lightning_gradwatch import evaluate, read_run
 
@@ -36,6 +37,19 @@ def test_the_record_is_that_of_the_whole_batch_on_each_rank(strategy, settings, 
     ), "no unit is dead on one rank only: the test shows nothing"
     assert {record["world_size"] for record in answers[0]["records"]} == {2} == {answers[0]["info"]["world_size"]}
     assert answers[0]["coverage"] == []
+    assert all(answer["warnings"] == [] for answer in answers)
+
+
+def test_a_compiled_step_is_read_when_the_ranks_gradients_are_together(processes):
+    """The training step is in there, so that no hook says when they are."""
+    answers = processes(optimizer="compiled-sgd", kind=Silent)
+    agree(answers)
+    expected = reference("deep", steps=4, rows=16)
+    for record, step in zip(answers[0]["records"], expected, strict=True):
+        assert record["loss"] == pytest.approx(step["loss"], rel=1e-5)
+        for metric in ("grad_norm", "update_ratio"):
+            found = columns(answers[0], record, "layers", metric)
+            assert found == pytest.approx({name: each[metric] for name, each in step["layers"].items()}, rel=1e-5)
     assert all(answer["warnings"] == [] for answer in answers)
 
 

@@ -8,6 +8,7 @@ from integration.situation import Situation
 from integration.situations.loop import SITES, Manual, adam, scaled
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch import LayerState
 
@@ -57,10 +58,45 @@ def by_its_method():
     return block
 
 
-def compiled_step(parameters):
-    optimizer = adam(parameters)
-    optimizer.step = compiled(optimizer.step)
-    return optimizer
+def with_compiled_step(make_optimizer):
+    def make(parameters):
+        optimizer = make_optimizer(parameters)
+        optimizer.step = compiled(optimizer.step)
+        return optimizer
+
+    return make
+
+
+class Checkpointed(nn.Module):
+    """Goes backward within its backward pass, before any other gradient is there."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(FEATURES, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        h = checkpoint(lambda z: torch.relu(self.second(z)), h, use_reentrant=True)
+        return checkpoint(self.last, h, use_reentrant=True)
+
+
+class LooksAround(torch.optim.SGD):
+    """Takes its step from where the gradient leads, as sharpness-aware minimisation does: two passes a step."""
+
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        self.move(0.01)
+        with torch.enable_grad():
+            closure()
+        self.move(-0.11)
+        return loss
+
+    @torch.no_grad()
+    def move(self, factor):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad, alpha=factor)
 
 
 class CompiledUpdate(torch.optim.SGD):
@@ -87,6 +123,12 @@ def silent(make_optimizer=adam):
 AROUND = {"sites": ("net.1",), "uncovered": {"net.2": MODULE}}
 UNSEEN = {"uncovered": {"": STEP}}
 
+compiled_step = with_compiled_step(adam)
+writes_into_gradients = with_compiled_step(
+    lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, foreach=True)
+)
+looks_around = with_compiled_step(lambda parameters: LooksAround(parameters, lr=0.1))
+
 SITUATIONS = {
     "compiled-whole": Situation(make=lambda: compiled(Silent(relu_net(), adam)), compiles=True, **UNSEEN),
     "compiled-submodule": Situation(make=lambda: Silent(around(compiled(Block())), adam), compiles=True, **AROUND),
@@ -97,13 +139,17 @@ SITUATIONS = {
     "compiled-update": Situation(
         make=silent(lambda parameters: CompiledUpdate(parameters, lr=0.1)), compiles=True, sites=SITES
     ),
-    "compiled-step": Situation(make=silent(compiled_step), compiles=True, breaks=3, **UNSEEN),
+    "compiled-step": Situation(make=silent(compiled_step), compiles=True, **UNSEEN),
     "compiled-step-clipped": Situation(
         make=silent(compiled_step),
         settings={"gradient_clip_val": 0.05, "accumulate_grad_batches": 2},
         compiles=True,
-        breaks=3,
         **UNSEEN,
+    ),
+    "compiled-step-nesterov": Situation(make=silent(writes_into_gradients), compiles=True, **UNSEEN),
+    "compiled-step-twice": Situation(make=silent(looks_around), compiles=True, **UNSEEN),
+    "compiled-step-checkpointed": Situation(
+        make=lambda: Silent(Checkpointed(), compiled_step), compiles=True, **UNSEEN
     ),
     "compiled-step-scaler": Situation(
         make=silent(compiled_step),
@@ -113,7 +159,5 @@ SITUATIONS = {
         states=dict.fromkeys(("net.0", "net.2", "net.4"), NON_FINITE),
         compiles=True,
     ),
-    "compiled-step-manual": Situation(
-        make=lambda: ManualSilent(relu_net(), compiled_step), compiles=True, breaks=1, sites=SITES
-    ),
+    "compiled-step-manual": Situation(make=lambda: ManualSilent(relu_net(), compiled_step), compiles=True, sites=SITES),
 }
