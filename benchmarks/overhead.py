@@ -4,7 +4,7 @@
 
 A round is one step of each kind, in turn, so that a slow moment of the machine hits all of them. Timed is what a user
 waits for: from the first callback's `on_train_batch_start` to the last one's `on_train_batch_end`, with the transfer, the
-rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured.
+rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured and none that is under way.
 TensorBoard writes in a thread of its own, which takes its time from the step after; so what a plain step that follows a
 measured one takes longer than usual counts as the measured one's. "idle hooks" is the time inside our own hooks in an idle
 step: differences of whole steps are noisier than that.
@@ -98,6 +98,7 @@ class Switched(GradWatch):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.current = self.clock.kind(batch_idx)
+        self._rest = 2 if self.current == "idle" else 0  # as nearly all steps that aren't measured
         self._faults.reasons.clear()
         if self.current == "gradients":
             self._faults.reasons.update(activations="benchmark", signal="benchmark", updates="benchmark")

@@ -89,6 +89,8 @@ class GradWatch(Telling):
         self._rules = resolve_rules(rules, ignore)
         self._restored: Mapping[str, Any] | None = None
         self._hooks = BatchHooks()
+        self._rest = self._step = 0
+        """The batches that go by without a look, the next one included, and the logger's step in the last that had one."""
 
     # -- Lightning's hooks
 
@@ -96,25 +98,32 @@ class GradWatch(Telling):
         self._faults = Faults(speaks=trainer.is_global_zero)  # what failed in an earlier fit may work in this one
         self._start(trainer, pl_module)
 
-    @guarded()
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # First of all, and in nearly all batches all of it: whatever is touched between two steps of a net is cold.
+        self._rest -= 1
+        if self._rest <= 0:
+            self._begin_batch(trainer, pl_module, batch)
+
+    @guarded()
+    def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self._release()
         fit = self._fit
         if fit is None:
             return
-        step = logger_step(trainer)
+        self._step = step = logger_step(trainer)
         if fit.open is not None and not fit.open.meter.steps and not pl_module.automatic_optimization:
             # Manual optimization that steps every few batches: Lightning counts each batch, we wait for the step.
             fit.open.step = step
         opened = fit.begin(step)
+        self._live = opened is not None or self._outside
         if opened is not None:
             opened.passes += 1
             opened.meter.takes_losses = False
             if self._mask is not None:
                 with self._faults.guard("activations"):
                     opened.meter.activations.masks = mask_of(self._mask, batch)
-            before = partial(self._before_step, trainer)
-            self._hooks.place(trainer, pl_module, opened.meter, eager=self._compiled == "eager", before=before)
+            eager, before = self._compiled == "eager", partial(self._before_step, trainer)
+            self._hooks.place(trainer, pl_module, opened.meter, eager=eager, before=before)
 
     @guarded(while_open=True)
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -150,18 +159,19 @@ class GradWatch(Telling):
 
         self._hooks.call_after(optimizer, index, stepped)
 
-    @guarded()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._rest <= 0:
+            self._end_batch(trainer, pl_module, batch_idx)
+
+    @guarded()
+    def _end_batch(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         self._release()
-        fit = self._fit
-        if fit is None:
+        if (fit := self._fit) is None:
             return
         opened = fit.open
-        if opened is None:
-            fit.drain(wait=False)
-        elif opened.meter.steps:
+        if opened is not None and opened.meter.steps:
             fit.end(
                 StepFacts(
                     step=opened.step,
@@ -171,12 +181,14 @@ class GradWatch(Telling):
                     optimizers=len(trainer.optimizers),
                 )
             )
-        elif not pl_module.automatic_optimization:
+        elif opened is not None and not pl_module.automatic_optimization:
             fit.wait_for_step()
-        elif accumulates(trainer):
+        elif opened is None or accumulates(trainer):
             fit.drain(wait=False)
         else:
             fit.skip()
+        self._live = fit.open is not None or self._outside
+        self._rest = fit.rest(self._step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
@@ -222,7 +234,8 @@ class GradWatch(Telling):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
         self._fit, self._received = None, Outcome()
-        self._outside = any(map(has_compiled_step, trainer.optimizers))
+        self._rest = 0
+        self._live = self._outside = any(map(has_compiled_step, trainer.optimizers))
         # First of all, as all ranks have to take part, whatever becomes of them afterwards.
         ranks = ranks_of(trainer, pl_module, self._faults)
         try:

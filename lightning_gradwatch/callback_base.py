@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -18,6 +19,7 @@ from lightning_gradwatch.outcome import Handover, Outcome
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pytorch_lightning import Callback
@@ -54,7 +56,7 @@ class Telling(AnyCallback):
         super().__init__()
         self._faults = Faults()
         self._fit: Fit | None = None
-        self._outside = False
+        self._live = self._outside = False
         self._handover = Handover()
         self._received = Outcome()
         """What came from a fit in other processes; it counts where there is none in this one."""
@@ -126,6 +128,8 @@ class _Guarded(Protocol):
 
     _faults: Faults
     _fit: Fit | None
+    _live: bool
+    """Whether a step is open; where steps are compiled, which would be compiled again if it changed, always True."""
     _outside: bool
     """Whether steps that are compiled are measured from outside."""
 
@@ -137,6 +141,23 @@ class _Guarded(Protocol):
 
     def _leave_outcome(self) -> None:
         """Leave what was seen to the process that started this one."""
+
+
+@contextmanager
+def _faults_told(self: _Guarded) -> Iterator[None]:
+    """End the fit's monitoring after a fault of ours, and say so; what the user asked to be raised is raised."""
+    try:
+        yield
+    except (GradWatchError, GradWatchWarning):
+        self._release()
+        self._leave_outcome()  # no hook is called any more in a process that was started for this fit
+        raise
+    except GivenUp as reason:
+        self._stop()
+        self._faults.give_up(reason)
+    except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
+        self._stop()
+        self._faults.report("schedule", error)
 
 
 def guarded(*, while_open: bool = False) -> Callable[[_Hook], _Hook]:
@@ -154,23 +175,15 @@ def guarded(*, while_open: bool = False) -> Callable[[_Hook], _Hook]:
             fit = self._fit
             if (while_open and (fit is None or fit.open is None)) or not self._faults.on("schedule"):
                 return
-            try:
+            with _faults_told(self):
                 hook(self, *args, **kwargs)
-            except (GradWatchError, GradWatchWarning):
-                self._release()
-                self._leave_outcome()  # no hook is called any more in a process that was started for this fit
-                raise
-            except GivenUp as reason:
-                self._stop()
-                self._faults.give_up(reason)
-            except Exception as error:  # noqa: BLE001 - contract: a monitor never breaks training; it is reported
-                self._stop()
-                self._faults.report("schedule", error)
 
         opaque = torch.compiler.disable(harmless)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
         @wraps(hook)
         def called(self: _Guarded, *args: Any, **kwargs: Any) -> None:
+            if while_open and not self._live:
+                return
             if not torch.compiler.is_compiling():
                 harmless(self, *args, **kwargs)
             elif not self._outside:

@@ -111,6 +111,17 @@ class Fit:
             self.open = OpenStep(self.probe.begin(activations_only=True), step)
         return self.open
 
+    def rest(self, step: int) -> int:
+        """Return for how many batches from this one on none has to be looked at, this one having had that step; 0: each has.
+
+        A batch is a step at most. With other ranks, each is counted.
+        """
+        if self.open is not None or self._pending or self._ranks is not None:
+            return 0
+        schedule = self._schedule
+        asked = (self.evaluator.confirming and schedule.confirms) or (not self.probe.windows.full and schedule.watches)
+        return 0 if asked else schedule.gap(step)
+
     def end(self, facts: StepFacts) -> None:
         """Close the open step, and take in what has arrived of it and of earlier ones.
 

@@ -33,10 +33,27 @@ class Schedule:
         if (step + 1) % every == 0 or (step < every and step & (step - 1) == 0):
             self._confirmed = 0
             return True
-        if confirming and self._confirmed < _CONFIRMING_STEPS:
+        if confirming and self.confirms:
             self._confirmed += 1
             return True
         return False
+
+    def gap(self, step: int) -> int:
+        """Return how many steps after this one the next is due."""
+        every = self.every_n_steps
+        next_due = step + every - (step + 1) % every
+        power = 1 << step.bit_length()  # the next above
+        return (min(power, next_due) if power < every else next_due) - step
+
+    @property
+    def watches(self) -> bool:
+        """Whether steps that aren't due may still be watched."""
+        return self._watched < _FIRST_STEPS
+
+    @property
+    def confirms(self) -> bool:
+        """Whether there is an extra step left before the next that is due."""
+        return self._confirmed < _CONFIRMING_STEPS
 
     def fills_windows(self) -> bool:
         """Whether a step that isn't due is watched all the same, because some window isn't full yet."""

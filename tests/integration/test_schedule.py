@@ -116,3 +116,42 @@ def test_extra_steps_are_bounded():
     schedule = Schedule(100)
     confirmed = [step for step in range(100, 300) if schedule.due(step, confirming=True)]
     assert confirmed == [*range(100, 116), 199, *range(200, 216), 299]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 50, 64, 100])
+def test_the_gap_ends_at_the_next_step_that_is_due(every):
+    schedule = Schedule(every)
+    due = [step for step in range(400) if schedule.due(step, confirming=False)]
+    for step in range(200):
+        assert step + schedule.gap(step) == next(later for later in due if later > step)
+
+
+@pytest.mark.parametrize(
+    ("settings", "looked"),
+    [
+        ({}, [0, 1, 2, 4, 8, 16, 19, 39, 59]),
+        # A step of three batches: between two that are due, the time that three steps at the least take goes by.
+        ({"accumulate_grad_batches": 3, "limit_train_batches": 60, "max_epochs": 1}, None),
+    ],
+    ids=["plain", "accumulation"],
+)
+def test_batches_between_due_steps_go_by_without_a_look(settings, looked, tmp_path, monkeypatch):
+    seen = []
+    begin = GradWatch._begin_batch
+
+    def spy(self, run, *rest):
+        seen.append(run.fit_loop.total_batch_idx)
+        begin(self, run, *rest)
+
+    monkeypatch.setattr(GradWatch, "_begin_batch", spy)
+    watch = GradWatch(every_n_steps=20)
+    net = Classifier(nn.Linear(6, 3))  # without a window to fill
+    trainer(tmp_path, watch, **({"max_steps": 60} | settings)).fit(net, batches(60))
+    due = [0, 1, 2, 4, 8, 16, 19, 39, 59]
+    assert steps(watch) == [step for step in due if looked or step < 20]
+    if looked:
+        assert seen == looked
+    else:
+        measured = [batch for step in steps(watch) for batch in range(3 * step, 3 * step + 3)]
+        assert set(measured) <= set(seen)
+        assert len(seen) < 45
