@@ -69,7 +69,7 @@ class Sinks:
         record = records[-1]
         info = infos[record.layout]
         outline = told.outline
-        changed = outline != self._outline
+        changed = outline != self._outline and _is_news(outline, self._outline)
         findings = told.findings if changed else None
         event = step_event(
             record,
@@ -130,6 +130,14 @@ class Sinks:
                 self.path = self.path or next_version_folder(self._folder)
                 self._file = EventFile(self.path)
             self._file.write(event)
+
+
+def _is_news(now: Sequence[tuple[Any, ...]], told: Sequence[tuple[Any, ...]]) -> bool:
+    """Tell whether findings differ by more than a few of their layers, as those at the edge come and go with the noise."""
+    if [each[:-1] for each in now] != [each[:-1] for each in told]:
+        return True
+    pairs = [(set(new[-1]), set(old[-1])) for new, old in zip(now, told, strict=True)]
+    return any(3 * len(new & old) < 2 * max(len(new), len(old)) for new, old in pairs)
 
 
 def _file_writer(logger: Any) -> Any:
