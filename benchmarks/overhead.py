@@ -4,7 +4,7 @@
 
 A round is one step of each kind, in turn, so that a slow moment of the machine hits all of them. Timed is what a user
 waits for: from the first callback's `on_train_batch_start` to the last one's `on_train_batch_end`, with the transfer, the
-rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured and none that is under way.
+rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured.
 TensorBoard writes in a thread of its own, which takes its time from the step after; so what a plain step that follows a
 measured one takes longer than usual counts as the measured one's. "idle hooks" is the time inside our own hooks in an idle
 step: differences of whole steps are noisier than that.

@@ -62,30 +62,33 @@ class AroundStep:
             eager: Run the optimizer's step eagerly.
             before: Called when the gradients are there, and once more, with True, when there are more for the same weights.
             then: Called when the optimizer has stepped; may be set later.
-            closes: Whether a closure that the step is given makes the gradients.
+            closes: Whether the gradients are made by the closure alone that the step is given, and none are there before.
         """
         self.then = then
         self._optimizer = optimizer
         self._compiled = compiled = optimizer.__dict__["step"]
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            inside = closes and bool(args or kwargs.get("closure"))
+            closure = args[0] if args else kwargs.get("closure")
+            there = closure is None or not closes
             looking = meter.tracer.recording and not eager
             if looking:
                 meter.tracer.pause()
-            if not inside:
+            if there:
                 before(False)
             losses = len(meter.losses)
             try:
                 with (
                     torch.compiler.set_stance("force_eager") if eager else nullcontext(),
-                    AfterBackward(parameters_of(optimizer), before, meter.faults) if inside else nullcontext(),
+                    nullcontext()
+                    if closure is None
+                    else AfterBackward(parameters_of(optimizer), before, meter.faults, again=there),
                 ):
                     result = compiled(*args, **kwargs)
             finally:
                 if looking:
                     meter.tracer.resume()
-            if inside and len(meter.losses) == losses:
+            if closure is not None and len(meter.losses) == losses:
                 meter.add_loss(result, late=True)
             self.then()
             return result
@@ -103,12 +106,22 @@ class AfterBackward:
     It hears of them from the autograd engine: where the call of the backward pass is compiled, nothing in there changes.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], call: Callable[[bool], None], faults: Faults) -> None:
-        """Take the parameters, what to call (it's told whether it is called again), and where faults of ours are told."""
+    def __init__(
+        self, parameters: Iterable[Tensor], call: Callable[[bool], None], faults: Faults, *, again: bool
+    ) -> None:
+        """Take in what to watch.
+
+        Args:
+            parameters: Those whose gradients are meant.
+            call: What to call; it's told whether it is called again.
+            faults: Where faults of ours are told.
+            again: Whether it was called before.
+        """
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._versions: list[int] = []
         self._call = call
         self._faults = faults
+        self._again = again
         self._waiting = False
         self._handles: list[RemovableHandle] = []
 
@@ -137,8 +150,8 @@ class AfterBackward:
         with self._faults.guard("gradients"):
             versions = [parameter._version for parameter in self._parameters]  # noqa: SLF001 - documented, without a public name
             if self._versions in ([], versions):  # a line search makes gradients of other weights
-                self._call(bool(self._versions))
-                self._versions = versions
+                self._call(self._again)
+                self._again, self._versions = True, versions
 
 
 def _at_the_end(call: Callable[[], None]) -> None:

@@ -36,6 +36,21 @@ class ManualSilent(Manual):
         self.step(self.optimizers(), batch_idx)
 
 
+class ClosesByHandSilent(ManualSilent):
+    """Hands its compiled step a closure."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+
+        def closure():
+            self.optimizers().zero_grad()
+            loss = F.cross_entropy(self(x), y)
+            self.manual_backward(loss)
+            return loss
+
+        self.optimizers().step(closure)
+
+
 class Block(nn.Module):
     """A module of the user's: one of torch's own that is compiled by its method isn't compiled at all."""
 
@@ -160,4 +175,9 @@ SITUATIONS = {
         compiles=True,
     ),
     "compiled-step-manual": Situation(make=lambda: ManualSilent(relu_net(), compiled_step), compiles=True, sites=SITES),
+    "compiled-step-closes-by-hand": Situation(
+        make=lambda: ClosesByHandSilent(relu_net(), compiled_step),
+        compiles=True,
+        uncovered=dict.fromkeys(("net.1", "net.3"), "not called in a measured step"),
+    ),
 }
