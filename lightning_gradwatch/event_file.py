@@ -213,7 +213,8 @@ def read_payloads(path: Path, *, marker: bytes, problem: Callable[[str], None]) 
             if length > MAX_EVENT_BYTES:
                 file.seek(start)
                 continue
-            payload = file.read(length + 4)[:length]
+            payload = file.read(length)
+            file.read(4)  # its checksum
             if len(payload) == length and marker in payload:
                 yield last, payload
 

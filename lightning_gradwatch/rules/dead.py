@@ -137,7 +137,7 @@ class DeadUnits(Rule):
             return Sentences(
                 cause=_cause(value, sites, how),
                 remedy=_remedy(info, sites, how),
-                message=self._message(worst, value, due.names, trend),
+                message=self._message(worst, value, due.names(), trend),
             )
 
         return Sighting(

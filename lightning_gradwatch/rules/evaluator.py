@@ -39,6 +39,19 @@ class _Kept:
         self.last_step = seen.last_step
         self._finding: Finding | None = None
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of the latest of the worst."""
+        layers = self.seen.layers
+        if not isinstance(layers, tuple):
+            layers = layers()
+            self.seen = (
+                replace(self.seen, layers=layers)
+                if isinstance(self.seen, Finding)
+                else self.seen._replace(layers=layers)
+            )
+        return layers
+
     def take(self, new: Finding | Sighting) -> bool:
         """Take in a later one; return whether it is worse than any before."""
         severity = self.seen.severity
@@ -53,18 +66,18 @@ class _Kept:
         """Return the finding as it stands, its sentences written now."""
         if self._finding is None:
             if not isinstance(self.seen, Finding):
-                self.seen = _written(rule, self.seen)
+                self.seen = _written(rule, self.seen, self.layers)
             self._finding = replace(self.seen, first_step=self.first_step, last_step=self.last_step)
         return self._finding
 
 
-def _written(rule: Rule, seen: Sighting) -> Finding:
+def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
     cause, remedy, message = seen.write()
     return Finding(
         code=rule.code,
         name=rule.name,
         severity=seen.severity,
-        layers=seen.layers,
+        layers=layers,
         first_step=seen.first_step,
         last_step=seen.last_step,
         value=seen.value,
@@ -171,7 +184,7 @@ class Evaluator:
     def outline(self) -> tuple[tuple[Any, ...], ...]:
         """What makes findings worth telling again, and costs no writing: that their numbers go on is told at the end."""
         return tuple(
-            (code, int(kept.seen.severity), kept.first_step, kept.seen.layers)
+            (code, int(kept.seen.severity), kept.first_step, kept.layers)
             for code, entry in self._entries.items()
             for kept in entry.kept.values()
         )

@@ -26,10 +26,14 @@ class Lasting(NamedTuple):
     """What has held for so many readings in a row that it counts."""
 
     where: Mask
-    names: tuple[str, ...]
-    """Of these columns, in execution order."""
     since: int
     """Step of the first reading of the longest streak."""
+    columns: tuple[str, ...]
+    """Names of all columns."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of those where it holds, in execution order; a method, as seldom anyone asks."""
+        return tuple(compress(self.columns, self.where.tolist()))
 
 
 class Columns:
@@ -38,12 +42,13 @@ class Columns:
     Names that only an older layout had keep their numbers, behind the newest layout's columns.
     """
 
-    __slots__ = ("_all", "_fill", "_names", "blank", "derived", "hit", "layout", "pattern", "rise", "values")
+    __slots__ = ("_all", "_fill", "blank", "derived", "hit", "layout", "names", "pattern", "rise", "values")
 
     def __init__(self, plain: Mapping[str, list[float | None]], rows: int, fill: float) -> None:
         """Take what `plain` gave; columns that aren't there hold `fill` in each row."""
         self.layout = ""
-        self._names = tuple(plain)
+        self.names = tuple(plain)
+        """Of the layout's columns, and behind them those that only older layouts had."""
         self._fill = fill
         self._all = np.full((rows, len(plain)), fill)
         for column, numbers in enumerate(plain.values()):
@@ -63,10 +68,10 @@ class Columns:
 
     def align(self, layout: str, names: tuple[str, ...]) -> None:
         """Take over the columns of another layout."""
-        before = dict(zip(self._names, self._all.T, strict=True))
-        self._names = (*names, *(name for name in self._names if name not in frozenset(names)))
-        aligned = np.full((len(self._all), len(self._names)), self._fill)
-        for column, name in enumerate(self._names):
+        before = dict(zip(self.names, self._all.T, strict=True))
+        self.names = (*names, *(name for name in self.names if name not in frozenset(names)))
+        aligned = np.full((len(self._all), len(self.names)), self._fill)
+        for column, name in enumerate(self.names):
             if name in before:
                 aligned[:, column] = before[name]
         self._all = aligned
@@ -77,12 +82,12 @@ class Columns:
 
     def names_where(self, where: Mask) -> tuple[str, ...]:
         """Return the names of some of the layout's columns, in execution order."""
-        return tuple(compress(self._names, where.tolist()))
+        return tuple(compress(self.names, where.tolist()))
 
     def plain(self) -> dict[str, list[float | None]]:
         """Return the columns that hold something, by name: the same data whatever layouts there were."""
         return {
-            self._names[column]: [None if np.isnan(number) else float(number) for number in self._all[:, column]]
+            self.names[column]: [None if np.isnan(number) else float(number) for number in self._all[:, column]]
             for column in np.flatnonzero(self._told()).tolist()
         }
 
@@ -156,7 +161,7 @@ def lasting(held: Columns, patience: int, level: int = 0) -> Lasting | None:
     hit = held.hit[level]
     where = hit & (counts(held)[level] >= patience)
     count = np.count_nonzero(where)
-    found = Lasting(where, held.names_where(where), first_step(held, where, level)) if count else None
+    found = Lasting(where, first_step(held, where, level), held.names) if count else None
     if count == np.count_nonzero(hit):
         held.derived[level] = found
     return found

@@ -101,7 +101,7 @@ class OversizedUpdate(Rule):
             return Verdict(confirming=True, unjudged=reason)
         state["reported"] = True
         learns = self._learns(trend)
-        where, names, since = due
+        where = due.where
         value, at_first = float(np.maximum.reduce(ratios[where])), state["at_first"]
         unscaled = state["unscaled"] and info.steps_follow_gradient
         most = bool(2 * np.count_nonzero(where) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
@@ -109,15 +109,15 @@ class OversizedUpdate(Rule):
         def write() -> Sentences:
             worst = info.layer_names[int((where & (ratios == value)).argmax())]
             urgency = self._urgency(trend, learns=learns, most=most)
-            return self._sentences(record, info, _Seen(names, worst, value, at_first, unscaled, urgency))
+            return self._sentences(record, info, _Seen(due.names(), worst, value, at_first, unscaled, urgency))
 
         severity = Severity.ERROR if value > _ERROR_FACTOR * self.ratio else Severity.WARNING
         return Verdict(
             {
                 "oversized": Sighting(
                     severity=Severity.INFO if learns or not most else severity,
-                    layers=names,
-                    first_step=since,
+                    layers=due.names,
+                    first_step=due.since,
                     last_step=int(record.step),
                     value=value,
                     threshold=self.ratio,

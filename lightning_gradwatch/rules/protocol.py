@@ -35,7 +35,8 @@ class Sighting(NamedTuple):
     """A finding whose sentences aren't written yet: an ill run has one at each record, and only the last is read."""
 
     severity: Severity
-    layers: tuple[str, ...]
+    layers: tuple[str, ...] | Callable[[], tuple[str, ...]]
+    """Or what names them; as `write`."""
     first_step: int
     last_step: int
     value: float

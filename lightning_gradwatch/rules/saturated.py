@@ -86,11 +86,11 @@ class SaturatedUnits(Rule):
     def _sighting(
         self, record: StepRecord, info: RunInfo, fractions: FloatVector, due: Lasting, how: Drift
     ) -> Sighting:
-        where, names, since = due
+        where = due.where
         value = float(np.maximum.reduce(fractions[where]))
 
         def write() -> Sentences:
-            worst = info.site_names[int((where & (fractions == value)).argmax())]
+            worst, names = info.site_names[int((where & (fractions == value)).argmax())], due.names()
             elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
             reason = _reason(record, info, where, how)
             return Sentences(
@@ -102,7 +102,7 @@ class SaturatedUnits(Rule):
                 ),
             )
 
-        return Sighting(Severity.WARNING, names, since, int(record.step), value, self.fraction, write)
+        return Sighting(Severity.WARNING, due.names, due.since, int(record.step), value, self.fraction, write)
 
 
 class _Reason(NamedTuple):

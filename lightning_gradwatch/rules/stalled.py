@@ -180,7 +180,7 @@ class StalledUpdate(Rule):
     def _stalled(self, reading: _Reading, due: Lasting, trend: LossTrend) -> Sighting:
         """Tell of layers that are behind the others."""
         record, info = reading.record, reading.info
-        where, names, since = due
+        where = due.where
         value = float(np.minimum.reduce(reading.ratios[where]))
 
         def write() -> Sentences:
@@ -189,13 +189,13 @@ class StalledUpdate(Rule):
             cause, remedy = why_behind(record, info, worst, best)
             message = (
                 f"A step changes {info.layers[worst].name} by {number(value)} of itself, and {info.layers[best].name} by "
-                f"{number(reading.top)}. Stalled: {listed(names)}. Reported below {number(self.ratio)} where another layer's "
+                f"{number(reading.top)}. Stalled: {listed(due.names())}. Reported below {number(self.ratio)} where another layer's "
                 f"is {number(self.spread)} times higher. {trend.sentence(self.loss_fall)}"
             )
             return Sentences(cause, remedy, message)
 
         return Sighting(
-            self._severity(value / self.ratio, trend), names, since, int(record.step), value, self.ratio, write
+            self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
         )
 
     def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend) -> Sighting:
@@ -204,7 +204,7 @@ class StalledUpdate(Rule):
 
         def write() -> Sentences:
             message = (
-                f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names)}). Reported below "
+                f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names())}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
             cause, remedy = why_slow(record, reading.info, reading.judged, reading.top)

@@ -83,11 +83,13 @@ class UnreachedLayer(Rule):
         withdrawn: tuple[str, ...] = ()
         findings = {}
         if due is not None:
-            new = _regrouped(groups, state, info, codes, due.where)
-            if new is not None:
-                withdrawn = new
-                held.derived.pop(_ROOTS, None)
-            for root in _roots(held, groups, due.where):
+            roots: list[_Root] | None = held.derived.get(_ROOTS)
+            if roots is None or any(root.kind == "unused" for root in roots):
+                withdrawn = _regroup(groups, state, info, codes, due.where)
+                roots = _roots(held, groups, due.where)
+                if np.array_equal(due.where, held.hit[0]):
+                    held.derived[_ROOTS] = roots
+            for root in roots:
                 findings[_key(root.number)] = self._sighting(record, info, held, root)
         pending = bool(np.count_nonzero(hit & (groups.values[_NUMBER] == 0)))
         judged = bool(findings) or bool(np.count_nonzero(_REACHED[codes]))
@@ -97,10 +99,11 @@ class UnreachedLayer(Rule):
         return Verdict(findings, withdrawn, confirming=pending, unjudged="" if judged else reason)
 
     def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, root: _Root) -> Sighting:
-        _, kind, (members, names, since) = root
+        kind, (members, since, _) = root.kind, root.members
         longest = int(np.maximum.reduce(counts(held)[0][members]))
 
         def write() -> Sentences:
+            names = root.members.names()
             cause, remedy = unreached_cause(Unreached(kind, names, since), record, info)
             seen = _SEEN[kind].format(layers=listed(names))
             message = f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on."
@@ -108,7 +111,7 @@ class UnreachedLayer(Rule):
 
         return Sighting(
             severity=Severity.INFO if kind == "unused" else Severity.ERROR,
-            layers=names,
+            layers=root.members.names,
             first_step=since,
             last_step=int(record.step),
             value=longest,
@@ -158,34 +161,26 @@ class _Root(NamedTuple):
 
 def _roots(held: Columns, groups: Columns, due: Mask) -> list[_Root]:
     """Return the root causes of the due layers, the oldest first."""
-    roots: list[_Root] | None = held.derived.get(_ROOTS)
-    if roots is not None:
-        return roots
     number, kind = groups.values
     roots = []
     for group in sorted(set(number[due].tolist())):
         members = number == group
         since = first_step(held, members & (counts(held)[0] > 0))
-        lasts = Lasting(members, groups.names_where(members), since)
-        roots.append(_Root(group, _KINDS[int(kind[members][0])], lasts))
-    if np.array_equal(due, held.hit[0]):
-        held.derived[_ROOTS] = roots
+        roots.append(_Root(group, _KINDS[int(kind[members][0])], Lasting(members, since, groups.names)))
     return roots
 
 
-def _regrouped(
-    groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask
-) -> tuple[str, ...] | None:
-    """Give each due layer the number of its root cause; return the keys of those that went, None where all had one."""
+def _regroup(groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask) -> tuple[str, ...]:
+    """Give each due layer the number of its root cause; return the keys of those that went."""
     number, kind = groups.values
     if not np.count_nonzero(due & (kind <= _UNUSED)):
-        return None
+        return ()
     # A layer that the forward pass leaves out, or may leave out where it can't be seen, is no fault.
     unused = (info.layer_used == 0) | (np.isnan(info.layer_used) & (codes == LayerState.NONE))
     now = np.where(unused, _UNUSED, np.where(codes == LayerState.ZERO, _ZERO, _NONE))
     new = due & ((number == 0) | ((kind == _UNUSED) & ~unused))
     if not np.count_nonzero(new):
-        return None
+        return ()
     before = set(number.tolist())
     last = state.get("last_group", 0)
     state["last_group"] = last + int(np.count_nonzero(new))

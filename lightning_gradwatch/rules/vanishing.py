@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -186,7 +187,7 @@ class VanishingGradient(Rule):
 
         return Sighting(
             severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
-            layers=_faded_layers(info, signal, threshold),
+            layers=partial(_faded_layers, info, signal, threshold),
             first_step=state["since"],
             last_step=int(record.step),
             value=signal.attenuation,

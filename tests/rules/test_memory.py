@@ -123,7 +123,7 @@ def test_streaks_are_what_counting_name_by_name_gives(patience, readings):
                 if mark == "h" and len(streak[level, name]) >= patience
             ]
             found = lasting(held, patience, level)
-            assert (found.names if found else ()) == tuple(due)
+            assert (found.names() if found else ()) == tuple(due)
             if found:
                 assert found.since == min(streak[level, name][0] for name in due)
                 assert [names[column] for column in np.flatnonzero(found.where)] == due
