@@ -165,7 +165,7 @@ def decode_event(payload: bytes) -> DecodedEvent | None:
         return None
     try:
         text, seal = tensors.pop(STEP_TAG).string_val
-        contents = {tag: tensor.tensor_content or _text(tensor) for tag, tensor in tensors.items()}
+        contents = {tag: _content(tensor) for tag, tensor in tensors.items()}
         if seal != _seal(text, contents):
             raise ValueError("its checksum is wrong")
         envelope = json.loads(text.decode())
@@ -243,16 +243,13 @@ def _add_scalar(values: Any, tag: str, value: float, description: str, described
 
 def _add_sealed(values: Any, envelope: Mapping[str, Any]) -> None:
     text = _json(envelope).encode()
-    contents = {value.tag: value.tensor.tensor_content or _text(value.tensor) for value in values}
+    contents = {value.tag: _content(value.tensor) for value in values}
     _add_strings(values, STEP_TAG, [text, _seal(text, contents)], _OURS)
 
 
 def _content(tensor: Any) -> bytes:
-    return tensor.tensor_content or _text(tensor)
-
-
-def _text(tensor: Any) -> bytes:
-    return b"".join(tensor.string_val)
+    content: bytes = tensor.tensor_content or b"".join(tensor.string_val)
+    return content
 
 
 def _seal(text: bytes, contents: Mapping[str, bytes]) -> bytes:

@@ -57,8 +57,10 @@ class Schedule:
 
     def fills_windows(self) -> bool:
         """Whether a step that isn't due is watched all the same, because some window isn't full yet."""
+        if not self.watches:
+            return False
         self._watched += 1
-        return self._watched <= _FIRST_STEPS
+        return True
 
     def state_dict(self) -> dict[str, int]:
         """Return how many extra steps were spent, so that a resumed run spends no more than one that never stopped."""

@@ -59,8 +59,13 @@ class Depth(NamedTuple):
 
     def ends(self, info: RunInfo) -> str:
         """Return what readings must share to be compared."""
-        names = info.site_names
-        return f"{names[self.columns[0]]}\n{names[self.columns[-1]]}\n{len(self.columns)}"
+        return ends(info, self.columns)
+
+
+def ends(info: RunInfo, columns: npt.NDArray[np.intp]) -> str:
+    """Return what readings of the signal over these sites must share to be compared."""
+    names = info.site_names
+    return f"{names[columns[0]]}\n{names[columns[-1]]}\n{len(columns)}"
 
 
 def gains_sentence(record: StepRecord, info: RunInfo, depth: Depth) -> str:

@@ -42,14 +42,13 @@ class _Kept:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers of the latest of the worst."""
-        layers = self.seen.layers
-        if not isinstance(layers, tuple):
-            layers = layers()
-            self.seen = (
-                replace(self.seen, layers=layers)
-                if isinstance(self.seen, Finding)
-                else self.seen._replace(layers=layers)
-            )
+        seen = self.seen
+        if isinstance(seen, Finding):
+            return seen.layers
+        if isinstance(seen.layers, tuple):
+            return seen.layers
+        layers = seen.layers()
+        self.seen = seen._replace(layers=layers)
         return layers
 
     def take(self, new: Finding | Sighting) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import Severity, VanishingGradientWarning
+from lightning_gradwatch.rules.depth import ends
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
@@ -45,8 +46,7 @@ class _Signal(NamedTuple):
 
     def ends(self, info: RunInfo) -> str:
         """What readings must share to be compared."""
-        names = info.site_names
-        return f"{names[self.columns[0]]}\n{names[self.columns[-1]]}\n{len(self.columns)}"
+        return ends(info, self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from integration.nets import (
     trainer,
     vanishing_net,
 )
+from integration.situations.compiled import with_compiled_step
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -132,17 +133,10 @@ STRATEGIES = {
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "tensor_parallel": lambda: ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
 }
-
-
-def compiled_sgd(parameters):
-    optimizer = torch.optim.SGD(parameters, lr=0.1)
-    optimizer.step = torch.compile(optimizer.step, backend="aot_eager")
-    return optimizer
-
-
+SGD = functools.partial(torch.optim.SGD, lr=0.1)
 OPTIMIZERS = {
-    "compiled-sgd": compiled_sgd,
-    "sgd": functools.partial(torch.optim.SGD, lr=0.1),
+    "compiled-sgd": with_compiled_step(SGD),
+    "sgd": SGD,
     "adam": functools.partial(torch.optim.Adam, lr=0.01),
 }
 
