@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch import columns
 from lightning_gradwatch.description import check_description, check_lengths
 from lightning_gradwatch.event_file import read_payloads
-from lightning_gradwatch.events import PLUGIN, DecodedEvent, decode_event
+from lightning_gradwatch.events import DecodedEvent, decode_event
 from lightning_gradwatch.record import SCHEMA_VERSION, FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.wire import PLUGIN
 
 if TYPE_CHECKING:
     import os

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tensorboard.compat.proto import event_pb2
 from written import make_info, make_record, write_run
 
-from lightning_gradwatch import events
+from lightning_gradwatch import events, wire
 from lightning_gradwatch.check import judge
 from lightning_gradwatch.event_file import EventFile
 from lightning_gradwatch.events import step_event
@@ -144,7 +144,7 @@ def mutate_event(draw, event):
     if draw(st.booleans()):
         tensor = draw(st.sampled_from([value for value in event.summary.value if value.tensor.tensor_content])).tensor
         tensor.tensor_content = draw(st.binary(max_size=40))
-    ours = [value for value in event.summary.value if value.metadata.plugin_data.plugin_name == events.PLUGIN]
+    ours = [value for value in event.summary.value if value.metadata.plugin_data.plugin_name == wire.PLUGIN]
     envelope = values[events.STEP_TAG].tensor.string_val
-    contents = {value.tag: events._content(value.tensor) for value in ours if value.tag != events.STEP_TAG}
+    contents = {value.tag: wire.content(value.tensor) for value in ours if value.tag != events.STEP_TAG}
     envelope[1] = events._seal(envelope[0], contents)

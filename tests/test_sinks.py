@@ -8,8 +8,9 @@ import pytest
 from written import make_info, make_record
 
 from lightning_gradwatch.event_file import read_payloads
-from lightning_gradwatch.events import PLUGIN, decode_event
+from lightning_gradwatch.events import decode_event
 from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.wire import PLUGIN
 
 NAMES = tuple(f"net.{place}" for place in range(40))
 
