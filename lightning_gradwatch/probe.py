@@ -17,6 +17,7 @@ from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.mask import Mask, Masks
 from lightning_gradwatch.measure.sites import Sites
+from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.tally import Columns
 from lightning_gradwatch.measure.unseen import Unseen
@@ -89,6 +90,7 @@ class Probe:
         self._sites = Sites()
         self.windows = Windows(observations, batch_elements)
         """Over the observations of the sites' units."""
+        self._staging = Staging()
         self._names: dict[int, str] = {}
         self._spacious: list[nn.Module] = []
         self._name_modules()
@@ -200,6 +202,7 @@ class Probe:
             spacious=self._spacious,
             eager=self._eager,
             limits=Limits(),
+            staging=self._staging,
             processes=self._processes,
             activations_only=activations_only,
             unseen=self._unseen,
@@ -243,7 +246,7 @@ class Probe:
             layers=layers,
             sites=list(self._sites.ordered),
             frozen=[layer.frozen for layer in layers],
-            used=[self._layers.uses(layer) for layer in layers],
+            used=[layer.used and layer.step == self._layers.step for layer in layers],
             known=[layer.used for layer in layers],
         )
         return PendingRecord(measured, columns, facts, self._info, self.windows)

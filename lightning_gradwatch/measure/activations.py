@@ -74,22 +74,27 @@ class Activations:
             self._unseen.call(locate(self._names, above=3), call.function, UNTRAINED)
             return None
         location = locate(self._names, above=3)
-        tag = self._tags.get(call.z)
-        axis = unit_axis(call.z, tag)
-        site = self._site(location, call, None if tag is None else tag.layer, axis)
+        z = call.z
+        tag = self._tags.get(z)
+        axis = unit_axis(z, tag)
+        counts = counter(call.zones, z.dtype, z.dim(), axis)
+        site = self._site(location, call, None if tag is None else tag.layer, counts.units(z))
         sums = self._collected.of(site)
         if alone:
             self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
-        seen.samples = self._samples(site, call.z, axis)
+        if self.masks.given:
+            seen.samples = self._samples(site, z, axis)
         if not site.part:
-            _count(sums, call, axis, seen.samples)
+            if site.composite is not None:
+                counts = counter(site_zones(site), z.dtype, z.dim(), axis)
+            sums.count(counts, z, axis, seen.samples)
         inner = seen.inner
-        within = tag is not None and inner is not None and inner.site.function == "softplus"
-        seen.of = tag.of if tag is not None and within else self._tags.root(call.z)
-        seen.origin = Origin(call.z)
+        within = inner is not None and inner.site.function == "softplus"
+        seen.of = tag.of if tag is not None and within else self._tags.root(z)
+        seen.origin = Origin(z)
         if site.role is None and not call.in_place:
-            seen.argument = call.z.detach()
+            seen.argument = z.detach()
         return seen
 
     def after(self, seen: SiteCall, output: Tensor) -> None:
@@ -100,7 +105,9 @@ class Activations:
         tag.call, tag.of = seen, seen.of
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
-            seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
+            seen.sums.add_output(
+                output, seen.axis, self._samples(site, output, seen.axis) if self.masks.given else None
+            )
             node = node_of(output, in_place=seen.in_place)
             seen.handles = self.hooks.watch(seen.sums, output, node, origin)
             self._connections.called(site, origin, node)
@@ -137,11 +144,12 @@ class Activations:
     def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
         assert done.u is not None
         call = composite(done.function, "erf", done.u)
-        site = self._site(locate(self._names, above=4), call, layer, axis)
+        counts = counter(call.zones, done.u.dtype, done.u.dim(), axis)
+        site = self._site(locate(self._names, above=4), call, layer, counts.units(done.u))
         if not output.requires_grad:
             return
         sums = self._collected.of(site)
-        _count(sums, call, axis, self._samples(site, call.z, axis))
+        sums.count(counts, done.u, axis, self._samples(site, done.u, axis))
         self._end(site, sums, done, output, axis)
 
     def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
@@ -161,8 +169,9 @@ class Activations:
         sums = self._collected.renew(site)
         argument = done.call.argument
         if argument is not None:
-            call = Call(site_zones(site), argument, in_place=False)
-            _count(sums, call, done.call.axis, done.call.samples)
+            axis = done.call.axis
+            counts = counter(site_zones(site), argument.dtype, argument.dim(), axis)
+            sums.count(counts, argument, axis, done.call.samples)
         inner = done.call.inner
         if done.function == "mish" and inner is not None:
             self._sites.drop(inner.site)
@@ -171,32 +180,16 @@ class Activations:
                 handle.remove()
         return sums
 
-    def _site(self, location: Location, call: Call, layer: Layer | None, axis: int) -> Site:
-        return self._sites.find(location, call.function, layer, _units(call, axis), before=self._last_layer)
+    def _site(self, location: Location, call: Call, layer: Layer | None, units: int) -> Site:
+        return self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
 
     def _samples(self, site: Site, tensor: Tensor, axis: int) -> Samples | None:
-        if not self.masks or not self.masks.meant_for(site.location.module):
+        if not self.masks.meant_for(site.location.module):
             return None
         samples = self.masks.of(site.location.module, tensor, axis)
         if samples is None:
             self._unseen.unmasked.add(site)
         return samples
-
-
-def _count(sums: SiteSums, call: Call, axis: int, samples: Samples | None) -> None:
-    zones = call.zones if sums.site.composite is None else site_zones(sums.site)
-    sums.count(counter(zones, call.z.dtype, call.z.dim(), axis), call.z, axis, samples)
-
-
-def _units(call: Call, axis: int) -> int:
-    """Return the number of units of a call; 0 for a function without unit fractions."""
-    zones, z = call.zones, call.z
-    if not zones.fractions:
-        return 0
-    if not z.dim():
-        return 1
-    halved = zones.gate_dim is not None and zones.gate_dim % z.dim() == axis
-    return z.shape[axis] // 2 if halved else z.shape[axis]
 
 
 def site_zones(site: Site) -> Zones:

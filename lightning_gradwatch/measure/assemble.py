@@ -81,26 +81,16 @@ def _layer_metrics(tally: Tally) -> dict[str, FloatVector]:
 
 def _states(tally: Tally) -> npt.NDArray[np.uint8]:
     columns = tally.layers.T
-    # The first that holds, decided by the entries.
-    return np.select(
-        [
-            columns[OfLayer.TRAINED] == 0,
-            columns[OfLayer.HELD] == 0,
-            (columns[OfLayer.NONZERO] == 0) & (columns[OfLayer.USED] == 0) & (columns[OfLayer.KNOWN] > 0),
-            columns[OfLayer.GRADIENTS] == 0,
-            ~np.isfinite(columns[OfLayer.GRADIENT]),
-            columns[OfLayer.NONZERO] == 0,
-        ],
-        [
-            LayerState.FROZEN,
-            LayerState.UNMEASURED,
-            LayerState.UNUSED,
-            LayerState.NONE,
-            LayerState.NON_FINITE,
-            LayerState.ZERO,
-        ],
-        LayerState.OK,
-    ).astype(np.uint8)
+    untouched = columns[OfLayer.NONZERO] == 0
+    # The first that holds, decided by the entries; so the last one is set first.
+    state = np.full(len(tally.layers), LayerState.OK, dtype=np.uint8)
+    state[untouched] = LayerState.ZERO
+    state[~np.isfinite(columns[OfLayer.GRADIENT])] = LayerState.NON_FINITE
+    state[columns[OfLayer.GRADIENTS] == 0] = LayerState.NONE
+    state[untouched & (columns[OfLayer.USED] == 0) & (columns[OfLayer.KNOWN] > 0)] = LayerState.UNUSED
+    state[columns[OfLayer.HELD] == 0] = LayerState.UNMEASURED
+    state[columns[OfLayer.TRAINED] == 0] = LayerState.FROZEN
+    return state
 
 
 def _site_metrics(tally: Tally, windows: Sequence[Window | None]) -> dict[str, FloatVector]:

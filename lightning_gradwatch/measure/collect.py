@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.norms import l2_norm
 from lightning_gradwatch.measure.windows import Chunk
 
 if TYPE_CHECKING:
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.counting import Counter
     from lightning_gradwatch.measure.mask import Samples
-    from lightning_gradwatch.measure.pack import Pack, Slot, Values
+    from lightning_gradwatch.measure.pack import Slot, Values
     from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.measure.staging import Staging
     from lightning_gradwatch.measure.windows import UnitCounts
     from lightning_gradwatch.record import FloatVector
 
@@ -38,49 +38,49 @@ class Masked:
     """As `observations`."""
 
 
-@dataclass(slots=True, eq=False)
 class SiteSums:
     """One site over the calls and micro-batches of a step.
 
-    Each tensor is measured when it is there, and here are the slots of what was measured. No tensor is kept, so whatever
-    a program writes into it later makes no difference.
+    Each tensor is measured, or copied, when it is there, and here are the slots of what is measured. No tensor is kept, so
+    whatever a program writes into it later makes no difference.
     """
 
-    site: Site
-    pack: Pack
-    counts: list[tuple[Counter, list[Slot]]] = field(default_factory=list)
+    counts: tuple[tuple[Counter, list[Slot]], ...] = ()
     """Of each call its counter and, for each of that one's regions, the observations a unit."""
-    observations: int = 0
-    batch_elements: int = 0
-    batch_of_pass: int = 0
+    observations = 0
+    batch_elements = 0
+    batch_of_pass = 0
     """Batch elements of the micro-batch under way: the calls of an unrolled loop see the same ones."""
-    output: list[Slot] = field(default_factory=list)
+    output: tuple[Slot, ...] = ()
     """Of each call the norm of its output a."""
-    output_entries: int = 0
-    signal: list[Slot] = field(default_factory=list)
+    output_entries = 0
+    signal: tuple[Slot, ...] = ()
     """Of each call ‖δ‖."""
-    arriving: list[Slot] = field(default_factory=list)
+    arriving: tuple[Slot, ...] = ()
     """Of each call ‖dL/da‖, the gradient that arrives at its output."""
-    passes: list[int] = field(default_factory=list)
+    passes: tuple[int, ...] = ()
     """How many signals there were when each micro-batch was closed, before its own came."""
-    signal_complete: bool = True
+    signal_complete = True
     """False where a call's δ or dL/da can't be had, so that a sum over the others would be wrong."""
     masked: Masked | None = None
     """Of calls under a mask; None until there is one."""
+
+    def __init__(self, site: Site, staging: Staging) -> None:
+        self.site = site
+        self.staging = staging
 
     def count(self, counter: Counter, z: Tensor, unit_axis: int, samples: Samples | None = None) -> None:
         """Count the units in the argument of a call, of which under a mask some positions are `samples`."""
         if not counter.judges:
             return
-        add = self.pack.add
         counted = z if samples is None else samples.only(z, unit_axis, math.nan)
-        self.counts.append((counter, [add(counts) for counts in counter.count(counted)]))
+        self.counts += ((counter, self.staging.count(counter, counted)),)
         observations, batch_elements = counter.seen(z)
         if samples is None:
             self.observations += observations
             self.batch_of_pass = max(self.batch_of_pass, batch_elements)
         else:
-            slot = self.pack.add_once(samples.counts)
+            slot = self.staging.pack.add_once(samples.counts)
             masked = self._under_mask()
             masked.of_pass = slot
             masked.observations.append((slot, samples.each(observations)))
@@ -88,28 +88,28 @@ class SiteSums:
     def add_output(self, tensor: Tensor, unit_axis: int, samples: Samples | None = None) -> None:
         """Measure the output of a call, of which under a mask some positions are `samples`."""
         if samples is None:
-            self.output.append(self.pack.add(l2_norm(tensor)))
+            self.output += (self.staging.norm(tensor),)
             self.output_entries += tensor.numel()
         else:
-            self.output.append(self.pack.add(l2_norm(samples.only(tensor, unit_axis, 0.0))))
-            slot = self.pack.add_once(samples.counts)
+            self.output += (self.staging.norm(samples.only(tensor, unit_axis, 0.0)),)
+            slot = self.staging.pack.add_once(samples.counts)
             self._under_mask().output_entries.append((slot, samples.each(tensor.numel())))
 
     def add_signal(self, delta: Tensor | None) -> None:
         """Measure the δ of a call; None: none came."""
         if delta is not None:
-            self.signal.append(self.pack.add(l2_norm(delta)))
+            self.signal += (self.staging.norm(delta),)
 
     def add_arriving(self, gradient: Tensor | None) -> None:
         """Measure the dL/da of a call; None: none came."""
         if gradient is not None:
-            self.arriving.append(self.pack.add(l2_norm(gradient)))
+            self.arriving += (self.staging.norm(gradient),)
 
     def end_pass(self) -> None:
         """Close a micro-batch."""
         self.batch_elements += self.batch_of_pass
         self.batch_of_pass = 0
-        self.passes.append(len(self.signal))
+        self.passes += (len(self.signal),)
         if self.masked is not None and self.masked.of_pass is not None:
             self.masked.batch_elements.append(self.masked.of_pass)
             self.masked.of_pass = None
@@ -136,17 +136,12 @@ class SiteSums:
             + (0 if masked is None else sum([int(values[slot][1]) for slot in masked.batch_elements])),
         )
 
-    def either(self, values: Values) -> float:
-        """Return how many of the step's observations are inactive or saturated, over all units."""
+    def either(self) -> list[Slot]:
+        """Return where the counts are of the step's observations that are inactive or saturated."""
         # Where a function has both, its saturated regions are inactive too.
-        found = [
-            np.add.reduce(values[slots[place]])
-            for counter, slots in self.counts
-            for place in counter.inactive or counter.saturated
-        ]
-        return float(sum(found))
+        return [slots[place] for counter, slots in self.counts for place in counter.inactive or counter.saturated]
 
-    def loops(self) -> list[list[Slot]]:
+    def loops(self) -> list[tuple[Slot, ...]]:
         """Return ‖δ‖ of the calls of each micro-batch that called the site more than once, the last call first."""
         if len(self.signal) < 2 or not self.passes:
             return []
@@ -162,20 +157,20 @@ class SiteSums:
 class Collected:
     """The sums of a step by site."""
 
-    def __init__(self, pack: Pack) -> None:
-        self._pack = pack
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
         self.sites: dict[Site, SiteSums] = {}
 
     def of(self, site: Site) -> SiteSums:
         """Return a site's sums, empty ones at its first call and for a step inside a hand-written function."""
         if site.part:
-            return SiteSums(site, self._pack)
+            return SiteSums(site, self._staging)
         sums = self.sites.get(site)
         return self.renew(site) if sums is None else sums
 
     def renew(self, site: Site) -> SiteSums:
         """Begin again with a site."""
-        sums = self.sites[site] = SiteSums(site, self._pack)
+        sums = self.sites[site] = SiteSums(site, self._staging)
         return sums
 
     def end_pass(self) -> None:

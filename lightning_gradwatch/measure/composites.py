@@ -29,19 +29,15 @@ if TYPE_CHECKING:
 class SiteCall:
     """One call of a site, for as long as the forward pass may show what it is part of."""
 
-    __slots__ = (
-        "argument",
-        "axis",
-        "handles",
-        "in_place",
-        "inner",
-        "layer",
-        "of",
-        "origin",
-        "samples",
-        "site",
-        "sums",
-    )
+    of: weakref.ref[Tensor] | None = None
+    """The tensor of which the argument is an arithmetic function."""
+    samples: Samples | None = None
+    """Which positions of the argument count; None: all."""
+    origin: Origin | None = None
+    """Where the argument's gradient goes; until the function has run."""
+    argument: Tensor | None = None
+    """The argument of the function, kept while the site is new: it may be a hand-written one's inner step."""
+    handles: Sequence[RemovableHandle] = ()
 
     def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None, *, in_place: bool) -> None:
         self.site = site
@@ -51,15 +47,6 @@ class SiteCall:
         self.layer = None if tag is None else tag.layer
         self.inner = None if tag is None else tag.call
         """The call whose output is the argument, as softplus is of the tanh in Mish."""
-        self.of: weakref.ref[Tensor] | None = None
-        """The tensor of which the argument is an arithmetic function."""
-        self.samples: Samples | None = None
-        """Which positions of the argument count; None: all."""
-        self.origin: Origin | None = None
-        """Where the argument's gradient goes; until the function has run."""
-        self.argument: Tensor | None = None
-        """The argument of the function, kept while the site is new: it may be a hand-written one's inner step."""
-        self.handles: Sequence[RemovableHandle] = ()
 
 
 class Composite(NamedTuple):

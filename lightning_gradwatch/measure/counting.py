@@ -46,6 +46,9 @@ class Counter:
     def __init__(self, zones: Zones, dtype: torch.dtype, rank: int, unit_axis: int) -> None:
         inactive, saturated = zones.inactive, zones.saturated or ()
         regions = tuple(dict.fromkeys((*inactive, *saturated)))
+        self.regions = len(regions)
+        """How many there are to count in."""
+        self.dtype = dtype
         self.judges = zones.fractions
         """Whether fractions of units can be given at all."""
         self.inactive = tuple(regions.index(region) for region in inactive)
@@ -60,23 +63,30 @@ class Counter:
         self._gate_dim = zones.gate_dim
         self._rank = rank
         self._unit_axis = unit_axis % max(rank, 1)
+        self._halved = zones.gate_dim is not None and rank > 0 and zones.gate_dim % rank == self._unit_axis
+        """Whether the unit axis is the one whose second half is judged."""
         self._others = [axis for axis in range(rank) if axis != self._unit_axis]
+
+    def units(self, z: Tensor) -> int:
+        """Return the number of units of a tensor, 1 without axes; GLU has half as many along its own axis. 0 if not judged."""
+        if not self.judges:
+            return 0
+        if not self._rank:
+            return 1
+        units = z.shape[self._unit_axis]
+        return units // 2 if self._halved else units
 
     def seen(self, z: Tensor) -> tuple[int, int]:
         """Return how many observations of each unit, and how many batch elements, are in a tensor.
 
-        GLU has half as many units where its own axis is the unit axis. A tensor without axes is one unit, observed once.
-        The batch elements are the length of the first axis, unless that is the unit axis.
+        A tensor without axes is one unit, observed once. The batch elements are the length of the first axis, unless that
+        is the unit axis.
         """
-        entries, rank, axis = z.numel(), self._rank, self._unit_axis
-        if not rank:
+        if not self._rank:
             return 1, 1
-        units = z.shape[axis]
-        if self._gate_dim is not None:
-            entries //= 2
-            if self._gate_dim % rank == axis:
-                units //= 2
-        return entries // units if units else 0, z.shape[0] if rank > 1 and axis else 1
+        units = self.units(z)
+        entries = z.numel() if self._gate_dim is None else z.numel() // 2
+        return entries // units if units else 0, z.shape[0] if self._rank > 1 and self._unit_axis else 1
 
     def count(self, z: Tensor) -> list[Tensor]:
         """Return int32[U] for each region, on the tensor's device.
@@ -85,8 +95,7 @@ class Counter:
         """
         z = z.detach()
         if self._gate_dim is not None:
-            half = z.shape[self._gate_dim] // 2
-            z = z.narrow(self._gate_dim, half, half)
+            z = _second_half(z, self._gate_dim)
         if not self._rank:
             z = z.unsqueeze(-1)
         if z.numel() >= _LARGE and z.device.type == "cpu":
@@ -101,11 +110,32 @@ class Counter:
             counts.append(inside.sum(self._others, dtype=torch.int32) if self._others else inside.to(torch.int32))
         return counts
 
+    def count_rows(self, stack: Tensor) -> list[Tensor]:
+        """Return float32[N, U] for each region, of N tensors on a CPU that are the rows of one; they are overwritten.
+
+        Each has few enough entries that float32 counts them exactly.
+        """
+        if self._gate_dim is not None:
+            stack = _second_half(stack, self._gate_dim % self._rank + 1)
+        others = [axis + 1 for axis in self._others]
+        counts = []
+        for left, (compare, bound, absolute) in zip(range(self.regions - 1, -1, -1), self._regions, strict=True):
+            # Into its own dtype, which is vectorised, and in place where it isn't needed any more.
+            inside = stack if left == 0 else torch.empty_like(stack)
+            compare(torch.abs(stack, out=inside) if absolute else stack, bound, out=inside)
+            counts.append(inside.sum(others, dtype=torch.float32) if others else inside.to(torch.float32, copy=True))
+        return counts
+
 
 @lru_cache(maxsize=1024)
 def counter(zones: Zones, dtype: torch.dtype, rank: int, unit_axis: int) -> Counter:
     """Return the one counter of its kind, so that calls which are counted alike are known by it."""
     return Counter(zones, dtype, rank, unit_axis)
+
+
+def _second_half(z: Tensor, axis: int) -> Tensor:
+    half = z.shape[axis] // 2
+    return z.narrow(axis, half, half)
 
 
 def _count_blocks(

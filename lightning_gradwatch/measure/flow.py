@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.MULTIPLY, Op.ERF))
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
+_KEEP, _LAST, _ERF = Op.KEEP, Op.LAST, Op.ERF
+_entries = Tensor.numel
 
 
 class _Sources(NamedTuple):
@@ -54,7 +56,7 @@ class Flow:
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
             return
-        if op is Op.LAST and (name := getattr(func, "__name__", "")) in FUSED:
+        if op is _LAST and (name := getattr(func, "__name__", "")) in FUSED:
             trained = any(isinstance(each, Tensor) and each.requires_grad for each in results)
             self._activations.hides(name, trained=trained)
         sources = self._sources(arguments)
@@ -77,13 +79,13 @@ class Flow:
         self._tags.put(result, new)
         if sources.user is not None and not sources.weights_only:
             self._activations.parameterised(result, sources.user)
-        if op is Op.ERF:
+        if op is _ERF:
             new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach()
         elif op in _ARITHMETIC:
             done = combine(op, arguments, new, self._tags, self._activations.roles)
             if done is not None:
                 self._activations.complete(done, result, self._tags.unit_axis(result), new.layer)
-        elif tag is not None and (op in _MOVES or (op is Op.KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
+        elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
 
     def _sources(self, arguments: Sequence[Tensor]) -> _Sources:
@@ -95,7 +97,7 @@ class Flow:
             layer = self._layers.owner(argument)
             if layer is not None:
                 # Without a sample there is no use: an expert that got no token, a mask that is empty.
-                if layer.step != self._layers.step and all(other.numel() for other in arguments):
+                if layer.step != self._layers.step and all(map(_entries, arguments)):
                     self._layers.use(layer)
             else:
                 tag = self._tags.get(argument)

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lightning_gradwatch.measure.layers import by_device
 from lightning_gradwatch.measure.norms import l2_norms
-from lightning_gradwatch.measure.shards import local_parts, replicas_of, why_unreadable
+from lightning_gradwatch.measure.shards import PLAIN, local_parts, replicas_of, why_unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from torch import Tensor
-    from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.layers import Layer, Layers, Owned
+    from lightning_gradwatch.measure.layers import Layer, Owned
     from lightning_gradwatch.measure.pack import Pack, Slot, Values
     from lightning_gradwatch.record import FloatVector
 
@@ -45,11 +44,13 @@ class Gradients(NamedTuple):
 class OptimizerGradients:
     """The gradients of one optimizer's parameters at one step: measured on the device, read after the transfer."""
 
-    def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, *, processes: int = 1) -> None:
-        # Those that are trained in this step: one that is frozen may still hold an old gradient.
-        owned = layers.trained_by(optimizer)
+    def __init__(self, owned: list[Owned], pack: Pack, *, processes: int = 1) -> None:
+        """Measure the gradients of the parameters that the optimizer trains: one that is frozen may still hold an old one."""
         self.unreadable = {
-            layer.name: why for layer, parameter in owned if (why := why_unreadable(parameter, processes))
+            layer.name: why
+            for layer, parameter in owned
+            if not (type(parameter) in PLAIN and type(parameter.grad) in PLAIN)
+            and (why := why_unreadable(parameter, processes))
         }
         """Why a layer's gradients can't be measured, by its name; nothing of such a layer is read."""
         if self.unreadable:
@@ -71,7 +72,7 @@ class OptimizerGradients:
             for place, gradient in enumerate(gradients, len(self._members)):
                 if gradient.dtype in _WIDE:
                     self._counts.append((place, pack.add(_entries(gradient).count_nonzero())))
-                self._entries.append(gradient.numel())
+            self._entries += map(Tensor.numel, gradients)
             self._members += members
         self._replicas = replicas_of([parameter for _, parameter in self._members], processes)
 

@@ -154,15 +154,16 @@ class Layers:
     def unknown(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer trains something that isn't taken in yet."""
         owners = self._by_parameter
-        new = [each for each in parameters_of(optimizer) if each.requires_grad and id(each) not in owners]
-        return any(parameter not in self for parameter in new)
+        new = [each for group in optimizer.param_groups for each in group["params"] if id(each) not in owners]
+        return any(parameter.requires_grad and parameter not in self for parameter in new)
 
     def trained_by(self, optimizer: Optimizer) -> list[Owned]:
         """Return the parameters that an optimizer trains at present, with their owners."""
         owners = self._by_parameter
         return [
             (layer, parameter)
-            for parameter in parameters_of(optimizer)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
             if parameter.requires_grad and (layer := owners.get(id(parameter)) or self.owner(parameter)) is not None
         ]
 
@@ -183,14 +184,11 @@ class Layers:
             self.unused -= 1
             self._list(layer)
 
-    def uses(self, layer: Layer) -> bool:
-        """Whether this step's forward pass was seen to use a layer."""
-        return layer.used and layer.step == self.step
-
     def list_unused(self) -> None:
         """Append what no forward pass used so far, in registration order."""
-        for layer in self._by_name.values():
-            self._list(layer)
+        if len(self.ordered) < len(self._by_name):
+            for layer in self._by_name.values():
+                self._list(layer)
 
     def _list(self, layer: Layer) -> None:
         if layer.name not in self._listed:
@@ -215,7 +213,11 @@ def by_device(owned: Iterable[Owned]) -> list[list[Owned]]:
     """Return parameters with their owners by the device they are on."""
     groups: dict[torch.device, list[Owned]] = {}
     for each in owned:
-        groups.setdefault(each[1].device, []).append(each)
+        device = each[1].device
+        if device in groups:
+            groups[device].append(each)
+        else:
+            groups[device] = [each]
     return list(groups.values())
 
 

@@ -51,9 +51,8 @@ class Masks:
         self._made: dict[tuple[str, bool], Samples] = {}
         for module, mask in self._by_module.items():
             _check(module, mask)
-
-    def __bool__(self) -> bool:
-        return bool(self._by_module)
+        self.given = bool(self._by_module)
+        """Whether there is any."""
 
     def meant_for(self, module: str) -> bool:
         """Whether there is a mask for what is inside a module."""

@@ -27,7 +27,9 @@ class Pack:
     """Device tensors of one step, in the order of their slots."""
 
     def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
+        self._tensors: list[Tensor | None] = []
+        """By slot; None where one is reserved."""
+        self._blocks: list[tuple[list[Slot], Tensor]] = []
         self._once: dict[int, Slot] = {}
 
     def add(self, tensor: Tensor) -> Slot:
@@ -42,25 +44,41 @@ class Pack:
             slot = self._once[id(tensor)] = self.add(tensor)
         return slot
 
+    def reserve(self, count: int) -> list[Slot]:
+        """Return slots for what comes later, by `fill`; one that nothing came for reads as NaN."""
+        first = len(self._tensors)
+        self._tensors += [None] * count
+        return [*range(first, first + count)]
+
+    def fill(self, slots: list[Slot], rows: Tensor) -> None:
+        """Take a tensor along whose rows are for reserved slots, each for its own."""
+        self._blocks.append((slots, rows))
+
     def send(self) -> Pending:
         """Start the transfer: one for each device that holds something (as a rule one)."""
         tensors, self._tensors = self._tensors, []
+        blocks, self._blocks = self._blocks, []
         self._once.clear()
-        kinds: dict[tuple[torch.device, torch.dtype, int], list[int]] = {}
+        sizes = [0 if tensor is None else tensor.numel() for tensor in tensors]
+        kinds: dict[tuple[torch.device, torch.dtype, int], tuple[list[Slot], list[Tensor]]] = {}
         for slot, tensor in enumerate(tensors):
-            kind = (tensor.device, tensor.dtype, tensor.dim())
-            if kind in kinds:
-                kinds[kind].append(slot)
-            else:
-                kinds[kind] = [slot]
+            if tensor is not None:
+                slots, alike = kinds.setdefault((tensor.device, tensor.dtype, tensor.dim()), ([], []))
+                slots.append(slot)
+                alike.append(tensor)
+        for slots, rows in blocks:
+            own, alike = kinds.setdefault((rows.device, rows.dtype, 2), ([], []))
+            own += slots
+            alike.append(rows)
+            size = rows[0].numel()
+            for slot in slots:
+                sizes[slot] = size
         sent: list[Sent] = []
         for device in dict.fromkeys(device for device, _, _ in kinds):
-            groups = [(dim, slots) for (its, _, dim), slots in kinds.items() if its == device]
+            groups = [(dim, *alike) for (its, _, dim), alike in kinds.items() if its == device]
             # Joined before they are widened: two calls a kind, however many tensors there are.
-            packed = torch.cat(
-                [_joined([tensors[slot] for slot in slots], dim).to(torch.float64) for dim, slots in groups]
-            )
-            order = [slot for _, slots in groups for slot in slots]
+            packed = torch.cat([_joined(alike, dim).to(torch.float64) for dim, _, alike in groups])
+            order = [slot for _, slots, _ in groups for slot in slots]
             if device.type == "cuda":
                 host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
                 host.copy_(packed, non_blocking=True)
@@ -69,7 +87,7 @@ class Pack:
                 sent.append((order, host, arrived))
             else:
                 sent.append((order, packed.cpu(), None))
-        return Pending([tensor.numel() for tensor in tensors], sent)
+        return Pending(sizes, sent)
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
@@ -93,16 +111,17 @@ class Pending:
 
     def wait(self) -> Values:
         """Return the values by slot."""
-        arrived = [np.empty(0)]
+        arrived: list[FloatVector] = []
         for _, host, event in self._sent:
             if event is not None:
                 event.synchronize()
             arrived.append(host.numpy())
         sizes = np.array(self._sizes, dtype=np.int64)
         order = np.array([slot for slots, _, _ in self._sent for slot in slots], dtype=np.int64)
-        starts = np.empty_like(sizes)
+        flat = np.concatenate([*arrived, [np.nan]])  # at its end, what a slot that was never filled reads
+        starts = np.full_like(sizes, len(flat) - 1)
         starts[order] = np.cumsum(sizes[order]) - sizes[order]
-        return Values(np.concatenate(arrived), starts, sizes)
+        return Values(flat, starts, sizes)
 
 
 class Values:
@@ -111,15 +130,26 @@ class Values:
     def __init__(self, flat: FloatVector, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> None:
         self._flat = flat
         self._starts = starts
+        self._ends = starts + sizes
         # Plain integers: numpy's own take several times as long, one by one.
-        self._spans = list(map(slice, starts.tolist(), (starts + sizes).tolist()))
+        self._spans = starts.tolist(), self._ends.tolist()
 
     def __getitem__(self, slot: Slot) -> FloatVector:
-        return self._flat[self._spans[slot]]
+        starts, ends = self._spans
+        return self._flat[starts[slot] : ends[slot]]
 
     def numbers(self, slots: Sequence[Slot]) -> FloatVector:
         """Return the numbers in slots of one entry each."""
         return self._flat[self._starts[slots]]
+
+    def sums(self, slots: Sequence[Slot]) -> FloatVector:
+        """Return the sum of each slot's entries."""
+        starts, ends = self._starts[slots], self._ends[slots]
+        # From each start to its end, and on to the next start, which is left out; the end of the last one is there too.
+        bounds = np.stack((starts, ends), axis=1).reshape(-1)
+        with np.errstate(invalid="ignore", over="ignore"):  # what lies between may be anything
+            sums = np.add.reduceat(self._flat, bounds)[::2] if len(slots) else np.empty(0)
+        return np.where(starts < ends, sums, 0.0)
 
     def joined(self, slots: Sequence[Slot]) -> FloatVector:
         """Return the entries of several slots, one after the other."""

@@ -19,13 +19,14 @@ SHARDED = "its parameters are sharded over processes, of which only this one is 
 PARTIAL = "its gradients are sums that the processes haven't added up yet (Partial)"
 
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
+"""The types of tensors that are wholly here."""
 
 
 def placed(tensor: Tensor) -> Any:
     """Return the placements of a DTensor; None for any other tensor."""
     # To ask a plain tensor for an attribute that it lacks takes as long as measuring it.
-    return None if type(tensor) in _PLAIN else getattr(tensor, "placements", None)
+    return None if type(tensor) in PLAIN else getattr(tensor, "placements", None)
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -38,9 +39,12 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return what this process holds of each tensor, detached."""
+    """Return what this process holds of each tensor, without its history."""
     # A net may have thousands, nearly always plain ones: no call each.
-    return [tensor.detach() if type(tensor) in _PLAIN else local_part(tensor) for tensor in tensors]
+    return [
+        (tensor.detach() if tensor.requires_grad else tensor) if type(tensor) in PLAIN else local_part(tensor)
+        for tensor in tensors
+    ]
 
 
 def replicas(tensor: Tensor, processes: int) -> int:
@@ -63,13 +67,13 @@ def replicas(tensor: Tensor, processes: int) -> int:
 
 def replicas_of(tensors: Iterable[Tensor], processes: int) -> list[int]:
     """Return `replicas` of each tensor."""
-    return [processes if type(tensor) in _PLAIN else replicas(tensor, processes) for tensor in tensors]
+    return [processes if type(tensor) in PLAIN else replicas(tensor, processes) for tensor in tensors]
 
 
 def why_unreadable(parameter: Tensor, processes: int) -> str:
     """Say why a parameter's numbers can't be had from what each process holds; empty where they can."""
     gradient = parameter.grad
-    if type(parameter) in _PLAIN and (gradient is None or type(gradient) in _PLAIN):
+    if type(parameter) in PLAIN and (gradient is None or type(gradient) in PLAIN):
         return ""
     if not replicas(parameter, processes):
         return SHARDED

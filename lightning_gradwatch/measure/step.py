@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.layers import Layers, Owned
     from lightning_gradwatch.measure.sites import Site, Sites
+    from lightning_gradwatch.measure.staging import Staging
     from lightning_gradwatch.measure.unseen import Unseen
 
 
@@ -77,6 +78,7 @@ class StepMeter:
         faults: Faults,
         names: Mapping[int, str],
         limits: Limits,
+        staging: Staging,
         spacious: Sequence[nn.Module] = (),
         eager: bool = False,
         processes: int = 1,
@@ -86,7 +88,9 @@ class StepMeter:
     ) -> None:
         self.faults = faults
         self.pack = Pack()
-        self.collected = Collected(self.pack)
+        self._staging = staging
+        staging.begin(self.pack)
+        self.collected = Collected(staging)
         self.steps: dict[int, OptimizerStep] = {}
         self.losses: list[Slot] = []
         self.scale: Slot | None = None
@@ -196,14 +200,17 @@ class StepMeter:
         step = self.steps[index] = OptimizerStep(optimizer)
         if self.activations_only:
             return True
+        owned: list[Owned] | None = None
+        with self.faults.guard("gradients"):
+            owned = self._layers.trained_by(optimizer)
+        if owned is None:
+            return True
         if self.faults.on("gradients"):
             with self.faults.guard("gradients"):
-                step.gradients = OptimizerGradients(optimizer, self._layers, self.pack, processes=self._processes)
+                step.gradients = OptimizerGradients(owned, self.pack, processes=self._processes)
         if self.faults.on("updates"):
             with self.faults.guard("updates"):
-                step.snapshot = WeightSnapshot(
-                    optimizer, self._layers, self.pack, self._limits, processes=self._processes
-                )
+                step.snapshot = WeightSnapshot(owned, self.pack, self._limits, processes=self._processes)
         return True
 
     def after_optimizer_step(self, index: int, *, clipped: bool = False) -> None:
@@ -217,7 +224,8 @@ class StepMeter:
                 step.snapshot.measure(self.pack)
         if clipped and step.gradients is not None and self.faults.on("gradients"):
             with self.faults.guard("gradients"):
-                step.clipped = OptimizerGradients(step.optimizer, self._layers, self.pack, processes=self._processes)
+                owned = self._layers.trained_by(step.optimizer)
+                step.clipped = OptimizerGradients(owned, self.pack, processes=self._processes)
 
     def _ask_scaler(self, step: OptimizerStep) -> None:
         """Take what a gradient scaler tells an optimizer that unscales by itself, for the duration of its step."""
@@ -231,6 +239,8 @@ class StepMeter:
     def finish(self) -> Measured:
         """Take every hook away and start the transfer."""
         self.close()
+        with self.faults.guard("activations"):
+            self._staging.end()
         with self.faults.guard("signal"):
             self.segments = self._connections.segments()
         return Measured(self)

@@ -43,6 +43,7 @@ class Op(IntEnum):
     BACKWARD = 10
 
 
+_LAST = Op.LAST
 _NAMES: dict[Op, str] = {
     Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
     "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "
@@ -83,31 +84,28 @@ def classify(func: Callable[..., Any]) -> Op:
 
 
 class Tag:
-    """What is known of one tensor."""
+    """What is known of one tensor.
 
-    __slots__ = ("axis", "call", "layer", "of", "ref", "root", "shifted", "u", "weights_only")
+    Most of it is the rule for nearly all tensors, and so an attribute of the class: there are hundreds of these a step.
+    """
 
-    def __init__(
-        self,
-        tensor: Tensor,
-        axis: int | None,
-        layer: Layer | None,
-    ) -> None:
+    root: weakref.ref[Tensor] | None = None
+    """The tensor of which this is an arithmetic function (no activation function between); None for itself."""
+    call: SiteCall | None = None
+    """The activation call whose output this is, up to views, constants and casts."""
+    of: weakref.ref[Tensor] | None = None
+    """The tensor of which the argument of `call`, or `u`, is an arithmetic function."""
+    u: Tensor | None = None
+    """The argument of an error function, for as long as it may turn out to be a hand-written GELU."""
+    shifted = False
+    """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
+    weights_only = False
+    """Whether it was made from parameters alone, as a normalised weight is."""
+
+    def __init__(self, tensor: Tensor, axis: int | None, layer: Layer | None) -> None:
         self.ref = weakref.ref(tensor)
         self.axis = axis
         self.layer = layer
-        self.root: weakref.ref[Tensor] | None = None
-        """The tensor of which this is an arithmetic function (no activation function between); None for itself."""
-        self.call: SiteCall | None = None
-        """The activation call whose output this is, up to views, constants and casts."""
-        self.of: weakref.ref[Tensor] | None = None
-        """The tensor of which the argument of `call`, or `u`, is an arithmetic function."""
-        self.u: Tensor | None = None
-        """The argument of an error function, for as long as it may turn out to be a hand-written GELU."""
-        self.shifted = False
-        """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
-        self.weights_only = False
-        """Whether it was made from parameters alone, as a normalised weight is."""
 
 
 class Tags:
@@ -162,7 +160,7 @@ def tensors_in(args: Iterable[Any]) -> list[Tensor]:
 def axis_after(op: Op, func: Callable[..., Any], source: Tensor | None, axis: int | None, result: Tensor) -> int | None:
     """Return the unit axis of a result whose first tagged argument `source` had `axis`; None where it is lost."""
     rank = result.dim()
-    if op is Op.LAST:
+    if op is _LAST:
         return rank - 1 if rank else None
     if op is Op.CHANNEL:
         full = _RANK_OF_CONVOLUTION.get(getattr(func, "__name__", ""))

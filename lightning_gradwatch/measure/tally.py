@@ -181,14 +181,22 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
 
 
 def _add_gradients(rows: Rows, gradients: OptimizerGradients, values: Values, columns: Columns) -> None:
-    np.add.at(rows[:, OfLayer.HELD], [columns.place[layer] for layer in gradients.layers], 1)
+    rows[:, OfLayer.HELD] += _counted(rows, [columns.place[layer] for layer in gradients.layers])
     found = gradients.read(values)
     places = np.array([columns.place[layer] for layer in found.layers], dtype=np.int64)
+    matrices = places[found.matrix]
     np.hypot.at(rows[:, OfLayer.GRADIENT], places, found.norms)
-    np.add.at(rows[:, OfLayer.GRADIENTS], places, 1)
-    np.add.at(rows[:, OfLayer.NONZERO], places, ~found.zero)
-    np.hypot.at(rows[:, OfLayer.MATRICES], places[found.matrix], found.norms[found.matrix])
-    np.add.at(rows[:, OfLayer.MATRIX_ENTRIES], places[found.matrix], found.entries[found.matrix])
+    np.hypot.at(rows[:, OfLayer.MATRICES], matrices, found.norms[found.matrix])
+    rows[:, OfLayer.GRADIENTS] += _counted(rows, places)
+    rows[:, OfLayer.NONZERO] += _counted(rows, places[~found.zero])
+    rows[:, OfLayer.MATRIX_ENTRIES] += _counted(rows, matrices, found.entries[found.matrix])
+
+
+def _counted(
+    rows: Rows, places: Sequence[int] | npt.NDArray[np.int64], weights: FloatVector | None = None
+) -> FloatVector:
+    """Return how often each row is among the places, or the sum of its weights."""
+    return np.bincount(np.asarray(places, dtype=np.int64), weights, len(rows)).astype(np.float64, copy=False)
 
 
 def _add_moves(rows: Rows, snapshot: WeightSnapshot, values: Values, columns: Columns, *, taken: bool) -> None:
@@ -206,7 +214,8 @@ def _add_sites(rows: Rows, seen: Sequence[tuple[int, SiteSums]], values: Values)
     _add_norms(rows[:, OfSite.SIGNAL], [(place, sums.signal) for place, sums in complete], values)
     _add_norms(rows[:, OfSite.ARRIVING], [(place, sums.arriving) for place, sums in complete], values)
     rows[places, OfSite.OUTPUT_ENTRIES] = [sums.all_output_entries(values) for _, sums in seen]
-    rows[places, OfSite.EITHER] = [sums.either(values) for _, sums in seen]
+    either = [(place, slot) for place, sums in seen for slot in sums.either()]
+    rows[:, OfSite.EITHER] += _counted(rows, [place for place, _ in either], values.sums([slot for _, slot in either]))
     rows[places, OfSite.SIGNALS] = [bool(sums.signal) and sums.signal_complete for _, sums in seen]
     rows[places, OfSite.ARRIVINGS] = [bool(sums.arriving) and sums.signal_complete for _, sums in seen]
     rows[places, OfSite.INCOMPLETE] = [not sums.signal_complete for _, sums in seen]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.functions import Call
     from lightning_gradwatch.measure.layers import Layers
 
+_IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
+"""By name: to take a member off its enumeration is slow, and this is asked at each call."""
 _ops: dict[Any, Op] = {}
 
 
@@ -85,25 +87,25 @@ class Tracer(TorchFunctionMode):
         """Run a torch call, and look at it where it matters."""
         kwargs = kwargs or {}
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
-        if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
+        if torch.compiler.is_compiling() or not self.recording or "activations" in self._faults.reasons:
             return func(*args, **kwargs)
         # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         call: Call | None = None
         try:
             op = _op(func)
-            if op is Op.KEEP:
+            if op is _KEEP:
                 call = identify(func, args, kwargs)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
-            op = Op.IGNORE
-        if op is Op.IGNORE:
+            op = _IGNORE
+        if op is _IGNORE:
             return func(*args, **kwargs)
         if call is not None:
             return self._run_activation(call, func, args, kwargs)
-        if op is Op.GRAD:
+        if op is _GRAD:
             with self._activations.hooks.ignored():
                 return func(*args, **kwargs)
-        if op is Op.BACKWARD:
+        if op is _BACKWARD:
             self._before_backward(args[0] if args else kwargs.get("tensors"))
             return func(*args, **kwargs)
         result = func(*args, **kwargs)

@@ -23,9 +23,7 @@ from lightning_gradwatch.measure.shards import local_parts, replicas, replicas_o
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch.optim import Optimizer
-
-    from lightning_gradwatch.measure.layers import Layer, Layers, Owned
+    from lightning_gradwatch.measure.layers import Layer, Owned
     from lightning_gradwatch.measure.pack import Pack, Slot, Values
     from lightning_gradwatch.record import FloatVector
 
@@ -58,13 +56,13 @@ class Moves(NamedTuple):
 class WeightSnapshot:
     """The weights of one optimizer before a step, and, once it has stepped, how far they moved."""
 
-    def __init__(self, optimizer: Optimizer, layers: Layers, pack: Pack, limits: Limits, *, processes: int = 1) -> None:
-        owned = [
-            (layer, parameter)
-            for layer, parameter in layers.trained_by(optimizer)
-            if is_matrix(parameter) and parameter.layout is torch.strided and replicas(parameter, processes)
+    def __init__(self, owned: list[Owned], pack: Pack, limits: Limits, *, processes: int = 1) -> None:
+        compared = [
+            each
+            for each in owned
+            if is_matrix(each[1]) and each[1].layout is torch.strided and replicas(each[1], processes)
         ]
-        self._groups = [_Group(members, limits, pack, processes) for members in by_device(owned)]
+        self._groups = [_Group(members, limits, pack, processes) for members in by_device(compared)]
         self.estimated = any(group.estimated for group in self._groups)
 
     def measure(self, pack: Pack) -> None:

@@ -156,7 +156,7 @@ def test_two_optimizers_of_one_layer_give_the_ratio_of_all_its_matrices(result_o
 def snapshot_of(model, optimizer, limits):
     layers, pack = Layers(model), Pack()
     layers.list_unused()
-    return WeightSnapshot(optimizer, layers, pack, limits), pack
+    return WeightSnapshot(layers.trained_by(optimizer), pack, limits), pack
 
 
 @pytest.mark.parametrize("entries", [1, 7, 100, 5000, 10_000])
