@@ -138,11 +138,11 @@ class Values:
         starts, ends = self._spans
         return self._flat[starts[slot] : ends[slot]]
 
-    def numbers(self, slots: Sequence[Slot]) -> FloatVector:
+    def numbers(self, slots: list[Slot]) -> FloatVector:
         """Return the numbers in slots of one entry each."""
         return self._flat[self._starts[slots]]
 
-    def sums(self, slots: Sequence[Slot]) -> FloatVector:
+    def sums(self, slots: list[Slot]) -> FloatVector:
         """Return the sum of each slot's entries."""
         starts, ends = self._starts[slots], self._ends[slots]
         # From each start to its end, and on to the next start, which is left out; the end of the last one is there too.

@@ -60,13 +60,15 @@ class _Stack:
         self.came = 0
         """Tensors in this step."""
 
-    def put(self, tensor: Tensor, slot: Slot) -> bool:
-        """Copy a tensor; return whether that was the last row."""
-        firsts, rows = self.firsts, self.rows
-        rows[len(firsts)].copy_(tensor.detach())
-        firsts.append(slot)
+    @property
+    def full(self) -> bool:
+        return len(self.firsts) == len(self.rows)
+
+    def put(self, tensor: Tensor, slot: Slot) -> None:
+        """Copy a tensor."""
+        self.rows[len(self.firsts)].copy_(tensor.detach())
+        self.firsts.append(slot)
         self.came += 1
-        return len(firsts) == len(rows)
 
 
 class Staging:
@@ -79,10 +81,12 @@ class Staging:
         """Tensors in this step that would go into a stack, if there were one."""
         self._wanted: dict[_Kind, int] = {}
         """Rows that the last steps could have filled."""
+        self._error: Exception | None = None
 
     def begin(self, pack: Pack) -> None:
         """Start a step, whose numbers go into `pack`."""
         self.pack = pack
+        self._error = None
         before = {_Kind(shape): stack for shape, stack in self._norms.items()}
         before.update((_Kind(*key), stack) for key, stack in self._counts.items())
         came, self._came = self._came, {}
@@ -114,9 +118,10 @@ class Staging:
         if stack is None or not _is_plain(tensor):
             self._note(tensor, None)
             return self.pack.add(l2_norm(tensor))
-        (slot,) = self.pack.reserve(1)
-        if stack.put(tensor, slot):
+        if stack.full:
             self._measure(stack)
+        (slot,) = self.pack.reserve(1)
+        stack.put(tensor, slot)
         return slot
 
     def count(self, counter: Counter, z: Tensor) -> list[Slot]:
@@ -127,13 +132,20 @@ class Staging:
         if stack is None or not _is_plain(z):
             self._note(z, counter)
             return [self.pack.add(counts) for counts in counter.count(z)]
-        slots = self.pack.reserve(counter.regions)
-        if stack.put(z, slots[0]):
+        if stack.full:
             self._measure(stack)
+        slots = self.pack.reserve(counter.regions)
+        stack.put(z, slots[0])
         return slots
 
     def end(self) -> None:
-        """Measure what is still in the stacks."""
+        """Measure what is still in the stacks.
+
+        Raises:
+            Exception: what was raised on the way too, in whatever part of ours: numbers of the others may be missing with it.
+        """
+        if self._error is not None:
+            raise self._error
         for stack in (*self._norms.values(), *self._counts.values()):
             if stack.firsts:
                 self._measure(stack)
@@ -146,7 +158,11 @@ class Staging:
     def _measure(self, stack: _Stack) -> None:
         firsts, stack.firsts = stack.firsts, []
         memory = stack.memory[: len(firsts)]
-        found = [l2_norms_of_rows(memory)] if stack.counter is None else stack.counter.count_rows(memory)
+        try:
+            found = [l2_norms_of_rows(memory)] if stack.counter is None else stack.counter.count_rows(memory)
+        except Exception as error:
+            self._error = error
+            raise
         for place, numbers in enumerate(found):
             self.pack.fill([first + place for first in firsts], numbers)
 
