@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.measure.tally import OfLayer, OfSite, tally
+from lightning_gradwatch.measure.windows import fractions
 from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
 
 if TYPE_CHECKING:
@@ -94,15 +95,15 @@ def _states(tally: Tally) -> npt.NDArray[np.uint8]:
 
 
 def _site_metrics(tally: Tally, windows: Sequence[Window | None]) -> dict[str, FloatVector]:
-    fractions = [(_NAN, _NAN) if window is None else window.fractions() for window in windows]
+    dead, saturated = fractions(windows)
     columns = tally.sites.T
     complete = columns[OfSite.INCOMPLETE] == 0
     signal = np.where(complete & (columns[OfSite.SIGNALS] > 0), columns[OfSite.SIGNAL], _NAN)
     arriving = np.where(complete & (columns[OfSite.ARRIVINGS] > 0), columns[OfSite.ARRIVING], _NAN)
     judged = [_NAN if chunk is None else chunk.observations * chunk.inactive.size for chunk in tally.chunks]
     return {
-        "dead_fraction": np.array([dead for dead, _ in fractions]),
-        "saturated_fraction": np.array([saturated for _, saturated in fractions]),
+        "dead_fraction": dead,
+        "saturated_fraction": saturated,
         "inactive_share": _ratio(columns[OfSite.EITHER], np.array(judged)),
         "signal_norm": signal / tally.scale,
         # The gradient scale, which is in both norms of a ratio, isn't in the gains.

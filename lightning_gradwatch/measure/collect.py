@@ -125,12 +125,17 @@ class SiteSums:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
         if not self.counts or self.site.units == 0:
             return None
-        inactive = [values[slots[place]] for counter, slots in self.counts for place in counter.inactive]
-        saturated = [values[slots[place]] for counter, slots in self.counts for place in counter.saturated]
+        inactive: UnitCounts | None = None
+        saturated: UnitCounts | None = None
+        for counter, slots in self.counts:
+            for place in counter.inactive:
+                inactive = _plus(inactive, values[slots[place]])
+            for place in counter.saturated:
+                saturated = _plus(saturated, values[slots[place]])
         masked = self.masked
         return Chunk(
-            inactive=_sum(inactive) if inactive else np.zeros(self.site.units, dtype=np.int64),
-            saturated=_sum(saturated) if saturated else None,
+            inactive=np.zeros(self.site.units, dtype=np.int64) if inactive is None else inactive,
+            saturated=saturated,
             observations=self.observations + (0 if masked is None else _entries(masked.observations, values)),
             batch_elements=self.batch_elements
             + (0 if masked is None else sum([int(values[slot][1]) for slot in masked.batch_elements])),
@@ -179,8 +184,9 @@ class Collected:
             sums.end_pass()
 
 
-def _sum(counts: Sequence[FloatVector]) -> UnitCounts:
-    return (counts[0] if len(counts) == 1 else np.add.reduce(counts)).astype(np.int64)
+def _plus(counts: UnitCounts | None, more: FloatVector) -> UnitCounts:
+    added = more.astype(np.int64)
+    return added if counts is None else counts + added
 
 
 def _entries(calls: Sequence[tuple[Slot, int]], values: Values) -> int:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lightning_gradwatch.measure.sites import Site
-    from lightning_gradwatch.record import SiteInfo
+    from lightning_gradwatch.record import FloatVector, SiteInfo
 
 UnitCounts = npt.NDArray[np.int64]
 
@@ -86,21 +86,33 @@ class Window:
         total, chunks = self._total, self._chunks
         total.add(chunk)
         if chunks and chunks[-1].observations < _FEWEST:
-            chunks.append(chunks.pop().joined(chunk))
-        else:
-            chunks.append(chunk)
-        while len(chunks) > 1 and self._full_with(
-            total.observations - chunks[0].observations, total.batch_elements - chunks[0].batch_elements
-        ):
+            chunk = chunks.pop().joined(chunk)
+        chunks.append(chunk)
+        while len(chunks) > 1 and self._full_with(total, chunks[0]):
             total.remove(chunks.popleft())
 
-    def _full_with(self, observations: int, batch_elements: int) -> bool:
-        return observations >= self._observations and batch_elements >= self._batch_elements
+    def _full_with(self, total: Chunk, less: Chunk) -> bool:
+        """Whether it is full without the observations of one chunk."""
+        return (
+            total.observations - less.observations >= self._observations
+            and total.batch_elements - less.batch_elements >= self._batch_elements
+        )
 
     @property
     def full(self) -> bool:
         """Whether there are enough observations of enough batch elements."""
-        return self._total is not None and self._full_with(self._total.observations, self._total.batch_elements)
+        return self.whole is not None
+
+    @property
+    def whole(self) -> Chunk | None:
+        """All that it holds; None until it is full."""
+        total = self._total
+        enough = (
+            total is not None
+            and total.observations >= self._observations
+            and total.batch_elements >= self._batch_elements
+        )
+        return total if enough else None
 
     @property
     def fill(self) -> float:
@@ -112,30 +124,6 @@ class Window:
             self._total.observations / self._observations,
             self._total.batch_elements / self._batch_elements,
         )
-
-    def fractions(self) -> tuple[float, float]:
-        """Return the dead and the saturated fraction; NaN until the window is full, and where they don't apply.
-
-        A unit is dead where it was inactive in every observation, and saturated where it was in at least 95 % of them and
-        isn't dead.
-        """
-        total = self._total
-        if total is None or not self.full or not total.inactive.size:
-            return math.nan, math.nan
-        units = total.inactive.size
-        dead = total.inactive == total.observations
-        if total.saturated is None:
-            return np.count_nonzero(dead) / units, math.nan
-        often = 100 * total.saturated >= SATURATED_PERCENT * total.observations
-        return np.count_nonzero(dead) / units, np.count_nonzero(often & ~dead) / units
-
-    def dead_fraction(self) -> float:
-        """Return the share of units inactive in every observation; NaN until the window is full."""
-        return self.fractions()[0]
-
-    def saturated_fraction(self) -> float:
-        """Return the share of units saturated in at least 95 % of observations and not dead; NaN until full."""
-        return self.fractions()[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs: plain numbers and tensors, which load with ``weights_only=True``."""
@@ -164,6 +152,29 @@ class Window:
                     int(saved["batch_elements"]),
                 )
             )
+
+
+def fractions(windows: Sequence[Window | None]) -> tuple[FloatVector, FloatVector]:
+    """Return the dead and the saturated fraction of each window; NaN until it is full, and where they don't apply.
+
+    A unit is dead where it was inactive in every observation, and saturated where it was in at least 95 % of them and
+    isn't dead.
+    """
+    dead, saturated = np.full((2, len(windows)), math.nan)
+    alike: dict[tuple[int, bool], list[tuple[int, Chunk]]] = {}
+    for place, window in enumerate(windows):
+        if window is not None and (whole := window.whole) is not None and whole.inactive.size:
+            alike.setdefault((whole.inactive.size, whole.saturated is None), []).append((place, whole))
+    # Windows of as many units at once: a deep net has hundreds.
+    for (units, never), members in alike.items():
+        places = [place for place, _ in members]
+        observations = np.array([[whole.observations] for _, whole in members])
+        inactive = np.array([whole.inactive for _, whole in members]) == observations
+        dead[places] = np.count_nonzero(inactive, axis=1) / units
+        if not never:
+            often = 100 * np.array([whole.saturated for _, whole in members]) >= SATURATED_PERCENT * observations
+            saturated[places] = np.count_nonzero(often & ~inactive, axis=1) / units
+    return dead, saturated
 
 
 class Windows:

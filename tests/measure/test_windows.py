@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.windows import Chunk, Window
+from lightning_gradwatch.measure.windows import Chunk, Window, fractions
 
 
 def chunk(inactive, saturated, batch_elements):
@@ -24,6 +24,14 @@ def chunk(inactive, saturated, batch_elements):
 
 def all_inactive(observations, batch_elements, units=3):
     return chunk(np.ones((observations, units), bool), None, batch_elements)
+
+
+def dead_fraction(window):
+    return fractions([window])[0].item()
+
+
+def saturated_fraction(window):
+    return fractions([window])[1].item()
 
 
 class Naive:
@@ -70,9 +78,33 @@ def test_fractions_are_those_of_the_fewest_recent_steps_that_are_enough(data):
         naive.steps.append(step)
         dead, often = naive.fractions()
         assert window.full is not math.isnan(dead)
-        np.testing.assert_array_equal([window.dead_fraction(), window.saturated_fraction()], [dead, often])
+        np.testing.assert_array_equal([dead_fraction(window), saturated_fraction(window)], [dead, often])
         held = sum(len(step[0]) for step in naive.steps), sum(step[2] for step in naive.steps)
         assert window.fill == min(1.0, held[0] / needed[0], held[1] / needed[1])
+
+
+def test_each_of_many_windows_has_its_own_fractions():
+    """Of several sizes, full and not, judged and not, and sites without any."""
+    generator = np.random.default_rng(0)
+    windows = []
+    for units in generator.integers(0, 4, size=60):
+        if units == 3:
+            windows.append(None)
+            continue
+        window = Window(40, 1)
+        judged = generator.random() < 0.5
+        for _ in range(generator.integers(1, 5)):
+            inactive, saturated = generator.random((2, 20, units)) < generator.choice([0.0, 0.97, 1.0], (2, 1, units))
+            window.add(chunk(inactive, saturated if judged else None, 1))
+        windows.append(window)
+    together = fractions(windows)
+    alone = [
+        (math.nan, math.nan) if window is None else (dead_fraction(window), saturated_fraction(window))
+        for window in windows
+    ]
+    np.testing.assert_array_equal(np.transpose(together), alone)
+    assert (np.nan_to_num(together).max(1) > 0).all()
+    assert all(np.isnan(vector).any() for vector in together)
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,7 +117,7 @@ def test_tiny_steps_may_share_a_chunk_but_the_window_holds_enough_and_hardly_mor
         seen += [inactive] * observations
         assert window.full is (len(seen) >= 40)
         if window.full:
-            dead = window.dead_fraction() == 1.0
+            dead = dead_fraction(window) == 1.0
             assert dead <= all(seen[-40:])  # never dead when one of the last 40 was alive
             assert dead >= all(seen[-40 - 36 :])  # and dead at the latest when the chunks before it are gone
     assert len(window._chunks) <= 1 + 40 // 16 + 1
@@ -109,15 +141,15 @@ def test_it_is_full_with_1024_observations_of_32_batch_elements(steps, full):
         window.add(all_inactive(*step))
     assert window.full is full
     assert (window.fill == 1.0) is full
-    assert math.isnan(window.dead_fraction()) is not full
-    assert math.isnan(window.saturated_fraction())  # not applicable, full or not
+    assert math.isnan(dead_fraction(window)) is not full
+    assert math.isnan(saturated_fraction(window))  # not applicable, full or not
 
 
 def test_it_is_empty_at_first():
     window = Window(10, 1)
     assert (window.full, window.fill) == (False, 0.0)
-    assert math.isnan(window.dead_fraction())
-    assert math.isnan(window.saturated_fraction())
+    assert math.isnan(dead_fraction(window))
+    assert math.isnan(saturated_fraction(window))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +160,7 @@ def test_saturated_is_from_exactly_95_of_100_on(observations, saturated, often):
     window = Window(20, 1)
     marks = (np.arange(observations) < saturated)[:, None]
     window.add(chunk(np.zeros_like(marks), marks, 1))
-    assert window.saturated_fraction() == float(often)
+    assert saturated_fraction(window) == float(often)
 
 
 def test_a_dead_unit_is_not_also_saturated():
@@ -137,8 +169,8 @@ def test_a_dead_unit_is_not_also_saturated():
     alive_once = ones.copy()
     alive_once[7, 1] = False
     window.add(chunk(alive_once, ones, 1))
-    assert window.dead_fraction() == 0.5
-    assert window.saturated_fraction() == 0.5
+    assert dead_fraction(window) == 0.5
+    assert saturated_fraction(window) == 0.5
 
 
 def test_one_live_observation_keeps_a_unit_alive_until_it_leaves_the_window():
@@ -147,25 +179,25 @@ def test_one_live_observation_keeps_a_unit_alive_until_it_leaves_the_window():
     alive[5, 2] = False
     window.add(chunk(alive, None, 1))
     window.add(all_inactive(32, 1, units=4))
-    assert window.dead_fraction() == 0.75
+    assert dead_fraction(window) == 0.75
     window.add(all_inactive(32, 1, units=4))
-    assert window.dead_fraction() == 1.0
+    assert dead_fraction(window) == 1.0
 
 
 def test_a_step_that_is_enough_by_itself_pushes_all_others_out():
     window = Window(64, 8)
     window.add(chunk(np.zeros((64, 2), bool), None, 8))
     window.add(all_inactive(64, 7, units=2))
-    assert window.dead_fraction() == 0.0
+    assert dead_fraction(window) == 0.0
     window.add(all_inactive(64, 8, units=2))
-    assert window.dead_fraction() == 1.0
+    assert dead_fraction(window) == 1.0
 
 
 def test_other_units_start_a_new_window():
     window = Window(16, 1)
     window.add(all_inactive(16, 1, units=3))
     window.add(chunk(np.zeros((16, 5), bool), None, 1))
-    assert window.dead_fraction() == 0.0
+    assert dead_fraction(window) == 0.0
     assert window.fill == 1.0
 
 
@@ -202,8 +234,8 @@ def test_a_window_goes_on_after_a_checkpoint_as_if_nothing_had_been(data):
             straight.add(chunk(*step))
             after.add(chunk(*step))
         np.testing.assert_array_equal(
-            [after.fill, after.dead_fraction(), after.saturated_fraction()],
-            [straight.fill, straight.dead_fraction(), straight.saturated_fraction()],
+            [after.fill, dead_fraction(after), saturated_fraction(after)],
+            [straight.fill, dead_fraction(straight), saturated_fraction(straight)],
         )
 
 
