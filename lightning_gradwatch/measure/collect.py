@@ -45,7 +45,7 @@ class SiteSums:
     whatever a program writes into it later makes no difference.
     """
 
-    counts: tuple[tuple[Counter, list[Slot]], ...] = ()
+    counts: tuple[tuple[Counter, Sequence[Slot]], ...] = ()
     """Of each call its counter and, for each of that one's regions, the observations a unit."""
     observations = 0
     batch_elements = 0

@@ -44,11 +44,11 @@ class Pack:
             slot = self._once[id(tensor)] = self.add(tensor)
         return slot
 
-    def reserve(self, count: int) -> list[Slot]:
-        """Return slots for what comes later, by `fill`; one that nothing came for reads as NaN."""
+    def reserve(self, count: int) -> Slot:
+        """Return the first of some slots for what comes later, by `fill`; one that nothing came for reads as NaN."""
         first = len(self._tensors)
-        self._tensors += [None] * count
-        return [*range(first, first + count)]
+        self._tensors += (None,) * count
+        return first
 
     def fill(self, slots: list[Slot], rows: Tensor) -> None:
         """Take a tensor along whose rows are for reserved slots, each for its own."""

@@ -19,6 +19,8 @@ from lightning_gradwatch.measure.norms import l2_norm, l2_norms_of_rows
 from lightning_gradwatch.measure.shards import PLAIN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from lightning_gradwatch.measure.counting import Counter
@@ -60,14 +62,11 @@ class _Stack:
         self.came = 0
         """Tensors in this step."""
 
-    @property
-    def full(self) -> bool:
-        return len(self.firsts) == len(self.rows)
-
     def put(self, tensor: Tensor, slot: Slot) -> None:
         """Copy a tensor."""
-        self.rows[len(self.firsts)].copy_(tensor.detach())
-        self.firsts.append(slot)
+        firsts = self.firsts
+        self.rows[len(firsts)].copy_(tensor.detach())
+        firsts.append(slot)
         self.came += 1
 
 
@@ -118,25 +117,25 @@ class Staging:
         if stack is None or not _is_plain(tensor):
             self._note(tensor, None)
             return self.pack.add(l2_norm(tensor))
-        if stack.full:
+        if len(stack.firsts) == len(stack.rows):
             self._measure(stack)
-        (slot,) = self.pack.reserve(1)
+        slot = self.pack.reserve(1)
         stack.put(tensor, slot)
         return slot
 
-    def count(self, counter: Counter, z: Tensor) -> list[Slot]:
+    def count(self, counter: Counter, z: Tensor) -> Sequence[Slot]:
         """Count the observations of each unit in each region of a function; return where they will be, region by region."""
         if not counter.regions:
-            return []
+            return ()
         stack = self._counts.get((z.shape, counter))
         if stack is None or not _is_plain(z):
             self._note(z, counter)
             return [self.pack.add(counts) for counts in counter.count(z)]
-        if stack.full:
+        if len(stack.firsts) == len(stack.rows):
             self._measure(stack)
-        slots = self.pack.reserve(counter.regions)
-        stack.put(z, slots[0])
-        return slots
+        first = self.pack.reserve(counter.regions)
+        stack.put(z, first)
+        return range(first, first + counter.regions)
 
     def end(self) -> None:
         """Measure what is still in the stacks.

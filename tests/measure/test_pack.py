@@ -25,9 +25,10 @@ def test_tensors_of_all_kinds_come_back_under_their_slots():
 def test_rows_go_to_the_slots_they_are_for():
     pack = Pack()
     before = pack.add(torch.tensor([7.0, 8.0]))
-    first = pack.reserve(3)
+    start = pack.reserve(3)
+    first = [start, start + 1, start + 2]
     between = pack.add(torch.tensor(9, dtype=torch.int32))
-    (second,) = pack.reserve(1)
+    second = pack.reserve(1)
     # In any order, and those of one reservation in several parts.
     pack.fill([second, first[2]], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     pack.fill([first[1], first[0]], torch.tensor([5.0, 6.0], dtype=torch.float64))
@@ -40,7 +41,8 @@ def test_rows_go_to_the_slots_they_are_for():
 def test_a_slot_that_nothing_came_for_reads_as_not_a_number():
     pack = Pack()
     pack.add(torch.tensor(1.0))
-    slots = pack.reserve(2)
+    first = pack.reserve(2)
+    slots = [first, first + 1]
     pack.fill(slots[:1], torch.tensor([2.0]))
     values = pack.send().wait()
     np.testing.assert_array_equal(values.numbers([0, *slots]), [1.0, 2.0, math.nan])
@@ -49,7 +51,7 @@ def test_a_slot_that_nothing_came_for_reads_as_not_a_number():
 
 def test_an_empty_pack_has_nothing_but_what_was_never_filled():
     pack = Pack()
-    slots = pack.reserve(1)
+    slots = [pack.reserve(1)]
     values = pack.send().wait()
     assert np.isnan(values.numbers(slots)).all()
     assert values.sums([]).tolist() == []
