@@ -21,7 +21,7 @@ from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.tally import Columns
 from lightning_gradwatch.measure.unseen import Unseen
-from lightning_gradwatch.measure.updates import Limits
+from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.measure.windows import Windows
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Probe:
         self.windows = Windows(observations, batch_elements)
         """Over the observations of the sites' units."""
         self._staging = Staging()
+        self._snapshots = Snapshots(Limits())
         self._names: dict[int, str] = {}
         self._spacious: list[nn.Module] = []
         self._name_modules()
@@ -201,8 +202,8 @@ class Probe:
             names=self._names,
             spacious=self._spacious,
             eager=self._eager,
-            limits=Limits(),
             staging=self._staging,
+            snapshots=self._snapshots,
             processes=self._processes,
             activations_only=activations_only,
             unseen=self._unseen,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from lightning_gradwatch.measure.copies import FEWEST, KEPT, SMALL, new_stack
 from lightning_gradwatch.measure.norms import l2_norm, l2_norms_of_rows
 from lightning_gradwatch.measure.shards import PLAIN
 
@@ -26,14 +27,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.counting import Counter
     from lightning_gradwatch.measure.pack import Pack, Slot
 
-_SMALL = 8192
-"""Entries up to which the call counts."""
-_FEWEST = 4
-"""Tensors of a kind that make a stack worth it."""
 _STACK = 1 << 16
 """Entries of a stack at most, few enough to stay in a processor's cache."""
-_KEPT = 1 << 20
-"""Entries of all stacks at most."""
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -54,8 +49,7 @@ class _Stack:
         self.counter = kind.counter
         # A reduction would convert to float64 in memory of its own; a copy does it on the way.
         dtype = torch.float64 if kind.counter is None else kind.counter.dtype
-        with torch.inference_mode(mode=False):  # it outlives whatever block the program is in
-            self.memory = torch.empty((rows, *kind.shape), dtype=dtype, device="cpu")
+        self.memory = new_stack(rows, kind.shape, dtype)
         self.rows = self.memory.unbind()
         self.firsts: list[Slot] = []
         """Of each row that is filled the slot of its norm, or of its first region."""
@@ -93,13 +87,13 @@ class Staging:
         for kind, times in self._wanted.items():
             # A step that measures less, as one for the windows alone, takes nothing away from the next.
             came[kind] = max(came.get(kind, 0), times // 2)
-        self._wanted = {kind: times for kind, times in came.items() if times >= _FEWEST}
+        self._wanted = {kind: times for kind, times in came.items() if times >= FEWEST}
         self._norms, self._counts = {}, {}
         kept = 0
         for kind, times in self._wanted.items():
             entries = kind.shape.numel()
-            rows = min(times, _STACK // entries, (_KEPT - kept) // entries)
-            if rows < _FEWEST:
+            rows = min(times, _STACK // entries, (KEPT - kept) // entries)
+            if rows < FEWEST:
                 continue
             stack = before.get(kind)
             if stack is None or len(stack.rows) < rows:
@@ -150,7 +144,7 @@ class Staging:
                 self._measure(stack)
 
     def _note(self, tensor: Tensor, counter: Counter | None) -> None:
-        if tensor.dim() and 0 < tensor.numel() <= _SMALL and _is_plain(tensor):
+        if tensor.dim() and 0 < tensor.numel() <= SMALL and _is_plain(tensor):
             kind = _Kind(tensor.shape, counter)
             self._came[kind] = self._came.get(kind, 0) + 1
 

@@ -18,7 +18,6 @@ from lightning_gradwatch.measure.pack import Pack, Pending, Slot, Values
 from lightning_gradwatch.measure.signal import SignalHooks
 from lightning_gradwatch.measure.tags import Tags
 from lightning_gradwatch.measure.tracer import Tracer
-from lightning_gradwatch.measure.updates import Limits, WeightSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.staging import Staging
     from lightning_gradwatch.measure.unseen import Unseen
+    from lightning_gradwatch.measure.updates import Snapshots, WeightSnapshot
 
 
 class OptimizerStep:
@@ -77,8 +77,8 @@ class StepMeter:
         sites: Sites,
         faults: Faults,
         names: Mapping[int, str],
-        limits: Limits,
         staging: Staging,
+        snapshots: Snapshots,
         spacious: Sequence[nn.Module] = (),
         eager: bool = False,
         processes: int = 1,
@@ -97,7 +97,7 @@ class StepMeter:
         self.activations_only = activations_only
         self.segments: dict[Site, Site] = {}
         self._layers = layers
-        self._limits = limits
+        self._snapshots = snapshots
         self._spacious = spacious
         self._eager = eager
         self._processes = processes
@@ -210,7 +210,7 @@ class StepMeter:
                 step.gradients = OptimizerGradients(owned, self.pack, processes=self._processes)
         if self.faults.on("updates"):
             with self.faults.guard("updates"):
-                step.snapshot = WeightSnapshot(owned, self.pack, self._limits, processes=self._processes)
+                step.snapshot = self._snapshots.take(index, owned, self.pack, processes=self._processes)
         return True
 
     def after_optimizer_step(self, index: int, *, clipped: bool = False) -> None:

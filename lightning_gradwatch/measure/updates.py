@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.measure.copies import Copies
 from lightning_gradwatch.measure.layers import by_device, is_matrix
-from lightning_gradwatch.measure.norms import l2_norms
+from lightning_gradwatch.measure.norms import l2_norms, l2_norms_of_rows
 from lightning_gradwatch.measure.shards import local_parts, replicas, replicas_of
 
 if TYPE_CHECKING:
@@ -53,16 +54,29 @@ class Moves(NamedTuple):
     """How many entries there are, each counted in shares too."""
 
 
+class Snapshots:
+    """Takes the snapshots of a run, with the memory for their copies that is kept from one measured step to the next."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._copies: dict[int, Copies] = {}
+
+    def take(self, optimizer: int, owned: list[Owned], pack: Pack, *, processes: int = 1) -> WeightSnapshot:
+        """Remember the weights of one optimizer, given by its place, instead of those it had the last time."""
+        copies = self._copies.setdefault(optimizer, Copies())
+        return WeightSnapshot(owned, pack, self._limits, copies, processes=processes)
+
+
 class WeightSnapshot:
     """The weights of one optimizer before a step, and, once it has stepped, how far they moved."""
 
-    def __init__(self, owned: list[Owned], pack: Pack, limits: Limits, *, processes: int = 1) -> None:
+    def __init__(self, owned: list[Owned], pack: Pack, limits: Limits, copies: Copies, *, processes: int = 1) -> None:
         compared = [
             each
             for each in owned
             if is_matrix(each[1]) and each[1].layout is torch.strided and replicas(each[1], processes)
         ]
-        self._groups = [_Group(members, limits, pack, processes) for members in by_device(compared)]
+        self._groups = [_Group(members, limits, pack, copies, processes) for members in by_device(compared)]
         self.estimated = any(group.estimated for group in self._groups)
 
     def measure(self, pack: Pack) -> None:
@@ -79,19 +93,27 @@ class WeightSnapshot:
 class _Group:
     """The weights of one optimizer on one device."""
 
-    def __init__(self, members: list[Owned], limits: Limits, pack: Pack, processes: int) -> None:
+    def __init__(self, members: list[Owned], limits: Limits, pack: Pack, copies: Copies, processes: int) -> None:
         self._members = members
-        self._replicas = replicas_of([parameter for _, parameter in members], processes)
         self._steps: list[int] | None = None
         views = self._views()
         self.estimated = sum([view.numel() * view.element_size() for view in views]) > limits.copied_bytes
         if self.estimated:
             self._steps = self._thinned(views, limits.entries)
             views = self._views()
-        self._sizes = [view.numel() for view in views]
-        self._before: list[Tensor] | None = [_copy(view) for view in views]
-        self._norms = pack.add(l2_norms(self._before))
-        self._moved: Slot | None = None
+        stacked = copies.take(views) if views[0].is_cpu else []
+        self._stacks = [stack for _, stack in stacked]
+        order = [place for places, _ in stacked for place in places]
+        alone = sorted({*range(len(views))}.difference(order)) if order else [*range(len(views))]
+        self._before = [row for stack in self._stacks for row in stack.unbind()]
+        self._before += [_copy(views[place]) for place in alone]
+        self._alone = len(alone)
+        self._order = order + alone
+        """The places of the members, in the order of the copies."""
+        self._replicas = replicas_of([members[place][1] for place in self._order], processes)
+        self._sizes = [copy.numel() for copy in self._before]
+        self._norms = self._measured(pack)
+        self._moved: list[Slot] = []
 
     def _thinned(self, parts: list[Tensor], entries: int) -> list[int]:
         """Return every how manieth entry of each parameter is taken, so that a layer has about so many."""
@@ -107,21 +129,28 @@ class _Group:
         return [part if step == 1 else _part(part, step) for part, step in zip(parts, self._steps, strict=True)]
 
     def measure(self, pack: Pack) -> None:
-        if self._before is None:
+        if self._moved:
             return
+        views = self._views()
         # In place into the copies, so that no third copy of large weights ever exists.
-        torch._foreach_sub_(self._before, self._views())
-        self._moved = pack.add(l2_norms(self._before))
-        self._before = None
+        torch._foreach_sub_(self._before, [views[place] for place in self._order])
+        self._moved = self._measured(pack)
+        self._before, self._stacks = [], []
+
+    def _measured(self, pack: Pack) -> list[Slot]:
+        slots = [pack.add(l2_norms_of_rows(stack)) for stack in self._stacks]
+        if self._alone:
+            slots.append(pack.add(l2_norms(self._before[-self._alone :])))
+        return slots
 
     def read(self, values: Values) -> Moves:
         held = np.array(self._replicas)
         share = np.sqrt(held)
-        norms = values[self._norms] / share
+        norms = values.joined(self._norms) / share
         return Moves(
-            layers=[layer for layer, _ in self._members],
+            layers=[self._members[place][0] for place in self._order],
             norms=norms,
-            moved=np.full_like(norms, math.nan) if self._moved is None else values[self._moved] / share,
+            moved=values.joined(self._moved) / share if self._moved else np.full_like(norms, math.nan),
             entries=np.array(self._sizes) / held,
         )
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_gradwatch.measure.layers import Layers
 from lightning_gradwatch.measure.pack import Pack
-from lightning_gradwatch.measure.updates import Limits, WeightSnapshot
+from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.probe import Probe
 
 OPTIMIZERS = {
@@ -156,7 +156,7 @@ def test_two_optimizers_of_one_layer_give_the_ratio_of_all_its_matrices(result_o
 def snapshot_of(model, optimizer, limits):
     layers, pack = Layers(model), Pack()
     layers.list_unused()
-    return WeightSnapshot(layers.trained_by(optimizer), pack, limits), pack
+    return Snapshots(limits).take(0, layers.trained_by(optimizer), pack), pack
 
 
 @pytest.mark.parametrize("entries", [1, 7, 100, 5000, 10_000])
