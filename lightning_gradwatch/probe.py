@@ -247,7 +247,7 @@ class Probe:
             layers=layers,
             sites=list(self._sites.ordered),
             frozen=[layer.frozen for layer in layers],
-            used=[layer.used and layer.step == self._layers.step for layer in layers],
+            used=[self._layers.uses(layer) for layer in layers],
             known=[layer.used for layer in layers],
         )
         return PendingRecord(measured, columns, facts, self._info, self.windows)

@@ -83,8 +83,7 @@ class Activations:
         if alone:
             self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
-        if self.masks.given:
-            seen.samples = self._samples(site, z, axis)
+        seen.samples = self._samples(site, z, axis)
         if not site.part:
             if site.composite is not None:
                 counts = counter(site_zones(site), z.dtype, z.dim(), axis)
@@ -105,9 +104,7 @@ class Activations:
         tag.call, tag.of = seen, seen.of
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
-            seen.sums.add_output(
-                output, seen.axis, self._samples(site, output, seen.axis) if self.masks.given else None
-            )
+            seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
             node = node_of(output, in_place=seen.in_place)
             seen.handles = self.hooks.watch(seen.sums, output, node, origin)
             self._connections.called(site, origin, node)
@@ -184,7 +181,7 @@ class Activations:
         return self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
 
     def _samples(self, site: Site, tensor: Tensor, axis: int) -> Samples | None:
-        if not self.masks.meant_for(site.location.module):
+        if not self.masks.given or not self.masks.meant_for(site.location.module):
             return None
         samples = self.masks.of(site.location.module, tensor, axis)
         if samples is None:

@@ -54,11 +54,7 @@ class Copies:
                 and tensor.is_floating_point()
                 and tensor.layout is torch.strided
             ):
-                kind = (tensor.shape, tensor.dtype)
-                if kind in alike:
-                    alike[kind].append(place)
-                else:
-                    alike[kind] = [place]
+                alike.setdefault((tensor.shape, tensor.dtype), []).append(place)
         before, self._stacks = self._stacks, {}
         found: list[tuple[list[int], Tensor]] = []
         left = KEPT

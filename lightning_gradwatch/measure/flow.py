@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.MULTIPLY, Op.ERF))
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
-_KEEP, _LAST, _ERF = Op.KEEP, Op.LAST, Op.ERF
-_entries = Tensor.numel
+_KEEP, _LAST, _ERF = Op.KEEP, Op.LAST, Op.ERF  # by name, as in `tracer`
 
 
 class _Sources(NamedTuple):
@@ -97,7 +96,7 @@ class Flow:
             layer = self._layers.owner(argument)
             if layer is not None:
                 # Without a sample there is no use: an expert that got no token, a mask that is empty.
-                if layer.step != self._layers.step and all(map(_entries, arguments)):
+                if layer.step != self._layers.step and all(map(Tensor.numel, arguments)):
                     self._layers.use(layer)
             else:
                 tag = self._tags.get(argument)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.layers import by_device
 from lightning_gradwatch.measure.norms import l2_norms
-from lightning_gradwatch.measure.shards import PLAIN, local_parts, replicas_of, why_unreadable
+from lightning_gradwatch.measure.shards import local_parts, replicas_of, why_unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -47,10 +47,7 @@ class OptimizerGradients:
     def __init__(self, owned: list[Owned], pack: Pack, *, processes: int = 1) -> None:
         """Measure the gradients of the parameters that the optimizer trains: one that is frozen may still hold an old one."""
         self.unreadable = {
-            layer.name: why
-            for layer, parameter in owned
-            if not (type(parameter) in PLAIN and type(parameter.grad) in PLAIN)
-            and (why := why_unreadable(parameter, processes))
+            layer.name: why for layer, parameter in owned if (why := why_unreadable(parameter, processes))
         }
         """Why a layer's gradients can't be measured, by its name; nothing of such a layer is read."""
         if self.unreadable:

@@ -154,7 +154,7 @@ class Layers:
     def unknown(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer trains something that isn't taken in yet."""
         owners = self._by_parameter
-        new = [each for group in optimizer.param_groups for each in group["params"] if id(each) not in owners]
+        new = [each for each in parameters_of(optimizer) if id(each) not in owners]
         return any(parameter.requires_grad and parameter not in self for parameter in new)
 
     def trained_by(self, optimizer: Optimizer) -> list[Owned]:
@@ -162,8 +162,7 @@ class Layers:
         owners = self._by_parameter
         return [
             (layer, parameter)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
+            for parameter in parameters_of(optimizer)
             if parameter.requires_grad and (layer := owners.get(id(parameter)) or self.owner(parameter)) is not None
         ]
 
@@ -183,6 +182,10 @@ class Layers:
             layer.used = True
             self.unused -= 1
             self._list(layer)
+
+    def uses(self, layer: Layer) -> bool:
+        """Whether this step's forward pass was seen to use a layer."""
+        return layer.used and layer.step == self.step
 
     def list_unused(self) -> None:
         """Append what no forward pass used so far, in registration order."""
@@ -213,11 +216,7 @@ def by_device(owned: Iterable[Owned]) -> list[list[Owned]]:
     """Return parameters with their owners by the device they are on."""
     groups: dict[torch.device, list[Owned]] = {}
     for each in owned:
-        device = each[1].device
-        if device in groups:
-            groups[device].append(each)
-        else:
-            groups[device] = [each]
+        groups.setdefault(each[1].device, []).append(each)
     return list(groups.values())
 
 

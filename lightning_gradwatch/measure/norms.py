@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 vector_norm: Callable[..., Tensor] = torch.linalg.vector_norm
-_foreach_norm: Callable[..., tuple[Tensor, ...]] = torch._foreach_norm  # noqa: SLF001 - the one fused reduction; torch's own clipping calls it
 _ROW = 256
 """Entries in a row: at most 32 additions in a SIMD lane, so a relative error below 32 x 2^-24 / 2 even in the worst case."""
 _LONG = 32_768
@@ -37,18 +36,17 @@ def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
     dtypes of up to 32 bits, as the square of every such entry is a normal float64). NaN and infinity propagate. Sparse,
     complex and zero-size tensors are fine.
 
-    Small ones aren't stacked, though that takes fewer operations: the copies cost more than the calls they save.
+    Small ones aren't stacked, though that takes fewer operations: the system hands out memory of such a size page by
+    page, at each step anew, which takes longer than all of this.
 
     Raises:
         RuntimeError: the tensors are on several devices, or there are none.
     """
     with torch.no_grad():
         plain = [tensor if _is_plain(tensor) else _plain(tensor) for tensor in tensors]
-        by_rows = [tensor.numel() >= _LONG and _takes_rows(tensor) for tensor in plain]
-        if not any(by_rows):
-            return torch.stack(_foreach_norm(plain, 2, torch.float64))
+        by_rows = [_takes_rows(tensor) for tensor in plain]
         at_once = [tensor for tensor, alone in zip(plain, by_rows, strict=True) if not alone]
-        fused = iter(_foreach_norm(at_once, 2, torch.float64) if at_once else ())
+        fused = iter(torch._foreach_norm(at_once, 2, torch.float64) if at_once else ())  # noqa: SLF001 - the one fused reduction; torch's own clipping calls it
         return torch.stack(
             [_norm_by_rows(tensor) if alone else next(fused) for tensor, alone in zip(plain, by_rows, strict=True)]
         )
@@ -60,11 +58,7 @@ def l2_norm(tensor: Tensor) -> Tensor:
         # The usual small tensor, of which a deep net has hundreds, in as few calls as there are.
         return vector_norm(tensor.detach(), dtype=torch.float64)
     tensor = _plain(tensor.detach())
-    return (
-        _norm_by_rows(tensor)
-        if tensor.numel() >= _LONG and _takes_rows(tensor)
-        else vector_norm(tensor, dtype=torch.float64)
-    )
+    return _norm_by_rows(tensor) if _takes_rows(tensor) else vector_norm(tensor, dtype=torch.float64)
 
 
 def l2_norms_of_rows(stack: Tensor) -> Tensor:
@@ -87,8 +81,12 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _takes_rows(tensor: Tensor) -> bool:
-    """Whether a long tensor can be reduced in rows, and is better off so."""
-    return tensor.is_cpu and tensor.dtype is not torch.float64 and tensor.is_contiguous()
+    return (
+        tensor.numel() >= _LONG
+        and tensor.device.type == "cpu"
+        and tensor.dtype is not torch.float64
+        and tensor.is_contiguous()
+    )
 
 
 def _norm_by_rows(tensor: Tensor) -> Tensor:

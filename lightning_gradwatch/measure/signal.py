@@ -166,7 +166,7 @@ class _Single:
         self._fired = False
 
     def __call__(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
-        if self._hooks.ignoring or "signal" in self._faults.reasons:
+        if self._hooks.ignoring or not self._faults.on("signal"):
             return
         sums = self._sums
         try:  # not a guard: a deep net has hundreds of these

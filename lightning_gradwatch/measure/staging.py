@@ -11,7 +11,7 @@ what comes once or twice has none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -32,12 +32,8 @@ _STACK = 1 << 16
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-class _Kind(NamedTuple):
-    """What is measured together."""
-
-    shape: torch.Size
-    counter: Counter | None = None
-    """None: norms are measured."""
+_Kind: TypeAlias = "tuple[torch.Size, Counter | None]"
+"""What is measured together: tensors of a shape, by a counter or, without one, their norms."""
 
 
 class _Stack:
@@ -46,10 +42,9 @@ class _Stack:
     __slots__ = ("came", "counter", "firsts", "memory", "rows")
 
     def __init__(self, kind: _Kind, rows: int) -> None:
-        self.counter = kind.counter
+        shape, self.counter = kind
         # A reduction would convert to float64 in memory of its own; a copy does it on the way.
-        dtype = torch.float64 if kind.counter is None else kind.counter.dtype
-        self.memory = new_stack(rows, kind.shape, dtype)
+        self.memory = new_stack(rows, shape, torch.float64 if self.counter is None else self.counter.dtype)
         self.rows = self.memory.unbind()
         self.firsts: list[Slot] = []
         """Of each row that is filled the slot of its norm, or of its first region."""
@@ -68,8 +63,7 @@ class Staging:
     """What measures one tensor of a step after the other."""
 
     def __init__(self) -> None:
-        self._norms: dict[torch.Size, _Stack] = {}
-        self._counts: dict[tuple[torch.Size, Counter], _Stack] = {}
+        self._stacks: dict[_Kind, _Stack] = {}
         self._came: dict[_Kind, int] = {}
         """Tensors in this step that would go into a stack, if there were one."""
         self._wanted: dict[_Kind, int] = {}
@@ -80,18 +74,16 @@ class Staging:
         """Start a step, whose numbers go into `pack`."""
         self.pack = pack
         self._error = None
-        before = {_Kind(shape): stack for shape, stack in self._norms.items()}
-        before.update((_Kind(*key), stack) for key, stack in self._counts.items())
+        before, self._stacks = self._stacks, {}
         came, self._came = self._came, {}
         came.update((kind, stack.came) for kind, stack in before.items())
         for kind, times in self._wanted.items():
             # A step that measures less, as one for the windows alone, takes nothing away from the next.
             came[kind] = max(came.get(kind, 0), times // 2)
         self._wanted = {kind: times for kind, times in came.items() if times >= FEWEST}
-        self._norms, self._counts = {}, {}
         kept = 0
         for kind, times in self._wanted.items():
-            entries = kind.shape.numel()
+            entries = kind[0].numel()
             rows = min(times, _STACK // entries, (KEPT - kept) // entries)
             if rows < FEWEST:
                 continue
@@ -100,36 +92,37 @@ class Staging:
                 stack = _Stack(kind, rows)
             stack.firsts, stack.came = [], 0
             kept += stack.memory.numel()
-            if kind.counter is None:
-                self._norms[kind.shape] = stack
-            else:
-                self._counts[kind.shape, kind.counter] = stack
+            self._stacks[kind] = stack
 
     def norm(self, tensor: Tensor) -> Slot:
         """Measure the L2 norm of a tensor; return where it will be."""
-        stack = self._norms.get(tensor.shape)
-        if stack is None or not _is_plain(tensor):
-            self._note(tensor, None)
-            return self.pack.add(l2_norm(tensor))
-        if len(stack.firsts) == len(stack.rows):
-            self._measure(stack)
-        slot = self.pack.reserve(1)
-        stack.put(tensor, slot)
-        return slot
+        slot = self._copied(tensor, None, 1)
+        return self.pack.add(l2_norm(tensor)) if slot is None else slot
 
     def count(self, counter: Counter, z: Tensor) -> Sequence[Slot]:
         """Count the observations of each unit in each region of a function; return where they will be, region by region."""
         if not counter.regions:
             return ()
-        stack = self._counts.get((z.shape, counter))
-        if stack is None or not _is_plain(z):
-            self._note(z, counter)
+        first = self._copied(z, counter, counter.regions)
+        if first is None:
             return [self.pack.add(counts) for counts in counter.count(z)]
+        return range(first, first + counter.regions)
+
+    def _copied(self, tensor: Tensor, counter: Counter | None, numbers: int) -> Slot | None:
+        """Copy a tensor into the stack of its kind; return the first of its slots, None where there is no such stack."""
+        if not _is_plain(tensor):
+            return None
+        kind = (tensor.shape, counter)
+        stack = self._stacks.get(kind)
+        if stack is None:
+            if tensor.dim() and 0 < tensor.numel() <= SMALL:
+                self._came[kind] = self._came.get(kind, 0) + 1
+            return None
         if len(stack.firsts) == len(stack.rows):
             self._measure(stack)
-        first = self.pack.reserve(counter.regions)
-        stack.put(z, first)
-        return range(first, first + counter.regions)
+        slot = self.pack.reserve(numbers)
+        stack.put(tensor, slot)
+        return slot
 
     def end(self) -> None:
         """Measure what is still in the stacks.
@@ -139,14 +132,9 @@ class Staging:
         """
         if self._error is not None:
             raise self._error
-        for stack in (*self._norms.values(), *self._counts.values()):
+        for stack in self._stacks.values():
             if stack.firsts:
                 self._measure(stack)
-
-    def _note(self, tensor: Tensor, counter: Counter | None) -> None:
-        if tensor.dim() and 0 < tensor.numel() <= SMALL and _is_plain(tensor):
-            kind = _Kind(tensor.shape, counter)
-            self._came[kind] = self._came.get(kind, 0) + 1
 
     def _measure(self, stack: _Stack) -> None:
         firsts, stack.firsts = stack.firsts, []

@@ -43,7 +43,7 @@ class Op(IntEnum):
     BACKWARD = 10
 
 
-_LAST = Op.LAST
+_LAST = Op.LAST  # by name, as in `tracer`
 _NAMES: dict[Op, str] = {
     Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
     "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "

@@ -87,7 +87,7 @@ class Tracer(TorchFunctionMode):
         """Run a torch call, and look at it where it matters."""
         kwargs = kwargs or {}
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
-        if torch.compiler.is_compiling() or not self.recording or "activations" in self._faults.reasons:
+        if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
             return func(*args, **kwargs)
         # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         call: Call | None = None

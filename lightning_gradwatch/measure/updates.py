@@ -101,10 +101,11 @@ class _Group:
         if self.estimated:
             self._steps = self._thinned(views, limits.entries)
             views = self._views()
-        stacked = copies.take(views) if views[0].is_cpu else []
+        stacked = copies.take(views)
         self._stacks = [stack for _, stack in stacked]
         order = [place for places, _ in stacked for place in places]
-        alone = sorted({*range(len(views))}.difference(order)) if order else [*range(len(views))]
+        in_stacks = set(order)
+        alone = [place for place in range(len(views)) if place not in in_stacks]
         self._before = [row for stack in self._stacks for row in stack.unbind()]
         self._before += [_copy(views[place]) for place in alone]
         self._alone = len(alone)

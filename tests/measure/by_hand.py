@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,10 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.way(self, x)
+
+
+def rms(array):
+    return float(np.sqrt(np.mean(np.square(array))))
 
 
 def norm(tensors):

@@ -1,6 +1,7 @@
 """Measured steps of a deep net of narrow layers, whose tensors are measured many at once from the second step on."""
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -34,15 +35,13 @@ def train(watched, *, steps=5, micro_batches=2, fresh=False):
     probe = Probe(model, optimizer, observations=64, batch_elements=8) if watched else None
     records = []
     for _ in range(steps):
-        if probe is not None:
-            if fresh:
-                probe._staging = Staging()  # as in a first step: each tensor alone
-            probe.__enter__()
-        for _ in range(micro_batches):
-            model(torch.randn(5, 6)).square().mean().backward()
-        optimizer.step()
-        if probe is not None:
-            probe.__exit__(None, None, None)
+        if fresh:
+            probe._staging = Staging()  # as in a first step: each tensor alone
+        with probe or nullcontext():
+            for _ in range(micro_batches):
+                model(torch.randn(5, 6)).square().mean().backward()
+            optimizer.step()
+        if watched:
             records.append(probe.record)
         optimizer.zero_grad()
     return records, [parameter.detach().clone() for parameter in model.parameters()]

@@ -35,10 +35,9 @@ def staged(put):
     """Run a step that measures as the second of two alike does, and see that it had stacks."""
     measured = Staging()
     step(measured, put)
-    before = len(measured._norms), len(measured._counts)
-    assert before == (0, 0)  # nothing was known of what would come
+    assert not measured._stacks  # nothing was known of what would come
     values, found = step(measured, put)
-    assert measured._norms or measured._counts
+    assert measured._stacks
     return values, found
 
 
@@ -243,8 +242,8 @@ def test_stacks_go_when_nothing_comes_for_them_and_stay_through_one_step_without
     full = [torch.ones(4) for _ in range(16)]
     for tensors, rows in ((full, 0), ([], 16), ([], 8), ([], 4), ([], 0)):
         step(measured, lambda to, tensors=tensors: [to.norm(tensor) for tensor in tensors])
-        assert sum(len(stack.firsts) for stack in measured._norms.values()) == 0
-        assert max([0, *(min(len(stack.rows), 16) for stack in measured._norms.values())]) == (16 if rows else 0)
+        assert sum(len(stack.firsts) for stack in measured._stacks.values()) == 0
+        assert max([0, *(min(len(stack.rows), 16) for stack in measured._stacks.values())]) == (16 if rows else 0)
         assert measured._wanted.get((torch.Size([4]), None), 0) == rows
 
 
@@ -253,9 +252,9 @@ def test_memory_stays_within_its_limit():
     shapes = [(entries,) for entries in range(8000, 8192, 2)]
     for _ in range(3):
         step(measured, lambda to: [to.norm(torch.ones(shape)) for shape in shapes for _ in range(9)])
-    kept = sum(stack.memory.numel() for stack in measured._norms.values())
+    kept = sum(stack.memory.numel() for stack in measured._stacks.values())
     assert 0.9 * staging.KEPT < kept <= staging.KEPT
-    assert all(stack.memory.numel() <= staging._STACK for stack in measured._norms.values())
+    assert all(stack.memory.numel() <= staging._STACK for stack in measured._stacks.values())
 
 
 def test_nothing_is_read_back():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from measure.by_hand import rms
 from torch import nn
 
 from lightning_gradwatch.measure.layers import Layers
@@ -20,10 +21,6 @@ OPTIMIZERS = {
     "AdamW of one at a time": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=False),
     "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
 }
-
-
-def rms(array):
-    return float(np.sqrt(np.mean(np.square(array))))
 
 
 def weights_of(model):

@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from measure.by_hand import rms
 from torch import nn
 
 from lightning_gradwatch.measure import updates
 from lightning_gradwatch.measure.layers import Layers
 from lightning_gradwatch.measure.pack import Pack
 from lightning_gradwatch.measure.updates import Limits, Snapshots
-
-
-def rms(array):
-    return float(np.sqrt(np.mean(np.square(array))))
 
 
 class Narrow(nn.Module):
