@@ -44,6 +44,7 @@ def move(model, generator, among):
 
 def check_moves(snapshot, values, expected):
     (moves,) = snapshot.read(values)
+    assert len(moves.layers) == len(expected)  # each once
     size = np.sqrt(moves.entries)
     found = zip(moves.layers, moves.norms / size, moves.moved / size, strict=True)
     assert {layer.name: pytest.approx(pair, rel=1e-5) for layer, *pair in found} == {
