@@ -14,13 +14,14 @@ from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
 from lightning_gradwatch.measure.compiled import AroundStep, has_compiled_step
 from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
+from lightning_gradwatch.measure.graph import TOO_LARGE
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.mask import Mask, Masks
 from lightning_gradwatch.measure.sites import Sites
 from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.tally import Columns
-from lightning_gradwatch.measure.unseen import Unseen
+from lightning_gradwatch.measure.unseen import Note, Unseen
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.measure.windows import Windows
 
@@ -229,6 +230,8 @@ class Probe:
         if measured.losses and not measured.activations_only:
             self._unseen.take_signals(measured.sums)
         self._unseen.take_masks()
+        if meter.lost:
+            self._unseen.note(TOO_LARGE, Note("", TOO_LARGE, 0))
         for step in measured.steps.values():
             if step.gradients is not None:
                 self._unseen.take_unreadable(step.gradients.unreadable)

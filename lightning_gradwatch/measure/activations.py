@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import counter
-from lightning_gradwatch.measure.functions import COMPOSITES, Call, Inner, Zones, composite
+from lightning_gradwatch.measure.functions import COMPOSITES, OUTER, Call, Inner, Zones, composite
 from lightning_gradwatch.measure.location import Location, inside_function, locate
 from lightning_gradwatch.measure.mask import Masks
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
@@ -88,13 +88,19 @@ class Activations:
             if site.composite is not None:
                 counts = counter(site_zones(site), z.dtype, z.dim(), axis)
             sums.count(counts, z, axis, seen.samples)
+            if site.role is None and site.composite is None:
+                self._count_as_inner_step(site, z, axis, seen.samples)
         inner = seen.inner
         within = inner is not None and inner.site.function == "softplus"
         seen.of = tag.of if tag is not None and within else self._tags.root(z)
         seen.origin = Origin(z)
-        if site.role is None and not call.in_place:
-            seen.argument = z.detach()
         return seen
+
+    def _count_as_inner_step(self, site: Site, z: Tensor, axis: int, samples: Samples | None) -> None:
+        """Count a new site's call by what it may turn out to compute: by then its argument may have been overwritten."""
+        for zones in OUTER.get(site.function, ()):
+            counts = counter(zones, z.dtype, z.dim(), axis)
+            self._collected.supposed(site, zones.name).count(counts, z, axis, samples)
 
     def after(self, seen: SiteCall, output: Tensor) -> None:
         """Measure a call's output and ask for its signal."""
@@ -106,6 +112,8 @@ class Activations:
         if site.composite is None and not site.part and origin is not None:
             seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
             node = node_of(output, in_place=seen.in_place)
+            if node is origin.node:
+                node = None  # none was made: without gradients, an in-place call leaves its argument the node it had
             seen.handles = self.hooks.watch(seen.sums, output, node, origin)
             self._connections.called(site, origin, node)
             if site.role is None:
@@ -133,10 +141,10 @@ class Activations:
         if done.call is None:
             self._complete_without_site(done, output, axis, layer)
             return
-        site, sums = done.call.site, done.call.sums
+        site = done.call.site
         if site.composite is None:
-            sums = self._rename(site, done)
-        self._end(site, sums, done, output, axis)
+            self._rename(site, done)
+        self._end(site, self._collected.of(site), done, output, axis)
 
     def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
         assert done.u is not None
@@ -150,32 +158,26 @@ class Activations:
         self._end(site, sums, done, output, axis)
 
     def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
-        origin = Origin(done.root)
+        origin = done.root
         sums.add_output(output, axis, self._samples(site, output, axis))
         self.hooks.watch(sums, output, output.grad_fn, origin)
         self._connections.called(site, origin, output.grad_fn, whole=True)
         if site.role is None:
             self.roles.called(site, output.grad_fn)
 
-    def _rename(self, site: Site, done: Composite) -> SiteSums:
-        """Turn a new site into what it computes, and count its first call again by that function's intervals."""
+    def _rename(self, site: Site, done: Composite) -> None:
+        """Turn a new site into what it computes, counted by that function's intervals."""
         assert done.call is not None
         site.composite = done.function
         for handle in done.call.handles:
             handle.remove()
-        sums = self._collected.renew(site)
-        argument = done.call.argument
-        if argument is not None:
-            axis = done.call.axis
-            counts = counter(site_zones(site), argument.dtype, argument.dim(), axis)
-            sums.count(counts, argument, axis, done.call.samples)
+        self._collected.sites[site] = self._collected.supposed(site, done.function)
         inner = done.call.inner
         if done.function == "mish" and inner is not None:
             self._sites.drop(inner.site)
             self._collected.sites.pop(inner.site, None)
             for handle in inner.handles:
                 handle.remove()
-        return sums
 
     def _site(self, location: Location, call: Call, layer: Layer | None, units: int) -> Site:
         return self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)

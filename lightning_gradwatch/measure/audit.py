@@ -16,13 +16,14 @@ from torch.autograd.function import BackwardCFunction
 
 from lightning_gradwatch.measure.compiled import COMPILED
 from lightning_gradwatch.measure.functions import ACTIVATIONS
+from lightning_gradwatch.measure.graph import Walk, edges
 from lightning_gradwatch.measure.identify import is_activation
 from lightning_gradwatch.measure.tags import Op, classify, tensors_in
 from lightning_gradwatch.measure.tracer import Tracer
 from lightning_gradwatch.measure.unseen import FUSED, OUTSIDE, Note, Unseen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch.autograd.graph import Node
 
@@ -55,7 +56,9 @@ class Audit:
     def check(self, loss: Any) -> None:
         """Look for nodes of activation functions that no call of one made."""
         outside = []
-        for node in _nodes(loss):
+        walk = Walk()
+        made: list[Any] = [tensor.grad_fn for tensor in tensors_in((loss,)) if tensor.grad_fn is not None]
+        for node in walk.each(made, edges):
             if isinstance(node, BackwardCFunction):
                 if type(node).__name__ == _COMPILED_NODE:
                     self._note_compiled(node)
@@ -135,16 +138,3 @@ class AuditedTracer(Tracer):
         """Look again."""
         super().resume()
         self._audit.called(self._paused_at, None)
-
-
-def _nodes(loss: Any) -> Iterator[Any]:
-    """Yield the nodes of a graph, from its loss on."""
-    waiting: list[Node] = [tensor.grad_fn for tensor in tensors_in((loss,)) if tensor.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for earlier, _ in node.next_functions:
-            if earlier is not None and earlier not in seen:
-                seen.add(earlier)
-                waiting.append(earlier)

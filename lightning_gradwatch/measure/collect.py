@@ -165,21 +165,24 @@ class Collected:
     def __init__(self, staging: Staging) -> None:
         self._staging = staging
         self.sites: dict[Site, SiteSums] = {}
+        self._supposed: dict[tuple[Site, str], SiteSums] = {}
 
     def of(self, site: Site) -> SiteSums:
         """Return a site's sums, empty ones at its first call and for a step inside a hand-written function."""
         if site.part:
             return SiteSums(site, self._staging)
         sums = self.sites.get(site)
-        return self.renew(site) if sums is None else sums
-
-    def renew(self, site: Site) -> SiteSums:
-        """Begin again with a site."""
-        sums = self.sites[site] = SiteSums(site, self._staging)
+        if sums is None:
+            sums = self.sites[site] = SiteSums(site, self._staging)
         return sums
+
+    def supposed(self, site: Site, function: str) -> SiteSums:
+        """Return the sums of a new site in case that it turns out to compute that function, until the micro-batch ends."""
+        return self._supposed.setdefault((site, function), SiteSums(site, self._staging))
 
     def end_pass(self) -> None:
         """Close a micro-batch."""
+        self._supposed.clear()
         for sums in self.sites.values():
             sums.end_pass()
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_gradwatch.measure.sites import GATES
 from lightning_gradwatch.measure.tags import Op, Tag, Tags
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Sequence
 
+    from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.collect import SiteSums
@@ -29,14 +29,12 @@ if TYPE_CHECKING:
 class SiteCall:
     """One call of a site, for as long as the forward pass may show what it is part of."""
 
-    of: weakref.ref[Tensor] | None = None
-    """The tensor of which the argument is an arithmetic function."""
+    of: Origin | None = None
+    """Of the value of which the argument is an arithmetic function."""
     samples: Samples | None = None
     """Which positions of the argument count; None: all."""
     origin: Origin | None = None
     """Where the argument's gradient goes; until the function has run."""
-    argument: Tensor | None = None
-    """The argument of the function, kept while the site is new: it may be a hand-written one's inner step."""
     handles: Sequence[RemovableHandle] = ()
 
     def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None, *, in_place: bool) -> None:
@@ -57,8 +55,8 @@ class Composite(NamedTuple):
     """Its inner activation call; None where that is no activation function by itself (erf)."""
     u: Tensor | None
     """The argument of the inner function, where it isn't an activation function."""
-    root: Tensor
-    """z, of which all of it is a function."""
+    root: Origin
+    """Of z, of which all of it is a function."""
 
 
 def combine(op: Op, arguments: Sequence[Tensor], tag: Tag, tags: Tags, roles: Roles) -> Composite | None:
@@ -66,14 +64,12 @@ def combine(op: Op, arguments: Sequence[Tensor], tag: Tag, tags: Tags, roles: Ro
     operands = [argument for argument in arguments if argument.dim() > 0]
     if not operands:
         return None
-    # References by identity: their equality is that of tensors, which is elementwise.
     roots = [tags.root(operand) for operand in operands]
     known = [tags.get(operand) for operand in operands]
     if op is Op.MULTIPLY and len(operands) == 2:
         for factor, root in zip(known, reversed(roots), strict=True):
             if factor is not None and factor.of is root and (function := _function(factor)) is not None:
-                z = root()
-                return None if z is None else Composite(function, factor.call, factor.u, z)
+                return Composite(function, factor.call, factor.u, root)
     if all(root is roots[0] for root in roots):
         tag.root = roots[0]
         carried = next((found for found in known if found is not None and found.of is not None), None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd.function import BackwardCFunction
 
+from lightning_gradwatch.measure.graph import Walk
 from lightning_gradwatch.measure.tags import tensors_in
 from lightning_gradwatch.segments import bits, segment_starts
 
@@ -57,6 +58,8 @@ class Connections:
         self._feeds: list[int] = []
         self._entries = 0
         self._exits = 0
+        self.lost = False
+        """Whether a graph was too large to be seen to its end, so that nothing is told of what feeds what."""
 
     def called(self, site: Site, origin: Origin, node: Node | None, *, whole: bool = False) -> None:
         """Note an activation call, at its end.
@@ -97,6 +100,9 @@ class Connections:
             walk.reached_from(node)
             self._exits |= call.bit
         self._exits |= walk.exits
+        if not walk.whole:
+            self.lost = True
+            return
         for node, call in own.items():
             feeding = walk.feeding[node]
             self._feeds[self._places[call.site]] |= feeding
@@ -105,6 +111,8 @@ class Connections:
 
     def segments(self) -> dict[Site, Site]:
         """Return for each site the one where the segment of its weight gain starts, and tell the sites who feeds them."""
+        if self.lost:
+            return {}
         sites = list(self._places)
         for site, feeding in zip(sites, self._feeds, strict=True):
             site.predecessors.update(sites[place] for place in bits(feeding >> 1))
@@ -114,17 +122,6 @@ class Connections:
             for site, start, feeding in zip(sites, starts, self._feeds, strict=True)
             if start is not None and not feeding & _UNSEEN
         }
-
-
-class _Visit:
-    """A node whose edges are being followed."""
-
-    __slots__ = ("edges", "found", "node")
-
-    def __init__(self, node: Node, edges: Sequence[tuple[Node | None, int]]) -> None:
-        self.node = node
-        self.edges = iter(edges)
-        self.found = 0
 
 
 class _Walk:
@@ -137,29 +134,18 @@ class _Walk:
         """Sites whose output goes where the graph leads past a call."""
         self._calls = calls
         self._blind = blind
+        self._walk = Walk()
         self._seen: dict[Node, int] = {}
         """By node: the sites that whoever takes its output gets it from."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether the graph was small enough to be seen to its end."""
+        return self._walk.whole
+
     def reached_from(self, root: Node) -> int:
         """Return the sites that lead to a node through no other site (itself, where it is a site's)."""
-        seen = self._seen
-        path = [] if root in seen else [_Visit(root, self._before(root))]
-        while path:  # no recursion: graphs are deeper than Python's stack
-            visit = path[-1]
-            for earlier, _ in visit.edges:
-                if earlier is None or type(earlier) is _Leaf:
-                    continue
-                sites = seen.get(earlier)
-                if sites is None:
-                    path.append(_Visit(earlier, self._before(earlier)))
-                    break
-                visit.found |= sites
-            else:
-                path.pop()
-                sites = seen[visit.node] = self._after(visit.node, visit.found)
-                if path:
-                    path[-1].found |= sites
-        return seen[root]
+        return self._walk.gather(root, self._seen, following=self._before, leaf=_Leaf, finish=self._after)
 
     def _before(self, node: Node) -> Sequence[tuple[Node | None, int]]:
         call = self._calls.get(node)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_gradwatch.measure.composites import combine
-from lightning_gradwatch.measure.tags import Op, Tag, Tags, axis_after
+from lightning_gradwatch.measure.composites import Composite, combine
+from lightning_gradwatch.measure.tags import Op, Tag, Tags, axis_after, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ class Flow:
         self._layers = layers
         self._activations = activations
         self._tags = tags
+        self._kept: Tensor | None = None
+        """The argument of an error function that is being computed in place."""
+
+    def before_in_place(self, op: Op, arguments: Sequence[Tensor]) -> None:
+        """Take what has to be known of the arguments of a call that is about to change one of them."""
+        for argument in arguments:
+            self._tags.root(argument)
+        self._kept = arguments[0].detach().clone() if op is _ERF and arguments else None
 
     def use(self, arguments: Iterable[Any]) -> None:
         """Note the layers whose parameters are among arguments."""
@@ -75,15 +83,18 @@ class Flow:
             sources.user or (None if tag is None else tag.layer),
         )
         new.weights_only = sources.weights_only
+        done: Composite | None = None
+        # Before the result has its tag: it may be an argument, changed in place.
+        if op is _ERF:
+            kept, self._kept = self._kept, None
+            new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach() if kept is None else kept
+        elif op in _ARITHMETIC:
+            done = combine(op, arguments, new, self._tags, self._activations.roles)
         self._tags.put(result, new)
         if sources.user is not None and not sources.weights_only:
             self._activations.parameterised(result, sources.user)
-        if op is _ERF:
-            new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach()
-        elif op in _ARITHMETIC:
-            done = combine(op, arguments, new, self._tags, self._activations.roles)
-            if done is not None:
-                self._activations.complete(done, result, self._tags.unit_axis(result), new.layer)
+        if done is not None:
+            self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
 

@@ -202,6 +202,12 @@ COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
 }
 """Functions written out by hand, by name and inner function; the regions are of u, the inner function's argument."""
 
+OUTER: Mapping[str, tuple[Zones, ...]] = {
+    inner: tuple(zones for (_, argument), zones in COMPOSITES.items() if argument == inner)
+    for inner in ("sigmoid", "tanh")
+}
+"""What a call of an activation function may turn out to be the inner step of, by its name."""
+
 ERF: frozenset[Any] = frozenset((torch.erf, torch.erf_, torch.Tensor.erf, torch.Tensor.erf_, torch.special.erf))
 """The inner function that is no activation function by itself."""
 

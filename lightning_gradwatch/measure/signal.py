@@ -9,6 +9,7 @@ parts are held from the first to the last.
 
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -36,14 +37,15 @@ class Origin:
     def __init__(self, tensor: Tensor) -> None:
         self.node = tensor.grad_fn
         self._index = tensor.output_nr
-        self._leaf = tensor if tensor.grad_fn is None else None
+        # What is no leaf of the graph, as nothing of it is trained, isn't kept alive for the rest of the pass.
+        self._leaf = weakref.ref(tensor) if tensor.grad_fn is None else None
 
     def takes(self, node: Node | None, index: int) -> bool:
         """Whether an edge of the graph leads to the tensor."""
         if node is None:
             return False
         if self._leaf is not None:
-            return getattr(node, "variable", None) is self._leaf
+            return getattr(node, "variable", self) is self._leaf()
         return node is self.node and index == self._index
 
 

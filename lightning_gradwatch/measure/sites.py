@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.measure.graph import Walk, edges
 from lightning_gradwatch.measure.location import spelled
 from lightning_gradwatch.record import Role, SiteInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch.autograd.graph import Node
 
     from lightning_gradwatch.measure.layers import Layer
@@ -173,17 +172,12 @@ class Roles:
         if site in self._gates or site.function == "glu":
             return "gate"
         if self._hidden is None:
-            self._hidden = {self._nodes[node] for node in _upstream(self._consumers) if node in self._nodes}
+            self._hidden = self._find_hidden()
         return "hidden" if site in self._hidden or site in self._followed else "output"
 
-
-def _upstream(nodes: Iterable[Node]) -> set[Node]:
-    """Return all nodes from which gradient-carrying values flow into one of `nodes`, without those themselves."""
-    found: set[Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        for following, _ in waiting.pop().next_functions:
-            if following is not None and following not in found:
-                found.add(following)
-                waiting.append(following)
-    return found
+    def _find_hidden(self) -> set[Site]:
+        """Return the sites from whose output gradient-carrying values flow into an operation that takes a parameter."""
+        walk = Walk()
+        before = (earlier for node in self._consumers for earlier, _ in edges(node) if earlier is not None)
+        found = {self._nodes[node] for node in walk.each(before, edges) if node in self._nodes}
+        return found if walk.whole else set(self._nodes.values())

@@ -149,6 +149,11 @@ class StepMeter:
         """Whether its graphs are compared with the calls that were seen."""
         return self._audit is not None
 
+    @property
+    def lost(self) -> bool:
+        """Whether a graph of its passes was too large to be followed."""
+        return self._connections.lost
+
     def end_pass(self, loss: Any = None) -> None:
         """Close a forward pass; `loss` is what it computed and is about to be propagated back, where that is known."""
         with self.faults.guard("activations"):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.measure.signal import Origin
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -83,18 +85,24 @@ def classify(func: Callable[..., Any]) -> Op:
     return _OP_OF_NAME.get(name, Op.KEEP)
 
 
+def is_in_place(func: Callable[..., Any]) -> bool:
+    """Whether an operation changes an argument, as its name has it."""
+    name = getattr(func, "__name__", "")
+    return name.startswith("__i") if name.endswith("__") else name.endswith("_")
+
+
 class Tag:
     """What is known of one tensor.
 
     Most of it is the rule for nearly all tensors, and so an attribute of the class: there are hundreds of these a step.
     """
 
-    root: weakref.ref[Tensor] | None = None
-    """The tensor of which this is an arithmetic function (no activation function between); None for itself."""
+    root: Origin | None = None
+    """Of the value of which this is an arithmetic function (no activation function between); itself, where of none."""
     call: SiteCall | None = None
     """The activation call whose output this is, up to views, constants and casts."""
-    of: weakref.ref[Tensor] | None = None
-    """The tensor of which the argument of `call`, or `u`, is an arithmetic function."""
+    of: Origin | None = None
+    """Of the value of which the argument of `call`, or `u`, is an arithmetic function."""
     u: Tensor | None = None
     """The argument of an error function, for as long as it may turn out to be a hand-written GELU."""
     shifted = False
@@ -113,6 +121,8 @@ class Tags:
 
     def __init__(self) -> None:
         self._tags: dict[int, Tag] = {}
+        self._untagged: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
+        """Origins of tensors of which nothing else is known."""
 
     def get(self, tensor: object) -> Tag | None:
         """Return what is known of a tensor; an id that was reused by another tensor is not it."""
@@ -126,12 +136,23 @@ class Tags:
     def clear(self) -> None:
         """Forget all."""
         self._tags.clear()
+        self._untagged.clear()
 
-    def root(self, tensor: Tensor) -> weakref.ref[Tensor]:
-        """Return a reference to the tensor of which this one is an arithmetic function (itself, when of none)."""
+    def root(self, tensor: Tensor) -> Origin:
+        """Return the origin of the value of which a tensor is an arithmetic function (of its own, where of none).
+
+        It stands for the value: made once, when the value is first asked for, it stays the same object when the tensor is
+        changed in place afterwards, and so do the edges that lead to it.
+        """
         tag = self.get(tensor)
-        # A second plain weak reference to one object is the first one, so references compare by identity.
-        return tag.root if tag is not None and tag.root is not None else weakref.ref(tensor)
+        if tag is not None:
+            if tag.root is None:
+                tag.root = Origin(tensor)
+            return tag.root
+        known = self._untagged.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            known = self._untagged[id(tensor)] = weakref.ref(tensor), Origin(tensor)
+        return known[1]
 
     def unit_axis(self, tensor: Tensor) -> int:
         """Return the unit axis of a tensor: its producer's, else 1 for four or more axes, else the last."""

@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from lightning_gradwatch.measure.flow import Flow
 from lightning_gradwatch.measure.functions import ERF
 from lightning_gradwatch.measure.identify import identify
-from lightning_gradwatch.measure.tags import Op, Tags, classify, tensors_in
+from lightning_gradwatch.measure.tags import Op, Tags, classify, is_in_place, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.activations import Activations
     from lightning_gradwatch.measure.faults import Faults
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 _IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
+_VALUES = frozenset((Op.ARITHMETIC, Op.MULTIPLY, Op.ERF))
 _ops: dict[Any, Op] = {}
+_in_place: set[Any] = set()
+"""Of those that compute values, the functions that change an argument."""
 
 
 class Tracer(TorchFunctionMode):
@@ -108,9 +111,19 @@ class Tracer(TorchFunctionMode):
         if op is _BACKWARD:
             self._before_backward(args[0] if args else kwargs.get("tensors"))
             return func(*args, **kwargs)
+        return self._run_followed(op, func, args, kwargs)
+
+    def _run_followed(self, op: Op, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        tensors: Sequence[Tensor] = ()
+        try:
+            tensors = tensors_in((*args, *kwargs.values()) if kwargs else args)
+            if func in _in_place:
+                self._flow.before_in_place(op, tensors)
+        except Exception as error:  # noqa: BLE001 - a fault of ours
+            self._faults.report("activations", error)
         result = func(*args, **kwargs)
         try:
-            self._flow.follow(op, func, tensors_in((*args, *kwargs.values()) if kwargs else args), result)
+            self._flow.follow(op, func, tensors, result)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
         return result
@@ -138,6 +151,8 @@ def _op(func: Callable[..., Any]) -> Op:
         op = _ops.get(func)
         if op is None:
             op = _ops[func] = Op.ERF if func in ERF else classify(func)
+            if op in _VALUES and is_in_place(func):
+                _in_place.add(func)
     except TypeError:  # an unhashable callable
         return classify(func)
     return op

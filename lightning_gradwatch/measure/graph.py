@@ -1,0 +1,112 @@
+"""Walks over an autograd graph that somebody else made, each of which ends: a node is entered once, and so many are at most.
+
+Autograd's own graphs have no cycles. But where a walk steps over a call, from what it made to what it was given, what it
+was told of that call may be wrong, as after an in-place operation: then the way leads in a circle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+    from torch.autograd.graph import Node
+
+    Vertex = TypeVar("Vertex", bound=Hashable)
+
+MOST_NODES = 1_000_000
+"""Nodes that a walk enters at most. To go back through so many takes the user's own backward pass several seconds; the walk
+would add about one."""
+TOO_LARGE = (
+    f"the autograd graph of a pass has more than {MOST_NODES:,} operations: what feeds what isn't followed in it"
+)
+
+
+class Walk:
+    """One way through a graph: each node once, whichever way it is reached, until there are too many."""
+
+    def __init__(self, most: int = MOST_NODES) -> None:
+        self._left = most
+        self.whole = True
+        """Whether there were few enough."""
+
+    def each(
+        self, starts: Iterable[Vertex], following: Callable[[Vertex], Iterable[tuple[Vertex | None, object]]]
+    ) -> Iterator[Vertex]:
+        """Yield the nodes that can be reached, those at the start too."""
+        waiting = deque(dict.fromkeys(starts))
+        seen = set(waiting)
+        while waiting:
+            if self._left <= 0:
+                self.whole = False
+                return
+            self._left -= 1
+            node = waiting.pop()
+            yield node
+            for after, _ in following(node):
+                if after is not None and after not in seen:
+                    seen.add(after)
+                    waiting.append(after)
+
+    def gather(
+        self,
+        root: Vertex,
+        gathered: dict[Vertex, int],
+        *,
+        following: Callable[[Vertex], Sequence[tuple[Vertex | None, object]]],
+        leaf: type,
+        finish: Callable[[Vertex, int], int],
+    ) -> int:
+        """Return what `finish` makes of a node and of all that the nodes it follows from were made into, in one set of bits.
+
+        Args:
+            root: The node.
+            gathered: What nodes were made into so far; those of this walk are added. A node in there isn't entered again,
+                also one whose own turn hasn't come: what leads back to it adds nothing.
+            following: The edges of a node.
+            leaf: Nodes that aren't looked at.
+            finish: Called with a node and the union of what it follows from.
+        """
+        if root in gathered:
+            return gathered[root]
+        path = [_Visit(root, following(root))]
+        gathered[root] = 0
+        while path:  # no recursion: graphs are deeper than Python's stack
+            visit = path[-1]
+            for earlier, _ in visit.edges:
+                if earlier is None or type(earlier) is leaf:
+                    continue
+                found = gathered.get(earlier)
+                if found is not None:
+                    visit.found |= found
+                elif self._left > 0:
+                    self._left -= 1
+                    gathered[earlier] = 0
+                    path.append(_Visit(earlier, following(earlier)))
+                    break
+                else:
+                    self.whole = False
+            else:
+                path.pop()
+                made = gathered[visit.node] = finish(visit.node, visit.found)
+                if path:
+                    path[-1].found |= made
+        return gathered[root]
+
+
+class _Visit:
+    """A node whose edges are being followed."""
+
+    __slots__ = ("edges", "found", "node")
+
+    def __init__(self, node: Hashable, edges: Sequence[tuple[object, object]]) -> None:
+        self.node: Any = node
+        self.edges: Any = iter(edges)
+        self.found = 0
+
+
+def edges(node: Node) -> tuple[tuple[Node | None, int], ...]:
+    """Return the edges of a node, towards the input."""
+    return node.next_functions
