@@ -128,7 +128,7 @@ class Activations:
     def hides(self, function: str, *, trained: bool) -> None:
         """Note a torch call that holds activation functions of its own, out of sight."""
         reason = FUSED[function] if trained or inside_function() else UNTRAINED
-        self._unseen.call(locate(self._names, above=2), function, reason)
+        self._unseen.call(locate(self._names, above=3), function, reason)
 
     def runs_unseen(self, module: nn.Module) -> None:
         """Note a module of torch's that runs out of sight, as nothing of it is trained."""
@@ -150,7 +150,7 @@ class Activations:
         assert done.u is not None
         call = composite(done.function, "erf", done.u)
         counts = counter(call.zones, done.u.dtype, done.u.dim(), axis)
-        site = self._site(locate(self._names, above=4), call, layer, counts.units(done.u))
+        site = self._site(locate(self._names, above=5), call, layer, counts.units(done.u))
         if not output.requires_grad:
             return
         sums = self._collected.of(site)

@@ -7,7 +7,7 @@ module. It is entered for a measured step's forward pass only. Calls made inside
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,15 +17,24 @@ from lightning_gradwatch.measure.flow import Flow
 from lightning_gradwatch.measure.functions import ERF
 from lightning_gradwatch.measure.identify import identify
 from lightning_gradwatch.measure.tags import Op, Tags, classify, is_in_place, tensors_in
+from lightning_gradwatch.measure.unobserved import (
+    dispatch_modes,
+    function_modes,
+    is_traced,
+    is_traced_by_jit,
+    unobserved,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from lightning_gradwatch.measure.activations import Activations
+    from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.functions import Call
     from lightning_gradwatch.measure.layers import Layers
 
+_Seen: TypeAlias = "SiteCall | list[Tensor] | None"
+"""What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
 _IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
 _VALUES = frozenset((Op.ARITHMETIC, Op.MULTIPLY, Op.ERF))
@@ -53,11 +62,14 @@ class Tracer(TorchFunctionMode):
         self._flow = Flow(layers=layers, activations=activations, tags=tags)
         self._faults = faults
         self._before_backward = before_backward
+        self._crowded = False
+        """Whether the user has a function mode around it, which would see what we compute."""
 
     def start(self) -> None:
         """Begin to watch."""
         self.recording = True
         self._on_stack = True
+        self._crowded = function_modes() > 0
         self.__enter__()  # type: ignore[no-untyped-call]  # torch leaves modes untyped
 
     def stop(self) -> None:
@@ -92,58 +104,67 @@ class Tracer(TorchFunctionMode):
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
         if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
             return func(*args, **kwargs)
-        # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
-        call: Call | None = None
-        try:
-            op = _op(func)
-            if op is _KEEP:
-                call = identify(func, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - a fault of ours
-            self._faults.report("activations", error)
-            op = _IGNORE
+        op = _op(func)
         if op is _IGNORE:
             return func(*args, **kwargs)
-        if call is not None:
-            return self._run_activation(call, func, args, kwargs)
+        if op is _GRAD or op is _BACKWARD:
+            return self._run_backward(op, func, args, kwargs)
+        if (
+            (types and (len(types) > 1 or types[0] is not Tensor))
+            or self._crowded
+            or dispatch_modes()
+            or is_traced_by_jit()
+        ):
+            return func(*args, **kwargs) if is_traced() else self._run_unobserved(op, func, args, kwargs)
+        seen = self._before(op, func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._after(op, func, seen, result)
+        return result
+
+    def _run_backward(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if op is _GRAD:
             with self._activations.hooks.ignored():
                 return func(*args, **kwargs)
-        if op is _BACKWARD:
-            self._before_backward(args[0] if args else kwargs.get("tensors"))
-            return func(*args, **kwargs)
-        return self._run_followed(op, func, args, kwargs)
+        self._before_backward(args[0] if args else kwargs.get("tensors"))
+        return func(*args, **kwargs)
 
-    def _run_followed(self, op: Op, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-        tensors: Sequence[Tensor] = ()
+    def _run_unobserved(
+        self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run a call that modes or classes of the user's take part in, of which ours are to see nothing."""
+        with unobserved():
+            seen = self._before(op, func, args, kwargs)
+        result = func(*args, **kwargs)
+        with unobserved():
+            self._after(op, func, seen, result)
+        return result
+
+    def _before(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Seen:
+        """Look at a call that is about to run."""
+        # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         try:
+            if op is _KEEP and (call := identify(func, args, kwargs)) is not None:
+                self._flow.use(args)
+                return self._activations.before(call)
             tensors = tensors_in((*args, *kwargs.values()) if kwargs else args)
             if func in _in_place:
                 self._flow.before_in_place(op, tensors)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
-        result = func(*args, **kwargs)
-        try:
-            self._flow.follow(op, func, tensors, result)
-        except Exception as error:  # noqa: BLE001 - a fault of ours
-            self._faults.report("activations", error)
-        return result
+            return None
+        return tensors
 
-    def _run_activation(self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        seen = None
+    def _after(self, op: Op, func: Callable[..., Any], seen: _Seen, result: Any) -> None:
+        """Look at what a call made."""
         try:
-            self._flow.use(args)
-            seen = self._activations.before(call)
+            if isinstance(seen, list):
+                self._flow.follow(op, func, seen, result)
+            elif seen is not None and isinstance(result, Tensor):
+                self._activations.after(seen, result)
+                if seen.site.function == "prelu":  # an activation function and a layer in one
+                    self._activations.parameterised(result)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
-        result = func(*args, **kwargs)
-        if seen is not None and isinstance(result, Tensor):
-            try:
-                self._activations.after(seen, result)
-                if call.function == "prelu":  # an activation function and a layer in one
-                    self._activations.parameterised(result)
-            except Exception as error:  # noqa: BLE001 - a fault of ours
-                self._faults.report("activations", error)
-        return result
 
 
 def _op(func: Callable[..., Any]) -> Op:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from lightning_gradwatch.measure.shards import placed
+from lightning_gradwatch.measure.unobserved import is_opaque
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -61,6 +62,8 @@ def out_of_reach(z: Tensor) -> str:
         return "its argument is a DTensor, whose parts on other ranks aren't seen: it isn't measured"
     if z.is_nested:
         return "its argument is a nested tensor: it isn't measured"
+    if is_opaque(z):
+        return f"its argument is a {type(z).__name__}, whose values only its class knows: it isn't measured"
     if z.layout is not torch.strided:
         return "its argument is a sparse tensor: it isn't measured"
     return "its argument is complex: it isn't measured" if z.is_complex() else ""
