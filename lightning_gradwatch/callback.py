@@ -89,6 +89,8 @@ class GradWatch(Telling):
         self._rules = resolve_rules(rules, ignore)
         self._restored: Mapping[str, Any] | None = None
         self._hooks = BatchHooks()
+        self._clipped = self._tracing = False
+        """Of the optimizer step under way: whether Lightning clips its gradients, and whether it is inside of a traced pass."""
         self._rest = self._step = 0
         """The batches that go by without a look, the next one included, and the logger's step in the last that had one."""
 
@@ -114,16 +116,24 @@ class GradWatch(Telling):
         if fit.open is not None and not fit.open.meter.steps and not pl_module.automatic_optimization:
             # Manual optimization that steps every few batches: Lightning counts each batch, we wait for the step.
             fit.open.step = step
-        opened = fit.begin(step)
+        opened = fit.begin(step, trainer.optimizers)
         self._live = opened is not None or self._outside
         if opened is not None:
-            opened.passes += 1
+            opened.begin_pass()
             opened.meter.takes_losses = False
             if self._mask is not None:
                 with self._faults.guard("activations"):
                     opened.meter.activations.masks = mask_of(self._mask, batch)
-            eager, before = self._compiled == "eager", partial(self._before_step, trainer)
-            self._hooks.place(trainer, pl_module, opened.meter, eager=eager, before=before)
+            self._hooks.place(
+                trainer,
+                pl_module,
+                opened.meter,
+                traced=opened.traced,
+                eager=self._compiled == "eager",
+                begins=lambda: fit.probe.trained_by(trainer.optimizers),
+                before=partial(self._before_step, trainer),
+                after=self._after_step,
+            )
 
     @guarded(while_open=True)
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -137,27 +147,29 @@ class GradWatch(Telling):
 
     @guarded(while_open=True)
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        index = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
-        self._before_step(trainer, optimizer, index)
+        for index, known in enumerate(trainer.optimizers):
+            if known is optimizer:
+                self._before_step(trainer, optimizer, index)
 
     @guarded(while_open=True)
     def _before_step(self, trainer: Trainer, optimizer: Optimizer, index: int, again: bool = False) -> None:
         """Measure what an optimizer is about to use, and have it say when it has stepped."""
         fit = self._open_fit
         meter = fit.meter
-        if not fit.probe.before_optimizer_step(optimizer, index, again=again):
-            return
-        clipped = trainer.gradient_clip_val is not None and not meter.activations_only
-        tracing = meter.tracer.recording  # manual optimization steps inside `training_step`
-        meter.tracer.pause()
+        self._hooks.hear(optimizer, index)
+        if fit.probe.before_optimizer_step(optimizer, index, again=again):
+            self._clipped = trainer.gradient_clip_val is not None and not meter.activations_only
+            self._tracing = meter.tracer.recording  # manual optimization steps inside `training_step`
+            meter.tracer.pause()
 
-        def stepped(*_: Any) -> None:
-            if tracing:
+    @guarded(while_open=True)
+    def _after_step(self, index: int) -> None:
+        """Measure what an optimizer has done."""
+        meter = self._open_fit.meter
+        if index in meter.steps and not meter.steps[index].done:
+            if self._tracing:
                 meter.tracer.resume()
-            if not meter.steps[index].done:
-                meter.after_optimizer_step(index, clipped=clipped)
-
-        self._hooks.call_after(optimizer, index, stepped)
+            meter.after_optimizer_step(index, clipped=self._clipped)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -171,6 +183,8 @@ class GradWatch(Telling):
         if (fit := self._fit) is None:
             return
         opened = fit.open
+        if opened is not None and opened.meter.fault is not None:
+            raise opened.meter.fault
         if opened is not None and opened.meter.steps:
             fit.end(
                 StepFacts(

@@ -15,7 +15,9 @@ from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
     from lightning_gradwatch.measure.faults import Faults, Part
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 Speaks: TypeAlias = Literal["aloud", "errors", "never"]
 
+_MOST_PASSES = 256
+"""Micro-batches of a step whose activations are counted: what is kept of each until the step comes is bounded by it."""
+_MOST_BATCHES = 1024
+"""Batches after which an optimizer that was never seen to step isn't waited for any longer."""
 _HISTORY = 1000
 """Records kept in memory; all of them are in the event file."""
 
@@ -41,6 +47,17 @@ class OpenStep:
     step: int
     passes: int = 0
     """Micro-batches so far."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether the forward pass of the micro-batch that has begun is still to be watched."""
+        return self.passes <= _MOST_PASSES
+
+    def begin_pass(self) -> None:
+        """Begin a micro-batch."""
+        self.passes += 1
+        if not self.traced:
+            self.meter.cut_short()
 
 
 class Fit:
@@ -96,8 +113,8 @@ class Fit:
         """What was switched off."""
         return self.probe.faults
 
-    def begin(self, step: int) -> OpenStep | None:
-        """Open the step that a batch belongs to, if it is to be measured."""
+    def begin(self, step: int, optimizers: Sequence[Optimizer]) -> OpenStep | None:
+        """Open the step that a batch belongs to, if it is to be measured; it is trained by these optimizers."""
         if self._ranks is not None:
             self._ranks.batches += 1
             self.drain(wait=False)
@@ -106,9 +123,9 @@ class Fit:
         if self.open is not None:
             self.abort()
         if self._schedule.due(step, confirming=self.evaluator.confirming):
-            self.open = OpenStep(self.probe.begin(), step)
+            self.open = OpenStep(self.probe.begin(optimizers=optimizers), step)
         elif not self.probe.windows.full and self._schedule.fills_windows():
-            self.open = OpenStep(self.probe.begin(activations_only=True), step)
+            self.open = OpenStep(self.probe.begin(activations_only=True, optimizers=optimizers), step)
         return self.open
 
     def rest(self, step: int) -> int:
@@ -142,10 +159,19 @@ class Fit:
         self.drain(wait=self._fail_on is not None)
 
     def wait_for_step(self) -> None:
-        """Keep a step open in which no optimizer has stepped yet, unless one has on another rank."""
+        """Keep a step open in which no optimizer has stepped yet, unless one has on another rank.
+
+        Raises:
+            GivenUp: none was seen to step in so many batches that none will be.
+        """
         if self.open is not None and self._ranks is not None and not self._ranks.all_wait(self.open.step):
             self.abort()
         self.drain(wait=False)
+        if self.open is not None and self.open.passes >= _MOST_BATCHES:
+            raise GivenUp(
+                f"no optimizer was seen to step in {_MOST_BATCHES:,} batches under manual optimization; step one of "
+                "self.optimizers(), or a torch.optim.Optimizer that such a one holds"
+            )
 
     def abort(self) -> None:
         """Give up the open step."""

@@ -11,12 +11,14 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.aside import may_need_space
 from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
-from lightning_gradwatch.measure.compiled import AroundStep, has_compiled_step
+from lightning_gradwatch.measure.compiled import is_compiled
 from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.graph import TOO_LARGE
-from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
+from lightning_gradwatch.measure.layers import Layers, parameters_of, unwrapped
+from lightning_gradwatch.measure.location import ModuleNames
 from lightning_gradwatch.measure.mask import Mask, Masks
+from lightning_gradwatch.measure.optimizer_step import OptimizerSteps
 from lightning_gradwatch.measure.sites import Sites
 from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-    from torch.utils.hooks import RemovableHandle
     from typing_extensions import Self
 
     from lightning_gradwatch.record import RunInfo, StepRecord
@@ -82,32 +83,41 @@ class Probe:
                 "a window of none can't tell a dead unit from a live one"
             )
         self.faults = faults or Faults()
+        self.windows = Windows(observations, batch_elements)
+        """Over the observations of the sites' units."""
+        self._optimizers = list(optimizers)
         self._processes = processes
         self._eager = compiled == "eager"
         self.mask = mask
-        self._model = unwrapped(model)
-        self._optimizers = list(optimizers)
-        self._layers = Layers(model)
-        self._sites = Sites()
-        self.windows = Windows(observations, batch_elements)
-        """Over the observations of the sites' units."""
-        self._staging = Staging()
-        self._snapshots = Snapshots(Limits())
-        self._names: dict[int, str] = {}
-        self._spacious: list[nn.Module] = []
-        self._name_modules()
         self._meter: StepMeter | None = None
-        self._handles: list[RemovableHandle | AroundStep] = []
         self._block = ExitStack()
         self._step = 0
         self._estimated = False
         self._record: StepRecord | None = None
         self._info: RunInfo | None = None
         self._layout = ""
-        self._described: tuple[int, ...] = ()
-        self._unseen = Unseen()
+        self._described: tuple[object, ...] = ()
+        self._compiled = 0
+        """Modules that are compiled."""
+        self._changes = 0
+        """How often the optimizers were replaced."""
         self._audited = -1
         """Sites there were when the last audit had ended."""
+        try:
+            self._prepare(model)
+        except Exception as error:
+            if faults is not None:  # whose they are ends the run's measuring
+                raise
+            self.faults.report("schedule", error)
+
+    def _prepare(self, model: nn.Module) -> None:
+        self._model = unwrapped(model)
+        self._layers = Layers(model)
+        self._names = ModuleNames(self._model)
+        self._sites = Sites()
+        self._staging = Staging()
+        self._snapshots = Snapshots(Limits())
+        self._unseen = Unseen()
 
     # -- one step of a plain loop
 
@@ -117,58 +127,63 @@ class Probe:
             raise ValueError(
                 f"optimizer={self._optimizers!r} holds no parameter of the model: make it of model.parameters()"
             )
-        meter = self.begin()
-        self._block.enter_context(meter.tracing())
-        for index, optimizer in enumerate(self._optimizers):
-            self._handles += self._hook_optimizer(optimizer, index, meter)
+        with self.faults.guard("schedule"):
+            self._open()
         return self
+
+    def _open(self) -> None:
+        """Put in place what measures the block."""
+        if not self.faults.on("schedule"):
+            return
+        try:
+            with ExitStack() as placed:
+                meter = self.begin()
+                placed.enter_context(meter.tracing())
+                for index, optimizer in enumerate(self._optimizers):
+                    placed.callback(self._hear(optimizer, index, meter).remove)
+                self._block = placed.pop_all()
+        except Exception:
+            self.abort()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self.faults.guard("schedule"):
+            self._end(failed=error is not None)
+
+    def _end(self, *, failed: bool) -> None:
+        """Take away what measured the block, and build its record, unless it failed."""
         meter = self._meter
-        assert meter is not None
-        self._block.close()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        if error is not None:
+        try:
+            self._block.close()
+            if meter is None or failed:
+                return
+            if meter.fault is not None:
+                raise meter.fault
+            record = self.finish(self._facts()).resolve()
+        finally:
             self.abort()
-            return
-        facts = StepFacts(step=self._step, batch_idx=self._step, optimizers=len(self._optimizers))
-        record = self.finish(facts).resolve()
         assert record is not None  # only a step of activations alone makes none
         self._record = record
         self._step += 1
 
-    def _hook_optimizer(self, optimizer: Optimizer, index: int, meter: StepMeter) -> list[RemovableHandle | AroundStep]:
-        def measure(again: bool = False) -> None:
+    def _facts(self) -> StepFacts:
+        return StepFacts(step=self._step, batch_idx=self._step, optimizers=len(self._optimizers))
+
+    def _hear(self, optimizer: Optimizer, index: int, meter: StepMeter) -> OptimizerSteps:
+        """Have an optimizer tell when it steps."""
+
+        def before(again: bool) -> None:
             meter.tracer.pause()
             self.before_optimizer_step(optimizer, index, again=again)
 
-        def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-            closure = args[1] if len(args) > 1 else kwargs.get("closure")
-            if closure is None or index in meter.steps:
-                measure()
-                return None
-
-            def measured_closure() -> Any:
-                # The first call makes the gradients; a line search calls it again, elsewhere.
-                loss = closure()
-                if index not in meter.steps:
-                    measure()
-                return loss
-
-            return (args[0], measured_closure, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
-
-        def after(*_: Any) -> None:
+        def after() -> None:
             if index in meter.steps and not meter.steps[index].done:
                 meter.after_optimizer_step(index)
             meter.tracer.resume()
 
-        if has_compiled_step(optimizer):
-            return [AroundStep(optimizer, meter, eager=self._eager, before=measure, then=after)]
-        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        return OptimizerSteps(optimizer, index, meter, before=before, after=after, eager=self._eager)
 
     @property
     def record(self) -> StepRecord:
@@ -190,10 +205,19 @@ class Probe:
 
     # -- the parts of a step, for a loop that calls back
 
-    def begin(self, *, activations_only: bool = False) -> StepMeter:
-        """Start to measure a step; one that wasn't finished is given up."""
+    def begin(self, *, activations_only: bool = False, optimizers: Sequence[Optimizer] | None = None) -> StepMeter:
+        """Start to measure a step; one that wasn't finished is given up.
+
+        Args:
+            activations_only: Count the units' observations, and measure nothing else.
+            optimizers: Those that train the model from now on; None: as before.
+        """
         self.abort()
-        self._take_in_new_parameters()
+        self.trained_by(self._optimizers if optimizers is None else optimizers)
+        self._names.begin_step()
+        # Looked for in each step, as a module may be compiled, or put in, at any time.
+        spacious = [module for module in self._model.modules() if may_need_space(module)]
+        self._compiled = sum(map(is_compiled, spacious))
         self._layers.step += 1
         audited = not activations_only and self._audited != len(self._sites.ordered)
         self._meter = StepMeter(
@@ -201,7 +225,7 @@ class Probe:
             sites=self._sites,
             faults=self.faults,
             names=self._names,
-            spacious=self._spacious,
+            spacious=spacious,
             eager=self._eager,
             staging=self._staging,
             snapshots=self._snapshots,
@@ -213,9 +237,19 @@ class Probe:
         self._meter.activations.masks = Masks(self.mask)
         return self._meter
 
+    def trained_by(self, optimizers: Sequence[Optimizer]) -> None:
+        """Take in which optimizers train the model from now on, and what parameters they brought."""
+        if [*optimizers] != self._optimizers:
+            self._optimizers = [*optimizers]
+            self._changes += 1
+        self._take_in_new_parameters()
+
     def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
         """Measure what an optimizer is about to use; whether it is its first step in this one, or is to be measured again."""
         assert self._meter is not None
+        if index >= len(self._optimizers) or self._optimizers[index] is not optimizer:
+            self._optimizers[index : index + 1] = [optimizer]
+            self._changes += 1
         self._take_in_new_parameters()  # shards that whole parameters stood in for when the step began
         self._layers.list_unused()
         return self._meter.before_optimizer_step(optimizer, index, again=again)
@@ -272,13 +306,8 @@ class Probe:
     def _take_in_new_parameters(self) -> None:
         if any(self._layers.unknown(each) for each in self._optimizers):
             self._layers.refresh()
-            self._name_modules()
 
-    def _name_modules(self) -> None:
-        self._spacious = [module for module in self._model.modules() if may_need_space(module)]
-        self._names = {id(module): qualified_name(f"{name}.")[:-1] for name, module in self._model.named_modules()}
-
-    def _known(self) -> tuple[int, ...]:
+    def _known(self) -> tuple[object, ...]:
         """Return what changes when there is something new to describe."""
         return (
             len(self._layers.ordered),
@@ -287,6 +316,9 @@ class Probe:
             self._sites.connections,
             self._unseen.changes,
             self._estimated,
+            self._changes,
+            self._layers.changes,
+            self._compiled,
         )
 
     def _describe(self) -> RunInfo:

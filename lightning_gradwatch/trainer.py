@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class TracedTrainingStep:
     An attribute of the one instance, which Lightning looks up at each call; it hides the class's own until `release`.
     """
 
-    def __init__(self, strategy: Any, meter: StepMeter) -> None:
+    def __init__(self, strategy: Any, meter: StepMeter, *, begins: Callable[[], None]) -> None:
         self._strategy = strategy
         self._earlier = strategy.__dict__.get("training_step")
         original = strategy.training_step
@@ -40,6 +40,8 @@ class TracedTrainingStep:
         def measured_training_step(*args: Any, **kwargs: Any) -> Any:
             if meter.steps:  # a line search calls its closure again, elsewhere
                 return original(*args, **kwargs)
+            with meter.harmless:
+                begins()  # hooks of the user's may have changed the net since the batch began
             with meter.tracing():
                 output = original(*args, **kwargs)
                 meter.end_pass(output.get("loss") if isinstance(output, Mapping) else output)

@@ -18,13 +18,12 @@ from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from lightning_gradwatch.measure.collect import Collected, SiteSums
     from lightning_gradwatch.measure.connections import Connections
     from lightning_gradwatch.measure.layers import Layer
+    from lightning_gradwatch.measure.location import ModuleNames
     from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.unseen import Unseen
@@ -41,7 +40,7 @@ class Activations:
         hooks: SignalHooks,
         connections: Connections,
         tags: Tags,
-        names: Mapping[int, str],
+        names: ModuleNames,
         unseen: Unseen,
     ) -> None:
         self.hooks = hooks
@@ -132,7 +131,7 @@ class Activations:
 
     def runs_unseen(self, module: nn.Module) -> None:
         """Note a module of torch's that runs out of sight, as nothing of it is trained."""
-        location = Location(self._names.get(id(module), ""), leaf=False, place=None, inner=None)
+        location = Location(self._names.of(module) or "", leaf=False, place=None, inner=None)
         inside = sum(isinstance(each, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for each in module.modules())
         self._unseen.note(location, Note(location.module, UNTRAINED, inside, location))
 

@@ -2,13 +2,20 @@
 
 Torch's attention modules leave their fused inference path where a function mode is active: a frozen encoder in evaluation
 mode would compute the same numbers in another order, and so train another net than without us. A compiled module would
-be compiled again, mode and all. A hook on such a module changes it too; so for one forward pass the function that its
-call ends in is replaced on the instance, by one that takes the mode off the stack meanwhile.
+be compiled again, mode and all. A hook on such a module changes it too.
+
+So for one forward pass the function that its call ends in is replaced by one that takes the mode off the stack meanwhile.
+Of the attention modules that is their class's, which any instance calls with itself: what is put on an instance goes with
+each copy that is made of it in that pass, and there still belongs to the original. Compiled modules leave what stands for
+their compiled code out of their copies.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import update_wrapper
+from threading import RLock
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +24,7 @@ from torch import Tensor, nn
 from lightning_gradwatch.measure.compiled import is_compiled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lightning_gradwatch.measure.tracer import Tracer
 
@@ -42,65 +49,111 @@ def stepping_aside(
         eager: Compiled modules run eagerly in this block, so they need no space.
         untrained: Called with a module that is about to run unseen, as nothing of it is trained.
     """
-
-    def fast(module: nn.Module, arguments: Sequence[Any]) -> bool:
-        alone = _unless_training(module, arguments)
-        if alone:
-            untrained(module)
-        return alone
-
-    replaced: list[tuple[nn.Module, str, Any]] = []
-    try:
+    with ExitStack() as placed:
         for module in modules:
-            if is_compiled(module):
-                if not eager:
-                    optimized = type(module).__name__ == "OptimizedModule"
-                    replaced.append(
-                        _replace(module, "forward" if optimized else "_compiled_call_impl", _always, tracer)
-                    )
-            elif _may_be_fast(module) and "forward" not in module.__dict__:
-                replaced.append(_replace(module, "forward", fast, tracer))
+            if is_compiled(module) and not eager:
+                optimized = type(module).__name__ == "OptimizedModule"
+                placed.callback(_replace(module, "forward" if optimized else "_compiled_call_impl", tracer))
+        for kind in {type(module): None for module in modules if isinstance(module, _FUSED)}:
+            placed.callback(_Detour.through(kind, tracer, untrained))
         yield
-    finally:
-        for module, name, earlier in replaced:
-            if earlier is _MISSING:
-                module.__dict__.pop(name, None)
-            else:
-                module.__dict__[name] = earlier
 
 
-def _replace(
-    module: nn.Module, name: str, needs_space: Callable[[nn.Module, Sequence[Any]], bool], tracer: Tracer
-) -> tuple[nn.Module, str, Any]:
+def _replace(module: nn.Module, name: str, tracer: Tracer) -> Callable[[], None]:
+    """Have a compiled module called with the tracer off the stack; what is returned puts things back."""
     original = getattr(module, name)
 
     def aside(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.recording or not needs_space(module, (*args, *kwargs.values())):
+        if not tracer.recording:
             return original(*args, **kwargs)
-        tracer.pause()
-        try:
+        with tracer.paused():
             return original(*args, **kwargs)
-        finally:
-            tracer.resume()
 
     earlier = module.__dict__.get(name, _MISSING)
     # Past the module's own `__setattr__`, which a compiled one hands on to the module inside.
     module.__dict__[name] = aside
-    return module, name, earlier
+
+    def restore() -> None:
+        if earlier is _MISSING:
+            module.__dict__.pop(name, None)
+        else:
+            module.__dict__[name] = earlier
+
+    return restore
 
 
-def _may_be_fast(module: nn.Module) -> bool:
-    # The forward pass itself may call `eval`, as users do with a frozen encoder that Lightning has put into train mode.
-    return not module.training or not any(parameter.requires_grad for parameter in module.parameters())
+class _Detour:
+    """The way round a class's ``forward``, for as long as some tracer watches a module of that class."""
+
+    _lock = RLock()
+    _placed: dict[type[nn.Module], _Detour] = {}  # noqa: RUF012 - one table of what is placed in this process
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self._kind = kind
+        self._watching: list[tuple[Tracer, Callable[[nn.Module], None]]] = []
+        self._earlier = vars(kind).get("forward", _MISSING)
+        original = kind.forward
+        through = self._run
+
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return through(original, self, args, kwargs)
+
+        # With the original's own globals, and its source to be found through it, it can be scripted as the original can.
+        self._own: Any = update_wrapper(
+            FunctionType(forward.__code__, original.__globals__, "forward", None, forward.__closure__), original
+        )
+        kind.forward = self._own
+
+    @classmethod
+    def through(
+        cls, kind: type[nn.Module], tracer: Tracer, untrained: Callable[[nn.Module], None]
+    ) -> Callable[[], None]:
+        """Have a class's modules called with a tracer off the stack where they need it; what is returned ends it."""
+        if not isinstance(kind.forward, FunctionType):
+            return lambda: None
+        with cls._lock:
+            detour = cls._placed.get(kind)
+            if detour is None or not detour.stands:
+                detour = cls._placed[kind] = cls(kind)
+            watching = (tracer, untrained)
+            detour._watching.append(watching)
+
+        def end() -> None:
+            with cls._lock:
+                detour._watching.remove(watching)
+                if not detour._watching:
+                    detour._remove()
+
+        return end
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is what the class has, and nobody has put theirs around it."""
+        return vars(self._kind).get("forward") is self._own
+
+    def _remove(self) -> None:
+        if self._placed.get(self._kind) is self:
+            del self._placed[self._kind]
+        if not self.stands:
+            return  # somebody has put theirs around ours, which by now does nothing but call
+        if self._earlier is _MISSING:
+            del self._kind.forward
+        else:
+            self._kind.forward = self._earlier
+
+    def _run(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        watching = [each for each in self._watching if each[0].watches_here]
+        if not watching or not _sees_no_gradients(module, (*args, *kwargs.values())):
+            return original(module, *args, **kwargs)
+        with ExitStack() as paused:
+            for tracer, untrained in reversed(watching):
+                untrained(module)
+                paused.enter_context(tracer.paused())
+            return original(module, *args, **kwargs)
 
 
-def _always(module: nn.Module, arguments: Sequence[Any]) -> bool:
-    del module, arguments
-    return True
-
-
-def _unless_training(module: nn.Module, arguments: Sequence[Any]) -> bool:
-    """Whether the module sees no gradients, and so takes its fast path."""
+def _sees_no_gradients(module: nn.Module, arguments: Sequence[Any]) -> bool:
+    """Whether the module sees no gradients, and so may take its fast path."""
     return not torch.is_grad_enabled() or not (
         any(parameter.requires_grad for parameter in module.parameters())
         or any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)

@@ -127,7 +127,7 @@ class AuditedTracer(Tracer):
         try:
             return super().__torch_function__(func, types, args, kwargs)
         finally:
-            self._audit.called(start, func)
+            self._note(start, func)
 
     def pause(self) -> None:
         """Look away; what is made meanwhile isn't held against anyone."""
@@ -137,4 +137,10 @@ class AuditedTracer(Tracer):
     def resume(self) -> None:
         """Look again."""
         super().resume()
-        self._audit.called(self._paused_at, None)
+        self._note(self._paused_at, None)
+
+    def _note(self, start: int, func: Callable[..., Any] | None) -> None:
+        try:
+            self._audit.called(start, func)
+        except Exception as error:  # noqa: BLE001 - a fault of ours
+            self._faults.report("activations", error)

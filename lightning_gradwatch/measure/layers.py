@@ -98,42 +98,74 @@ class Layers:
         self._sharded = False
         self._gathered: dict[int, tuple[weakref.ref[nn.Parameter], Layer | None]] = {}
         """What stands in for sharded parameters while a module runs, by its `id`."""
-        self._listed: set[str] = set()
+        self._listed: set[Layer] = set()
         self.step = 0
         """Measured steps so far, the one under way included."""
         self.unused = 0
         """Layers that no forward pass was seen to use; while there are none, nothing needs to look."""
+        self.changes = 0
+        """How often parameters came, went or changed their names."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in parameters that came, or became trainable, since; those that are known keep their layer."""
+        """Take in what the model holds now: parameters that came, or became trainable, or have another name than before.
+
+        A layer is the same one as before while a parameter of it is; where all of them were replaced, while its name is.
+        """
         modules = {qualified_name(f"{name}."): module for name, module in self._model.named_modules()}
+        held = self._held()
+        owned: dict[str, list[nn.Parameter]] = {}
+        for full, parameter in held.items():
+            prefix, _, own = full.rpartition(".")
+            owned.setdefault(prefix or own, []).append(parameter)
+        earlier, self._by_name = self._by_name, {}
+        left = set(earlier.values())
+        for name, parameters in owned.items():
+            layer = self._same(earlier.get(name), parameters, left, set(map(id, held.values())))
+            if layer is None:
+                layer = Layer(name=name, kind="Parameter")
+                self.unused += 1
+            left.discard(layer)
+            module = modules.get(f"{name}.")
+            layer.name, layer.parameters = name, parameters
+            layer.kind = "Parameter" if module is None else type(module).__name__.removeprefix("Lazy")
+            layer.normalizes = isinstance(module, _NOT_WEIGHT)
+            self._by_name[name] = layer
+        self._parameters = held
+        self._by_parameter = {id(each): layer for layer in self._by_name.values() for each in layer.parameters}
+        self._sharded = self._sharded or any(placed(each) is not None for each in held.values())
+        self.unused -= sum(not layer.used for layer in left)
+        self._listed -= left
+        self.ordered = [layer for layer in self.ordered if layer in self._listed]
+        self.changes += 1
+
+    def _same(
+        self, namesake: Layer | None, parameters: list[nn.Parameter], left: set[Layer], present: set[int]
+    ) -> Layer | None:
+        """Return the layer that some parameters belonged to, or whose place they take; None where they are new."""
+        for parameter in parameters:
+            layer = self._by_parameter.get(id(parameter))
+            if layer in left:
+                return layer
+        if namesake in left and not any(id(each) in present for each in namesake.parameters):
+            return namesake
+        return None
+
+    def _held(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that make layers, by name: those that are trained, and those that were once."""
+        held: dict[str, nn.Parameter] = {}
         for name, parameter in self._model.named_parameters():
-            if parameter in self or not parameter.requires_grad:
+            if not (parameter.requires_grad or id(parameter) in self._by_parameter):
                 continue
+            if not (is_lazy(parameter) or parameter.numel()):
+                continue  # one without entries trains nothing, so it makes no layer
             full = qualified_name(name)
             before = self._parameters.get(full)
             if before is not None and placed(before) is not None and placed(parameter) is None:
-                continue  # stands in for its shards, as after a validation pass
-            self._parameters[full] = parameter
-            prefix, _, own = full.rpartition(".")
-            layer = self._by_name.get(prefix or own)
-            if layer is None:
-                module = modules.get(f"{prefix}." if prefix else "")
-                layer = Layer(
-                    name=prefix or own,
-                    kind=type(module).__name__.removeprefix("Lazy") if prefix and module is not None else "Parameter",
-                    normalizes=isinstance(module, _NOT_WEIGHT),
-                )
-                self._by_name[layer.name] = layer
-                self.unused += 1
-            if before is None:
-                layer.parameters.append(parameter)
-            else:
-                del self._by_parameter[id(before)]
-                layer.parameters[next(i for i, each in enumerate(layer.parameters) if each is before)] = parameter
-            self._by_parameter[id(parameter)] = layer
-            self._sharded = self._sharded or placed(parameter) is not None
+                held[full] = before  # what is there stands in for its shards, as after a validation pass
+                continue
+            held[full] = parameter
+        return held
 
     def __contains__(self, parameter: nn.Parameter) -> bool:
         # One without entries trains nothing, so it makes no layer.
@@ -194,8 +226,8 @@ class Layers:
                 self._list(layer)
 
     def _list(self, layer: Layer) -> None:
-        if layer.name not in self._listed:
-            self._listed.add(layer.name)
+        if layer not in self._listed:
+            self._listed.add(layer)
             self.ordered.append(layer)
 
     def without_optimizer(self, optimizers: Sequence[Optimizer]) -> Iterator[NotCovered]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -16,8 +17,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from lightning_gradwatch.measure.layers import qualified_name
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import CodeType, FrameType
 
 Place: TypeAlias = tuple[int, int]
@@ -45,6 +47,36 @@ _is_internal: dict[int, tuple[bool, CodeType]] = {}
 """By the `id` of a code object, which is kept so that it stays its own: hashing one reads all of its instructions."""
 
 
+class ModuleNames:
+    """Fully qualified names of the modules of a model, told apart by identity, and learnt anew when one comes that isn't known.
+
+    An `id` is that of another module as soon as the first is gone, so a name is worth as much as the module it was given for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._names: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+        self._fresh = False
+        """Whether they were learnt in this step, in which what isn't there is no module of the model."""
+
+    def begin_step(self) -> None:
+        """Begin a step, in which the model may have other modules than before."""
+        self._fresh = False
+
+    def of(self, module: nn.Module) -> str | None:
+        """Return the name of a module; None for one that isn't the model's."""
+        known = self._names.get(id(module))
+        if known is not None and known[0]() is module:
+            return known[1]
+        if self._fresh:
+            return None
+        self._fresh = True
+        self._names = {
+            id(each): (weakref.ref(each), qualified_name(f"{name}.")[:-1]) for name, each in self._model.named_modules()
+        }
+        return self.of(module)
+
+
 class Location(NamedTuple):
     """Where an activation function is called."""
 
@@ -58,11 +90,11 @@ class Location(NamedTuple):
     """For a leaf that the user wrote: the line inside it."""
 
 
-def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
+def locate(names: ModuleNames, *, above: int = 1) -> Location:
     """Find the innermost known module and the nearest line that isn't torch's, Lightning's or ours.
 
     Args:
-        names: Fully qualified names by the `id` of each module of the model.
+        names: Those of the model's modules.
         above: How many frames to leave out, counted from the caller.
     """
     frame = sys._getframe(above + 1)  # noqa: SLF001 - the documented way to look at the caller's stack
@@ -76,7 +108,7 @@ def locate(names: Mapping[int, str], *, above: int = 1) -> Location:
             if module is not None:
                 break  # its caller is torch's (a Sequential): whoever calls that one makes no other place of it
             owner = frame.f_locals["self"]
-            module = names.get(id(owner))
+            module = names.of(owner)
             if module is not None and is_leaf(owner):
                 leaf, inner, place = True, place, None
         elif place is None and not (_is_internal.get(id(code)) or _look(code))[0]:

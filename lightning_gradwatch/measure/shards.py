@@ -10,17 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lightning_gradwatch.measure.unobserved import PLAIN, is_opaque
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SHARDED = "its parameters are sharded over processes, of which only this one is measured"
 PARTIAL = "its gradients are sums that the processes haven't added up yet (Partial)"
-
-
-PLAIN = (Tensor, nn.Parameter)
-"""The types of tensors that are wholly here."""
 
 
 def placed(tensor: Tensor) -> Any:
@@ -75,6 +73,9 @@ def why_unreadable(parameter: Tensor, processes: int) -> str:
     gradient = parameter.grad
     if type(parameter) in PLAIN and (gradient is None or type(gradient) in PLAIN):
         return ""
+    for tensor in (parameter, gradient):
+        if tensor is not None and is_opaque(tensor) and placed(tensor) is None:
+            return f"its parameters are of the class {type(tensor).__name__}, whose values only that class knows"
     if not replicas(parameter, processes):
         return SHARDED
     if gradient is not None and any(placement.is_partial() for placement in placed(gradient) or ()):

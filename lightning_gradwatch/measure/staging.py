@@ -17,7 +17,7 @@ import torch
 
 from lightning_gradwatch.measure.copies import FEWEST, KEPT, SMALL, new_stack
 from lightning_gradwatch.measure.norms import l2_norm, l2_norms_of_rows
-from lightning_gradwatch.measure.shards import PLAIN
+from lightning_gradwatch.measure.unobserved import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

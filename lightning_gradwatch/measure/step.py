@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.findings import GradWatchWarning
+from lightning_gradwatch.measure import faults as internal
 from lightning_gradwatch.measure.activations import Activations
 from lightning_gradwatch.measure.aside import stepping_aside
 from lightning_gradwatch.measure.audit import Audit, AuditedTracer
 from lightning_gradwatch.measure.collect import Collected, SiteSums
 from lightning_gradwatch.measure.connections import Connections
 from lightning_gradwatch.measure.gradients import OptimizerGradients
+from lightning_gradwatch.measure.layers import parameters_of
 from lightning_gradwatch.measure.pack import Pack, Pending, Slot, Values
 from lightning_gradwatch.measure.signal import SignalHooks
 from lightning_gradwatch.measure.tags import Tags
 from lightning_gradwatch.measure.tracer import Tracer
+from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.layers import Layers, Owned
+    from lightning_gradwatch.measure.location import ModuleNames
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.staging import Staging
     from lightning_gradwatch.measure.unseen import Unseen
@@ -67,6 +73,40 @@ class Measured:
         self.pending: Pending = step.pack.send()
 
 
+_Method = TypeVar("_Method", bound="Callable[..., Any]")
+
+
+def _harmless(method: _Method) -> _Method:
+    """Make a method of a meter one that the user's training may call: it raises nothing of ours, and nobody sees it compute."""
+
+    @wraps(method)
+    def called(self: StepMeter, *args: Any, **kwargs: Any) -> Any:
+        if self.fault is None:
+            with self.harmless, unobserved():
+                return method(self, *args, **kwargs)
+        return None
+
+    return cast("_Method", called)
+
+
+class _Harmless:
+    """A block in which an exception is a fault of ours, which ends the step's measuring and nothing else."""
+
+    def __init__(self, meter: StepMeter) -> None:
+        self._meter = meter
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if internal.RAISE or isinstance(error, GradWatchWarning):  # to be told at once, and loudly
+            return False
+        self._meter.give_up(error)
+        return True
+
+
 class StepMeter:
     """Measures one step: forward passes within `tracing`, gradients and weights around each optimizer step."""
 
@@ -76,7 +116,7 @@ class StepMeter:
         layers: Layers,
         sites: Sites,
         faults: Faults,
-        names: Mapping[int, str],
+        names: ModuleNames,
         staging: Staging,
         snapshots: Snapshots,
         spacious: Sequence[nn.Module] = (),
@@ -87,6 +127,10 @@ class StepMeter:
         audited: bool = False,
     ) -> None:
         self.faults = faults
+        self.fault: Exception | None = None
+        """What ended the measuring of this step; for whoever closes it to raise, where the run's measuring can be ended."""
+        self.harmless = _Harmless(self)
+        self._remembered: dict[int, WeightSnapshot] = {}
         self.pack = Pack()
         self._staging = staging
         staging.begin(self.pack)
@@ -127,18 +171,24 @@ class StepMeter:
     @contextmanager
     def tracing(self) -> Iterator[None]:
         """Watch one forward pass; nothing of it is kept afterwards but sums."""
-        self.tracer.start()
+        stack = ExitStack()
+        with self.harmless:
+            if self.fault is None:
+                self._watch(stack)
         try:
-            with ExitStack() as stack:
-                if self._eager:
-                    stack.enter_context(torch.compiler.set_stance("force_eager"))
-                stack.enter_context(
-                    stepping_aside(self._spacious, self.tracer, eager=self._eager, untrained=self._runs_unseen)
-                )
-                yield
+            yield
         finally:
-            self.tracer.stop()
+            with self.harmless:
+                stack.close()
+            with self.harmless:
+                self.tracer.stop()
             self.end_pass()
+
+    def _watch(self, stack: ExitStack) -> None:
+        if self._eager:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(stepping_aside(self._spacious, self.tracer, eager=self._eager, untrained=self._runs_unseen))
+        self.tracer.start()
 
     def _runs_unseen(self, module: nn.Module) -> None:
         with self.faults.guard("activations"):
@@ -154,6 +204,7 @@ class StepMeter:
         """Whether a graph of its passes was too large to be followed."""
         return self._connections.lost
 
+    @_harmless
     def end_pass(self, loss: Any = None) -> None:
         """Close a forward pass; `loss` is what it computed and is about to be propagated back, where that is known."""
         with self.faults.guard("activations"):
@@ -164,11 +215,13 @@ class StepMeter:
             with self.faults.guard("activations"):
                 self._audit.check(loss)
 
+    @_harmless
     def _saw_backward(self, loss: Any) -> None:
         self.end_pass(loss)
         if self.takes_losses:
             self.add_loss(loss)
 
+    @_harmless
     def add_loss(self, loss: Any, scale: Tensor | None = None, *, late: bool = False) -> None:
         """Take the loss of one backward pass; those of a step add up, and those of a line search behind it don't count.
 
@@ -181,14 +234,30 @@ class StepMeter:
             return
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]
-        if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+        if isinstance(loss, Tensor) and loss.numel() == 1 and not (loss.is_complex() or is_opaque(loss)):
             value = loss.detach().reshape(()).double()
             self.losses.append(self.pack.add(value if scale is None else value / scale))
 
+    @_harmless
     def set_scale(self, scale: Tensor) -> None:
         """Take the factor by which the loss, and so every signal of this step, is multiplied."""
         self.scale = self.pack.add(scale)
 
+    @_harmless
+    def remember_weights(self, optimizer: Optimizer, index: int) -> None:
+        """Remember the weights of an optimizer that is about to step, where its gradients are there already.
+
+        A closure that it is given may be called for other weights than these, as that of a SAM is.
+        """
+        if self.activations_only or index in self.steps or not self.faults.on("updates"):
+            return
+        if all(parameter.grad is None for parameter in parameters_of(optimizer)):
+            return
+        with self.faults.guard("updates"):
+            owned = self._layers.trained_by(optimizer)
+            self._remembered[index] = self._snapshots.take(index, owned, self.pack, processes=self._processes)
+
+    @_harmless
     def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
         """Measure the gradients an optimizer is about to use and remember its weights; the first time in a step only.
 
@@ -202,6 +271,7 @@ class StepMeter:
         """
         if index in self.steps and not again:
             return False
+        before = self.steps.get(index)
         step = self.steps[index] = OptimizerStep(optimizer)
         if self.activations_only:
             return True
@@ -215,9 +285,12 @@ class StepMeter:
                 step.gradients = OptimizerGradients(owned, self.pack, processes=self._processes)
         if self.faults.on("updates"):
             with self.faults.guard("updates"):
-                step.snapshot = self._snapshots.take(index, owned, self.pack, processes=self._processes)
+                step.snapshot = self._remembered.pop(index, None) or (None if before is None else before.snapshot)
+                if step.snapshot is None:
+                    step.snapshot = self._snapshots.take(index, owned, self.pack, processes=self._processes)
         return True
 
+    @_harmless
     def after_optimizer_step(self, index: int, *, clipped: bool = False) -> None:
         """Compare the weights with those before; with `clipped`, read the gradients again, as the step used them."""
         step = self.steps[index]
@@ -250,8 +323,21 @@ class StepMeter:
             self.segments = self._connections.segments()
         return Measured(self)
 
+    @_harmless
+    def cut_short(self) -> None:
+        """Tell no signal of this step: what comes from now on isn't watched."""
+        for sums in self.collected.sites.values():
+            sums.signal_complete = False
+
     def close(self) -> None:
         """Take every hook away; fine to call again."""
         self.tracer.stop()
         self.hooks.remove()
         self._tags.clear()
+
+    def give_up(self, fault: Exception) -> None:
+        """Measure nothing more of this step, for the reason given; what is in place does nothing until it is taken away."""
+        if self.fault is None:
+            self.fault = fault
+        self.tracer.recording = False
+        self.hooks.ignoring = True

@@ -7,6 +7,8 @@ module. It is entered for a measured step's forward pass only. Calls made inside
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -26,7 +28,7 @@ from lightning_gradwatch.measure.unobserved import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from lightning_gradwatch.measure.activations import Activations
     from lightning_gradwatch.measure.composites import SiteCall
@@ -58,6 +60,7 @@ class Tracer(TorchFunctionMode):
         super().__init__()
         self.recording = False
         self._on_stack = False
+        self._thread = 0
         self._activations = activations
         self._flow = Flow(layers=layers, activations=activations, tags=tags)
         self._faults = faults
@@ -69,6 +72,7 @@ class Tracer(TorchFunctionMode):
         """Begin to watch."""
         self.recording = True
         self._on_stack = True
+        self._thread = get_ident()
         self._crowded = function_modes() > 0
         self.__enter__()  # type: ignore[no-untyped-call]  # torch leaves modes untyped
 
@@ -85,6 +89,22 @@ class Tracer(TorchFunctionMode):
         if self._on_stack and _get_current_function_mode() is self:  # type: ignore[no-untyped-call]  # as above
             self._on_stack = False
             self.__exit__(None, None, None)
+
+    @property
+    def watches_here(self) -> bool:
+        """Whether it watches the calls of this thread now: its mode is on the stack of the thread that began it."""
+        return self.recording and self._thread == get_ident()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away while the block runs."""
+        with self._faults.guard("activations"):
+            self.pause()
+        try:
+            yield
+        finally:
+            with self._faults.guard("activations"):
+                self.resume()
 
     def resume(self) -> None:
         """Look again after `pause`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_gradwatch.measure.copies import Copies
 from lightning_gradwatch.measure.layers import by_device, is_matrix
 from lightning_gradwatch.measure.norms import l2_norms, l2_norms_of_rows
-from lightning_gradwatch.measure.shards import local_parts, replicas, replicas_of
+from lightning_gradwatch.measure.shards import local_parts, replicas, replicas_of, why_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,10 @@ class WeightSnapshot:
         compared = [
             each
             for each in owned
-            if is_matrix(each[1]) and each[1].layout is torch.strided and replicas(each[1], processes)
+            if is_matrix(each[1])
+            and each[1].layout is torch.strided
+            and not why_unreadable(each[1], processes)
+            and replicas(each[1], processes)
         ]
         self._groups = [_Group(members, limits, pack, copies, processes) for members in by_device(compared)]
         self.estimated = any(group.estimated for group in self._groups)
