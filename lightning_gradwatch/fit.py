@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lightning_gradwatch.findings import Finding, GradWatchError, Severity
 from lightning_gradwatch.measure.faults import GivenUp
+from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.report.announce import announce, warn
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules import settings_of
@@ -190,7 +191,8 @@ class Fit:
         """Take in the measured steps whose numbers have arrived; with `wait`, all of them."""
         while self._pending and (wait or self._pending[0].arrived):
             pending = self._pending.popleft()
-            record = pending.resolve()
+            with unobserved():
+                record = pending.resolve()
             if record is not None:
                 self._take(record, pending.info)
 

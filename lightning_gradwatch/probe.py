@@ -23,6 +23,7 @@ from lightning_gradwatch.measure.sites import Sites
 from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.tally import Columns
+from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.measure.unseen import Note, Unseen
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.measure.windows import Windows
@@ -122,8 +123,13 @@ class Probe:
     # -- one step of a plain loop
 
     def __enter__(self) -> Self:
-        own = {id(parameter) for parameter in self._model.parameters()}
-        if not any(id(parameter) in own for each in self._optimizers for parameter in parameters_of(each)):
+        if not self.faults.on("schedule"):
+            return self
+        trained = True
+        with self.faults.guard("schedule"):
+            own = {id(parameter) for parameter in self._model.parameters()}
+            trained = any(id(parameter) in own for each in self._optimizers for parameter in parameters_of(each))
+        if not trained:
             raise ValueError(
                 f"optimizer={self._optimizers!r} holds no parameter of the model: make it of model.parameters()"
             )
@@ -133,8 +139,6 @@ class Probe:
 
     def _open(self) -> None:
         """Put in place what measures the block."""
-        if not self.faults.on("schedule"):
-            return
         try:
             with ExitStack() as placed:
                 meter = self.begin()
@@ -161,7 +165,8 @@ class Probe:
                 return
             if meter.fault is not None:
                 raise meter.fault
-            record = self.finish(self._facts()).resolve()
+            with unobserved():
+                record = self.finish(self._facts()).resolve()
         finally:
             self.abort()
         assert record is not None  # only a step of activations alone makes none
@@ -205,6 +210,7 @@ class Probe:
 
     # -- the parts of a step, for a loop that calls back
 
+    @unobserved()
     def begin(self, *, activations_only: bool = False, optimizers: Sequence[Optimizer] | None = None) -> StepMeter:
         """Start to measure a step; one that wasn't finished is given up.
 
@@ -237,6 +243,7 @@ class Probe:
         self._meter.activations.masks = Masks(self.mask)
         return self._meter
 
+    @unobserved()
     def trained_by(self, optimizers: Sequence[Optimizer]) -> None:
         """Take in which optimizers train the model from now on, and what parameters they brought."""
         if [*optimizers] != self._optimizers:
@@ -244,6 +251,7 @@ class Probe:
             self._changes += 1
         self._take_in_new_parameters()
 
+    @unobserved()
     def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
         """Measure what an optimizer is about to use; whether it is its first step in this one, or is to be measured again."""
         assert self._meter is not None
@@ -254,6 +262,7 @@ class Probe:
         self._layers.list_unused()
         return self._meter.before_optimizer_step(optimizer, index, again=again)
 
+    @unobserved()
     def finish(self, facts: StepFacts) -> PendingRecord:
         """End the step: every hook goes, and its numbers start on their way to the host."""
         assert self._meter is not None

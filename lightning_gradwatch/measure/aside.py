@@ -66,8 +66,13 @@ def _replace(module: nn.Module, name: str, tracer: Tracer) -> Callable[[], None]
     def aside(*args: Any, **kwargs: Any) -> Any:
         if not tracer.recording:
             return original(*args, **kwargs)
-        with tracer.paused():
+        with tracer.harmless:
+            tracer.pause()
+        try:
             return original(*args, **kwargs)
+        finally:
+            with tracer.harmless:
+                tracer.resume()
 
     earlier = module.__dict__.get(name, _MISSING)
     # Past the module's own `__setattr__`, which a compiled one hands on to the module inside.
@@ -142,14 +147,19 @@ class _Detour:
             self._kind.forward = self._earlier
 
     def _run(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        watching = [each for each in self._watching if each[0].watches_here]
-        if not watching or not _sees_no_gradients(module, (*args, *kwargs.values())):
+        paused: list[Tracer] = []
+        for tracer, untrained in reversed(self._watching):
+            with tracer.harmless:
+                if tracer.watches_here and _sees_no_gradients(module, (*args, *kwargs.values())):
+                    untrained(module)
+                    paused.append(tracer)
+                    tracer.pause()
+        try:
             return original(module, *args, **kwargs)
-        with ExitStack() as paused:
-            for tracer, untrained in reversed(watching):
-                untrained(module)
-                paused.enter_context(tracer.paused())
-            return original(module, *args, **kwargs)
+        finally:
+            for tracer in reversed(paused):
+                with tracer.harmless:
+                    tracer.resume()
 
 
 def _sees_no_gradients(module: nn.Module, arguments: Sequence[Any]) -> bool:

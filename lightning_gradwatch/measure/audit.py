@@ -16,7 +16,7 @@ from torch.autograd.function import BackwardCFunction
 
 from lightning_gradwatch.measure.compiled import COMPILED
 from lightning_gradwatch.measure.functions import ACTIVATIONS
-from lightning_gradwatch.measure.graph import Walk, edges
+from lightning_gradwatch.measure.graph import GENERATED, Walk, edges, foreign_name, is_foreign
 from lightning_gradwatch.measure.identify import is_activation
 from lightning_gradwatch.measure.tags import Op, classify, tensors_in
 from lightning_gradwatch.measure.tracer import Tracer
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import Node
 
+_KERNEL = "a kernel that isn't torch's: what it does inside isn't followed"
 _CUSTOM = "a custom autograd function: what it does inside isn't followed"
 _COMPILED_NODE = "CompiledFunctionBackward"
 _SCRIPTED = "DifferentiableGraphBackward"
@@ -59,15 +60,16 @@ class Audit:
         walk = Walk()
         made: list[Any] = [tensor.grad_fn for tensor in tensors_in((loss,)) if tensor.grad_fn is not None]
         for node in walk.each(made, edges):
-            if isinstance(node, BackwardCFunction):
-                if type(node).__name__ == _COMPILED_NODE:
-                    self._note_compiled(node)
-                else:
-                    self._note_custom(type(node))
-                continue
+            kind: Any = type(node)
             name = node.name()
-            if name.endswith(_SCRIPTED):
+            if kind.__name__ == _COMPILED_NODE:
+                self._note_compiled(node)
+            elif name.endswith(_SCRIPTED):
                 outside.append("…")
+            elif is_foreign(kind):
+                foreign = foreign_name(node)
+                own = isinstance(node, BackwardCFunction) and not kind.__name__.startswith(GENERATED)
+                self._unseen.note((OUTSIDE, foreign), Note(foreign, _CUSTOM if own else _KERNEL, 0))
             elif (function := _NODES.get(_NUMBER.sub("", name).lower())) is not None:
                 maker = self._maker(node)
                 if maker is None:
@@ -98,11 +100,6 @@ class Audit:
     def _note_compiled(self, node: Any) -> None:
         if self._maker(node) is None:  # a function: for a compiled module we looked away, and it is named by itself
             self._unseen.note(_COMPILED_NODE, Note("", f"a function that is {COMPILED}", 0))
-
-    def _note_custom(self, node: type) -> None:
-        function: type = getattr(node, "_forward_cls", node)
-        if not f"{function.__module__}.".startswith("torch."):
-            self._unseen.note(function, Note(function.__qualname__, _CUSTOM, 0))
 
 
 class AuditedTracer(Tracer):

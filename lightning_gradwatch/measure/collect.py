@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_gradwatch.measure.unobserved import is_opaque
 from lightning_gradwatch.measure.windows import Chunk
 
 if TYPE_CHECKING:
@@ -97,12 +98,16 @@ class SiteSums:
 
     def add_signal(self, delta: Tensor | None) -> None:
         """Measure the δ of a call; None: none came."""
-        if delta is not None:
+        if delta is not None and is_opaque(delta):
+            self.signal_complete = False
+        elif delta is not None:
             self.signal += (self.staging.norm(delta),)
 
     def add_arriving(self, gradient: Tensor | None) -> None:
         """Measure the dL/da of a call; None: none came."""
-        if gradient is not None:
+        if gradient is not None and is_opaque(gradient):
+            self.signal_complete = False
+        elif gradient is not None:
             self.arriving += (self.staging.norm(gradient),)
 
     def end_pass(self) -> None:

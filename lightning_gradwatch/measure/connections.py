@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from lightning_gradwatch.measure.graph import Walk
+from lightning_gradwatch.measure.graph import Walk, is_foreign
 from lightning_gradwatch.measure.tags import tensors_in
 from lightning_gradwatch.segments import bits, segment_starts
 
@@ -160,9 +160,10 @@ class _Walk:
         if self._blind and (isinstance(node, BackwardCFunction) or type(node).__name__ == "CopySlices"):
             self.exits |= found
             return _UNSEEN
-        return found | _UNSEEN if _is_function(type(node).__name__) else found
+        return found | _UNSEEN if _hides_a_function(cast("Any", type(node))) else found
 
 
 @lru_cache(maxsize=1024)
-def _is_function(name: str) -> bool:
-    return _FUNCTION.search(name) is not None
+def _hides_a_function(kind: Any) -> bool:
+    """Whether nodes of a type are, or may hold, an activation function; asked of each node of a walk."""
+    return _FUNCTION.search(kind.__name__) is not None or is_foreign(kind)

@@ -7,7 +7,10 @@ was told of that call may be wrong, as after an in-place operation: then the way
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch.autograd.function import BackwardCFunction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -19,9 +22,39 @@ if TYPE_CHECKING:
 MOST_NODES = 1_000_000
 """Nodes that a walk enters at most. To go back through so many takes the user's own backward pass several seconds; the walk
 would add about one."""
+GENERATED = "GeneratedBackwardFor_"
+"""How torch begins the name of a node that it makes for an operator registered with ``torch.library``."""
 TOO_LARGE = (
     f"the autograd graph of a pass has more than {MOST_NODES:,} operations: what feeds what isn't followed in it"
 )
+
+
+@lru_cache(maxsize=1024)
+def is_foreign(kind: Any) -> bool:
+    """Whether nodes of a type are of an operation from outside of torch, given the type: what one does, nobody here knows.
+
+    That is a custom autograd function, or an operator that an extension registered (flash-attn, xformers, Mamba's scans).
+    """
+    if not issubclass(kind, BackwardCFunction):
+        return bool(kind.__name__ == "CppFunction")
+    made_for: type = getattr(kind, "_forward_cls", kind)
+    return kind.__name__.startswith(GENERATED) or not f"{made_for.__module__}.".startswith("torch.")
+
+
+def foreign_name(node: Any) -> str:
+    """Return what a node's operation from outside of torch is called by its makers.
+
+    >>> from types import SimpleNamespace
+    >>> foreign_name(SimpleNamespace(name=lambda: "torch::autograd::CppNode<ssm::Scan>"))
+    'ssm::Scan'
+    """
+    made_for = getattr(type(node), "_forward_cls", None)
+    if made_for is not None and not type(node).__name__.startswith(GENERATED):
+        return str(made_for.__qualname__)
+    name = str(node.name())
+    if name.startswith(GENERATED):
+        return name.removeprefix(GENERATED).removesuffix("Backward").removesuffix("_default")
+    return name.removeprefix("torch::autograd::CppNode<").removesuffix(">")
 
 
 class Walk:

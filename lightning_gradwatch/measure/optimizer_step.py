@@ -88,20 +88,26 @@ class OptimizerSteps:
 
     def _begins(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         self._inside += 1
-        return self._about_to_step(args, kwargs)
+        with self._meter.harmless:
+            return self._about_to_step(args, kwargs)
+        return None
 
     def _ends(self, *_: Any) -> None:
         self._inside -= 1
-        if not (self._by_inner and self._waiting):
-            self._ended()
+        with self._meter.harmless:
+            if not (self._by_inner and self._waiting):
+                self._ended()
 
     def _inner_begins(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        return None if self._inside else self._about_to_step(args, kwargs)
+        with self._meter.harmless:
+            return None if self._inside else self._about_to_step(args, kwargs)
+        return None
 
     def _inner_ends(self, inner: Optimizer, *_: Any) -> None:
         self._waiting.discard(id(inner))
-        if not self._inside and not self._waiting:
-            self._ended()
+        with self._meter.harmless:
+            if not self._inside and not self._waiting:
+                self._ended()
 
     def _about_to_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Measure, or have a closure that makes the gradients measure when it has; its first argument is the optimizer."""
@@ -111,13 +117,13 @@ class OptimizerSteps:
         if closure is None or self._index in self._meter.steps:
             self._measure()
             return None
-        with self._meter.harmless:
-            self._meter.remember_weights(self._optimizer, self._index)
+        self._meter.remember_weights(self._optimizer, self._index)
 
         def measured_closure() -> Any:
             # The first call makes the gradients; a line search calls it again, elsewhere.
             loss = closure()
-            self._measure()
+            with self._meter.harmless:
+                self._measure()
             return loss
 
         return (args[0], measured_closure, *args[2:]), {

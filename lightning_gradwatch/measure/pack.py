@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.measure.unobserved import unobserved
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -109,6 +111,7 @@ class Pending:
         """Whether `wait` would return at once."""
         return all(event is None or event.query() for _, _, event in self._sent)  # type: ignore[no-untyped-call]  # as above
 
+    @unobserved()
     def wait(self) -> Values:
         """Return the values by slot."""
         arrived: list[FloatVector] = []

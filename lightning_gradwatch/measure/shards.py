@@ -73,9 +73,9 @@ def why_unreadable(parameter: Tensor, processes: int) -> str:
     gradient = parameter.grad
     if type(parameter) in PLAIN and (gradient is None or type(gradient) in PLAIN):
         return ""
-    for tensor in (parameter, gradient):
+    for what, tensor in (("parameters", parameter), ("gradients", gradient)):
         if tensor is not None and is_opaque(tensor) and placed(tensor) is None:
-            return f"its parameters are of the class {type(tensor).__name__}, whose values only that class knows"
+            return f"its {what} are of the class {type(tensor).__name__}, whose values only that class knows"
     if not replicas(parameter, processes):
         return SHARDED
     if gradient is not None and any(placement.is_partial() for placement in placed(gradient) or ()):

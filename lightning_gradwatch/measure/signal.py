@@ -13,10 +13,13 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
+from torch import Tensor
+
+from lightning_gradwatch.measure.unobserved import dispatch_modes, unobserved
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from torch import Tensor
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
@@ -107,7 +110,7 @@ class SignalHooks:
             del grad_inputs
             if self.ignoring or not self._faults.on("signal"):
                 return
-            with self._guard:
+            with self._guard, unobserved():
                 sums.add_arriving(grad_outputs[0])
 
         return hook
@@ -117,7 +120,7 @@ class SignalHooks:
             del grad_outputs
             if self.ignoring or not self._faults.on("signal"):
                 return
-            with self._guard:
+            with self._guard, unobserved():
                 parts.take([grad_inputs[place] for place in places])
 
         return hook
@@ -170,16 +173,21 @@ class _Single:
     def __call__(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
         if self._hooks.ignoring or not self._faults.on("signal"):
             return
-        sums = self._sums
         try:  # not a guard: a deep net has hundreds of these
             if self._fired:  # see `_Parts.take`
-                sums.signal_complete = False
+                self._sums.signal_complete = False
+            elif type(grad_inputs[0]) is Tensor and not dispatch_modes():
+                self._measure(grad_inputs, grad_outputs)
             else:
-                sums.add_signal(grad_inputs[0])
-                sums.add_arriving(grad_outputs[0])
+                with unobserved():
+                    self._measure(grad_inputs, grad_outputs)
             self._fired = True
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("signal", error)
+
+    def _measure(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
+        self._sums.add_signal(grad_inputs[0])
+        self._sums.add_arriving(grad_outputs[0])
 
 
 class _Parts:

@@ -7,7 +7,6 @@ module. It is entered for a measured step's forward pass only. Calls made inside
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,7 +27,7 @@ from lightning_gradwatch.measure.unobserved import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from lightning_gradwatch.measure.activations import Activations
     from lightning_gradwatch.measure.composites import SiteCall
@@ -64,6 +63,8 @@ class Tracer(TorchFunctionMode):
         self._activations = activations
         self._flow = Flow(layers=layers, activations=activations, tags=tags)
         self._faults = faults
+        self.harmless = faults.guard("activations")
+        """A block in which an exception is a fault of ours."""
         self._before_backward = before_backward
         self._crowded = False
         """Whether the user has a function mode around it, which would see what we compute."""
@@ -94,17 +95,6 @@ class Tracer(TorchFunctionMode):
     def watches_here(self) -> bool:
         """Whether it watches the calls of this thread now: its mode is on the stack of the thread that began it."""
         return self.recording and self._thread == get_ident()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away while the block runs."""
-        with self._faults.guard("activations"):
-            self.pause()
-        try:
-            yield
-        finally:
-            with self._faults.guard("activations"):
-                self.resume()
 
     def resume(self) -> None:
         """Look again after `pause`."""
