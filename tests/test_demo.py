@@ -178,6 +178,8 @@ def test_net_is_ill_or_mended_as_it_says(net, tmp_path):
         assert hits, (patient.run, found)
         assert hits[0].severity >= Severity.WARNING
         assert hits[0].first_step <= max(0.1 * patient.steps, 60)
+        if net == "exploding":  # a single step that wrecks the net would be a matter of luck
+            assert hits[0].last_step > 0.9 * patient.steps
     assert check_equals_live(tmp_path) == len(GALLERY[net].ill) + 1
     mended = read_run(tmp_path / "gradwatch-demo" / GALLERY[net].mended.run)
     assert all(each.severity < Severity.WARNING for each in mended.findings)

@@ -13,6 +13,6 @@ WHAT_TO_SEE: dict[str, str] = {
     "leaky-relu": "Under the same strongly negative biases ReLU is born dead, while LeakyReLU passes the gradient on and learns.",
     "elu": "ELU can't die, but it saturates: far on the left its derivative is almost 0, and the units are stuck there.",
     "bad-init": "Tanh with weights from N(0, 0.01^2): the function is harmless, the start is too small for eleven layers.",
-    "exploding": "Tanh with four times Xavier's weights: the gradient grows towards layer 1 until one step wrecks the net.",
+    "exploding": "Tanh with four times Xavier's weights: the gradient grows 100,000 times on its way to layer 1, and nothing is learned.",
     "skip": "30 ReLU layers with PyTorch's default weights: skip connections alone carry the signal back to layer 1.",
 }

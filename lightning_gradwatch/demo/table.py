@@ -46,7 +46,7 @@ class Scale:
 
 def scales(outcomes: Sequence[Outcome]) -> tuple[Scale, Scale]:
     """Return the scales of gradient and signal that suit all of some nets, so that their bars can be compared."""
-    rows = [row for outcome in outcomes for row in _rows(outcome, shown_step(outcome))]
+    rows = [row for outcome in outcomes for row in _rows(outcome, outcome.last)]
     return Scale.over(row.gradient for row in rows), Scale.over(row.signal for row in rows)
 
 
@@ -59,7 +59,7 @@ def layer_table(outcome: Outcome, *, most: int, within: tuple[Scale, Scale], asc
         within: Scales of gradient and signal.
         ascii_only: Draw bars that any terminal can spell.
     """
-    rows = _rows(outcome, shown_step(outcome))
+    rows = _rows(outcome, outcome.last)
     saturated = any(math.isfinite(row.saturated) for row in rows)
     dead = any(row.dead > 0 or (not saturated and math.isfinite(row.dead)) for row in rows)
     gradient, signal = within
@@ -89,19 +89,14 @@ def layer_table(outcome: Outcome, *, most: int, within: tuple[Scale, Scale], asc
     return table
 
 
-def shown_step(outcome: Outcome) -> StepRecord:
-    """Return the measured step whose numbers are shown: the last, unless the net's illness is one of the start."""
-    return outcome.first if outcome.patient.shows_start else outcome.last
-
-
 def signal_sentence(outcome: Outcome) -> str:
     """Say how much of the signal a layer passes back, which is what the article is about."""
-    signals = [row.signal for row in _rows(outcome, shown_step(outcome)) if math.isfinite(row.signal)]
+    signals = [row.signal for row in _rows(outcome, outcome.last) if math.isfinite(row.signal)]
     if len(signals) < 2 or not signals[-1] > 0:
         return ""
     ratio = signals[0] / signals[-1]
     gain = f", a factor of {number(ratio ** (1 / (len(signals) - 1)))} a layer" if ratio else ""
-    return f"Signal at layer 1 in step {shown_step(outcome).step}: {number(ratio)} of layer {len(signals)}'s{gain}."
+    return f"Signal at layer 1 in step {outcome.last.step}: {number(ratio)} of layer {len(signals)}'s{gain}."
 
 
 @dataclass(frozen=True)

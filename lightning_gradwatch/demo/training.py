@@ -41,7 +41,6 @@ class Outcome:
 
     patient: Patient
     info: RunInfo
-    first: StepRecord
     last: StepRecord
     findings: tuple[Finding, ...]
     score: str
@@ -121,7 +120,7 @@ def train(patient: Patient, *, folder: Path, steps: int, seed: int, console: Con
         _fit(trainer, learner, batches)
     seconds = time.monotonic() - started
     assert watch.info is not None
-    return Outcome(patient, watch.info, watch.records[0], watch.records[-1], watch.findings, learner.score(), seconds)
+    return Outcome(patient, watch.info, watch.records[-1], watch.findings, learner.score(), seconds)
 
 
 def _fit(trainer: pl.Trainer, learner: _Learner, batches: DataLoader[Any]) -> None:

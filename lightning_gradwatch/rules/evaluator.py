@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules.protocol import Rule, Sighting, State, Verdict
 
-_VERSION = 3
+_VERSION = 4
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 """Weights of 1e300, as float64 or a damaged file may have them, are no reason for numpy to warn in a training loop."""
 _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not have every step measured

@@ -13,7 +13,7 @@ from lightning_gradwatch.rules.loops import loop_cause, loop_message, loop_remed
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import count_hit, weight_layers
 from lightning_gradwatch.rules.starting import read_start, starting_cause, starting_remedy
-from lightning_gradwatch.rules.surge import Surge, read_surge
+from lightning_gradwatch.rules.surge import Surge, note_reading, read_surge
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
@@ -27,8 +27,6 @@ _READINGS = 5
 _ERROR_FACTOR = 100
 _HUGE_LOSS = 1e6
 _HUGE_NORM = 1e4
-_LOSS_RISE = 2.0
-_UNKNOWN_LOSS_FACTOR = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +35,15 @@ class ExplodingGradient(Rule):
 
     What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, in the
     median of the last five readings, and grows by more than ``gain`` from one site to the one before on average, with most
-    sites taking part. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time, after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median
-    of the 20 readings before, while the loss has at least doubled; where the loss can't be told, a hundred times
-    ``growth``. Either must hold in ``patience`` measured steps in a row, so that a spike which is over at once, or which
-    clipping catches, is none. A hundred times a threshold is an error. It is information only as long as the loss still
-    falls, and silent once it has converged. A gradient that is large and level isn't exploding: together with a huge loss
-    it is information about targets that aren't scaled.
+    sites taking part. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time,
+    after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median of the 20 readings before, and
+    beyond three standard deviations of their logarithms, while the loss is twice its own median and back where the run
+    began: near the floor of a loss, a batch that still holds something to learn has many times a median that is close to
+    zero. Where the loss can't be told, the norm must be a hundred times ``growth``, and back where it began itself. Either
+    must hold in ``patience`` measured steps in a row, so that a spike which is over at once, or which clipping catches, is
+    none; over time, steps in between that fall a little short don't break the row. A hundred times a threshold is an error.
+    It is information only as long as the loss still falls, and silent once it has converged. A gradient that is large and
+    level isn't exploding: together with a huge loss it is information about targets that aren't scaled.
 
     Why: a signal that grows from layer to layer gives the early layers steps that are thousands of times those of the late
     ones. One such step throws the net where nothing is learned: units die or saturate, or the loss overflows to NaN
@@ -85,22 +86,30 @@ class ExplodingGradient(Rule):
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         depth = read_depth(record, info)
-        surge = read_surge(state.setdefault("norms", {}), record, self.growth)
+        streaks = state.setdefault("streaks", {})
+        surge = self._surge(record, state, lasting="time" in streaks)
         hits: dict[str, _Hit] = {}
         if isinstance(depth, Depth) and (hit := self._over_depth(record, info, state, depth)):
             hits["depth"] = hit
         if hit := self._over_loop(record, info):
             hits["loop"] = hit
-        if record.step >= self.warm_up_steps and surge is not None and (hit := self._over_time(record, info, surge)):
-            hits["time"] = hit
+        if surge is not None:
+            hits["time"] = self._over_time(record, info, surge)
         if record.step >= self.warm_up_steps and not hits and (hit := _level(record, info)):
             hits["level"] = hit
-        streaks = state.setdefault("streaks", {})
         if not hits and not streaks:
             return (
                 Verdict(unjudged=depth) if isinstance(depth, str) and math.isnan(record.global_grad_norm) else HEALTHY
             )
         return self._told(record, info, state, hits)
+
+    def _surge(self, record: StepRecord, state: State, *, lasting: bool) -> Surge | None:
+        """Compare norm and loss with the readings before, and keep them if they are like those."""
+        judged = record.step >= self.warm_up_steps
+        surge = read_surge(state, record, self.growth, lasting=lasting) if judged else None
+        if surge is None:  # else it would become the measure of itself
+            note_reading(state, record)
+        return surge
 
     def _over_depth(self, record: StepRecord, info: RunInfo, state: State, depth: Depth) -> _Hit | None:
         """See the signal grow on its way to the early layers."""
@@ -152,19 +161,12 @@ class ExplodingGradient(Rule):
 
         return _Hit(worst.attenuation, self.ratio, (worst.site.name,), write)
 
-    def _over_time(self, record: StepRecord, info: RunInfo, surge: Surge) -> _Hit | None:
-        """See the gradient norm and the loss grow from step to step."""
-        threshold, risen = self.growth, surge.loss_growth
-        if risen is None:
-            threshold *= _UNKNOWN_LOSS_FACTOR
-        elif risen < _LOSS_RISE:
-            return None
-        if surge.growth < threshold:
-            return None
-        norm = record.global_grad_norm
+    def _over_time(self, record: StepRecord, info: RunInfo, surge: Surge) -> _Hit:
+        """Tell how the gradient norm and the loss have grown from step to step."""
+        norm, threshold, risen = record.global_grad_norm, surge.least, surge.loss_growth
 
         def write(trend: LossTrend) -> Sentences:
-            loss = "" if risen is None else f", the loss {number(risen)} times its own"
+            loss = "" if risen is None else f", the loss {number(risen)} times its own and back where the run began"
             clip = float(f"{surge.past_norm:.0e}")
             return Sentences(
                 cause=(
@@ -185,7 +187,7 @@ class ExplodingGradient(Rule):
                 ),
             )
 
-        return _Hit(surge.growth, threshold, _layers(info), write)
+        return _Hit(surge.growth, threshold, _layers(info), write, sure=surge.explodes)
 
     def _told(self, record: StepRecord, info: RunInfo, state: State, hits: dict[str, _Hit]) -> Verdict:
         """Count what was seen, and tell what has lasted."""
@@ -198,7 +200,10 @@ class ExplodingGradient(Rule):
         findings = {}
         for kind, hit in hits.items():
             count = count_hit(streaks, kind, record.step)
-            if count < self.patience:
+            sure = streaks[kind]["sure"] = streaks[kind].get("sure", 0) + int(hit.sure)
+            if count - sure > sure + self.patience:
+                del streaks[kind]
+            if not hit.sure or sure < self.patience or 2 * sure <= count:
                 continue
             severity = Severity.ERROR if hit.value > _ERROR_FACTOR * hit.threshold else Severity.WARNING
             findings[kind] = Sighting(
@@ -223,6 +228,8 @@ class _Hit(NamedTuple):
     threshold: float
     layers: Sequence[str]
     write: Callable[[LossTrend], Sentences]
+    sure: bool = True
+    """Whether it counts for itself, or only goes on with others: most must be sure."""
 
 
 def _level(record: StepRecord, info: RunInfo) -> _Hit | None:

@@ -1,20 +1,35 @@
-"""How far the gradient norm of a step lies above the run's own recent past."""
+"""How far a step's gradient norm lies above the run's own recent past, and whether its loss gives up what was learned.
+
+Both are needed. Near the floor of a loss, the medians of loss and gradient norm lie close to zero, and one batch that still
+holds something to learn has many times either: that is where a median is no measure. So the norm must lie beyond the run's
+own scatter as well, and the loss where the run began: an explosion undoes the training, an odd batch doesn't.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.rules.trend import middle
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning_gradwatch.record import StepRecord
     from lightning_gradwatch.rules.protocol import State
 
 _WINDOW = 20
 _LEAST = 5
+_STARTING = 3
+_LOSS_RISE = 2.0
+_UNKNOWN_LOSS_FACTOR = 100
+_SCATTERS = 3.0
 _UNKNOWN = -1.0
-"""Stands for a loss that isn't known: a memory of plain data has no NaN, and a loss that isn't positive can't be compared."""
+"""Stands for a loss that isn't known: a memory of plain data has no NaN, and a loss below zero can't be compared."""
+_QUARTILE = 1.1503 * math.sqrt(2)
+"""Three quarters of the differences between two normal numbers are smaller."""
+_TINIEST = 5e-324
 
 
 class Surge(NamedTuple):
@@ -22,32 +37,93 @@ class Surge(NamedTuple):
 
     growth: float
     """Gradient norm over the median before."""
+    least: float
+    """Growth from which it explodes, where the loss agrees."""
     past_norm: float
     """That median."""
     loss_growth: float | None
-    """Loss over the median before; None where the losses can't be compared."""
+    """Loss over the median before; None where that is 0, or the losses can't be compared."""
+    explodes: bool
+    """Whether the norm lies beyond the run's scatter as well, and the loss where the run began."""
 
 
-def read_surge(state: State, record: StepRecord, least: float) -> Surge | None:
-    """Compare a record with up to 20 before it, and add it to them; None where it doesn't lie `least` times above.
+def read_surge(state: State, record: StepRecord, growth: float, *, lasting: bool) -> Surge | None:
+    """Compare a record with the readings before it; None where it is like them.
+
+    It isn't where its norm is `growth` times their median and its loss twice theirs; where a loss isn't known, its norm must
+    be a hundred times that, and the norm of the first readings stands for where the run began.
 
     Args:
-        state: The memory: norms and losses by the optimizers that stepped, as steps of different ones (a GAN's) differ.
+        state: The memory, which `note_reading` fills.
         record: The step.
-        least: Growth from which it is of interest.
+        growth: Growth from which it may explode.
+        lasting: Whether such readings came before: then half as much, on a log scale, goes on with them.
     """
     norm = record.global_grad_norm
-    if not math.isfinite(norm):
-        return None
-    norms, losses = state.setdefault(",".join(map(str, record.optimizers)), [[], []])
-    loss = record.loss if math.isfinite(record.loss) else _UNKNOWN
-    found = None
+    norms, losses, began = _before(state, record)
+    interest = math.sqrt(growth) if lasting else growth
     # The smallest bounds the median, and is found in a quarter of the time.
-    if len(norms) >= _LEAST and norm >= least * min(norms) and 0 < least * (past := middle(sorted(norms))) <= norm:
-        comparable = min(losses) > 0 and loss > 0
-        found = Surge(norm / past, past, loss / middle(sorted(losses)) if comparable else None)
-    norms.append(norm)
-    losses.append(loss)
-    if len(norms) > _WINDOW:
-        del norms[0], losses[0]
-    return found
+    if not math.isfinite(norm) or len(norms) < _LEAST or norm < interest * min(norms):
+        return None
+    past = middle(sorted(norms))
+    if not 0 < interest * past <= norm:
+        return None
+    loss = _known(record.loss)
+    comparable = min(loss, *losses, *began[1]) >= 0
+    if comparable:
+        usual = middle(sorted(losses))
+        begins = norm >= growth * past and loss >= _LOSS_RISE * usual
+        undoes = loss >= middle(sorted(began[1]))
+    else:
+        growth *= _UNKNOWN_LOSS_FACTOR
+        begins = norm >= growth * past
+        undoes = norm >= middle(sorted(began[0]))
+    if not (lasting or begins):
+        return None
+    least = max(growth, math.exp(min(_SCATTERS * _scatter(norms), 700.0)))
+    return Surge(
+        norm / past,
+        least,
+        past,
+        loss / usual if comparable and usual > 0 else None,
+        bool(begins and undoes and norm >= least * past),
+    )
+
+
+def note_reading(state: State, record: StepRecord) -> None:
+    """Add a record to the 20 readings that later ones are compared with."""
+    if not math.isfinite(record.global_grad_norm):
+        return
+    norms, losses, began = _before(state, record)
+    for kept, value in ((norms, record.global_grad_norm), (losses, _known(record.loss))):
+        kept.append(value)
+        if len(kept) > _WINDOW:
+            del kept[0]
+    if len(began[0]) < _STARTING:
+        began[0].append(norms[-1])
+        began[1].append(losses[-1])
+
+
+def _before(state: State, record: StepRecord) -> tuple[list[float], list[float], list[list[float]]]:
+    """Return norms and losses of the latest readings, and both of the first ones; by the optimizers that stepped."""
+    # Steps of different optimizers (a GAN's) differ.
+    group = ",".join(map(str, record.optimizers))
+    norms, losses = state.setdefault("norms", {}).setdefault(group, [[], []])
+    return norms, losses, state.setdefault("began", {}).setdefault(group, [[], []])
+
+
+def _known(loss: float) -> float:
+    return loss if math.isfinite(loss) else _UNKNOWN
+
+
+def _scatter(values: Sequence[float]) -> float:
+    """Return the standard deviation of logarithms about their trend, which two odd values of twenty hardly move.
+
+    From the steps between neighbours, as a steady rise is no scatter, and from the quartile of their size: less erratic
+    than their median.
+    """
+    logs = [math.log(max(value, _TINIEST)) for value in values]
+    steps = sorted([later - earlier for earlier, later in itertools.pairwise(logs)])
+    centre = middle(steps)
+    sizes = sorted([abs(step - centre) for step in steps])
+    return sizes[3 * len(sizes) // 4] / _QUARTILE

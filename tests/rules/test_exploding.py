@@ -9,6 +9,11 @@ from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Sever
 from lightning_gradwatch.rules import ExplodingGradient
 
 STEPS = (0, 1, 2, 4, 8, 16)
+LEARNED = (
+    [1.5e-3, 4.8e-3, 1.6e-3, 8.2e-3, 1e-3, 1e-3, 4.1e-3, 4.6e-4, 2.6e-3, 9e-4, 3.3e-3, 7e-4],
+    [0.052, 0.131, 0.06, 0.164, 0.059, 0.043, 0.271, 0.021, 0.09, 0.03, 0.14, 0.025],
+)
+"""Losses and norms of a net near the floor of its loss."""
 
 
 def over_depth(runs, attenuation, *, info=None, steps=STEPS, losses=None, rule=None, **metrics):
@@ -141,10 +146,54 @@ class TestTime:
     def test_what_is_no_explosion_is_left_alone(self, runs, norms, losses):
         assert not over_time(runs, norms, losses).findings
 
+    def test_a_surge_below_where_the_loss_began_is_left_alone(self, runs):
+        """A ReLU net that has all but learned its data by heart: steps 499 to 579 of such a run, and a hard end to it."""
+        began = ([2.24, 2.33, 1.75] * 4, [2.31, 2.27, 2.21] * 4)
+        losses = [*LEARNED[0], 0.0335, 0.006, 0.149, 0.171, 0.278, 0.221, 0.0293, 0.316, 0.153, 0.129, 0.0337, 0.0437]
+        norms = [*LEARNED[1], 1.46, 0.182, 3.31, 2.15, 2.39, 2.58, 0.979, 2.57, 2.72, 4.86, 0.705, 1.07]
+        assert not over_time(runs, began[0] + norms, began[1] + losses).findings
+        assert not over_time(runs, began[0] + [0.01] * 20 + [5.0] * 20, began[1] + [1e-3] * 20 + [2.0] * 20).findings
+        assert over_time(runs, began[0] + [0.01] * 20 + [5.0] * 20, began[1] + [1e-3] * 20 + [2.4] * 20).findings
+
+    def test_a_run_that_begins_at_the_floor_is_measured_by_its_own_scatter(self, runs):
+        """A net that is tuned on: where batches differ a hundredfold, tenfold is nothing."""
+        losses, norms = (values * 3 for values in LEARNED)
+        odd = [0.09, 0.12, 0.15, 0.1], [0.9, 1.2, 1.5, 1.0]
+        assert not over_time(runs, norms + odd[1], losses + odd[0]).findings
+        calm = [0.06] * len(norms), [2e-3] * len(norms)
+        assert over_time(runs, calm[0] + odd[1], calm[1] + odd[0]).findings
+
+    def test_batches_that_learn_to_the_last_digit_are_still_compared(self, runs):
+        """A loss of exactly 0 is a loss."""
+        norms, losses = [2.0] * 12 + [1e-9] * 20, [2.3] * 12 + [0.0] * 20
+        assert not over_time(runs, norms + [1e-3] * 5, losses + [1e-4] * 5).findings
+        assert over_time(runs, norms + [1e-3] * 5, losses + [3.0] * 5).findings
+
+    def test_a_steady_rise_is_no_scatter(self, runs):
+        """It grows by a third a step, so the norms before reach over a factor of 300."""
+        rise = 1.35 ** np.arange(24.0)
+        assert over_time(runs, [1.0] * 12 + list(rise), [2.3] * 12 + list(2.3 * rise)).findings
+
+    @pytest.mark.parametrize("patience", [1, 3, 5])
+    def test_an_explosion_lasts_through_batches_that_fall_short(self, runs, patience):
+        """Every other one is half a batch, say."""
+        norms, losses = [1.0] * 20 + [15.0, 6.0] * patience, [2.3] * 20 + [9.0, 5.0] * patience
+        finding = over_time(runs, norms, losses, rule=ExplodingGradient(patience=patience)).only
+        assert (finding.first_step, finding.last_step) == (20, 20 + 2 * (patience - 1))
+
+    def test_an_explosion_isnt_the_measure_of_itself(self, runs):
+        """Twenty more readings, and what has exploded would be usual."""
+        finding = over_time(runs, [1.0] * 20 + [50.0] * 40, [2.3] * 20 + [9.0] * 40).only
+        assert (finding.first_step, finding.last_step, finding.value) == (20, 59, 50.0)
+        assert finding.remedy.actions[1] == Action("clip_gradients", (), (("norm", 1.0),))
+
     def test_a_loss_that_cant_be_compared_needs_a_hundred_times_as_much(self, runs):
         for losses in ([float("nan")] * 23, [-2.3] * 23):
             assert not over_time(runs, [1.0] * 20 + [900.0] * 3, losses).findings
             assert over_time(runs, [1.0] * 20 + [1100.0] * 3, losses).only.threshold == 1000.0
+            # A norm near its own floor is no measure either.
+            assert not over_time(runs, [2.0] * 5 + [1e-6] * 20 + [1.9] * 3, [losses[0]] * 28).findings
+            assert over_time(runs, [2.0] * 5 + [1e-6] * 20 + [2.1] * 3, [losses[0]] * 28).findings
 
     def test_steps_of_different_optimizers_are_compared_with_their_own_kind(self, runs):
         info = runs.stack(optimizers=("Adam", "Adam"))
