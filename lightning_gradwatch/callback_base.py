@@ -100,7 +100,11 @@ class Telling(AnyCallback):
 
     @property
     def _last_fit(self) -> Fit | None:
-        arrived = self._handover.take()
+        try:
+            arrived = self._handover.take()
+        except (OSError, ValueError) as error:
+            self._faults.lose(f"what the processes of this fit saw can't be taken over: {error}")
+            return self._fit
         if arrived is not None:
             self._received, self._fit, self._faults = arrived, None, Faults()
         return self._fit

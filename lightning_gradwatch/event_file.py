@@ -7,6 +7,8 @@ one looks for the next header, so that one torn record doesn't cost the rest of 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import socket
@@ -34,6 +36,8 @@ _HEADER_BYTES = 12
 _FRAME_BYTES = 16
 _BLOCK_BYTES = 1 << 20
 _WALL_TIME_KEY = 0x09
+_MOST_AT_ONCE = 10_000
+"""Versions that other processes may take while one is looking for its own."""
 
 
 def _crc_table() -> list[int]:
@@ -173,12 +177,24 @@ def write_to(file_writer: Any, event: Any) -> None:
 
 
 def next_version_folder(root: str | os.PathLike[str]) -> Path:
-    """Return `<root>/gradwatch/version_N`, one above the highest N there is; it isn't created."""
+    """Make `<root>/gradwatch/version_N`, N above the highest there is, and return it; no other process gets the same.
+
+    Raises:
+        OSError: it can't be made.
+    """
     parent = Path(root) / "gradwatch"
+    parent.mkdir(parents=True, exist_ok=True)
     taken = [
         int(folder.name[8:]) for folder in parent.glob("version_*") if re.fullmatch(r"[0-9]{1,9}", folder.name[8:])
     ]
-    return parent / f"version_{max(taken, default=-1) + 1}"
+    first = max(taken, default=-1) + 1
+    for number in range(first, first + _MOST_AT_ONCE):
+        folder = parent / f"version_{number}"
+        # Making it is what tells: between looking for a number and using it another process may have taken it.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise FileExistsError(errno.EEXIST, "no version is free", str(folder))
 
 
 def read_payloads(path: Path, *, marker: bytes, problem: Callable[[str], None]) -> Iterator[tuple[int, bytes]]:

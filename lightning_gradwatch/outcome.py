@@ -1,14 +1,17 @@
 """What a fit came to, and how it gets from a process that trains to the one that started it (``ddp_spawn``).
 
-Lightning sends a spawned fit's callbacks there and brings none of them back. So each callback has the name of a file, in
-which the process that trains leaves the outcome and where the one that made the callback finds it.
+Lightning sends a spawned fit's callbacks there and brings none of them back. So each callback knows a name that nobody
+else does. The process that trains makes a private folder of that name and leaves the outcome in it, as data; the one that
+made the callback looks there, takes only what is its own user's, and never looks at the same name again: once a name could
+be seen, others of the machine may put something of theirs in its place.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
+import shutil
+import stat
 import tempfile
 import uuid
 import weakref
@@ -16,11 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
+from lightning_gradwatch.plain_data import decode, encode
+from lightning_gradwatch.record import LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import NotCovered, RunInfo, StepRecord
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_FILE = "outcome"
+_BINARY = getattr(os, "O_BINARY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 @dataclass(frozen=True)
@@ -38,17 +46,55 @@ class Outcome:
     path: Path | None = None
     """Folder of an event file of its own."""
 
+    def to_bytes(self) -> bytes:
+        """Return it as data; `from_bytes` reads it back, bit for bit.
+
+        Raises:
+            TypeError: something in it is no plain data.
+        """
+        return encode(self, _CLASSES)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Outcome:
+        """Build from what `to_bytes` gave.
+
+        Raises:
+            ValueError: the data isn't an outcome.
+        """
+        outcome = decode(data, _CLASSES)
+        if not isinstance(outcome, cls):
+            raise ValueError(f"it is damaged: a {type(outcome).__name__}, no outcome")  # noqa: TRY004 - as all damage
+        return outcome
+
+
+_CLASSES = (
+    Outcome,
+    Finding,
+    Remedy,
+    Action,
+    Severity,
+    StepRecord,
+    RunInfo,
+    LayerInfo,
+    SiteInfo,
+    NotCovered,
+    OptimizerInfo,
+)
+
 
 class Handover:
     """Where the processes that train for a callback leave their outcome for the process that it was made in."""
 
     def __init__(self) -> None:
         self._maker = os.getpid()
-        self._path = Path(tempfile.gettempdir()) / f"gradwatch-{uuid.uuid4().hex}"
-        weakref.finalize(self, _remove, self._path, self._maker)
+        self._removal: Callable[[], Any] | None = None
+        self._choose_name()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handover:
         return Handover()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_maker": self._maker, "_path": self._path, "_removal": None}  # what the maker made, it takes away
 
     @property
     def wanted(self) -> bool:
@@ -57,23 +103,85 @@ class Handover:
         return parent is not None and parent.pid == self._maker != os.getpid()
 
     def leave(self, outcome: Outcome, *, first_only: bool = False) -> None:
-        """Leave an outcome; it takes the place of an earlier one, unless it is only for want of that."""
-        if first_only and self._path.exists():
+        """Leave an outcome; it takes the place of an earlier one, unless it is only for want of that.
+
+        Raises:
+            OSError: it can't be written, or what is there isn't a private folder of this user.
+            TypeError: something in it is no plain data.
+        """
+        try:
+            self._path.mkdir(mode=0o700)
+        except FileExistsError:  # another rank has made it
+            _check_private(self._path)
+        if first_only and (self._path / _FILE).exists():
             return
-        unfinished = self._path.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(pickle.dumps(outcome))
-        unfinished.replace(self._path)
+        unfinished = self._path / f"{_FILE}.{os.getpid()}"
+        unfinished.write_bytes(outcome.to_bytes())
+        unfinished.replace(self._path / _FILE)
 
     def take(self) -> Outcome | None:
-        """Return what was left since it was last asked for; None if nothing was."""
-        if os.getpid() != self._maker or not self._path.exists():
+        """Return what was left since it was last asked for; None if nothing was. Each name is read at most once.
+
+        Raises:
+            OSError: it can't be read, or what is there isn't this user's own.
+            ValueError: it is damaged.
+        """
+        if os.getpid() != self._maker or not os.path.lexists(self._path):
             return None
-        outcome: Outcome = pickle.loads(self._path.read_bytes())  # noqa: S301 - written by a process of ours, under a name that nobody knows
-        self._path.unlink()
-        return outcome
+        path = self._path
+        try:
+            _check_private(path)
+            data = _read_own(path / _FILE)
+        except FileNotFoundError:
+            return None  # still being written
+        except OSError:
+            self._choose_name()
+            raise
+        self._choose_name()
+        return Outcome.from_bytes(data)
+
+    def _choose_name(self) -> None:
+        """Choose another name, and take away what was left under the last one."""
+        if self._removal is not None:
+            self._removal()
+        self._path = Path(tempfile.gettempdir()) / f"gradwatch-{uuid.uuid4().hex}"
+        self._removal = weakref.finalize(self, _remove, self._path, self._maker)
+
+
+def _check_private(folder: Path) -> None:
+    """Check that only this user can have put something into a folder.
+
+    Raises:
+        OSError: it isn't there, or others could.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or _is_strange(found) or (hasattr(os, "geteuid") and found.st_mode & 0o077):
+        raise PermissionError(f"{folder} isn't a private folder of this user")
+
+
+def _read_own(path: Path) -> bytes:
+    """Return the bytes of a file of this user's.
+
+    Raises:
+        OSError: it isn't there, or it is something else.
+    """
+    with open(os.open(path, os.O_RDONLY | _NO_LINK | _BINARY), "rb") as file:  # noqa: PTH123 - Path's follows links
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or _is_strange(found):
+            raise PermissionError(f"{path} isn't a file of this user")
+        return file.read()
+
+
+def _is_strange(found: os.stat_result) -> bool:
+    return hasattr(os, "geteuid") and found.st_uid != os.geteuid()  # Windows has no such owners
 
 
 def _remove(path: Path, maker: int) -> None:
-    if os.getpid() == maker:  # not in a process that was forked off it
-        for left in path.parent.glob(f"{path.name}*"):
-            left.unlink(missing_ok=True)
+    """Remove a folder of ours; what others have put in its place is theirs to remove."""
+    if os.getpid() != maker or not os.path.lexists(path):  # not in a process that was forked off it
+        return
+    try:
+        _check_private(path)
+    except OSError:
+        return
+    shutil.rmtree(path, ignore_errors=True)

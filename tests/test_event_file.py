@@ -1,8 +1,10 @@
 """Event files as bytes: what is written, and that importing the readers is light."""
 
+import multiprocessing
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,11 +23,53 @@ def test_the_checksum_is_tensorboards(data):
     assert masked_crc32c(data) == stock_crc(data)
 
 
-def test_the_next_version_is_one_above_the_highest(tmp_path):
+def test_the_next_version_is_one_above_the_highest_and_is_made(tmp_path):
     assert next_version_folder(tmp_path) == tmp_path / "gradwatch" / "version_0"
+    assert list((tmp_path / "gradwatch" / "version_0").iterdir()) == []
     for name in ("version_2", "version_10", "version_x", "other"):
         (tmp_path / "gradwatch" / name).mkdir(parents=True)
     assert next_version_folder(str(tmp_path)).name == "version_11"
+    (tmp_path / "gradwatch" / "version_12").symlink_to("nowhere")
+    (tmp_path / "gradwatch" / "version_13").write_text("a file")
+    assert next_version_folder(tmp_path).name == "version_14"
+
+
+def test_a_version_that_another_process_takes_in_between_is_left_to_it(tmp_path, monkeypatch):
+    real = Path.mkdir
+
+    def mkdir(self, *args, **kwargs):
+        if self.name in ("version_0", "version_1") and not self.exists():
+            real(self)  # just now, by somebody else
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert next_version_folder(tmp_path).name == "version_2"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "gradwatch").write_text("a file")
+    with pytest.raises(FileExistsError):
+        next_version_folder(tmp_path)
+
+
+def take_version(root, barrier, taken):
+    barrier.wait(60)
+    with EventFile(next_version_folder(root)) as file:
+        taken.put(file.path.parent.name)
+
+
+def test_twenty_processes_at_once_have_a_version_each(tmp_path):
+    """Five times, as each time but some meet at the same number."""
+    context = multiprocessing.get_context("fork")
+    for root in map(str, range(5)):
+        barrier, taken = context.Barrier(20), context.Queue()
+        processes = [context.Process(target=take_version, args=(tmp_path / root, barrier, taken)) for _ in range(20)]
+        for process in processes:
+            process.start()
+        names = [taken.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join(60)
+        assert sorted(names, key=lambda name: int(name[8:])) == [f"version_{number}" for number in range(20)]
 
 
 def test_two_files_in_one_folder_have_different_names(tmp_path):

@@ -39,6 +39,7 @@ class Faults:
 
     def __init__(self, *, speaks: bool = True) -> None:
         self.reasons: dict[str, str] = {}
+        self._losses: list[str] = []
         self._speaks = speaks
         self._given_up = False
         self._guards: dict[Part, _Guard] = {}
@@ -83,13 +84,19 @@ class Faults:
         if self._speaks:
             _tell(f"GradWatch: {self.reasons['schedule']}. Training goes on.")
 
+    def lose(self, what: str) -> None:
+        """Warn of something that is lost, for a reason that lies outside of us; nothing is switched off by it."""
+        self._losses.append(what)
+        _tell(f"GradWatch: {what}.")
+
     @property
     def told(self) -> tuple[str, ...]:
-        """What is off and why, in a sentence each."""
-        return tuple(
+        """What is off or lost and why, in a sentence each."""
+        off = (
             why if part == "schedule" and self._given_up else f"{part} switched off: {why}"
             for part, why in self.reasons.items()
         )
+        return (*off, *self._losses)
 
     def _warn(self, part: Part) -> None:
         _tell(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from integration.nets import Classifier, batches, relu_net, seed, trainer, vanishing_net
+from sent import sent
 from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, read_run
@@ -127,7 +127,7 @@ class CopiesInside(pl.Callback):
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.copies.append(copy.deepcopy(self.watch))
-        self.copies.append(pickle.loads(pickle.dumps(self.watch)))
+        self.copies.append(sent(self.watch))
 
 
 def reaches_a_tensor(thing, seen=None):
@@ -146,9 +146,8 @@ def reaches_a_tensor(thing, seen=None):
     return any(reaches_a_tensor(entry, seen) for entry in inner)
 
 
-@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
-def test_a_copy_has_the_settings_and_no_model(way, tmp_path):
-    copied = copy.deepcopy if way == "deepcopy" else lambda watch: pickle.loads(pickle.dumps(watch))
+@pytest.mark.parametrize("copied", [sent, copy.deepcopy])
+def test_a_copy_has_the_settings_and_no_model(copied, tmp_path):
     watch = GradWatch(every_n_steps=7, ignore=("GW2",), fail_on="error")
     before = copied(watch)
     inside = CopiesInside(watch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import pickle
 import warnings
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from integration.nets import MODULE_HOOKS, Classifier, batches, relu_net, seed, trainer, vanishing_net
+from sent import sent
 from torch.overrides import _len_torch_function_stack
 
 from lightning_gradwatch import (
@@ -237,7 +237,7 @@ def test_fail_on_raises_before_the_next_optimizer_step(fail_on, tmp_path):
     assert not any(optimizer._optimizer_step_pre_hooks for optimizer in run.optimizers)
     stored = read_run(tmp_path / "gradwatch" / "version_0")
     assert stored.findings == watch.findings
-    copy = pickle.loads(pickle.dumps(raised.value))
+    copy = sent(raised.value)
     assert str(copy) == str(raised.value)
     assert copy.findings == raised.value.findings
 

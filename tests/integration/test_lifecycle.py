@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +13,7 @@ from integration.traces import traces
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.tuner import Tuner
+from sent import sent
 from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, read_run
@@ -237,7 +237,7 @@ def test_resumed_numbers_are_those_of_a_run_that_never_stopped(tmp_path):
             assert values.tobytes() == other.metrics[metric].tobytes(), metric
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, sent])
 def test_a_trainers_module_can_be_copied_in_mid_fit(copied, tmp_path):
     """With the monitor in the Trainer, whose module is being measured; as averages of weights and distillation do."""
     copies = []

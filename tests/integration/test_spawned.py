@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import os
-import pickle
 import signal
-import tempfile
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +13,6 @@ from integration.nets import Classifier, batches, seed, trainer
 from integration.whole_batch import compare, reference, window
 
 from lightning_gradwatch import GradWatch, check_training, evaluate, read_run
-from lightning_gradwatch.outcome import Handover, Outcome
 
 forked = pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
 """Forked processes have the suite's filters, which make errors of warnings."""
@@ -99,26 +93,3 @@ def test_a_check_sees_them_too():
     assert [finding.code for finding in report.findings][:1] == ["GW101"]
     healthy = check_training(ranked.make("relu", "ddp", "sgd"), batches(60, 2), trainer_options=options)
     assert healthy.ok
-
-
-def test_an_outcome_is_taken_once_and_no_file_stays():
-    before = set(Path(tempfile.gettempdir()).glob("gradwatch-*"))
-    handover = Handover()
-    assert handover.take() is None
-    handover.leave(Outcome(judged=1))
-    handover.leave(Outcome(judged=2), first_only=True)
-    assert handover.take() == Outcome(judged=1)
-    assert handover.take() is None
-    handover.leave(Outcome())
-    del handover
-    assert set(Path(tempfile.gettempdir()).glob("gradwatch-*")) == before
-
-
-def test_this_process_and_strangers_want_none():
-    handover = Handover()
-    assert not handover.wanted
-    stranger = pickle.loads(pickle.dumps(handover))
-    stranger._maker = os.getppid()
-    assert not stranger.wanted
-    assert stranger.take() is None
-    assert copy.deepcopy(handover)._path != handover._path
