@@ -1,11 +1,7 @@
-"""What a callback of ours starts from: the Callback of every installed Lightning package at once, and harmless hooks.
-
-And what it says of a fit, whichever process ran it.
-"""
+"""What a callback of ours starts from: harmless hooks, and what it says of a fit, whichever process ran it."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import wraps
@@ -16,37 +12,16 @@ import torch
 from lightning_gradwatch.findings import GradWatchError, GradWatchWarning
 from lightning_gradwatch.measure.faults import Faults, GivenUp
 from lightning_gradwatch.outcome import Handover, Outcome
+from lightning_gradwatch.packages import AnyCallback
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytorch_lightning import Callback
-
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.fit import Fit
     from lightning_gradwatch.record import RunInfo, StepRecord
-
-    class AnyCallback(Callback):
-        """As far as types go, one package is enough."""
-
-else:
-
-    def _find_bases() -> tuple[type, ...]:
-        """Return the Callback class of each package there is: each package's Trainer accepts only its own."""
-        bases = []
-        for name in ("lightning.pytorch", "pytorch_lightning"):
-            try:
-                bases.append(importlib.import_module(name).Callback)
-            except ImportError:
-                continue
-        if not bases:
-            raise ImportError("GradWatch needs PyTorch Lightning: pip install pytorch-lightning (or lightning)")
-        return tuple(bases)
-
-    class AnyCallback(*_find_bases()):
-        """What a callback for any of the packages derives from."""
 
 
 class Telling(AnyCallback):
