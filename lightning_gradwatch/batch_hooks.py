@@ -24,6 +24,7 @@ class BatchHooks:
         self._traced: TracedTrainingStep | None = None
         self._steps: dict[int, RemovableHandle | AroundStep] = {}
         """By optimizer."""
+        self._left: list[TracedTrainingStep | RemovableHandle | AroundStep] = []
 
     def place(
         self,
@@ -66,10 +67,8 @@ class BatchHooks:
             self._steps[index] = optimizer.register_step_post_hook(stepped)
 
     def release(self) -> None:
-        """Take it all away; fine when there is nothing."""
-        if self._traced is not None:
-            self._traced.release()
-            self._traced = None
-        for each in self._steps.values():
-            each.remove()
+        """Take it all away; fine when there is nothing. What others have put something over goes when that has gone."""
+        placed = [*self._left, *([] if self._traced is None else [self._traced]), *self._steps.values()]
+        self._traced = None
         self._steps.clear()
+        self._left = [each for each in placed if each.remove() is False]

@@ -8,13 +8,14 @@ call ends in is replaced on the instance, by one that takes the mode off the sta
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.compiled import is_compiled
+from lightning_gradwatch.measure.patches import Patch, is_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.tracer import Tracer
 
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
-_MISSING = object()
 
 
 def may_need_space(module: nn.Module) -> bool:
@@ -49,44 +49,34 @@ def stepping_aside(
             untrained(module)
         return alone
 
-    replaced: list[tuple[nn.Module, str, Any]] = []
-    try:
+    with ExitStack() as stack:
         for module in modules:
             if is_compiled(module):
                 if not eager:
                     optimized = type(module).__name__ == "OptimizedModule"
-                    replaced.append(
-                        _replace(module, "forward" if optimized else "_compiled_call_impl", _always, tracer)
-                    )
-            elif _may_be_fast(module) and "forward" not in module.__dict__:
-                replaced.append(_replace(module, "forward", fast, tracer))
+                    name = "forward" if optimized else "_compiled_call_impl"
+                    stack.callback(_replace(module, name, _always, tracer).remove)
+            elif _may_be_fast(module) and is_own(module, "forward"):
+                stack.callback(_replace(module, "forward", fast, tracer).remove)
         yield
-    finally:
-        for module, name, earlier in replaced:
-            if earlier is _MISSING:
-                module.__dict__.pop(name, None)
-            else:
-                module.__dict__[name] = earlier
 
 
 def _replace(
     module: nn.Module, name: str, needs_space: Callable[[nn.Module, Sequence[Any]], bool], tracer: Tracer
-) -> tuple[nn.Module, str, Any]:
-    original = getattr(module, name)
+) -> Patch:
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def aside(*args: Any, **kwargs: Any) -> Any:
+            if not tracer.recording or not needs_space(module, (*args, *kwargs.values())):
+                return original(*args, **kwargs)
+            tracer.pause()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                tracer.resume()
 
-    def aside(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.recording or not needs_space(module, (*args, *kwargs.values())):
-            return original(*args, **kwargs)
-        tracer.pause()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            tracer.resume()
+        return aside
 
-    earlier = module.__dict__.get(name, _MISSING)
-    # Past the module's own `__setattr__`, which a compiled one hands on to the module inside.
-    module.__dict__[name] = aside
-    return module, name, earlier
+    return Patch(module, name, around)
 
 
 def _may_be_fast(module: nn.Module) -> bool:
