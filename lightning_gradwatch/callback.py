@@ -6,6 +6,7 @@ of that one instance, gone when the batch ends) and listens to Lightning's own h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +34,7 @@ from lightning_gradwatch.trainer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pytorch_lightning import LightningModule, Trainer
     from torch import Tensor
@@ -87,7 +88,7 @@ class GradWatch(Telling):
         self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
         self._mask = check_function("mask", mask)
         self._rules = resolve_rules(rules, ignore)
-        self._restored: Mapping[str, Any] | None = None
+        self._restored: Any = None
         self._hooks = BatchHooks()
         self._rest = self._step = 0
         """The batches that go by without a look, the next one included, and the logger's step in the last that had one."""
@@ -205,12 +206,12 @@ class GradWatch(Telling):
     def state_dict(self) -> dict[str, Any]:
         """Return the windows and the rules' patience, so that a resumed run goes on judging where it was."""
         if self._fit is None:
-            return dict(self._restored or {})
+            return dict(self._restored) if isinstance(self._restored, Mapping) else {}
         return self._fit.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` gave, for the fit that is about to start."""
-        self._restored = state_dict or None
+        """Take what `state_dict` gave, for the fit that is about to start; where it is of no use, that begins anew."""
+        self._restored = None if isinstance(state_dict, Mapping) and not state_dict else state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.

@@ -28,7 +28,16 @@ _log = logging.getLogger("lightning_gradwatch")
 
 
 def warn(finding: Finding, category: type[Warning]) -> None:
-    """Warn about a finding, from the user's own line (that of ``trainer.fit``).
+    """Warn about a finding.
+
+    Raises:
+        Warning: the user's filters turn warnings of this class into errors.
+    """
+    tell(warning_text(finding), category)
+
+
+def tell(text: str, category: type[Warning]) -> None:
+    """Warn from the user's own line (that of ``trainer.fit``).
 
     Python remembers per line which warnings it has shown; a fresh registry each time keeps it from swallowing ours in a
     second fit. The user's filters hold.
@@ -39,9 +48,7 @@ def warn(finding: Finding, category: type[Warning]) -> None:
     frame = sys._getframe(1)  # noqa: SLF001 - what warnings itself does for its stacklevel
     while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(_INTERNAL):
         frame = frame.f_back
-    warnings.warn_explicit(
-        warning_text(finding), category, filename=frame.f_code.co_filename, lineno=frame.f_lineno, registry={}
-    )
+    warnings.warn_explicit(text, category, filename=frame.f_code.co_filename, lineno=frame.f_lineno, registry={})
 
 
 def announce(info: RunInfo) -> None:
