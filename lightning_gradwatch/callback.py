@@ -215,13 +215,14 @@ class GradWatch(Telling):
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.
-        left_out = ("log", "log_dict", "_fit", "_received", "_hooks", "_faults")
+        left_out = ("log", "log_dict", "_fit", "_received", "_hooks", "_faults", "_asked_in_vain")
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._fit, self._hooks = None, BatchHooks()
+        self._fit, self._hooks, self._asked_in_vain = None, BatchHooks(), False
         self._faults, self._received = Faults(), Outcome()
+        self._kin = self._kin.belong_to(self)
 
     # -- the parts
 
@@ -235,6 +236,7 @@ class GradWatch(Telling):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
         self._fit, self._received = None, Outcome()
+        self._kin.begin(self)
         self._rest = 0
         self._live = self._outside = any(map(has_compiled_step, trainer.optimizers))
         # First of all, as all ranks have to take part, whatever becomes of them afterwards.

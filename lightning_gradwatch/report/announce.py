@@ -53,10 +53,26 @@ def tell(text: str, category: type[Warning]) -> None:
 
 def announce(info: RunInfo) -> None:
     """Say in one line what is measured and what isn't."""
-    if not logging.getLogger().handlers and not _log.handlers:
-        # As Lightning does for its own lines: without a handler an INFO line is never seen.
-        _log.addHandler(logging.StreamHandler())
-        _log.propagate = False
+    _have_a_handler()
     if _log.level == logging.NOTSET:
         _log.setLevel(logging.INFO)
     _log.info(coverage_line(info))
+
+
+def tell_unwatched() -> None:
+    """Say that a callback is asked for findings which has watched nothing: no finding is no good news then.
+
+    A line in the log, as a warning would be an error to who makes errors of warnings, and has only looked.
+    """
+    _have_a_handler()
+    _log.warning(
+        "GradWatch: this callback has watched no fit, nor has a copy of it: that it has no findings says nothing. Was it passed on, "
+        "as in Trainer(callbacks=[watch]), or was another one built from its settings?"
+    )
+
+
+def _have_a_handler() -> None:
+    """As Lightning does for its own lines: without a handler an INFO line is never seen."""
+    if not logging.getLogger().handlers and not _log.handlers:
+        _log.addHandler(logging.StreamHandler())
+        _log.propagate = False
