@@ -24,6 +24,8 @@ class BatchHooks:
         self._steps: dict[int, tuple[Optimizer, OptimizerSteps]] = {}
         """By the optimizer's place."""
         self._hear: Callable[[Optimizer, int], OptimizerSteps] | None = None
+        self._left: list[TracedTrainingStep | OptimizerSteps] = []
+        """What others have put something over."""
 
     def place(
         self,
@@ -81,11 +83,9 @@ class BatchHooks:
         self._steps[index] = optimizer, self._hear(optimizer, index)
 
     def release(self) -> None:
-        """Take it all away; fine when there is nothing."""
-        if self._traced is not None:
-            self._traced.release()
-            self._traced = None
-        for _, steps in self._steps.values():
-            steps.remove()
+        """Take it all away; fine when there is nothing. What others have put something over goes when that has gone."""
+        placed = [*self._left, *([] if self._traced is None else [self._traced])]
+        placed += [steps for _, steps in self._steps.values()]
+        self._traced = self._hear = None
         self._steps.clear()
-        self._hear = None
+        self._left = [each for each in placed if not each.remove()]

@@ -6,6 +6,7 @@ of that one instance, gone when the batch ends) and listens to Lightning's own h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +34,7 @@ from lightning_gradwatch.trainer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pytorch_lightning import LightningModule, Trainer
     from torch import Tensor
@@ -87,7 +88,7 @@ class GradWatch(Telling):
         self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
         self._mask = check_function("mask", mask)
         self._rules = resolve_rules(rules, ignore)
-        self._restored: Mapping[str, Any] | None = None
+        self._restored: Any = None
         self._hooks = BatchHooks()
         self._clipped = self._tracing = False
         """Of the optimizer step under way: whether Lightning clips its gradients, and whether it is inside of a traced pass."""
@@ -219,22 +220,23 @@ class GradWatch(Telling):
     def state_dict(self) -> dict[str, Any]:
         """Return the windows and the rules' patience, so that a resumed run goes on judging where it was."""
         if self._fit is None:
-            return dict(self._restored or {})
+            return dict(self._restored) if isinstance(self._restored, Mapping) else {}
         return self._fit.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` gave, for the fit that is about to start."""
-        self._restored = state_dict or None
+        """Take what `state_dict` gave, for the fit that is about to start; where it is of no use, that begins anew."""
+        self._restored = None if isinstance(state_dict, Mapping) and not state_dict else state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's own log methods on the callback, and a fit holds the model: neither is ours to copy.
-        left_out = ("log", "log_dict", "_fit", "_received", "_hooks", "_faults")
+        left_out = ("log", "log_dict", "_fit", "_received", "_hooks", "_faults", "_asked_in_vain")
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._fit, self._hooks = None, BatchHooks()
+        self._fit, self._hooks, self._asked_in_vain = None, BatchHooks(), False
         self._faults, self._received = Faults(), Outcome()
+        self._kin = self._kin.belong_to(self)
 
     # -- the parts
 
@@ -248,6 +250,7 @@ class GradWatch(Telling):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
         self._fit, self._received = None, Outcome()
+        self._kin.begin(self)
         self._rest = 0
         self._live = self._outside = any(map(has_compiled_step, trainer.optimizers))
         # First of all, as all ranks have to take part, whatever becomes of them afterwards.

@@ -1,52 +1,30 @@
-"""What a callback of ours starts from: the Callback of every installed Lightning package at once, and harmless hooks.
-
-And what it says of a fit, whichever process ran it.
-"""
+"""What a callback of ours starts from: harmless hooks, and what it says of a fit, whichever process ran it."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 
 from lightning_gradwatch.findings import GradWatchError, GradWatchWarning
+from lightning_gradwatch.kin import Kin
 from lightning_gradwatch.measure.faults import Faults, GivenUp
 from lightning_gradwatch.outcome import Handover, Outcome
+from lightning_gradwatch.packages import AnyCallback
 from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.report.announce import tell_unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytorch_lightning import Callback
-
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.fit import Fit
     from lightning_gradwatch.record import RunInfo, StepRecord
-
-    class AnyCallback(Callback):
-        """As far as types go, one package is enough."""
-
-else:
-
-    def _find_bases() -> tuple[type, ...]:
-        """Return the Callback class of each package there is: each package's Trainer accepts only its own."""
-        bases = []
-        for name in ("lightning.pytorch", "pytorch_lightning"):
-            try:
-                bases.append(importlib.import_module(name).Callback)
-            except ImportError:
-                continue
-        if not bases:
-            raise ImportError("GradWatch needs PyTorch Lightning: pip install pytorch-lightning (or lightning)")
-        return tuple(bases)
-
-    class AnyCallback(*_find_bases()):
-        """What a callback for any of the packages derives from."""
 
 
 class Telling(AnyCallback):
@@ -60,43 +38,69 @@ class Telling(AnyCallback):
         self._handover = Handover()
         self._received = Outcome()
         """What came from a fit in other processes; it counts where there is none in this one."""
+        self._kin = Kin().belong_to(self)
+        self._asked_in_vain = False
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings of the current or last fit, each with its latest numbers."""
-        fit = self._last_fit
-        return self._received.findings if fit is None else fit.evaluator.findings
+        """The findings of the current or last fit, each with its latest numbers; and those of fits that copies of it watch."""
+        if (shared := self._with_copies) is not None:
+            return shared.findings
+        if not (self._has_watched or self._asked_in_vain):
+            self._asked_in_vain = True
+            tell_unwatched()
+        return self._own_findings
 
     @property
     def records(self) -> tuple[StepRecord, ...]:
         """The last measured steps (at most 1,000; the event file has all)."""
+        if (shared := self._with_copies) is not None:
+            return shared.records
         fit = self._last_fit
         return self._received.records if fit is None else tuple(fit.records)
 
     @property
     def info(self) -> RunInfo | None:
         """The description of the run; None until the first measured step has ended."""
+        if (shared := self._with_copies) is not None:
+            return shared.info
         fit = self._last_fit
         return self._received.info if fit is None else fit.info
 
     @property
     def coverage(self) -> tuple[NotCovered, ...]:
         """What isn't measured, and why."""
-        fit = self._last_fit
-        told = self._received.coverage
-        if fit is not None and fit.info is not None:
-            told = fit.info.coverage
-        return (*told, *(NotCovered("", why) for why in self._faults.told))
+        return self.outcome.coverage
 
     @property
     def outcome(self) -> Outcome:
         """All of it."""
+        return self._with_copies or self.own_outcome
+
+    @property
+    def own_outcome(self) -> Outcome:
+        """All that it has seen itself."""
         fit = self._last_fit
-        judged, unjudged = self._received.judged, self._received.unjudged
+        told = self._received
         if fit is not None:
             unjudged = dict(fit.evaluator.unjudged)
             judged = len(fit.evaluator.rules) - len(unjudged)
-        return Outcome(self.findings, self.records, self.info, self.coverage, judged, unjudged, self._written_to)
+            coverage = () if fit.info is None else fit.info.coverage
+            told = Outcome(self._own_findings, tuple(fit.records), fit.info, coverage, judged, unjudged)
+        faults = (NotCovered("", why) for why in self._faults.told)
+        return replace(told, coverage=(*told.coverage, *faults), path=self._written_to)
+
+    @property
+    def _own_findings(self) -> tuple[Finding, ...]:
+        fit = self._last_fit
+        return self._received.findings if fit is None else fit.evaluator.findings
+
+    @property
+    def _with_copies(self) -> Outcome | None:
+        """What it and its copies have seen; None where no copy has seen anything."""
+        for each in self._kin.copies:
+            each.take_over()
+        return self._kin.merged(self.own_outcome) if self._kin.fits else None
 
     @property
     def _last_fit(self) -> Fit | None:
@@ -107,21 +111,34 @@ class Telling(AnyCallback):
             return self._fit
         if arrived is not None:
             self._received, self._fit, self._faults = arrived, None, Faults()
+            self._kin.begin(self)
+            self._kin.end(arrived)
         return self._fit
+
+    def take_over(self) -> None:
+        """Take over what other processes have seen for it, if they have left something."""
+        _ = self._last_fit
+
+    @property
+    def _has_watched(self) -> bool:
+        """Whether it has watched a fit, or somebody else knows that it didn't."""
+        return self._kin.began
 
     @property
     def _written_to(self) -> Path | None:
         return self._received.path
 
     def _leave_outcome(self) -> None:
-        """Leave what was seen to the process that started this one, if there is such a one.
+        """Leave what was seen to what this was copied from, and to the process that started this one, if there is such a one.
 
         All ranks have seen the same. The first leaves it, as the others are ended when one has failed; one that has written
         it to a file takes precedence.
         """
-        if self._handover.wanted:
-            with self._faults.guard("writing"):
-                self._handover.leave(self.outcome, first_only=self._written_to is None)
+        with self._faults.guard("writing"):
+            if self._kin.inherits:
+                self._kin.end(self.own_outcome)
+            if self._handover.wanted:
+                self._handover.leave(self.own_outcome, first_only=self._written_to is None)
 
 
 _Hook = TypeVar("_Hook", bound=Callable[..., None])

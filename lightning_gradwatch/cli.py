@@ -9,11 +9,12 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from lightning_gradwatch.check import find_runs, judge
 from lightning_gradwatch.cli_options import build_parser, terminal_width
 from lightning_gradwatch.config import load_settings
+from lightning_gradwatch.report.cells import wants_colour, write
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.explain import explain_text, rules_text
 from lightning_gradwatch.report.formats import render
@@ -89,7 +90,7 @@ def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_
         raise ConfigError("RUN: is empty; give a run folder, an event file or a glob")
     runs = [run for argument in arguments.runs for run in find_runs(argument)]
     to_terminal = settings.format == "text" or arguments.output is not None
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    colour = wants_colour(sys.stdout)
     width = terminal_width()
     verdicts = []
     for place, run in enumerate(runs):
@@ -138,17 +139,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    _write(sys.stdout, f"{text}\n")
-
-
-def _write(stream: TextIO, text: str) -> None:
-    """Print in whatever the terminal can spell: a name or an ellipsis must not end in an encoding error."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    write(sys.stdout, f"{text}\n")
 
 
 def _complain(text: str) -> int:
-    _write(sys.stderr, f"gradwatch: {escape(text)}\n")
+    write(sys.stderr, f"gradwatch: {escape(text)}\n")
     return CANNOT_JUDGE
 
 

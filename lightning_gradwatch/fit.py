@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from lightning_gradwatch.findings import Finding, GradWatchError, Severity
+from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarning, Severity
 from lightning_gradwatch.measure.faults import GivenUp
 from lightning_gradwatch.measure.unobserved import unobserved
-from lightning_gradwatch.report.announce import announce, warn
+from lightning_gradwatch.report.announce import announce, tell, warn
+from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import warning_text
-from lightning_gradwatch.rules import settings_of
+from lightning_gradwatch.rules import Evaluator, settings_of
+from lightning_gradwatch.saved import StateError, mapping_of
+from lightning_gradwatch.schedule import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch.optim import Optimizer
 
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.probe import Probe
     from lightning_gradwatch.ranks.ranks import Ranks, SharedRecord
     from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.rules import Evaluator
-    from lightning_gradwatch.schedule import Schedule
     from lightning_gradwatch.sinks import Sinks
 
 Speaks: TypeAlias = Literal["aloud", "errors", "never"]
@@ -36,6 +37,8 @@ _MOST_PASSES = 256
 """Micro-batches of a step whose activations are counted: what is kept of each until the step comes is bounded by it."""
 _MOST_BATCHES = 1024
 """Batches after which an optimizer that was never seen to step isn't waited for any longer."""
+_STATE_VERSION = 1
+"""Of what a checkpoint holds; that of the first release had none."""
 _HISTORY = 1000
 """Records kept in memory; all of them are in the event file."""
 
@@ -102,6 +105,7 @@ class Fit:
         self._fail_on = fail_on
         self._ranks = ranks
         self._pending: deque[PendingRecord | SharedRecord] = deque()
+        self._begun_anew = False
 
     @property
     def meter(self) -> StepMeter:
@@ -226,6 +230,8 @@ class Fit:
         self.records.append(record)
         told: list[Finding] = []
         self._try("rules", lambda: told.extend(self.evaluator.feed(record, info)))
+        for reason in self.evaluator.begun_anew.values():
+            self._tell_anew(reason)
         if self._ranks is not None and not self.faults.on("rules"):
             # The rules ask for more steps; a rank whose rules have failed doesn't know which.
             raise GivenUp("without its rules a rank can't keep step with the others")
@@ -240,11 +246,15 @@ class Fit:
             )
 
     def _warn(self, findings: list[Finding]) -> None:
-        with ExitStack() as stack:
-            if self._speaks == "errors":
-                stack.enter_context(warnings.catch_warnings(record=True))
-            for finding in findings if self._speaks != "never" else ():
+        with self._speaking() as speaks:
+            for finding in findings if speaks else ():
                 warn(finding, self.evaluator.warning_for(finding))
+
+    @contextmanager
+    def _speaking(self) -> Iterator[bool]:
+        """Whether to warn in this context; where another rank does, only what filters make an error of comes out of it."""
+        with warnings.catch_warnings(record=True) if self._speaks == "errors" else nullcontext():
+            yield self._speaks != "never"
 
     def _try(self, part: Part, action: Callable[[], Any]) -> None:
         if not self.faults.on(part):
@@ -256,13 +266,40 @@ class Fit:
         """Return windows, verdicts and extra steps for a checkpoint; what is under way is waited for first."""
         self.drain(wait=True)
         return {
+            "version": _STATE_VERSION,
             "windows": self.probe.state_dict(),
             "rules": self.evaluator.state_dict(),
             "schedule": self._schedule.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.probe.load_state_dict(state["windows"])
-        self.evaluator.load_state_dict(state["rules"])
-        self._schedule.load_state_dict(state["schedule"])
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from a checkpoint, or begin anew where nothing can be done with what it holds, and say so.
+
+        Raises:
+            GradWatchWarning: the user's filters turn it into an error.
+        """
+        try:
+            mapping_of(state, "it", required=("windows", "rules", "schedule"), optional=("version",))
+            if (version := state.get("version", _STATE_VERSION)) != _STATE_VERSION:
+                raise StateError(f"it has version {version!r}; this release reads {_STATE_VERSION}")  # noqa: TRY301 - told as all that can be wrong with it
+            self.probe.load_state_dict(state["windows"])
+            self.evaluator.load_state_dict(state["rules"])
+            self._schedule.load_state_dict(state["schedule"])
+        except Exception as error:  # noqa: BLE001 - it may hold anything
+            self.probe.load_state_dict({})
+            self.evaluator = Evaluator(self.evaluator.rules)
+            self._schedule = Schedule(self._schedule.every_n_steps)
+            self._tell_anew(str(error) if isinstance(error, StateError) else f"{type(error).__name__}: {error}")
+
+    def _tell_anew(self, reason: str) -> None:
+        """Say once why something of a checkpoint was left out."""
+        if self._begun_anew:
+            return
+        self._begun_anew = True
+        text = (
+            f"GradWatch begins anew: what the checkpoint holds of it is of another release, or damaged: {reason}. Training and "
+            "measuring go on; what was found before may be told again."
+        )
+        with self._speaking() as speaks:
+            if speaks:
+                tell(escape(text), GradWatchWarning)

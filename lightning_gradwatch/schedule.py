@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.saved import count_of, mapping_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -67,5 +69,12 @@ class Schedule:
         return {"confirmed": self._confirmed, "watched": self._watched}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            StateError: it isn't what that gives.
+        """
+        mapping_of(state, "schedule", required=("confirmed", "watched"), optional=self.state_dict())
+        for name, number in state.items():
+            count_of(number, f"{name} of the schedule")
         self._confirmed, self._watched = int(state["confirmed"]), int(state["watched"])

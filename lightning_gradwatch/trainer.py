@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from lightning_gradwatch.measure.compiled import has_compiled_step
 from lightning_gradwatch.measure.faults import Unsupported
 from lightning_gradwatch.measure.location import mark_outermost
+from lightning_gradwatch.measure.patches import Patch
 from lightning_gradwatch.ranks.exchange import Exchange
 from lightning_gradwatch.ranks.ranks import Ranks
 from lightning_gradwatch.record import NotCovered
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from lightning_gradwatch.measure.faults import Faults
@@ -29,33 +31,29 @@ if TYPE_CHECKING:
 class TracedTrainingStep:
     """Lets a strategy's ``training_step`` run under the tracer, for the batch that is being measured.
 
-    An attribute of the one instance, which Lightning looks up at each call; it hides the class's own until `release`.
+    An attribute of the one instance, which Lightning looks up at each call; it hides the class's own until `remove`.
     """
 
     def __init__(self, strategy: Any, meter: StepMeter, *, begins: Callable[[], None]) -> None:
-        self._strategy = strategy
-        self._earlier = strategy.__dict__.get("training_step")
-        original = strategy.training_step
+        def around(original: Callable[..., Any]) -> Callable[..., Any]:
+            def measured_training_step(*args: Any, **kwargs: Any) -> Any:
+                if meter.steps:  # a line search calls its closure again, elsewhere
+                    return original(*args, **kwargs)
+                with meter.harmless:
+                    begins()  # hooks of the user's may have changed the net since the batch began
+                with meter.tracing():
+                    output = original(*args, **kwargs)
+                    meter.end_pass(output.get("loss") if isinstance(output, Mapping) else output)
+                    return output
 
-        def measured_training_step(*args: Any, **kwargs: Any) -> Any:
-            if meter.steps:  # a line search calls its closure again, elsewhere
-                return original(*args, **kwargs)
-            with meter.harmless:
-                begins()  # hooks of the user's may have changed the net since the batch began
-            with meter.tracing():
-                output = original(*args, **kwargs)
-                meter.end_pass(output.get("loss") if isinstance(output, Mapping) else output)
-                return output
+            mark_outermost(measured_training_step.__code__)
+            return measured_training_step
 
-        mark_outermost(measured_training_step.__code__)
-        strategy.training_step = measured_training_step
+        self._patch = Patch(strategy, "training_step", around)
 
-    def release(self) -> None:
-        """Put things back."""
-        if self._earlier is None:
-            self._strategy.__dict__.pop("training_step", None)
-        else:
-            self._strategy.training_step = self._earlier
+    def remove(self) -> bool:
+        """Put things back; whether nothing is left, as where others have put something over it."""
+        return self._patch.remove()
 
 
 def logger_step(trainer: Any) -> int:

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
 from lightning_gradwatch.demo.gallery import GALLERY, Patient
+from lightning_gradwatch.demo.screen import Screen
 from lightning_gradwatch.demo.table import layer_table, scales, signal_sentence
 from lightning_gradwatch.demo.training import Outcome, train
 from lightning_gradwatch.findings import Severity
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 52
 _FEW_ROWS = 12
-_WIDTH = 100
 
 
 def run(
@@ -58,48 +56,50 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return _complain(f"--logdir {folder} can't be used: {error.strerror}")
-    console = Console(highlight=False)
-    console.width = min(console.width, _WIDTH)
-    console.print(WHAT_TO_SEE[net], style="bold")
+    screen = Screen(sys.stdout)
+    screen.say(WHAT_TO_SEE[net], "bold")
     if folder != wanted:
-        console.print(f"{wanted} holds the runs of an earlier demo; these go to {folder}.")
+        screen.say(f"{wanted} holds the runs of an earlier demo; these go to {folder}.")
     try:
-        _show(console, patients, folder, seed=seed, steps=steps)
+        _show(screen, patients, folder, seed=seed, steps=steps)
     except KeyboardInterrupt:
-        console.print(f"\nStopped. What was measured is in {folder}.")
+        screen.put()
+        screen.say(f"Stopped. What was measured is in {folder}.")
         raise
     return 0
 
 
-def _show(console: Console, patients: Sequence[Patient], folder: Path, *, seed: int, steps: int | None) -> None:
+def _show(screen: Screen, patients: Sequence[Patient], folder: Path, *, seed: int, steps: int | None) -> None:
     outcomes: list[Outcome] = []
     for patient in patients:
-        console.print(f"\n[bold]{patient.run}[/]: {patient.title}")
-        if not console.is_terminal:
-            sys.stdout.flush()  # so that the warning on stderr comes after it
-        outcome = train(patient, folder=folder / patient.run, steps=steps or patient.steps, seed=seed, console=console)
+        screen.put()
+        screen.put(f"{screen.painted(patient.run, 'bold')}: {patient.title}")
+        outcome = train(patient, folder=folder / patient.run, steps=steps or patient.steps, seed=seed, screen=screen)
         outcomes.append(outcome)
         last = patient is patients[-1]
-        console.print(
-            layer_table(
-                outcome,
-                most=_FEW_ROWS if last else _MOST_ROWS,
-                within=scales(outcomes),
-                ascii_only=console.options.ascii_only,
-            )
+        table = layer_table(
+            outcome,
+            most=_FEW_ROWS if last else _MOST_ROWS,
+            within=scales(outcomes),
+            width=screen.width,
+            colour=screen.colour,
+            ascii_only=screen.ascii_only,
         )
+        for line in table:
+            screen.put(line)
         if sentence := signal_sentence(outcome):
-            console.print(sentence)
-    console.print()
+            screen.say(sentence)
+    screen.put()
     width = max(len(patient.run) for patient in patients)
     for outcome in outcomes:
-        told = _verdict(outcome, indent=width + 2)
-        console.print(f"[bold]{outcome.patient.run:<{width}}[/]  {outcome.score},{told}", soft_wrap=True)
-    console.print("\nCompare the runs in TensorBoard:")
-    console.print(f"  tensorboard --logdir {shlex.quote(str(folder))}", soft_wrap=True, markup=False)
+        name = screen.painted(outcome.patient.run, "bold") + " " * (width - len(outcome.patient.run))
+        screen.put(f"{name}  {outcome.score},{_verdict(outcome, screen, indent=width + 2)}")
+    screen.put()
+    screen.say("Compare the runs in TensorBoard:")
+    screen.put(f"  tensorboard --logdir {shlex.quote(str(folder))}")
 
 
-def _verdict(outcome: Outcome, *, indent: int) -> str:
+def _verdict(outcome: Outcome, screen: Screen, *, indent: int) -> str:
     """Say what the rules found, root causes first; each in a line of its own where they are several."""
     told = [
         f"{finding.code} {finding.name} ({finding.severity.label} since step {finding.first_step}"
@@ -107,10 +107,10 @@ def _verdict(outcome: Outcome, *, indent: int) -> str:
         for finding in outcome.findings
     ]
     warned = any(finding.severity >= Severity.WARNING for finding in outcome.findings)
-    colour = "red" if warned else "green"
+    style = "red" if warned else "green"
+    before = f"\n{' ' * indent}" if len(told) > 1 else " "
     between = f",\n{' ' * indent}"
-    before = between.removeprefix(",") if len(told) > 1 else " "
-    return f"{before}[{colour}]{between.join(told) or 'no findings'}[/]"
+    return before + between.join(screen.painted(each, style) for each in told or ("no findings",))
 
 
 def _free(wanted: Path, runs: Sequence[str]) -> Path:

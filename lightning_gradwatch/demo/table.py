@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
+from lightning_gradwatch.report.cells import Cell, table_lines, width_of_table, widths_of
 from lightning_gradwatch.rules.wording import number, percent
 
 if TYPE_CHECKING:
@@ -50,43 +49,58 @@ def scales(outcomes: Sequence[Outcome]) -> tuple[Scale, Scale]:
     return Scale.over(row.gradient for row in rows), Scale.over(row.signal for row in rows)
 
 
-def layer_table(outcome: Outcome, *, most: int, within: tuple[Scale, Scale], ascii_only: bool = False) -> Table:
-    """Build a net's table, as it was in the step that shows the point.
+def layer_table(
+    outcome: Outcome, *, most: int, within: tuple[Scale, Scale], width: int, colour: bool, ascii_only: bool = False
+) -> list[str]:
+    """Lay out a net's table, as it was in the step that shows the point.
 
     Args:
         outcome: The net.
         most: Rows; of a deeper net every so many layers are shown, the first and the last among them.
         within: Scales of gradient and signal.
+        width: Cells of the terminal; where it is too narrow for them, bars are left out, the last ones first.
+        colour: Whether to use a terminal's colours.
         ascii_only: Draw bars that any terminal can spell.
     """
     rows = _rows(outcome, outcome.last)
     saturated = any(math.isfinite(row.saturated) for row in rows)
     dead = any(row.dead > 0 or (not saturated and math.isfinite(row.dead)) for row in rows)
+    chosen = _chosen(len(rows), most)
+    shown = [rows[place] for place in chosen]
+
+    def bars(shares: Iterable[float], style: str, width: int) -> list[Cell]:
+        return [Cell(_bar(share, width, ascii_only=ascii_only), style) for share in shares]
+
     gradient, signal = within
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("layer", justify="right")
-    table.add_column("gradient", justify="right")
-    table.add_column(_span(gradient), no_wrap=True)
-    table.add_column("signal", justify="right")
-    table.add_column(_span(signal), no_wrap=True)
-    for shown, title in ((saturated, "saturated"), (dead, "dead")):
-        if shown:
-            table.add_column(title, justify="right")
-            table.add_column("", no_wrap=True)
-    for place in _chosen(len(rows), most):
-        row = rows[place]
-        cells = [
-            str(place + 1) if math.isfinite(row.signal) or place < len(rows) - 1 else "out",
-            _number(row.gradient),
-            f"[yellow]{_bar(gradient.share(row.gradient), _BAR, ascii_only=ascii_only)}[/]",
-            _number(row.signal),
-            f"[cyan]{_bar(signal.share(row.signal), _BAR, ascii_only=ascii_only)}[/]",
-        ]
-        for shown, share in ((saturated, row.saturated), (dead, row.dead)):
-            if shown:
-                cells += [_percent(share), f"[red]{_bar(share, _SHARE_BAR, ascii_only=ascii_only)}[/]"]
-        table.add_row(*cells)
-    return table
+    last = len(rows) - 1
+    names = [str(place + 1) if place < last or math.isfinite(rows[place].signal) else "out" for place in chosen]
+    columns = [
+        ("layer", [Cell(name) for name in names]),
+        ("gradient", [Cell(_number(row.gradient)) for row in shown]),
+        (_span(gradient), bars((gradient.share(row.gradient) for row in shown), "yellow", _BAR)),
+        ("signal", [Cell(_number(row.signal)) for row in shown]),
+        (_span(signal), bars((signal.share(row.signal) for row in shown), "cyan", _BAR)),
+    ]
+    for title, wanted, shares in (
+        ("saturated", saturated, [row.saturated for row in shown]),
+        ("dead", dead, [row.dead for row in shown]),
+    ):
+        if wanted:
+            columns += [(title, [Cell(_percent(share)) for share in shares]), ("", bars(shares, "red", _SHARE_BAR))]
+    return _lines(columns, bars={_span(gradient), _span(signal), ""}, width=width, colour=colour)
+
+
+def _lines(columns: list[tuple[str, list[Cell]]], *, bars: set[str], width: int, colour: bool) -> list[str]:
+    """Lay out columns; those whose titles are `bars` may be left out, and the others are numbers."""
+    while True:
+        heads, cells = zip(*columns, strict=True)
+        rows = list(zip(*cells, strict=True))
+        widths = widths_of(heads, rows)
+        spare = [place for place, head in enumerate(heads) if head in bars]
+        if width_of_table(widths) <= width or not spare:
+            right = [place for place in range(len(heads)) if place not in spare]
+            return table_lines(heads, rows, widths, right=right, colour=colour)
+        del columns[spare[-1]]
 
 
 def signal_sentence(outcome: Outcome) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -22,13 +21,12 @@ from lightning_gradwatch.callback import GradWatch
 from lightning_gradwatch.findings import Finding, GradWatchWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from rich.console import Console
 
     from lightning_gradwatch.demo.data import Data
     from lightning_gradwatch.demo.gallery import Patient
+    from lightning_gradwatch.demo.screen import Bar, Screen
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _BATCH = 64
@@ -80,17 +78,18 @@ class _Learner(pl.LightningModule):
 class _Reporter(pl.Callback):
     """Moves the progress bar and keeps the loss beside it."""
 
-    def __init__(self, progress: Progress, name: str, steps: int) -> None:
+    def __init__(self, screen: Screen, bar: Bar) -> None:
         super().__init__()
-        self._progress = progress
-        self._task = progress.add_task(name, total=steps, loss="")
+        self._screen = screen
+        self._bar = bar
 
     def on_train_batch_end(self, *args: Any, **_: Any) -> None:
         outputs = args[2]
-        self._progress.update(self._task, advance=1, loss=f"loss {outputs['loss'].item():.3f}")
+        if self._bar.advance(f"loss {outputs['loss'].item():.3f}"):
+            self._screen.redraw()
 
 
-def train(patient: Patient, *, folder: Path, steps: int, seed: int, console: Console) -> Outcome:
+def train(patient: Patient, *, folder: Path, steps: int, seed: int, screen: Screen) -> Outcome:
     """Train a patient under GradWatch's eyes; its run is `folder`, which TensorBoard names after its last part.
 
     Raises:
@@ -104,7 +103,7 @@ def train(patient: Patient, *, folder: Path, steps: int, seed: int, console: Con
     )
     watch = GradWatch(rules=patient.rules)
     started = time.monotonic()
-    with quiet(), one_thread(), _progress(console) as progress:
+    with quiet(screen.clear), one_thread(), screen.bar(patient.run, steps) as bar:
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,
@@ -112,7 +111,7 @@ def train(patient: Patient, *, folder: Path, steps: int, seed: int, console: Con
             max_epochs=-1,
             log_every_n_steps=_LOG_EVERY,
             logger=TensorBoardLogger(folder.parent, name="", version=folder.name, default_hp_metric=False),
-            callbacks=[watch, _Reporter(progress, patient.run, steps)],
+            callbacks=[watch, _Reporter(screen, bar)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -137,15 +136,20 @@ def _fit(trainer: pl.Trainer, learner: _Learner, batches: DataLoader[Any]) -> No
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(make_room: Callable[[], None]) -> Iterator[None]:
     """Silence all but GradWatch's warnings, which are printed without the line of code that Python adds."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        make_room()
+        sys.stderr.write(f"\n{category.__name__}: {message}\n\n")
+
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", GradWatchWarning)
-            warnings.showwarning = _show  # the context puts the old one back
+            warnings.showwarning = show  # the context puts the old one back
             yield
     finally:
         logging.disable(disabled)
@@ -160,27 +164,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _show(  # noqa: PLR0917 - the signature is Python's
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,  # noqa: ARG001
-    lineno: int,  # noqa: ARG001
-    file: Any = None,  # noqa: ARG001
-    line: str | None = None,  # noqa: ARG001
-) -> None:
-    sys.stderr.write(f"\n{category.__name__}: {message}\n\n")
-
-
-def _progress(console: Console) -> Progress:
-    """Return a bar on a terminal, and nothing elsewhere: a log file has no use for one."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.compiled import is_compiled
+from lightning_gradwatch.measure.patches import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lightning_gradwatch.measure.tracer import Tracer
 
-_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 _MISSING = object()
+_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
 def may_need_space(module: nn.Module) -> bool:
@@ -53,38 +54,30 @@ def stepping_aside(
         for module in modules:
             if is_compiled(module) and not eager:
                 optimized = type(module).__name__ == "OptimizedModule"
-                placed.callback(_replace(module, "forward" if optimized else "_compiled_call_impl", tracer))
+                placed.callback(_replace(module, "forward" if optimized else "_compiled_call_impl", tracer).remove)
         for kind in {type(module): None for module in modules if isinstance(module, _FUSED)}:
             placed.callback(_Detour.through(kind, tracer, untrained))
         yield
 
 
-def _replace(module: nn.Module, name: str, tracer: Tracer) -> Callable[[], None]:
-    """Have a compiled module called with the tracer off the stack; what is returned puts things back."""
-    original = getattr(module, name)
+def _replace(module: nn.Module, name: str, tracer: Tracer) -> Patch:
+    """Have a compiled module called with the tracer off the stack."""
 
-    def aside(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.recording:
-            return original(*args, **kwargs)
-        with tracer.harmless:
-            tracer.pause()
-        try:
-            return original(*args, **kwargs)
-        finally:
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def aside(*args: Any, **kwargs: Any) -> Any:
+            if not tracer.recording:
+                return original(*args, **kwargs)
             with tracer.harmless:
-                tracer.resume()
+                tracer.pause()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                with tracer.harmless:
+                    tracer.resume()
 
-    earlier = module.__dict__.get(name, _MISSING)
-    # Past the module's own `__setattr__`, which a compiled one hands on to the module inside.
-    module.__dict__[name] = aside
+        return aside
 
-    def restore() -> None:
-        if earlier is _MISSING:
-            module.__dict__.pop(name, None)
-        else:
-            module.__dict__[name] = earlier
-
-    return restore
+    return Patch(module, name, around)
 
 
 class _Detour:

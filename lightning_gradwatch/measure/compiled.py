@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lightning_gradwatch.measure.layers import parameters_of
+from lightning_gradwatch.measure.patches import Patch, beneath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,7 +35,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 def has_compiled_step(optimizer: Optimizer) -> bool:
     """Whether an optimizer's step runs compiled code (``optimizer.step = torch.compile(optimizer.step)``)."""
-    return hasattr(optimizer.__dict__.get("step"), "_torchdynamo_orig_callable")
+    return hasattr(beneath(optimizer.__dict__.get("step")), "_torchdynamo_orig_callable")
 
 
 def _nothing() -> None:
@@ -65,39 +66,40 @@ class AroundStep:
             closes: Whether the gradients are made by the closure alone that the step is given, and none are there before.
         """
         self.then = then
-        self._optimizer = optimizer
-        self._compiled = compiled = optimizer.__dict__["step"]
 
-        def step(*args: Any, **kwargs: Any) -> Any:
-            closure = args[0] if args else kwargs.get("closure")
-            there = closure is None or not closes
-            looking = meter.tracer.recording and not eager
-            if looking:
-                meter.tracer.pause()
-            if there:
-                before(False)
-            losses = len(meter.losses)
-            try:
-                with (
-                    torch.compiler.set_stance("force_eager") if eager else nullcontext(),
-                    nullcontext()
-                    if closure is None
-                    else AfterBackward(parameters_of(optimizer), before, meter.faults, again=there),
-                ):
-                    result = compiled(*args, **kwargs)
-            finally:
+        def around(compiled: Callable[..., Any]) -> Callable[..., Any]:
+            def step(*args: Any, **kwargs: Any) -> Any:
+                closure = args[0] if args else kwargs.get("closure")
+                there = closure is None or not closes
+                looking = meter.tracer.recording and not eager
                 if looking:
-                    meter.tracer.resume()
-            if closure is not None and len(meter.losses) == losses:
-                meter.add_loss(result, late=True)
-            self.then()
-            return result
+                    meter.tracer.pause()
+                if there:
+                    before(False)
+                losses = len(meter.losses)
+                try:
+                    with (
+                        torch.compiler.set_stance("force_eager") if eager else nullcontext(),
+                        nullcontext()
+                        if closure is None
+                        else AfterBackward(parameters_of(optimizer), before, meter.faults, again=there),
+                    ):
+                        result = compiled(*args, **kwargs)
+                finally:
+                    if looking:
+                        meter.tracer.resume()
+                if closure is not None and len(meter.losses) == losses:
+                    meter.add_loss(result, late=True)
+                self.then()
+                return result
 
-        optimizer.__dict__["step"] = step
+            return step
 
-    def remove(self) -> None:
-        """Put the optimizer's own step back."""
-        self._optimizer.__dict__["step"] = self._compiled
+        self._patch = Patch(optimizer, "step", around)
+
+    def remove(self) -> bool:
+        """Put the optimizer's own step back; whether nothing is left, as where others have put something over it."""
+        return self._patch.remove()
 
 
 class AfterBackward:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 
 from lightning_gradwatch.measure.compiled import AroundStep, has_compiled_step
+from lightning_gradwatch.measure.patches import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ class OptimizerSteps:
         self._after = after
         self._told = told
         self._inside = 0
-        self._handles: list[RemovableHandle | AroundStep | _Around] = []
+        self._handles: list[RemovableHandle | AroundStep | Patch] = []
         if has_compiled_step(optimizer):
             self._handles.append(
                 AroundStep(optimizer, meter, eager=eager, before=self._measure, then=self._ended, closes=closes)
@@ -75,16 +76,15 @@ class OptimizerSteps:
             self._handles.append(optimizer.register_step_pre_hook(self._begins))
             self._handles.append(optimizer.register_step_post_hook(self._ends))
         elif hasattr(optimizer, "__dict__"):
-            self._handles.append(_Around(optimizer, self._begins, self._ends))
+            self._handles.append(_around(optimizer, self._begins, self._ends))
         for each in inner:
             self._handles.append(each.register_step_pre_hook(self._inner_begins))
             self._handles.append(each.register_step_post_hook(self._inner_ends))
 
-    def remove(self) -> None:
-        """Take it away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def remove(self) -> bool:
+        """Take it away; whether nothing is left, as where others have put something over it."""
+        self._handles = [handle for handle in self._handles if handle.remove() is False]
+        return not self._handles
 
     def _begins(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         self._inside += 1
@@ -140,19 +140,14 @@ class OptimizerSteps:
             self._after()
 
 
-class _Around:
-    """A ``step`` of ours around that of an optimizer which has no hooks that torch would call."""
+def _around(
+    optimizer: Optimizer,
+    begins: Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], tuple[Any, Any] | None],
+    ends: Callable[..., None],
+) -> Patch:
+    """Put a ``step`` of ours around that of an optimizer which has no hooks that torch would call."""
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        begins: Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], tuple[Any, Any] | None],
-        ends: Callable[..., None],
-    ) -> None:
-        self._attributes = vars(optimizer)
-        self._earlier = self._attributes.get("step")
-        original = optimizer.step
-
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
             changed = begins(optimizer, (optimizer, *args), kwargs)
             (_, *args_now), kwargs_now = ((optimizer, *args), kwargs) if changed is None else changed
@@ -160,16 +155,9 @@ class _Around:
             ends()
             return result
 
-        self._own = self._attributes["step"] = step
+        return step
 
-    def remove(self) -> None:
-        """Put things back."""
-        if self._attributes.get("step") is not self._own:
-            return  # somebody has put theirs around ours, which by now does nothing but call
-        if self._earlier is None:
-            del self._attributes["step"]
-        else:
-            self._attributes["step"] = self._earlier
+    return Patch(optimizer, "step", around)
 
 
 def inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lightning_gradwatch.saved import named, window_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -37,6 +39,11 @@ class Chunk:
     saturated: UnitCounts | None
     observations: int
     batch_elements: int
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """How many units it is of, and whether they can be saturated; a checkpoint's may be of another function."""
+        return len(self.inactive), self.saturated is None
 
     def joined(self, other: Chunk) -> Chunk:
         """Return a chunk of the observations of both."""
@@ -75,7 +82,7 @@ class Window:
 
     def add(self, chunk: Chunk) -> None:
         """Take in a measured step and let go of the oldest ones that a full window doesn't need."""
-        if self._total is None or self._total.inactive.shape != chunk.inactive.shape:
+        if self._total is None or self._total.kind != chunk.kind:
             self._chunks.clear()
             self._total = Chunk(
                 np.zeros_like(chunk.inactive),
@@ -210,8 +217,13 @@ class Windows:
         return {name: window.state_dict() for name, window in self._windows.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            StateError: it isn't what that gives.
+        """
         self._windows.clear()
         self._full = False
-        for name, saved in state.items():
-            self._of(name).load_state_dict(saved)
+        for name, saved in named(state, "windows").items():
+            window = self._of(name)
+            window.load_state_dict(window_of(saved, f"the window of {name}", like=window.state_dict()))

