@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -18,7 +19,11 @@ from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+    from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.collect import Collected, SiteSums
     from lightning_gradwatch.measure.connections import Connections
@@ -157,12 +162,29 @@ class Activations:
         self._end(site, sums, done, output, axis)
 
     def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
-        origin = done.root
-        sums.add_output(output, axis, self._samples(site, output, axis))
-        self.hooks.watch(sums, output, output.grad_fn, origin)
-        self._connections.called(site, origin, output.grad_fn, whole=True)
+        ended = Ended(site, sums, done.root, axis, done.missing)
+        self._read(ended, output)
+        tag = self._tags.get(output)
+        if tag is not None and not math.isclose(done.missing, 1.0, rel_tol=1e-3):
+            tag.ended = ended
+
+    def extend(self, ended: Ended, output: Tensor) -> None:
+        """Take what a constant has made of a hand-written function's output for the output."""
+        ended.sums.outputs_back_to(ended.before)
+        for handle in ended.handles:
+            handle.remove()
+        self._connections.forget(ended.node)
+        self._read(ended, output)
+
+    def _read(self, ended: Ended, output: Tensor) -> None:
+        """Measure the output of a hand-written function, and ask for its signal."""
+        site, sums, node = ended.site, ended.sums, output.grad_fn
+        ended.before, ended.node = sums.outputs(), node
+        sums.add_output(output, ended.axis, self._samples(site, output, ended.axis))
+        ended.handles = self.hooks.watch(sums, output, node, ended.root)
+        self._connections.called(site, ended.root, node, whole=True)
         if site.role is None:
-            self.roles.called(site, output.grad_fn)
+            self.roles.called(site, node)
 
     def _rename(self, site: Site, done: Composite) -> None:
         """Turn a new site into what it computes, counted by that function's intervals."""
@@ -190,7 +212,24 @@ class Activations:
         return samples
 
 
+class Ended:
+    """A call of a hand-written function that has been measured as it stands."""
+
+    before: tuple[int, int, int]
+    """The outputs of its site before it."""
+    handles: Sequence[RemovableHandle]
+    node: Node | None
+
+    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: int, missing: float) -> None:
+        self.site = site
+        self.sums = sums
+        self.root = root
+        self.axis = axis
+        self.missing = missing
+        """The constant that its formula still wants."""
+
+
 def site_zones(site: Site) -> Zones:
     """Return the intervals of the function that a hand-written site computes, of its inner function's argument."""
-    inner = cast("Inner", site.function) if site.function in ("sigmoid", "tanh") else "erf"
-    return COMPOSITES[site.composite or site.function, inner]
+    name = site.composite or site.function
+    return COMPOSITES.get((name, cast("Inner", site.function))) or COMPOSITES[name, "erf"]

@@ -96,6 +96,17 @@ class SiteSums:
             slot = self.staging.pack.add_once(samples.counts)
             self._under_mask().output_entries.append((slot, samples.each(tensor.numel())))
 
+    def outputs(self) -> tuple[int, int, int]:
+        """Return how much there is of outputs so far, for `outputs_back_to`."""
+        return len(self.output), self.output_entries, 0 if self.masked is None else len(self.masked.output_entries)
+
+    def outputs_back_to(self, before: tuple[int, int, int]) -> None:
+        """Forget the outputs that were added since."""
+        self.output = self.output[: before[0]]
+        self.output_entries = before[1]
+        if self.masked is not None:
+            del self.masked.output_entries[before[2] :]
+
     def add_signal(self, delta: Tensor | None) -> None:
         """Measure the δ of a call; None: none came."""
         if delta is not None and is_opaque(delta):

@@ -7,12 +7,14 @@ as nothing else came in, and which activation call it carries.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import nn
 
 from lightning_gradwatch.measure.sites import GATES
-from lightning_gradwatch.measure.tags import Op, Tag, Tags
+from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +60,11 @@ class Composite(NamedTuple):
     root: Origin
     """Of z, of which all of it is a function."""
 
+    missing: float = 1.0
+    """The constant that the function's own formula still wants: 1/2 where a GELU's is multiplied last; NaN: not known."""
 
-def combine(op: Op, arguments: Sequence[Tensor], tag: Tag, tags: Tags, roles: Roles) -> Composite | None:
+
+def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags, roles: Roles) -> Composite | None:
     """Complete the tag of an arithmetic result; return the activation function that it completes, if it does."""
     operands = [argument for argument in arguments if argument.dim() > 0]
     if not operands:
@@ -67,20 +72,52 @@ def combine(op: Op, arguments: Sequence[Tensor], tag: Tag, tags: Tags, roles: Ro
     roots = [tags.root(operand) for operand in operands]
     known = [tags.get(operand) for operand in operands]
     if op is Op.MULTIPLY and len(operands) == 2:
-        for factor, root in zip(known, reversed(roots), strict=True):
-            if factor is not None and factor.of is root and (function := _function(factor)) is not None:
-                return Composite(function, factor.call, factor.u, root)
+        for factor, other, root in zip(known, reversed(known), reversed(roots), strict=True):
+            if factor is not None and factor.of is root and (done := _completed(factor, other, root)) is not None:
+                return done
     if all(root is roots[0] for root in roots):
-        tag.root = roots[0]
-        carried = next((found for found in known if found is not None and found.of is not None), None)
-        if carried is not None:
-            tag.call, tag.u, tag.of = carried.call, carried.u, carried.of
-            tag.shifted = carried.shifted or (op is Op.ARITHMETIC and len(operands) == 1)
+        tag.root, tag.factor = roots[0], None
+        if len(operands) == 1 and op is not Op.POWER:
+            _carry(op, arguments.constant, known[0], tag)
     elif op is Op.MULTIPLY and not any(isinstance(operand, nn.Parameter) for operand in operands):
-        for factor in known:
-            if factor is not None and factor.call is not None and factor.call.site.function in GATES:
-                roles.gates(factor.call.site)
+        _note_gates(operands, known, roles)
     return None
+
+
+def _completed(factor: Tag, other: Tag | None, root: Origin) -> Composite | None:
+    """Return what a multiple of z times a function of z computes; None where it is something else."""
+    multiple = 1.0 if other is None else other.factor
+    function = _function(factor)
+    if multiple is None or function is None:
+        return None
+    inner = "erf" if factor.call is None else factor.call.site.function
+    constant = _CONSTANTS.get((function, inner), 1.0)
+    return Composite(function, factor.call, factor.u, root, constant / (multiple * factor.scale or math.nan))
+
+
+def _carry(op: Op, constant: float, known: Tag | None, tag: Tag) -> None:
+    """Hand on what is known of the one argument of a shift or a multiplication with a constant."""
+    if op is not Op.SHIFT:
+        multiple = 1.0 if known is None else known.factor
+        tag.factor = None if multiple is None else multiple * constant
+    if known is None or known.of is None:
+        return
+    tag.call, tag.u, tag.of = known.call, known.u, known.of
+    tag.shifted = known.shifted or op is Op.SHIFT
+    tag.scale = known.scale if op is Op.SHIFT else known.scale * constant
+
+
+def _note_gates(operands: Sequence[Tensor], known: Sequence[Tag | None], roles: Roles) -> None:
+    for place, factor in enumerate(known):
+        if factor is not None and factor.call is not None and factor.call.site.function in GATES:
+            # What gets no gradient, as a padding mask or a dropout's, lets nothing be learnt through the factor beside it.
+            others = [*operands[:place], *operands[place + 1 :]]
+            if any(each.requires_grad for each in others) or not torch.is_grad_enabled():
+                roles.gates(factor.call.site)
+
+
+_CONSTANTS = {("gelu", "tanh"): 0.5, ("gelu", "erf"): 0.5, ("hardswish", "relu6"): 1 / 6}
+"""What the product of z and the inner function's output is multiplied by; 1 where nothing is said."""
 
 
 def _function(factor: Tag) -> str | None:
@@ -91,11 +128,11 @@ def _function(factor: Tag) -> str | None:
     site = factor.call.site
     if site.composite is not None:
         return site.composite
-    if site.function == "sigmoid" and not factor.shifted:
-        return "silu"
+    if site.function == "tanh" and factor.shifted:
+        return "gelu"
+    if factor.shifted:
+        return None
     if site.function == "tanh":
-        if factor.shifted:
-            return "gelu"
-        if factor.call.inner is not None and factor.call.inner.site.function == "softplus":
-            return "mish"
-    return None
+        inner = factor.call.inner
+        return "mish" if inner is not None and inner.site.function == "softplus" else None
+    return {"sigmoid": "silu", "relu6": "hardswish", "hardsigmoid": "hardswish"}.get(site.function)

@@ -78,6 +78,11 @@ class Connections:
         place = self._places.setdefault(site, len(self._places))
         self._calls[node] = _Call(site, 2 << place, origin.node, whole)
 
+    def forget(self, node: Node | None) -> None:
+        """Forget a call by its node: another one is its end."""
+        if node is not None:
+            self._calls.pop(node, None)
+
     def end_pass(self, loss: Any = None) -> None:
         """Read the graph of a pass, from the loss that is about to be propagated back; None: nothing will be."""
         calls, self._calls = self._calls, {}

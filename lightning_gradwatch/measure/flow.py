@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from lightning_gradwatch.measure.composites import Composite, combine
-from lightning_gradwatch.measure.tags import Op, Tag, Tags, axis_after, unit_axis
+from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from lightning_gradwatch.measure.activations import Activations
+    from lightning_gradwatch.measure.activations import Activations, Ended
     from lightning_gradwatch.measure.layers import Layer, Layers
 
-_ARITHMETIC = frozenset((Op.ARITHMETIC, Op.MULTIPLY, Op.ERF))
+_ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _KEEP, _LAST, _ERF = Op.KEEP, Op.LAST, Op.ERF  # by name, as in `tracer`
@@ -88,8 +89,11 @@ class Flow:
         if op is _ERF:
             kept, self._kept = self._kept, None
             new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach() if kept is None else kept
-        elif op in _ARITHMETIC:
-            done = combine(op, arguments, new, self._tags, self._activations.roles)
+        elif isinstance(arguments, Operands):
+            if (ended := self._awaits(op, arguments)) is not None:
+                self._activations.extend(ended, result)
+            else:
+                done = combine(op, arguments, new, self._tags, self._activations.roles)
         self._tags.put(result, new)
         if sources.user is not None and not sources.weights_only:
             self._activations.parameterised(result, sources.user)
@@ -97,6 +101,14 @@ class Flow:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
+
+    def _awaits(self, op: Op, arguments: Operands) -> Ended | None:
+        """Return the hand-written function whose last constant a call multiplies in, if it does."""
+        if op is Op.SHIFT or op is Op.POWER or len(arguments) != 1:
+            return None
+        tag = self._tags.get(arguments[0])
+        ended = None if tag is None else tag.ended
+        return ended if ended is not None and math.isclose(arguments.constant, ended.missing, rel_tol=1e-3) else None
 
     def _sources(self, arguments: Sequence[Tensor]) -> _Sources:
         user: Layer | None = None

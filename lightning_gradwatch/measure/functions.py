@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Comparison: TypeAlias = Literal["<", "<=", ">", ">="]
-Inner: TypeAlias = Literal["sigmoid", "tanh", "erf"]
+Inner: TypeAlias = Literal["sigmoid", "tanh", "erf", "relu6", "hardsigmoid"]
 
 FLAT = math.cosh(2.0) ** -2
 """sech²(2) = 0.0706508…: an outer bounded side is flat where |f'| is below this share of its maximum."""
@@ -198,13 +198,16 @@ COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
     ("silu", "sigmoid"): Zones("silu", saturated=(Region("<", SILU_BOUND),)),
     ("gelu", "tanh"): Zones("gelu", saturated=(Region("<", GELU_TANH_ARGUMENT),)),
     ("gelu", "erf"): Zones("gelu", saturated=(Region("<", GELU_ERF_ARGUMENT),)),
+    # Where the inner function is 0 the product is, whatever was added to x; where it is constant above, the product is linear.
+    ("hardswish", "relu6"): Zones("hardswish", (Region("<=", 0.0),)),
+    ("hardswish", "hardsigmoid"): Zones("hardswish", (Region("<=", -3.0),)),
     ("mish", "tanh"): Zones("mish", saturated=(Region("<", MISH_ARGUMENT),)),
 }
 """Functions written out by hand, by name and inner function; the regions are of u, the inner function's argument."""
 
 OUTER: Mapping[str, tuple[Zones, ...]] = {
     inner: tuple(zones for (_, argument), zones in COMPOSITES.items() if argument == inner)
-    for inner in ("sigmoid", "tanh")
+    for inner in ("sigmoid", "tanh", "relu6", "hardsigmoid")
 }
 """What a call of an activation function may turn out to be the inner step of, by its name."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.location import Location
 
-GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "softplus"})
+GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "relu6", "softplus"})
 """Functions that gate when their output multiplies another tensor.
 
 Softplus makes a positive scale, as the step of a state space model, which starts near 0, on the flat side.

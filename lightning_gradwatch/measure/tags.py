@@ -7,6 +7,7 @@ tracer and die with the step: an attribute on a user's tensor would outlive it, 
 
 from __future__ import annotations
 
+import math
 import weakref
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from torch import Tensor
 from lightning_gradwatch.measure.signal import Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from lightning_gradwatch.measure.activations import Ended
     from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.layers import Layer
 
@@ -40,6 +42,10 @@ class Op(IntEnum):
     RESHAPE = 6
     TRANSPOSE = 7
     ERF = 8
+    SHIFT = 11
+    """ARITHMETIC that adds: with a constant, it makes another function of an activation's output."""
+    POWER = 12
+    """ARITHMETIC whose result is a function of its argument, and no multiple of it."""
     GRAD = 9
     """``autograd.grad``: whatever backward it runs isn't the step's own."""
     BACKWARD = 10
@@ -54,9 +60,10 @@ _NAMES: dict[Op, str] = {
     "zeros ones empty rand randn full arange zeros_like ones_like empty_like rand_like randn_like "
     "_set_grad_enabled is_grad_enabled set_grad_enabled _record_function_enter_new _record_function_exit "
     "new_zeros new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
-    Op.ARITHMETIC: "add sub rsub div true_divide divide subtract pow square neg negative add_ sub_ div_ neg_ pow_ "
-    "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __truediv__ __rtruediv__ __itruediv__ __div__ __rdiv__ "
-    "__pow__ __ipow__ __neg__ float half bfloat16 double to type clone contiguous type_as",
+    Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
+    Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
+    Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
+    "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
     Op.LAST: "linear einsum matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
     "embedding_bag scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh rnn_relu lstm_cell "
@@ -105,6 +112,12 @@ class Tag:
     """Of the value of which the argument of `call`, or `u`, is an arithmetic function."""
     u: Tensor | None = None
     """The argument of an error function, for as long as it may turn out to be a hand-written GELU."""
+    factor: float | None = 1.0
+    """What `root` is multiplied by to make it; None for any other function of it."""
+    scale = 1.0
+    """What the output of `call`, or the error function's, is multiplied by; NaN where the device alone knows."""
+    ended: Ended | None = None
+    """Where it is a hand-written function but for a constant that is still to come."""
     shifted = False
     """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
     weights_only = False
@@ -165,6 +178,30 @@ def unit_axis(tensor: Tensor, tag: Tag | None) -> int:
     if tag is not None and tag.axis is not None and tag.axis < rank:
         return tag.axis
     return 1 if rank >= 4 else max(rank - 1, 0)
+
+
+class Operands(list["Tensor"]):
+    """The tensors among the arguments of a call that computes values."""
+
+    constant = math.nan
+    """What its one tensor is multiplied by; NaN where that is something else than a plain number."""
+
+
+def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operands:
+    """Return the tensors that an operation computes with, and the constant that one is multiplied by."""
+    operands = Operands(tensors_in((*args, *kwargs.values()) if kwargs else args))
+    name = getattr(func, "__name__", "")
+    if "neg" in name:
+        operands.constant = -1.0
+    elif "div" not in name and "mul" not in name:
+        operands.constant = 1.0  # a cast or a copy; of what else there is nobody asks
+    elif (
+        len(args) == 2
+        and not kwargs
+        and (number := args[1] if isinstance(args[0], Tensor) else args[0]).__class__ in (int, float)
+    ):
+        operands.constant = number if "mul" in name else (1.0 / number if number else math.nan)
+    return operands
 
 
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:

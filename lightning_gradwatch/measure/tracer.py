@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from lightning_gradwatch.measure.flow import Flow
 from lightning_gradwatch.measure.functions import ERF
 from lightning_gradwatch.measure.identify import identify
-from lightning_gradwatch.measure.tags import Op, Tags, classify, is_in_place, tensors_in
+from lightning_gradwatch.measure.tags import Op, Tags, classify, is_in_place, operands_of, tensors_in
 from lightning_gradwatch.measure.unobserved import (
     dispatch_modes,
     function_modes,
@@ -38,7 +38,7 @@ _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
 _IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
-_VALUES = frozenset((Op.ARITHMETIC, Op.MULTIPLY, Op.ERF))
+_VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _ops: dict[Any, Op] = {}
 _in_place: set[Any] = set()
 """Of those that compute values, the functions that change an argument."""
@@ -156,9 +156,12 @@ class Tracer(TorchFunctionMode):
             if op is _KEEP and (call := identify(func, args, kwargs)) is not None:
                 self._flow.use(args)
                 return self._activations.before(call)
-            tensors = tensors_in((*args, *kwargs.values()) if kwargs else args)
-            if func in _in_place:
-                self._flow.before_in_place(op, tensors)
+            if op in _VALUES:
+                tensors: list[Tensor] = operands_of(func, args, kwargs)
+                if func in _in_place:
+                    self._flow.before_in_place(op, tensors)
+            else:
+                tensors = tensors_in((*args, *kwargs.values()) if kwargs else args)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
             return None
