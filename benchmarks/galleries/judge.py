@@ -69,19 +69,19 @@ class Judged:
         return step <= max(_EARLY_SHARE * self.case.training.steps, _EARLY_STEPS)
 
 
-def judge_all(names: Sequence[str], seeds: Sequence[int], runs: Path) -> list[Judged]:
+def judge_all(names: Sequence[str], seeds: Sequence[int], runs: Path, arithmetics: Sequence[str]) -> list[Judged]:
     """Judge stored runs, case by case."""
-    return [judge(name, seed, runs) for name in names for seed in seeds]
+    return [judge(name, seed, runs, arithmetic) for name in names for arithmetic in arithmetics for seed in seeds]
 
 
-def judge(name: str, seed: int, runs: Path) -> Judged:
+def judge(name: str, seed: int, runs: Path, arithmetic: str = "") -> Judged:
     """Judge a stored run.
 
     Raises:
         FileNotFoundError: there is no such run.
     """
-    result, readings = load(runs, name, seed)
-    run = read_run(run_folder(runs, name, seed))
+    result, readings = load(runs, name, seed, arithmetic)
+    run = read_run(run_folder(runs, name, seed, arithmetic))
     findings, warned = _replay(run)
     return Judged(
         case=CASES[name],

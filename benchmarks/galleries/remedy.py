@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.galleries.arithmetic import computing_in
 from benchmarks.galleries.nets import norm
 from benchmarks.galleries.outcome import Outcome, outcome
 from benchmarks.galleries.training import prepare, quiet, train
@@ -55,11 +56,11 @@ def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
         return Trial(outcome(prepared), tuple(refused))
 
 
-def try_remedies(runs: Sequence[tuple[Case, int, Remedy]], *, jobs: int) -> list[Trial]:
+def try_remedies(runs: Sequence[tuple[Case, int, Remedy]], *, jobs: int, arithmetic: str = "") -> list[Trial]:
     """Try several, on so many processes."""
-    if jobs == 1:
+    if jobs == 1 and not arithmetic:
         return [try_remedy(*run) for run in runs]
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with computing_in(arithmetic), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(try_remedy, *zip(*runs, strict=True)))
 
 

@@ -60,6 +60,33 @@ def totals_table(runs: Sequence[Judged]) -> Iterator[str]:
             yield _row(judge, of.recall, of.named, of.in_time, of.false_alarms, of.false_on_ill)
 
 
+def arithmetic_table(runs: Sequence[Judged]) -> Iterator[str]:
+    """Yield GradWatch's totals by arithmetic, how far they spread, and the runs whose verdict turns with it."""
+    columns = {
+        "ill runs warned of": lambda of: of.recall,
+        "root cause named": lambda of: of.named,
+        "in time": lambda of: of.in_time,
+        "false alarms, healthy": lambda of: of.false_alarms,
+    }
+    yield _row("arithmetic", *columns)
+    yield _row(*["---"] * (1 + len(columns)))
+    names = list(dict.fromkeys(run.result.arithmetic for run in runs))
+    totals = [count([run for run in runs if run.result.arithmetic == name]) for name in names]
+    for name, of in zip(names, totals, strict=True):
+        yield _row(name, *(column(of) for column in columns.values()))
+    yield _row("all", *(column(count(runs)) for column in columns.values()))
+    yield _row("spread", *(_range([column(of) for of in totals]) for column in columns.values()))
+    pairs: dict[tuple[str, int], list[Judged]] = {}
+    for run in runs:
+        pairs.setdefault((run.case.name, run.result.seed), []).append(run)
+    turned = {pair: group for pair, group in pairs.items() if len({_root(run) for run in group}) > 1}
+    yield f"\nThe root finding turns with the arithmetic in {Share(len(turned), len(pairs))} of the cases and seeds:\n"
+    for (case, seed), group in turned.items():
+        yield f"- {case} seed {seed}: " + "; ".join(
+            f"{run.result.arithmetic} {_root(run)} ({run.result.outcome.score:.2f})" for run in group
+        )
+
+
 def notable(runs: Sequence[Judged]) -> Iterator[str]:
     """Yield each run that isn't as it should be, by what is wrong."""
     lists = {
@@ -106,7 +133,14 @@ def remedy_table(trials: Sequence[tuple[Judged, Trial | None]]) -> Iterator[str]
 def _listed(title: str, found: Sequence[tuple[Judged, str]]) -> Iterator[str]:
     yield f"\n### {title}: {len(found)}\n"
     for run, detail in found:
-        yield f"- {run.case.name} seed {run.result.seed} ({run.half}; {run.result.outcome.score:.2f}): {detail}"
+        where = f" {run.result.arithmetic}" if run.result.arithmetic else ""
+        yield f"- {run.case.name} seed {run.result.seed}{where} ({run.half}; {run.result.outcome.score:.2f}): {detail}"
+
+
+def _range(shares: Sequence[Share]) -> str:
+    """Return the lowest and the highest of shares, in percent."""
+    percents = [100 * share.part / share.whole for share in shares if share.whole]
+    return f"{min(percents):.1f} to {max(percents):.1f} %" if percents else "-"
 
 
 def _root(run: Judged) -> str:

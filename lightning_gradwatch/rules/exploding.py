@@ -17,6 +17,7 @@ from lightning_gradwatch.rules.surge import Surge, note_reading, read_surge
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
+from lightning_gradwatch.rules.wreck import note_explosion, read_wreck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +36,8 @@ class ExplodingGradient(Rule):
 
     What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, in the
     median of the last five readings, and grows by more than ``gain`` from one site to the one before on average, with most
-    sites taking part. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time,
+    sites taking part; or did so in one step, and within twenty readings the signal there is down to one part in ``ratio``: one
+    step has wrecked the net. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time,
     after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median of the 20 readings before, and
     beyond three standard deviations of their logarithms, while the loss is twice its own median and back where the run
     began: near the floor of a loss, a batch that still holds something to learn has many times a median that is close to
@@ -112,34 +114,56 @@ class ExplodingGradient(Rule):
         return surge
 
     def _over_depth(self, record: StepRecord, info: RunInfo, state: State, depth: Depth) -> _Hit | None:
-        """See the signal grow on its way to the early layers."""
+        """See the signal grow on its way to the early layers, or that it did until a step wrecked the net."""
         # Steps of different optimizers (a GAN's) see different sites: only like is compared with like.
         ends = depth.ends(info)
         readings = [*state.get("readings", ()), [ends, depth.attenuation]][-_READINGS:]
         state["readings"] = readings
         value = middle(sorted([reading for other, reading in readings if other == ends]))
         gain = value ** (1 / (len(depth.norms) - 1))
-        if value <= self.ratio or gain <= self.gain or not depth.attenuation > 1 or not depth.steady:
-            return None
+        if value > self.ratio and gain > self.gain and depth.attenuation > 1 and depth.steady:
+            note_explosion(state, record, ends, value)
+            return self._growing(record, info, depth, value)
+        past = read_wreck(state, ends, value, 1 / self.ratio)
+        return self._growing(record, info, depth, past.value, now=value, since=past.since) if past else None
+
+    def _growing(
+        self,
+        record: StepRecord,
+        info: RunInfo,
+        depth: Depth,
+        value: float,
+        *,
+        now: float | None = None,
+        since: int | None = None,
+    ) -> _Hit:
+        """Tell of a signal that grows, or grew from step `since` on and is `now` all but gone."""
+        gain = value ** (1 / (len(depth.norms) - 1))
 
         def write(trend: LossTrend) -> Sentences:
             sites = depth.sites(info)
             start = read_start(record, info, sites)
             remedy = starting_remedy(info, sites)
+            measured = gains_sentence(record, info, depth) if now is None else ""
+            then = (
+                trend.sentence(self.loss_fall)
+                if now is None
+                else f"Then a step wrecked the net: {number(now)} of the signal is left there."
+            )
             return Sentences(
-                cause=starting_cause(start, sites, gain) + gains_sentence(record, info, depth),
+                cause=starting_cause(start, sites, gain) + measured,
                 remedy=Remedy(
                     f"{remedy.text} Until then, clip the gradient norm to 1.",
                     (*remedy.actions, Action("clip_gradients", (), (("norm", 1.0),))),
                 ),
                 message=(
-                    f"The gradient signal at the first hidden site, {sites[0].name}, is {number(value)} times that at the last, "
-                    f"{sites[-1].name}: a factor of {number(gain)} at each of {len(sites) - 1} steps between sites. Reported "
-                    f"above {number(self.ratio)}. {trend.sentence(self.loss_fall)}"
+                    f"The gradient signal at the first hidden site, {sites[0].name}, {'is' if now is None else 'was'} {number(value)} "
+                    f"times that at the last, {sites[-1].name}: a factor of {number(gain)} at each of {len(sites) - 1} steps between "
+                    f"sites. Reported above {number(self.ratio)}. {then}"
                 ),
             )
 
-        return _Hit(value, self.ratio, _layers(info), write)
+        return _Hit(value, self.ratio, _layers(info), write, since=since)
 
     def _over_loop(self, record: StepRecord, info: RunInfo) -> _Hit | None:
         """See the signal grow on its way to the first call of an unrolled loop."""
@@ -203,13 +227,15 @@ class ExplodingGradient(Rule):
             sure = streaks[kind]["sure"] = streaks[kind].get("sure", 0) + int(hit.sure)
             if count - sure > sure + self.patience:
                 del streaks[kind]
-            if not hit.sure or sure < self.patience or 2 * sure <= count:
+            if hit.since is None and (not hit.sure or sure < self.patience or 2 * sure <= count):
                 continue
             severity = Severity.ERROR if hit.value > _ERROR_FACTOR * hit.threshold else Severity.WARNING
+            # Of a wreck, the loss may fall from far above chance to chance: that is no learning.
+            calm = hit.since is None and trend.falls_by(self.loss_fall)
             findings[kind] = Sighting(
-                severity=Severity.INFO if kind == "level" or trend.falls_by(self.loss_fall) else severity,
+                severity=Severity.INFO if kind == "level" or calm else severity,
                 layers=tuple(hit.layers),
-                first_step=streaks[kind]["since"],
+                first_step=streaks[kind]["since"] if hit.since is None else hit.since,
                 last_step=int(record.step),
                 value=hit.value,
                 threshold=hit.threshold,
@@ -230,6 +256,8 @@ class _Hit(NamedTuple):
     write: Callable[[LossTrend], Sentences]
     sure: bool = True
     """Whether it counts for itself, or only goes on with others: most must be sure."""
+    since: int | None = None
+    """The step from which on it was seen, where what came of it leaves nothing to wait for."""
 
 
 def _level(record: StepRecord, info: RunInfo) -> _Hit | None:

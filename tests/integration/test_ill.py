@@ -115,7 +115,8 @@ class TestStart:
     def test_weights_far_too_large_explode_over_depth(self, tmp_path):
         seed()
         net = stack(nn.Tanh, 20, width=64, fill=lambda weight: nn.init.xavier_normal_(weight, gain=4.0))
-        found = train(tmp_path, Classifier(net, sgd(0.03)), steps=6)
+        # One step or three, chance decides how long it lasts: that the net is wrecked then is certain.
+        found = train(tmp_path, Classifier(net, sgd(0.03)), steps=24)
         assert {"GW102", "GW401"} <= found.keys()
         assert found["GW401"].first_step == found["GW102"].first_step == 0
         assert "too large for Tanh" in found["GW401"].cause

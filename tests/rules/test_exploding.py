@@ -91,6 +91,35 @@ class TestDepth:
         assert [len(told) for told in fed.told] == [0, 0, 1, 0, 0]
         assert fed.only.value == pytest.approx(3e3)
 
+    @pytest.mark.parametrize("early", [(), (2e3,), (2e3, 60.0), (0.5, 8e-3)])
+    def test_a_net_that_its_first_steps_wreck_is_told(self, runs, early):
+        """Chance decides how many of the steps after the first still show it, and the loss falls from afar to chance."""
+        info = runs.stack(depth=20, function="tanh")
+        values = [3e3, *early, 20.0, 1e-2, 7e-5, 4e-7, 2e-8, 1e-8]
+        records = [
+            runs.measure(info, step, loss=9.0 - step, signal_norm=runs.fading(info, value))
+            for step, value in enumerate(values)
+        ]
+        finding = runs.feed(ExplodingGradient(), records, info).only
+        assert (finding.severity, finding.first_step, finding.threshold) == (Severity.WARNING, 0, 1e3)
+        assert finding.value == pytest.approx(3e3)
+        assert "was 3e3 times" in finding.message
+        assert "Then a step wrecked the net: " in finding.message
+        assert "information only" not in finding.message
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [3e3, 20.0, *[1.0] * 8],  # it comes to rest
+            [3e3, *[1.0] * 20, *[1e-7] * 8],  # it came to rest: what fades later is another matter
+            [1.0, 1.0, 1.0, 1e9, *[1e-7] * 8],  # one odd reading
+        ],
+    )
+    def test_a_net_that_is_no_wreck_is_left_alone(self, values, runs):
+        info = runs.stack(depth=20, function="tanh")
+        records = [runs.measure(info, step, signal_norm=runs.fading(info, value)) for step, value in enumerate(values)]
+        assert not runs.feed(ExplodingGradient(), records, info).findings
+
     def test_one_odd_reading_is_left_alone(self, runs):
         info = runs.stack()
         values = [1.0, 1.0, 1e9, 1.0, 1.0, 1e9, 1.0, 1.0]
