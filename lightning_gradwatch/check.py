@@ -116,7 +116,7 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
         if names:
             records = (_without(record, run.infos[record.layout], names) for record in run.records)
         evaluator = replay(records, run.infos, group)
-        findings += _strip(evaluator.findings, names)
+        findings += _strip(evaluator.alone, names)
         unjudged |= evaluator.unjudged
     required = _required(rules, unjudged, settings)
     judged = tuple(rule for rule in rules if rule.code not in unjudged)

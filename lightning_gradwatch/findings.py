@@ -79,11 +79,18 @@ class Finding:
     message: str
     consequence_of: str = ""
     """Code of the run's root cause that brought this about; empty where it is one itself."""
+    healed_step: int | None = None
+    """First measured step that showed it gone for good, from which on it is information; None while it holds."""
 
     @property
     def follows(self) -> str:
         """In words whose consequence it is; empty for a root cause."""
-        return f"a consequence of {self.consequence_of}: mend that first" if self.consequence_of else ""
+        return f"follows from {self.consequence_of}" if self.consequence_of else ""
+
+    @property
+    def seen(self) -> str:
+        """The first sentence of the message, without its full stop: what there was to see."""
+        return self.message.partition(". ")[0].removesuffix(".")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` reads it back."""
@@ -106,6 +113,7 @@ class Finding:
             },
             "message": self.message,
             "consequence_of": self.consequence_of,
+            "healed_step": self.healed_step,
         }
 
     @classmethod
@@ -139,6 +147,7 @@ class Finding:
             ),
             message=str(data["message"]),
             consequence_of=str(data.get("consequence_of", "")),
+            healed_step=None if data.get("healed_step") is None else int(data["healed_step"]),
         )
 
 

@@ -239,11 +239,24 @@ class Fit:
             sinks = self._sinks
             self._try("writing", lambda: sinks.write(self.records, self.infos, self.evaluator))
         self._warn([finding for finding in told if finding.severity >= Severity.WARNING])
-        failing = [finding for finding in told if self._fail_on is not None and finding.severity >= self._fail_on]
-        if failing:
-            raise GradWatchError(
-                "\n\n".join(["GradWatch stops this run (fail_on):", *map(warning_text, failing)]), failing
-            )
+        self._fail()
+
+    def _fail(self) -> None:
+        """End the run where the last record brought a finding to `fail_on`; its root is told first, however mild it is.
+
+        Raises:
+            GradWatchError: so it is.
+        """
+        risen, level = self.evaluator.risen, self._fail_on
+        if level is None or risen is None or risen < level:
+            return
+        found = self.evaluator.findings
+        failing = [finding for finding in found if finding.severity >= level]
+        leading = {finding.consequence_of or finding.code for finding in failing}
+        told = [each for each in found if each in failing or (not each.consequence_of and each.code in leading)]
+        raise GradWatchError(
+            "\n\n".join([f"GradWatch stops this run (fail_on={level.label!r}):", *map(warning_text, told)]), told
+        )
 
     def _warn(self, findings: list[Finding]) -> None:
         with self._speaking() as speaks:

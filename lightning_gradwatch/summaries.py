@@ -104,15 +104,19 @@ def _markdown(finding: Finding) -> str:
     layers = ", ".join(finding.layers[:_SHOWN])
     if len(finding.layers) > _SHOWN:
         layers += f" and {len(finding.layers) - _SHOWN} more"
+    headline = f"### {finding.code} {escape_markdown(finding.name)}: {finding.severity.label}"
+    if finding.healed_step is not None:
+        headline += f", healed by step {finding.healed_step}"
+    if finding.consequence_of:
+        rest = f", at {layers}: {finding.seen}; {finding.follows}"
+        return f"{headline} since step {finding.first_step}{escape_markdown(rest)}"
     rows = {
-        "root": finding.follows,
         "layers": layers,
         "steps": f"{finding.first_step} to {finding.last_step}",
         "seen": finding.message,
         "cause": finding.cause,
         "remedy": finding.remedy.text,
     }
-    headline = f"### {finding.code} {escape_markdown(finding.name)}: {finding.severity.label}"
     return "\n".join(
         [headline, "", *(f"- **{label}** {escape_markdown(text)}" for label, text in rows.items() if text)]
     )

@@ -18,35 +18,40 @@ if TYPE_CHECKING:
 _SHOWN = 10
 """Changes against a baseline that one annotation lists."""
 _WIDTH = 200  # GitHub wraps by itself
+_FAILS, _TOLD, _NOTED = range(3)
 
 
 def github_report(verdicts: Sequence[RunVerdict]) -> str:
-    """Render verdicts as annotations: what fails the check first, because GitHub shows ten of a kind."""
+    """Render verdicts as annotations: what fails the check first, because GitHub shows ten of a kind, led by its root."""
     lines = [line for verdict in verdicts for line in _annotations(verdict)]
-    return "\n".join(sorted(lines, key=lambda line: ("::error", "::warning", "::notice").index(line.split(" ")[0])))
+    return "\n".join(line for _, line in sorted(lines, key=lambda each: each[0]))
 
 
-def _annotations(verdict: RunVerdict) -> list[str]:
+def _annotations(verdict: RunVerdict) -> list[tuple[int, str]]:
+    """Return the annotations of a run, each with its rank among those of all runs."""
     lines = []
     if verdict.failure:
-        lines.append(_command("error", f"gradwatch can't judge {verdict.path}", escape(verdict.failure)))
+        lines.append((_FAILS, _command("error", f"gradwatch can't judge {verdict.path}", escape(verdict.failure))))
+    leading = {finding.consequence_of for finding in verdict.findings if verdict.fails(finding)}
     for finding in verdict.sorted_findings:
         title = f"{finding.code} {finding.name} in {verdict.path}"
-        lines.append(_command(_kind(verdict, finding), title, warning_text(finding, width=_WIDTH)))
+        leads = not finding.consequence_of and finding.code in leading
+        kind = _kind(verdict, finding)
+        rank = _FAILS if verdict.fails(finding) or leads else _TOLD if kind != "notice" else _NOTED
+        lines.append((rank, _command(kind, title, warning_text(finding, width=_WIDTH))))
     comparison = verdict.comparison
     if comparison is not None and comparison.changes:
         shown = [escape(change_text(change)) for change in comparison.changes[:_SHOWN]]
         rest = len(comparison.changes) - len(shown)
         text = "\n".join([*shown, *([f"and {rest} more"] if rest else [])])
-        kind = "warning" if verdict.changes_fail else "notice"
-        lines.append(_command(kind, f"{verdict.path} is worse than {comparison.baseline}", text))
+        kind, rank = ("warning", _FAILS) if verdict.changes_fail else ("notice", _NOTED)
+        lines.append((rank, _command(kind, f"{verdict.path} is worse than {comparison.baseline}", text)))
     if not lines:
-        lines.append(
-            _command("notice", f"gradwatch: {verdict.path}", f"healthy: {counted(verdict.judged, 'rule')} judged")
-        )
+        text = f"healthy: {counted(verdict.judged, 'rule')} judged"
+        lines.append((_NOTED, _command("notice", f"gradwatch: {verdict.path}", text)))
     if verdict.unjudged:
         text = "\n".join(escape(f"{rule}: {reason}") for rule, reason in verdict.unjudged.items())
-        lines.append(_command("notice", f"not judged in {verdict.path}", text))
+        lines.append((_NOTED, _command("notice", f"not judged in {verdict.path}", text)))
     return lines
 
 

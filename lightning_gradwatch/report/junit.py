@@ -35,9 +35,11 @@ def _suite(verdict: RunVerdict) -> Element:
         error = SubElement(_case(suite, verdict, "can be judged"), "error", type="cannot-judge")
         error.set("message", _safe(verdict.failure))
         error.text = _safe(verdict.failure)
-    for rule in verdict.rules:
+    by_code = {rule.partition(" ")[0]: rule for rule in verdict.rules}
+    leading = [by_code[finding.code] for finding in verdict.sorted_findings if finding.code in by_code]
+    for rule in dict.fromkeys((*leading, *verdict.rules)):
         case = _case(suite, verdict, rule)
-        found = [finding for finding in verdict.findings if finding.code == rule.partition(" ")[0]]
+        found = [finding for finding in verdict.sorted_findings if finding.code == rule.partition(" ")[0]]
         _tell(case, verdict, found)
     for rule, reason in verdict.unjudged.items():
         SubElement(_case(suite, verdict, rule), "skipped", message=_safe(reason))
@@ -64,11 +66,22 @@ def _tell(case: Element, verdict: RunVerdict, found: Sequence[Finding]) -> None:
     failing = [finding for finding in found if verdict.fails(finding)]
     if failing:  # one element a case: several confuse the servers that read this
         failure = SubElement(case, "failure", type=failing[0].severity.label)
-        failure.set("message", _safe(failing[0].message))
-        failure.text = "\n\n".join(_drop(warning_text(finding)) for finding in failing)
+        failure.set("message", _safe(_headed(failing[0])))
+        # A server shows what fails: where the root doesn't, it is told with what follows from it.
+        roots = [finding for finding in verdict.findings if _leads(finding, failing) and not verdict.fails(finding)]
+        failure.text = "\n\n".join(_drop(warning_text(finding)) for finding in (*roots, *failing))
     others = [finding for finding in found if not verdict.fails(finding)]
     if others:
         SubElement(case, "system-out").text = "\n\n".join(_drop(warning_text(finding)) for finding in others)
+
+
+def _headed(finding: Finding) -> str:
+    return f"{finding.seen}; {finding.follows}" if finding.consequence_of else finding.message
+
+
+def _leads(finding: Finding, others: Sequence[Finding]) -> bool:
+    """Tell whether others follow from a finding."""
+    return not finding.consequence_of and any(other.consequence_of == finding.code for other in others)
 
 
 def _case(suite: Element, verdict: RunVerdict, name: str) -> Element:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.report.terminal import change_text, outcome
+from lightning_gradwatch.report.terminal import change_text, consequence_text, outcome
 from lightning_gradwatch.rules.wording import listed, number
 from lightning_gradwatch.summaries import escape_markdown
 
@@ -51,9 +51,11 @@ def _sections(verdict: RunVerdict) -> list[str]:
 
 
 def _finding(finding: Finding, *, known: bool) -> str:
+    mark = ", known from the baseline" if known else ""
+    if finding.consequence_of:
+        return f"#### {_cell(consequence_text(finding))}{mark}"
     steps = f"since step {finding.first_step}"
     rows = {
-        "root": finding.follows,
         "layers": listed(finding.layers),
         "seen": finding.message,
         "number": f"{number(finding.value)}, threshold {number(finding.threshold)}",
@@ -61,7 +63,6 @@ def _finding(finding: Finding, *, known: bool) -> str:
         "remedy": finding.remedy.text,
     }
     head = f"#### {_cell(finding.code)} {_cell(finding.name)}: {finding.severity.label} {steps}"
-    mark = ", known from the baseline" if known else ""
     return "\n".join([head + mark, "", *(f"- **{name}** {_cell(text)}" for name, text in rows.items() if text)])
 
 

@@ -84,6 +84,8 @@ def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
     results = []
     for finding in verdict.sorted_findings:
         text = " ".join(part for part in (finding.message, finding.cause, finding.remedy.text) if part)
+        if finding.consequence_of:
+            text = f"{finding.seen}; {finding.follows}."
         result = _result(verdict, finding.code, _LEVELS[finding.severity], text, finding.layers)
         if finding.code in codes:
             result["ruleIndex"] = codes.index(finding.code)
@@ -94,6 +96,7 @@ def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
             "threshold": _text_or_number(finding.threshold),
             "fails": verdict.fails(finding),
             "consequenceOf": finding.consequence_of,
+            "healedStep": finding.healed_step,
         }
         if verdict.comparison is not None and not verdict.comparison.failure:
             result["baselineState"] = _state(verdict, finding)

@@ -34,7 +34,7 @@ def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
     short: dict[str, str] = {}
     labels = {label.partition(" ")[0]: label for label in (*verdict.rules, *verdict.unjudged)}
     labels |= {finding.code: f"{finding.code} {finding.name}" for finding in verdict.findings}
-    for code in sorted(labels):
+    for code in dict.fromkeys((*(finding.code for finding in verdict.sorted_findings), *sorted(labels))):
         found = [finding for finding in verdict.sorted_findings if finding.code == code]
         rows += [(labels[code], *_cells(verdict, finding)) for finding in found]
         short |= {

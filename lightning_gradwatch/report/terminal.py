@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.report.cells import paint, wrapped
+from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.table import STYLES, rule_table, runs_table
 from lightning_gradwatch.rules.wording import counted, listed, number, percent
 from lightning_gradwatch.verdict import Change, RunVerdict
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.verdict import Comparison
 
-__all__ = ["RunVerdict", "change_text", "outcome", "summary_text", "verdict_text", "warning_text"]
+__all__ = ["RunVerdict", "change_text", "consequence_text", "outcome", "summary_text", "verdict_text", "warning_text"]
 
 _WIDTH = 80
 _LABEL = 11
@@ -27,10 +28,12 @@ _SHOWN = 20
 def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
     """Render a finding as the text of a warning: a headline, then labelled and indented lines.
 
-    Nothing in it breaks the layout: control characters in names are spelled out.
+    What follows from another finding is one line, however long: all else stands where its root is told. Nothing in it
+    breaks the layout: control characters in names are spelled out.
     """
+    if finding.consequence_of:
+        return escape(consequence_text(finding))
     rows = [
-        ("root", finding.follows),
         ("layers", listed(finding.layers)),
         ("seen", finding.message),
         ("number", f"{number(finding.value)}, threshold {number(finding.threshold)}"),
@@ -43,6 +46,11 @@ def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
         if text:
             lines.extend(_row(label, text, width))
     return "\n".join(lines)
+
+
+def consequence_text(finding: Finding) -> str:
+    """Say of a finding that follows from another what, where and from which, in a line that isn't escaped yet."""
+    return f"{_headline(finding)}, at {listed(finding.layers)}: {finding.seen}; {finding.follows}"
 
 
 def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = False, brief: bool = False) -> str:
@@ -135,7 +143,8 @@ def _headline(finding: Finding) -> str:
     steps = f"since step {finding.first_step}"
     if finding.last_step > finding.first_step:
         steps += f", last seen at step {finding.last_step}"
-    return f"{finding.code} {finding.name}: {finding.severity.label} {steps}"
+    healed = "" if finding.healed_step is None else f", healed by step {finding.healed_step}"
+    return f"{finding.code} {finding.name}: {finding.severity.label} {steps}{healed}"
 
 
 def outcome(verdict: RunVerdict) -> str:

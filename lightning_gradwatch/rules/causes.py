@@ -2,17 +2,20 @@
 
 A relation holds between two findings of a run, whatever the order in which they came in: so live, replayed and resumed
 findings are related alike. Information is never the cause of a warning: what may not be wrong can't explain what is.
+What follows from another finding has no remedy of its own, which might undo that one's; and no text names a finding that
+the run doesn't have.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_gradwatch.findings import Finding, Severity
+from lightning_gradwatch.findings import Finding, Remedy, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 
 def _always(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001 - the form of a condition
@@ -132,16 +135,50 @@ _ORDER = ("GW103", "GW104", "GW201", "GW401", "GW202", "GW102", "GW101", "GW201"
 
 
 def relate(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return findings with their root causes named: roots first, the worst of them in front."""
-    alone = [replace(finding, consequence_of="") if finding.consequence_of else finding for finding in findings]
-    related = []
-    for finding in alone:
-        root = _root(finding, alone)
-        related.append(finding if root is finding else replace(finding, consequence_of=root.code))
-    return tuple(sorted(related, key=lambda each: (bool(each.consequence_of), -each.severity, _rank(each))))
+    """Return findings with their root causes named: roots first, the worst of them in front.
+
+    Args:
+        findings: Each as its rule gave it: one that was related before may lack what its relations are told by.
+    """
+    return tuple(sorted(related(list(findings)), key=in_order))
 
 
-def _root(finding: Finding, findings: list[Finding]) -> Finding:
+def related(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the same, in the order in which they were given."""
+    there = {finding.code for finding in findings}
+    return [_told_beside(finding, _root(finding, findings), there) for finding in findings]
+
+
+def in_order(finding: Finding) -> tuple[Any, ...]:
+    """Return by what related findings are sorted."""
+    return bool(finding.consequence_of), -finding.severity, _rank(finding)
+
+
+def _told_beside(finding: Finding, root: Finding, there: set[str]) -> Finding:
+    """Return a finding as it is told beside others of those codes, one of which is its root (itself, where it has none)."""
+    remedy = finding.remedy
+    if root is not finding:
+        remedy = Remedy(f"Mend {root.code} first.")
+    elif (text := _naming_only(there, remedy.text)) != remedy.text:
+        remedy = replace(remedy, text=text)
+    return replace(
+        finding,
+        consequence_of="" if root is finding else root.code,
+        cause=_naming_only(there, finding.cause),
+        message=_naming_only(there, finding.message),
+        remedy=remedy,
+    )
+
+
+_NAMED = re.compile(r" \((GW[0-9]{3})\)")
+"""How a sentence of a rule names another finding: so that it stays a sentence without."""
+
+
+def _naming_only(there: set[str], text: str) -> str:
+    return _NAMED.sub(lambda found: found[0] if found[1] in there else "", text)
+
+
+def _root(finding: Finding, findings: Sequence[Finding]) -> Finding:
     """Follow the causes to the one that has none; the conditions of the relations leave no circle."""
     while causes := [cause for cause in findings if _brings_about(cause, finding)]:
         finding = min(causes, key=_precedence)

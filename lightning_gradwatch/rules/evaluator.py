@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_gradwatch.findings import Finding
-from lightning_gradwatch.rules.causes import relate
+from lightning_gradwatch.findings import Finding, Severity
+from lightning_gradwatch.rules.causes import in_order, relate, related
 from lightning_gradwatch.rules.memory import plain
 from lightning_gradwatch.rules.protocol import HEALTHY
 from lightning_gradwatch.rules.trend import LOSSES, Losses
@@ -41,13 +41,22 @@ _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not ha
 class _Kept:
     """A finding over all records: the worst severity with the numbers that go with it, and the whole span of steps."""
 
-    __slots__ = ("_finding", "first_step", "last_step", "seen")
+    __slots__ = ("_finding", "first_step", "healed", "last_step", "seen", "told")
 
-    def __init__(self, seen: Finding | Sighting) -> None:
+    def __init__(self, seen: Finding | Sighting, *, told: Severity | None = None) -> None:
         self.seen = seen
         self.first_step = seen.first_step
         self.last_step = seen.last_step
+        self.told = seen.severity if told is None else told
+        """The worst it has ever been."""
+        self.healed: tuple[int, str] | None = None
+        """The step that showed it gone, and what shows it."""
         self._finding: Finding | None = None
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is now: what has healed is information."""
+        return self.seen.severity if self.healed is None else Severity.INFO
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -63,13 +72,21 @@ class _Kept:
 
     def take(self, new: Finding | Sighting) -> bool:
         """Take in a later one; return whether it is worse than any before."""
-        severity = self.seen.severity
-        if new.severity >= severity:
+        if self.healed is not None:  # it is back: what it was before is over
+            self.seen, self.first_step, self.healed = new, new.first_step, None
+        elif new.severity >= self.seen.severity:
             self.seen = new
         self.first_step = min(self.first_step, new.first_step)
         self.last_step = new.last_step
         self._finding = None
-        return new.severity > severity
+        before, self.told = self.told, max(self.told, new.severity)
+        return self.told > before
+
+    def heal(self, step: int, shown_by: str) -> None:
+        """Note that it no longer holds."""
+        if self.healed is None:
+            self.healed = step, shown_by
+            self._finding = None
 
     def finding(self, rule: Rule) -> Finding:
         """Return the finding as it stands, its sentences written now."""
@@ -77,7 +94,31 @@ class _Kept:
             if not isinstance(self.seen, Finding):
                 self.seen = _written(rule, self.seen, self.layers)
             self._finding = replace(self.seen, first_step=self.first_step, last_step=self.last_step)
+            if self.healed is not None:
+                step, shown_by = self.healed
+                self._finding = replace(
+                    self._finding,
+                    severity=Severity.INFO,
+                    message=f"{self._finding.message} It has healed: {shown_by}.",
+                    healed_step=step,
+                )
         return self._finding
+
+    def to_dict(self, rule: Rule) -> dict[str, Any]:
+        """Return plain data; `from_dict` reads it back."""
+        now, self.healed = self.healed, None
+        self._finding = None
+        whole = self.finding(rule).to_dict()
+        self.healed, self._finding = now, None
+        return {"finding": whole, "told": int(self.told), "healed": None if now is None else [*now]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> _Kept:
+        kept = cls(Finding.from_dict(data["finding"]), told=Severity(data["told"]))
+        if data["healed"] is not None:
+            step, shown_by = data["healed"]
+            kept.healed = int(step), str(shown_by)
+        return kept
 
 
 def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
@@ -111,21 +152,26 @@ class _Entry:
     restored: bool = False
     """Whether the memory comes from a checkpoint."""
 
-    def take(self, verdict: Verdict) -> Sequence[_Kept]:
-        """Take in a verdict; return what is new, or worse than before."""
+    def take(self, verdict: Verdict, step: int) -> Sequence[tuple[_Kept, Severity | None]]:
+        """Take in a verdict on the record of a step; return what is new, or worse than ever before, each with the worst before."""
         if verdict is HEALTHY:
             self.judged, self.reason, self.confirming = True, "", False
             return ()
-        told = []
+        told: list[tuple[_Kept, Severity | None]] = []
         for key in verdict.withdrawn:
             self.kept.pop(key, None)
         for key, seen in verdict.findings.items():
             kept = self.kept.get(key)
             if kept is None:
                 kept = self.kept[key] = _Kept(seen)
-                told.append(kept)
-            elif kept.take(seen):
-                told.append(kept)
+                told.append((kept, None))
+                continue
+            before = kept.told
+            if kept.take(seen):
+                told.append((kept, before))
+        for key, shown_by in verdict.healed.items():
+            if key in self.kept and key not in verdict.findings:
+                self.kept[key].heal(step, shown_by)
         self.judged = self.judged or not verdict.unjudged
         self.reason = verdict.unjudged
         self.confirming = verdict.confirming and self.confirmations < _MOST_CONFIRMATIONS
@@ -135,7 +181,7 @@ class _Entry:
     def to_dict(self) -> dict[str, Any]:
         return {
             "memory": plain({key: value for key, value in self.memory.items() if key != LOSSES}),
-            "findings": {key: kept.finding(self.rule).to_dict() for key, kept in self.kept.items()},
+            "findings": {key: kept.to_dict(self.rule) for key, kept in self.kept.items()},
             "judged": self.judged,
             "reason": self.reason,
             "confirming": self.confirming,
@@ -151,7 +197,7 @@ class _Entry:
         return cls(
             rule,
             memory={**memory, LOSSES: losses},
-            kept={key: _Kept(_read_finding(finding, rule)) for key, finding in findings.items()},
+            kept={key: _read_kept(finding, rule) for key, finding in findings.items()},
             judged=instance_of(data["judged"], what, bool),
             reason=instance_of(data["reason"], what, str),
             confirming=instance_of(data["confirming"], what, bool),
@@ -160,19 +206,25 @@ class _Entry:
         )
 
 
-def _read_finding(data: Any, rule: Rule) -> Finding:
-    """Build a finding of a rule from plain data.
+def _read_kept(data: Any, rule: Rule) -> _Kept:
+    """Build what is kept of a finding of a rule from plain data.
 
     Raises:
-        StateError: it isn't one.
+        StateError: it isn't that.
     """
+    mapping_of(data, f"a finding of {rule.code}", required=("finding", "told", "healed"))
     try:
-        finding = Finding.from_dict(data)
+        kept = _Kept.from_dict(data)
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise StateError(f"a finding of {rule.code} can't be read ({type(error).__name__}: {error})") from error
-    if finding.code != rule.code or finding.to_dict() != {**data, "consequence_of": finding.consequence_of}:
+    finding = kept.seen
+    if (
+        not isinstance(finding, Finding)
+        or finding.code != rule.code
+        or finding.to_dict() != {**data["finding"], "consequence_of": finding.consequence_of}
+    ):
         raise StateError(f"a finding of {rule.code} isn't one")
-    return finding
+    return kept
 
 
 def _read_losses(data: Any) -> Losses:
@@ -205,47 +257,64 @@ class Evaluator:
         """Why rules could do nothing with what a checkpoint had of them, by code."""
         self.confirming = False
         """Whether a rule has hit and lacks patience, so that the next step should be measured as well; asked at each step."""
+        self.risen: Severity | None = None
+        """The highest severity that a finding reached for the first time by the last record; None: none did."""
 
     @_quietly
     def feed(self, record: StepRecord, info: RunInfo) -> tuple[Finding, ...]:
-        """Judge one record, whose columns `info` describes; return the findings that are new or rose in severity.
+        """Judge one record, whose columns `info` describes; return the findings that are new, or a warning from now on.
 
-        Each is to be told once: as a warning from severity WARNING on. Findings of severity INFO are returned too.
+        Each is to be told once: as a warning from severity WARNING on, and not again where that rises to ERROR. Findings of
+        severity INFO are returned too.
         """
+        self.risen = None
         self._losses.note(record)
-        told: list[Finding] = []
+        risen: list[_Kept] = []
+        told: list[_Kept] = []
         for entry in self._entries.values():
-            if entry.restored:
-                told += self._judge_restored(entry, record, info)
-                continue
-            for kept in entry.take(entry.rule.judge(record, info, entry.memory)):
-                told.append(kept.finding(entry.rule))
+            for kept, before in self._judge(entry, record, info):
+                risen.append(kept)
+                if before is None or before < Severity.WARNING:
+                    told.append(kept)
         self.confirming = self._wants_more()
-        return (
-            tuple(finding for finding in self.findings if replace(finding, consequence_of="") in told) if told else ()
-        )
+        self.risen = max((kept.severity for kept in risen), default=None)
+        if not told:
+            return ()
+        each = [(kept, kept.finding(entry.rule)) for entry in self._entries.values() for kept in entry.kept.values()]
+        whole = related([finding for _, finding in each])
+        news = [finding for (kept, _), finding in zip(each, whole, strict=True) if kept in told]
+        return tuple(sorted(news, key=in_order))
 
-    def _judge_restored(self, entry: _Entry, record: StepRecord, info: RunInfo) -> list[Finding]:
-        """Judge by a memory from a checkpoint, which may make no sense to the rule: then it begins anew."""
+    def _judge(self, entry: _Entry, record: StepRecord, info: RunInfo) -> Sequence[tuple[_Kept, Severity | None]]:
+        """Judge by a memory that may come from a checkpoint, and make no sense to the rule: then it begins anew."""
+        step = int(record.step)
+        if not entry.restored:
+            return entry.take(entry.rule.judge(record, info, entry.memory), step)
         try:
-            return [kept.finding(entry.rule) for kept in entry.take(entry.rule.judge(record, info, entry.memory))]
+            return entry.take(entry.rule.judge(record, info, entry.memory), step)
         except Exception as error:  # noqa: BLE001 - whatever it holds; a fault of the rule's own comes again below
             code = entry.rule.code
             self.begun_anew[code] = f"the memory of {code} makes no sense ({type(error).__name__}: {error})"
             entry = self._entries[code] = _Entry(entry.rule, {LOSSES: self._losses})
-            return [kept.finding(entry.rule) for kept in entry.take(entry.rule.judge(record, info, entry.memory))]
+            return entry.take(entry.rule.judge(record, info, entry.memory), step)
 
     @property
     @_quietly
     def findings(self) -> tuple[Finding, ...]:
         """All findings so far, each with its latest numbers; roots first, and each other one says whose consequence it is."""
-        return relate(kept.finding(entry.rule) for entry in self._entries.values() for kept in entry.kept.values())
+        return relate(self.alone)
+
+    @property
+    @_quietly
+    def alone(self) -> tuple[Finding, ...]:
+        """The same, each by itself, as if it were the only one: for `relate`, together with others."""
+        return tuple(kept.finding(entry.rule) for entry in self._entries.values() for kept in entry.kept.values())
 
     @property
     def outline(self) -> tuple[tuple[Any, ...], ...]:
         """What makes findings worth telling again, and costs no writing: that their numbers go on is told at the end."""
         return tuple(
-            (code, int(kept.seen.severity), kept.first_step, kept.layers)
+            (code, int(kept.severity), kept.first_step, kept.layers)
             for code, entry in self._entries.items()
             for kept in entry.kept.values()
         )

@@ -52,6 +52,8 @@ class Verdict(NamedTuple):
     """What holds at this record, by root cause: a key that stays the same as long as the cause does."""
     withdrawn: tuple[str, ...] = ()
     """Keys of earlier findings that one of `findings` has taken in."""
+    healed: Mapping[str, str] = MappingProxyType({})
+    """Earlier findings that no longer hold, by key, each with a sentence that says what shows it; may be said again."""
     confirming: bool = False
     """The rule has hit and lacks patience: the next steps would settle it."""
     unjudged: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
 from xml.etree import ElementTree as ET
 
@@ -16,7 +18,7 @@ from lightning_gradwatch.verdict import RunVerdict
 
 ROOT = make_finding("GW201", Severity.WARNING, ("net.1",))
 EFFECT = make_finding("GW101", Severity.ERROR, consequence_of="GW201")
-SAID = "a consequence of GW201: mend that first"
+SAID = "The signal vanishes; follows from GW201"
 VERDICT = RunVerdict(
     path="logs/ill",
     findings=(EFFECT, ROOT),
@@ -27,9 +29,24 @@ VERDICT = RunVerdict(
 )
 
 
-def test_a_warning_names_it_below_the_headline():
-    assert warning_text(EFFECT).splitlines()[1] == f"  root     {SAID}"
-    assert "root" not in warning_text(ROOT)
+def test_a_warning_is_one_line_what_where_and_from_what_it_follows():
+    assert warning_text(EFFECT) == (
+        "GW101 vanishing-gradient: error since step 16, last seen at step 18, at net.0, net.2: "
+        "The signal vanishes; follows from GW201"
+    )
+    many = dataclasses.replace(
+        EFFECT, layers=tuple(f"net.{place}" for place in range(99)), message="A number is 0.5. So."
+    )
+    assert warning_text(many, width=40).endswith("at net.0 … net.98 (99 layers): A number is 0.5; follows from GW201")
+    assert "\n" not in warning_text(dataclasses.replace(EFFECT, layers=("a\nb",)))
+    assert "follows" not in warning_text(ROOT)
+
+
+def test_what_has_healed_says_so():
+    assert warning_text(dataclasses.replace(ROOT, healed_step=32)).splitlines()[0] == (
+        "GW201 dead-units: warning since step 16, last seen at step 18, healed by step 32"
+    )
+    assert "healed by step 32" in findings_markdown([dataclasses.replace(ROOT, healed_step=32)])
 
 
 def test_the_root_comes_before_what_is_worse():
@@ -37,6 +54,8 @@ def test_the_root_comes_before_what_is_worse():
     text = render([VERDICT], "text")
     assert text.index("GW201 dead-units: warning") < text.index("GW101 vanishing-gradient: error")
     assert text.count(SAID) == 1
+    table = [line.split()[0] for line in text.splitlines() if line.startswith("  GW")]
+    assert table[:2] == ["GW201", "GW101"]
 
 
 def test_json():
@@ -50,12 +69,28 @@ def test_json():
 def test_junit():
     cases = ET.fromstring(render([VERDICT], "junit").encode()).iter("testcase")
     told = {case.get("name"): case.findtext("failure") for case in cases}
-    assert SAID in told["GW101 vanishing-gradient"]
-    assert SAID not in told["GW201 dead-units"]
+    assert list(told) == ["GW201 dead-units", "GW101 vanishing-gradient"]
+    assert told["GW101 vanishing-gradient"] == warning_text(EFFECT)
+    assert told["GW201 dead-units"] == warning_text(ROOT)
+
+
+def test_junit_tells_the_root_of_what_fails_where_the_root_itself_does_not():
+    verdict = dataclasses.replace(VERDICT, fail_on=Severity.ERROR)
+    failures = list(ET.fromstring(render([verdict], "junit").encode()).iter("failure"))
+    assert [failure.text for failure in failures] == [f"{warning_text(ROOT)}\n\n{warning_text(EFFECT)}"]
+    assert failures[0].get("message") == SAID
 
 
 def test_github():
-    lines = render([VERDICT], "github").splitlines()
+    other = dataclasses.replace(
+        VERDICT, path="logs/other", findings=(dataclasses.replace(ROOT, severity=Severity.INFO),)
+    )
+    lines = render([other, VERDICT], "github").splitlines()
+    assert [(line.split(" ")[0], line.split("title=")[1].split("%3A")[0].split("::")[0]) for line in lines] == [
+        ("::warning", "GW201 dead-units in logs/ill"),
+        ("::error", "GW101 vanishing-gradient in logs/ill"),
+        ("::notice", "GW201 dead-units in logs/other"),
+    ]
     assert [line for line in lines if SAID in line] == [line for line in lines if "title=GW101" in line]
 
 
@@ -65,13 +100,15 @@ def test_sarif():
         "GW201": "",
         "GW101": "GW201",
     }
+    assert [each["message"]["text"] for each in run["results"]][1] == f"{SAID}."
 
 
 @pytest.mark.parametrize("text", [render([VERDICT], "markdown"), findings_markdown([ROOT, EFFECT])])
 def test_markdown(text):
     root, effect = text.split("GW101 vanishing")
-    assert "- **root**" not in root
-    assert "- **root** a consequence of GW201&#58; mend that first" in effect or f"- **root** {SAID}" in effect
+    assert "- **cause**" in root
+    assert "\n" not in effect.strip()
+    assert "The signal vanishes; follows from GW201" in html.unescape(effect)
 
 
 def test_a_stored_finding_keeps_it_and_an_older_one_has_none():

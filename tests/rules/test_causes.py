@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -180,11 +181,23 @@ def test_of_causes_that_differ_in_their_remedy_alone_the_same_one_is_named_in_an
     assert len({related[-1].consequence_of for related in given_in_all_orders}) == 1
 
 
-def test_relating_again_changes_nothing():
-    related = relate([TOO_SMALL, FADED, UNDERFLOWN])
-    assert relate(related) == related
-    # A finding that is left out (its layers are ignored) leaves the others without it.
-    assert relate(related[1:])[0].consequence_of == ""
+def test_a_consequence_has_no_remedy_of_its_own():
+    root, *others = relate([TOO_SMALL, FADED, UNDERFLOWN])
+    assert root.remedy.actions == (START,)
+    assert {(each.consequence_of, each.remedy) for each in others} == {("GW401", Remedy("Mend GW401 first."))}
+    # Where its root is left out (its layers are ignored), it has it again.
+    assert relate([FADED])[0] == FADED
+
+
+def test_a_text_names_only_findings_that_are_there():
+    text = "Its gradient is too weak (GW101), and no unit is dead (GW201)."
+    stalled = dataclasses.replace(STALLED, cause=text, message=text, remedy=Remedy(text, (START,)))
+    alone = "Its gradient is too weak, and no unit is dead."
+    for others in ((), (CUT_OFF,)):
+        (told,) = (each for each in relate([stalled, *others]) if each.code == "GW301")
+        assert (told.cause, told.message, told.remedy) == (alone, alone, Remedy(alone, (START,)))
+    (told,) = (each for each in relate([stalled, FADED]) if each.code == "GW301")
+    assert told.cause == "Its gradient is too weak (GW101), and no unit is dead."
 
 
 def test_a_rule_of_the_users_own_stays_by_itself():
@@ -218,7 +231,6 @@ def test_no_circle_whatever_the_findings(findings):
     codes = {finding.code for finding in related if not finding.consequence_of}
     assert {finding.consequence_of for finding in related} - {""} <= codes
     assert len(related) == len(findings)
-    assert relate(related) == related
 
 
 def test_a_warning_names_the_root_that_is_known_when_it_is_told(runs):

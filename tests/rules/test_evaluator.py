@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.record import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.rules import (
     DEFAULT_RULES,
@@ -125,6 +126,7 @@ def test_findings_are_the_same_however_often_they_are_read(run):
     for record in records:
         often.feed(record, infos[record.layout])
         at_the_end.feed(record, infos[record.layout])
+        assert often.risen == at_the_end.risen
         assert sorted(often.outline) == sorted(
             (each.code, int(each.severity), each.first_step, each.layers) for each in often.findings
         )
@@ -133,21 +135,28 @@ def test_findings_are_the_same_however_often_they_are_read(run):
 
 @settings(max_examples=50, deadline=None)
 @given(stored_runs())
-def test_each_cause_is_told_once_a_severity_and_findings_make_sense(run):
+def test_each_cause_is_told_once_and_once_more_where_it_becomes_a_warning_and_findings_make_sense(run):
     records, infos = run
     evaluator = Evaluator(RULES)
+    told = []
     for record in records:
         before = evaluator.findings
-        for finding in evaluator.feed(record, infos[record.layout]):
+        news = evaluator.feed(record, infos[record.layout])
+        for finding in news:
             assert finding in evaluator.findings
             assert finding not in before
+        assert not news or evaluator.risen == max(finding.severity for finding in news)
+        told += news
+    aloud = [finding.code for finding in told if finding.severity >= Severity.WARNING]
+    # GW104 has a finding a cause, GW101 one by each of its three ways to judge.
+    assert all(aloud.count(code) == 1 for code in aloud if code in {"GW201", "GW202", "GW302", "GW401"})
     for finding in evaluator.findings:
         assert finding.first_step <= finding.last_step <= records[-1].step
         assert finding.layers
         assert np.isfinite([finding.value, finding.threshold]).all()
         assert finding.cause
         assert finding.remedy.text
-        assert finding.remedy.actions
+        assert bool(finding.remedy.actions) is not bool(finding.consequence_of)
 
 
 def test_a_state_that_was_saved_isnt_changed_by_going_on(runs):

@@ -91,7 +91,7 @@ class TestBlame:
         info = runs.stack(function="elu")
         saturated = {"net.1": first} | dict.fromkeys(names(info)[1:], 0.8)
         finding = found(runs, info, runs.gains(info, 0.1, ROOT), saturated_fraction=saturated)
-        assert finding.cause.startswith("80 % of the units of the median ELU site are saturated (GW202)")
+        assert finding.cause.startswith("80 % of the units of the median ELU site are saturated, where the")
         assert "pass back 1.41: they aren't to blame" in finding.cause
         assert ("normalize_inputs" in actions(finding)) is bool(first)
         assert actions(finding)["initialize"][1] == {"method": "kaiming_normal_", "bias": 0.0}
@@ -99,7 +99,7 @@ class TestBlame:
     def test_dead_units_short_of_a_layer(self, runs):
         info = runs.stack(function="relu")
         finding = found(runs, info, runs.gains(info, 0.1, ROOT), dead_fraction=0.97)
-        assert finding.cause.startswith("97 % of the units of the median ReLU site are dead (GW201)")
+        assert finding.cause.startswith("97 % of the units of the median ReLU site are dead: a site")
         assert actions(finding)["replace_activation"] == (names(info), {"with": "LeakyReLU"})
 
     def test_a_function_that_is_flat_in_the_middle(self, runs):

@@ -1,0 +1,52 @@
+"""Rules that say what a test tells them to, record by record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_gradwatch.findings import Action, Remedy, Severity, StalledUpdateWarning, VanishingGradientWarning
+from lightning_gradwatch.rules import Rule, Verdict
+from lightning_gradwatch.rules.protocol import Sentences, Sighting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted(Rule):
+    """By step: the severity of what it sees, or a sentence on what has healed."""
+
+    says: tuple = ()
+    layers: tuple = ("net.0",)
+
+    def judge(self, record, info, state):
+        del info, state
+        now = dict(self.says).get(record.step)
+        if isinstance(now, str):
+            return Verdict(healed={"it": now})
+        if now is None:
+            return Verdict()
+        words = Sentences(
+            f"Why {self.code}.",
+            Remedy(f"Do as {self.code} says.", (Action("initialize", self.layers),)),
+            f"Seen by {self.code} at step {record.step}. Reported always.",
+        )
+        return Verdict({"it": Sighting(now, self.layers, int(record.step), int(record.step), 1e-3, 0.1, lambda: words)})
+
+    def settings(self):
+        return {}
+
+
+class Fades(Scripted):
+    code: ClassVar[str] = "GW101"
+    name: ClassVar[str] = "vanishing-gradient"
+    warning: ClassVar = VanishingGradientWarning
+
+
+class Stalls(Scripted):
+    """Follows from `Fades`."""
+
+    code: ClassVar[str] = "GW301"
+    name: ClassVar[str] = "stalled-update"
+    warning: ClassVar = StalledUpdateWarning
+
+
+INFO, WARNING, ERROR = Severity
