@@ -10,7 +10,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from judging import why_unmarked
 
+from lightning_gradwatch.fit import Fit
 from lightning_gradwatch.measure import faults
 
 
@@ -33,3 +35,19 @@ _seed()  # nets and tensors that a test file makes when it is imported
 def _raise_faults(monkeypatch):
     """A fault inside the monitor is a bug: tests see it raised; those about faults switch this off."""
     monkeypatch.setattr(faults, "RAISE", True)
+
+
+@pytest.fixture(autouse=True)
+def _marked_if_it_judges(request, monkeypatch):
+    """A test that judges a run of some length is run in a second arithmetic too, so it has to say so."""
+    fed = {}
+    take = Fit._take
+
+    def counted(self, *args):
+        fed[id(self)] = fed.get(id(self), 0) + 1
+        return take(self, *args)
+
+    monkeypatch.setattr(Fit, "_take", counted)
+    yield
+    if why := why_unmarked(max(fed.values(), default=0), request.node.iter_markers()):
+        pytest.fail(why, pytrace=False)

@@ -118,6 +118,7 @@ def test_unknown_net_and_unusable_folder_are_said(tmp_path, capsys):
     assert "steps=0" in told
 
 
+@pytest.mark.judges
 def test_short_demo_leaves_a_clean_terminal_and_two_runs(tmp_path):
     """Thirty steps are enough for the warning; nothing of Lightning's shows."""
     done = demo("--steps", 30, cwd=tmp_path)
@@ -167,6 +168,7 @@ def test_ctrl_c_ends_it_cleanly(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.judges
 @pytest.mark.parametrize("net", GALLERY)
 def test_net_is_ill_or_mended_as_it_says(net, tmp_path):
     """The ill form raises the right warning within 10 % of its run or 60 steps; the mended one none."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from replayed import check_equals_live
 
+pytestmark = pytest.mark.judges
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.judges
+
 ROOT = Path(__file__).parents[1]
 NETWORK = ("pip install",)
 

@@ -2,12 +2,15 @@
 
 The same net, seed and release of PyTorch differ in the last bits between processors, and a chaotic run has another story
 then. The variables are read when torch is imported, so each arithmetic needs processes of its own.
+
+    python -m benchmarks.galleries.arithmetic [NAME]    the processor and what it offers, or the variables of one
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,3 +86,19 @@ def _entry(name: str) -> str:
     except OSError:
         return ""
     return found[1] if found else ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments:
+        print(processor())
+        return 0
+    (name,) = parse(arguments[0])
+    if why := refused([name]):
+        sys.stderr.write(f"{why}\n")
+        return 2
+    print(" ".join(f"{variable}={value}" for variable, value in ARITHMETICS[name].items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

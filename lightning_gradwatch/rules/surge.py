@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 20
 _LEAST = 5
-_STARTING = 3
+_STARTING = 5
 _LOSS_RISE = 2.0
 _UNKNOWN_LOSS_FACTOR = 100
 _SCATTERS = 3.0
@@ -51,7 +51,7 @@ def read_surge(state: State, record: StepRecord, growth: float, *, lasting: bool
     """Compare a record with the readings before it; None where it is like them.
 
     It isn't where its norm is `growth` times their median and its loss twice theirs; where a loss isn't known, its norm must
-    be a hundred times that, and the norm of the first readings stands for where the run began.
+    be a hundred times that, and the norms of the first readings stand for where the run began.
 
     Args:
         state: The memory, which `note_reading` fills.
@@ -73,11 +73,11 @@ def read_surge(state: State, record: StepRecord, growth: float, *, lasting: bool
     if comparable:
         usual = middle(sorted(losses))
         begins = norm >= growth * past and loss >= _LOSS_RISE * usual
-        undoes = loss >= middle(sorted(began[1]))
+        undoes = loss >= max(began[1])
     else:
         growth *= _UNKNOWN_LOSS_FACTOR
         begins = norm >= growth * past
-        undoes = norm >= middle(sorted(began[0]))
+        undoes = norm >= max(began[0])
     if not (lasting or begins):
         return None
     least = max(growth, math.exp(min(_SCATTERS * _scatter(norms), 700.0)))

@@ -7,14 +7,18 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.galleries import arithmetic
 from benchmarks.galleries.__main__ import main
 from benchmarks.galleries.arithmetic import ARITHMETICS, computing_in, offered, parse, processor, refused
+from benchmarks.galleries.judge import judge_all
 from benchmarks.galleries.runner import load, run_folder
+from benchmarks.galleries.table import arithmetic_table
 
+ILL = "vanishing-activation/sigmoid-8-iris"
 AVX2 = "sse4_1 avx avx2 fma"
 AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
 
@@ -77,7 +81,7 @@ def test_a_process_that_starts_within_computes_so_and_this_one_is_as_before(name
 
 @pytest.mark.slow
 def test_each_run_is_trained_in_each_arithmetic_and_the_spread_is_printed(tmp_path):
-    only = ["--only", "small-data/iris", "--only", "vanishing-activation/sigmoid-8-iris", "--seeds", "1"]
+    only = ["--only", "small-data/iris", "--only", ILL, "--seeds", "1"]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         main([*only, "--runs", str(tmp_path), "--arithmetic", "default,lowest"])
     for name in ("default", "lowest"):
@@ -88,3 +92,11 @@ def test_each_run_is_trained_in_each_arithmetic_and_the_spread_is_printed(tmp_pa
     assert "| spread | 100.0 to 100.0 % | 100.0 to 100.0 % | 100.0 to 100.0 % | 0.0 to 0.0 % |" in out.getvalue()
     assert "turns with the arithmetic in 0/2 (0.0 %) of the cases and seeds" in out.getvalue()
     assert "2/2 (100.0 %) | 2/2 (100.0 %) | 2/2 (100.0 %) | 0/2 (0.0 %)" in out.getvalue()
+
+    judged = judge_all([ILL, "small-data/iris"], (0,), tmp_path, ["default", "lowest"])
+    silent = [replace(run, findings=()) if run.result.arithmetic == "lowest" else run for run in judged]
+    told = "\n".join(arithmetic_table(silent))
+    assert "| lowest | 0/1 (0.0 %) | 0/1 (0.0 %) |" in told
+    assert "| spread | 0.0 to 100.0 % | 0.0 to 100.0 % |" in told
+    assert "turns with the arithmetic in 1/2 (50.0 %) of the cases and seeds" in told
+    assert f"- {ILL} seed 0: default GW101 (0.33); lowest - (0.33)" in told

@@ -133,6 +133,7 @@ def test_a_remedy_is_applied_as_a_whole_and_what_it_cannot_do_is_listed():
 
 
 @pytest.mark.slow
+@pytest.mark.judges
 @pytest.mark.parametrize(
     "name",
     ["vanishing-start/tanh-8-small-sgd", "vanishing-activation/sigmoid-8-sgd", "dying/bias-3-wine", "cut/spirals"],

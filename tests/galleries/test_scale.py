@@ -10,6 +10,8 @@ from benchmarks.galleries.cases import CASES
 from benchmarks.galleries.training import prepare, quiet, train
 from lightning_gradwatch import GradWatch, Severity
 
+pytestmark = pytest.mark.judges
+
 SCALES = (1e-6, 1e-2, 1e6)
 NAMES = [
     "vanishing-activation/sigmoid-8-iris",

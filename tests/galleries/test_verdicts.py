@@ -82,6 +82,7 @@ def judged(request, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.judges
 @pytest.mark.parametrize("name", ILL)
 def test_an_ill_run_is_warned_of_for_its_root_cause_and_in_time(name, judged, request):
     assert judged.ill
@@ -92,6 +93,7 @@ def test_an_ill_run_is_warned_of_for_its_root_cause_and_in_time(name, judged, re
 
 
 @pytest.mark.slow
+@pytest.mark.judges
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_run_that_learns_is_not_warned_of(name, judged):
     assert judged.result.outcome.learned

@@ -29,6 +29,7 @@ def fit(folder, watch, net, *, steps, resume=None, checkpoint=None):
     return run
 
 
+@pytest.mark.judges
 def test_windows_survive_a_resume(tmp_path):
     """Twice half a training is the whole: the same fill, and the same fractions, at the same steps."""
 
@@ -53,6 +54,7 @@ def test_windows_survive_a_resume(tmp_path):
     assert joined[-1].window_fill.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.judges
 @pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
 @pytest.mark.parametrize("half", [15, 16, 17, 30])
 def test_patience_survives_a_resume(half, tmp_path):
@@ -74,6 +76,7 @@ def test_patience_survives_a_resume(half, tmp_path):
     assert halves[1].findings == whole.findings
 
 
+@pytest.mark.judges
 @pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
 def test_a_finding_told_before_the_checkpoint_is_not_told_again_after_it(tmp_path):
     saved = tmp_path / "half.ckpt"
@@ -104,6 +107,7 @@ def test_a_state_is_passed_on_by_a_callback_that_never_fitted():
     assert watch.state_dict() == state
 
 
+@pytest.mark.judges
 def test_a_second_fit_of_the_same_instance_starts_afresh(tmp_path):
     watch = GradWatch(every_n_steps=15, ignore=("GW301",))
     for fitted in range(2):
@@ -146,6 +150,7 @@ def reaches_a_tensor(thing, seen=None):
     return any(reaches_a_tensor(entry, seen) for entry in inner)
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize("copied", [sent, copy.deepcopy])
 def test_a_copy_has_the_settings_and_no_model(copied, tmp_path):
     watch = GradWatch(every_n_steps=7, ignore=("GW2",), fail_on="error")

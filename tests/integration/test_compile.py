@@ -59,6 +59,7 @@ def settings_of(name):
     return {key: value() if callable(value) else value for key, value in SITUATIONS[name].settings.items()}
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize("name", [*MODULES, *STEPS])
 def test_nothing_is_compiled_again(name, tmp_path):
     row = SITUATIONS[name]
@@ -72,6 +73,7 @@ def test_nothing_is_compiled_again(name, tmp_path):
     assert 4 <= len(watch.records) < max(12, row.steps)
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize("name", [*MODULES, *STEPS])
 def test_eager_steps_see_everything_and_compile_nothing_again(name, tmp_path):
     row = SITUATIONS[name]
@@ -89,6 +91,7 @@ def test_eager_steps_see_everything_and_compile_nothing_again(name, tmp_path):
     assert (watch.records[-1].metrics["signal_norm"] > 0).all()
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize("name", MODULES)
 def test_numbers_of_eager_steps_equal_the_reference(name, tmp_path):
     watch, captures = GradWatch(every_n_steps=1, compiled="eager"), Captures()
@@ -121,6 +124,7 @@ class CompiledFunction(Silent):
         return self.net[1:](self.function(self.net[0](x)))
 
 
+@pytest.mark.judges
 def test_a_compiled_function_is_named_and_costs_a_graph_a_tracer(tmp_path):
     """Torch compiles anew where a function mode is active: ours, and the one that audits a net's first step."""
     watch = GradWatch(every_n_steps=4, rules=AT_ONCE)
@@ -200,6 +204,7 @@ def test_a_compiled_step_of_a_plain_loop_that_is_given_a_closure_is_measured_too
     assert (probe.record.metrics["update_ratio"] > 0).all()
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize(
     "where",
     [
@@ -233,6 +238,7 @@ class StepsInAFunction(ManualSilent):
         optimizer.zero_grad()
 
 
+@pytest.mark.judges
 def test_a_compiled_function_that_steps_is_measured_right(tmp_path):
     """Our hooks in there are left to the interpreter, so that its graphs end early: the optimizer's step is the one to compile."""
     watch, by_hand = GradWatch(every_n_steps=1), GradWatch(every_n_steps=1)

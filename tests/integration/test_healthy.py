@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, Severity, evaluate, read_run
 
+pytestmark = pytest.mark.judges
+
 
 def digits():
     x, y = load_digits(return_X_y=True)

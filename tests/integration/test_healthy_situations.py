@@ -11,7 +11,7 @@ from integration.table import SITUATIONS
 
 from lightning_gradwatch import GradWatch, Severity
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.judges]
 
 STEPS = 140
 """A window of 1,024 observations takes 128 batches of 8."""

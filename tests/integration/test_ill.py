@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, Severity, evaluate, read_run
 
+pytestmark = pytest.mark.judges
+
 
 def stack(function, depth, *, width=16, fill=None):
     layers = [layer for _ in range(depth) for layer in (nn.LazyLinear(width), function())]

@@ -89,6 +89,7 @@ ILL = {
 }
 
 
+@pytest.mark.judges
 def test_no_rule_fires_falsely_when_it_is_trained_on(pair, tmp_path):
     architecture = ZOO[pair.name]
     seed()

@@ -64,6 +64,7 @@ def test_after():
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.judges
 def test_classes_and_callbacks_are_as_before(suite):
     suite("""
 before = pl.Trainer.fit, lp.Trainer.fit

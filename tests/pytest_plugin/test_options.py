@@ -68,6 +68,7 @@ class TestIt:
 """).assert_outcomes(passed=1, failed=1)
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize("where", ["flag", "environment", "ini"])
 def test_level_and_ignored_rules_come_from_each_place(suite, pytester, monkeypatch, where):
     arguments = []

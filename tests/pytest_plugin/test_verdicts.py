@@ -171,6 +171,7 @@ class TestIt(unittest.TestCase):
 """).assert_outcomes(failed=1)
 
 
+@pytest.mark.judges
 def test_fixture_watches_the_trainers_that_it_is_given_to(suite):
     result = suite("""
 def test_ill(gradwatch):

@@ -143,6 +143,7 @@ def test_of_the_module():
 """).assert_outcomes(passed=2)
 
 
+@pytest.mark.judges
 def test_other_warnings_arrive_as_ever(suite):
     result = suite("""
 @pytest.mark.gradwatch

@@ -16,6 +16,8 @@ from torch import nn
 
 from lightning_gradwatch import LayerState
 
+pytestmark = pytest.mark.judges
+
 
 def states(probe):
     return [LayerState(state) for state in probe.record.layer_state]

@@ -8,6 +8,8 @@ import torch
 from theory.published import agrees, measure, percent, random_upstream, stack, xavier
 from torch import nn
 
+pytestmark = pytest.mark.judges
+
 WIDTH = 128
 
 

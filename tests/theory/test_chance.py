@@ -10,6 +10,8 @@ from torch import nn
 
 from lightning_gradwatch import LayerState, Probe
 
+pytestmark = pytest.mark.judges
+
 
 class SideBySide(nn.Module):
     """Nets of one kind that see the same input: many initialisations in one measured step."""

@@ -7,6 +7,8 @@ import pytest
 from theory.published import agrees, gain_a_layer, he, percent, stack, xavier
 from torch import nn
 
+pytestmark = pytest.mark.judges
+
 TANH = (np.tanh, lambda z: 1 - np.tanh(z) ** 2)
 SIGMOID = (lambda z: 1 / (1 + np.exp(-z)), lambda z: 0.25 / np.cosh(z / 2) ** 2)
 

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import GradWatch, Severity
 
+pytestmark = pytest.mark.judges
+
 LAYERS = 30
 EPOCHS = 20
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from lightning_gradwatch import LayerState
 
+pytestmark = pytest.mark.judges
+
 WIDTH = 64
 
 

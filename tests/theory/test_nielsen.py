@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from lightning_gradwatch import Probe
 
+pytestmark = pytest.mark.judges
+
 PUBLISHED = {
     2: (0.0657, 0.3092),
     3: (0.0118, 0.0600, 0.2831),

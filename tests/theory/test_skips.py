@@ -9,6 +9,8 @@ from theory.published import EXACT, agrees, by_name, factor, he, measure, percen
 from torch import nn
 from torch.nn import functional
 
+pytestmark = pytest.mark.judges
+
 DEPTHS = (6, 12, 24)
 
 
