@@ -84,10 +84,10 @@ class Faults:
         if self._speaks:
             _tell(f"GradWatch: {self.reasons['schedule']}. Training goes on.")
 
-    def lose(self, what: str) -> None:
-        """Warn of something that is lost, for a reason that lies outside of us; nothing is switched off by it."""
+    def lose(self, what: str, *, warning: str) -> None:
+        """Warn of something that is lost for a reason that lies outside of us; `told` has `what` among the rest."""
         self._losses.append(what)
-        _tell(f"GradWatch: {what}.")
+        _tell(warning)
 
     @property
     def told(self) -> tuple[str, ...]:
