@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.record import LAYER_METRICS, FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.report.escape import Place, escape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,26 +113,12 @@ def _markdown(finding: Finding) -> str:
         "cause": finding.cause,
         "remedy": finding.remedy.text,
     }
-    headline = f"### {finding.code} {escape_markdown(finding.name)}: {finding.severity.label}"
-    return "\n".join(
-        [headline, "", *(f"- **{label}** {escape_markdown(text)}" for label, text in rows.items() if text)]
-    )
+    headline = f"### {_cell(finding.code)} {_cell(finding.name)}: {finding.severity.label}"
+    return "\n".join([headline, "", *(f"- **{label}** {_cell(text)}" for label, text in rows.items() if text)])
 
 
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown and HTML show as it is, on one line: a layer's name may be anything.
-
-    As character references, because Markdown's dialects differ in what a backslash escapes.
-
-    >>> escape_markdown("<b>|x")
-    '&#60;b&#62;&#124;x'
-    """
-    line = " ".join(_utf8(text).split())
-    return "".join(
-        f"&#{ord(sign)};" if sign.isascii() and not sign.isalnum() and sign not in " .,:;/" else sign
-        for sign in line
-        if sign.isprintable()
-    )
+def _cell(text: str) -> str:
+    return escape(text, Place.TENSORBOARD)
 
 
 def _utf8(text: str) -> str:

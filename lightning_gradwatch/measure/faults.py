@@ -9,6 +9,7 @@ import warnings
 from typing import Literal, TypeAlias
 
 from lightning_gradwatch.findings import GradWatchWarning
+from lightning_gradwatch.report.escape import Place, escape
 
 Part: TypeAlias = Literal["activations", "signal", "gradients", "updates", "record", "rules", "writing", "schedule"]
 
@@ -106,7 +107,7 @@ class Faults:
 
 
 def _tell(message: str) -> None:
-    warnings.warn_explicit(message, GradWatchWarning, filename=__file__, lineno=0, registry={})
+    warnings.warn_explicit(escape(message, Place.WARNING), GradWatchWarning, filename=__file__, lineno=0, registry={})
 
 
 class _Guard:

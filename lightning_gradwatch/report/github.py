@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.escape import Place, escape
 from lightning_gradwatch.report.terminal import change_text, warning_text
 from lightning_gradwatch.rules.wording import counted
 
@@ -29,24 +29,24 @@ def github_report(verdicts: Sequence[RunVerdict]) -> str:
 def _annotations(verdict: RunVerdict) -> list[str]:
     lines = []
     if verdict.failure:
-        lines.append(_command("error", f"gradwatch can't judge {verdict.path}", escape(verdict.failure)))
+        lines.append(_command("error", f"gradwatch can't judge {verdict.path}", verdict.failure))
     for finding in verdict.sorted_findings:
         title = f"{finding.code} {finding.name} in {verdict.path}"
-        lines.append(_command(_kind(verdict, finding), title, warning_text(finding, width=_WIDTH)))
+        lines.append(_command(_kind(verdict, finding), title, *warning_text(finding, width=_WIDTH).split("\n")))
     comparison = verdict.comparison
     if comparison is not None and comparison.changes:
-        shown = [escape(change_text(change)) for change in comparison.changes[:_SHOWN]]
+        shown = [change_text(change) for change in comparison.changes[:_SHOWN]]
         rest = len(comparison.changes) - len(shown)
-        text = "\n".join([*shown, *([f"and {rest} more"] if rest else [])])
+        more = [f"and {rest} more"] if rest else []
         kind = "warning" if verdict.changes_fail else "notice"
-        lines.append(_command(kind, f"{verdict.path} is worse than {comparison.baseline}", text))
+        lines.append(_command(kind, f"{verdict.path} is worse than {comparison.baseline}", *shown, *more))
     if not lines:
         lines.append(
             _command("notice", f"gradwatch: {verdict.path}", f"healthy: {counted(verdict.judged, 'rule')} judged")
         )
     if verdict.unjudged:
-        text = "\n".join(escape(f"{rule}: {reason}") for rule, reason in verdict.unjudged.items())
-        lines.append(_command("notice", f"not judged in {verdict.path}", text))
+        reasons = [f"{rule}: {reason}" for rule, reason in verdict.unjudged.items()]
+        lines.append(_command("notice", f"not judged in {verdict.path}", *reasons))
     return lines
 
 
@@ -56,14 +56,7 @@ def _kind(verdict: RunVerdict, finding: Finding) -> str:
     return finding.severity.label
 
 
-def _command(kind: str, title: str, text: str) -> str:
-    """Return a command; `text` is escaped already, its line breaks are ours."""
-    return f"::{kind} title={_property(escape(title))}::{_data(text)}"
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+def _command(kind: str, title: str, *lines: str) -> str:
+    """Return a command whose text has these lines."""
+    text = "%0A".join(escape(line, Place.ANNOTATION) for line in lines)
+    return f"::{kind} title={escape(title, Place.ANNOTATION_TITLE)}::{text}"

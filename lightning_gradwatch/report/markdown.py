@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.escape import Place, escape
 from lightning_gradwatch.report.terminal import change_text, outcome
 from lightning_gradwatch.rules.wording import listed, number
-from lightning_gradwatch.summaries import escape_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,4 +65,4 @@ def _finding(finding: Finding, *, known: bool) -> str:
 
 
 def _cell(text: str) -> str:
-    return escape_markdown(escape(text))
+    return escape(text, Place.MARKDOWN)

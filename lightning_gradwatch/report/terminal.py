@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.escape import wrapped
 from lightning_gradwatch.report.table import paint, rule_table, runs_table
 from lightning_gradwatch.rules.wording import counted, listed, number, percent
 from lightning_gradwatch.verdict import Change, RunVerdict
@@ -169,10 +168,4 @@ def _row(label: str, text: str, width: int) -> list[str]:
 
 def _wrap(text: str, width: int, first: str, rest: str) -> list[str]:
     """Escape and wrap; all that is printed passes here."""
-    return textwrap.wrap(
-        escape(text),
-        max(width, _LABEL + 10),
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_on_hyphens=False,
-    )
+    return wrapped(text, max(width, _LABEL + 10), first, rest)
