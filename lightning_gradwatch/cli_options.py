@@ -37,7 +37,8 @@ formats:
 settings:
   The command line beats the environment, which beats the file. The file is
   gradwatch.toml, or [tool.gradwatch] in pyproject.toml, in this folder or the
-  nearest one above it. Its keys are the options' names: select, ignore,
+  nearest one above it, up to the root of the repository and no further; the
+  report names it. Its keys are the options' names: select, ignore,
   require, fail-on, format, baseline; thresholds are tables, [rules.GW101];
   layers to ignore are tables too, [[ignore-layers]] with rules, layers and a
   reason. The environment has GRADWATCH_SELECT, GRADWATCH_FAIL_ON and so on;

@@ -23,6 +23,8 @@ _WIDTH = 200  # GitHub wraps by itself
 def github_report(verdicts: Sequence[RunVerdict]) -> str:
     """Render verdicts as annotations: what fails the check first, because GitHub shows ten of a kind."""
     lines = [line for verdict in verdicts for line in _annotations(verdict)]
+    files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
+    lines += [_command("notice", "gradwatch: settings", file) for file in files]
     return "\n".join(sorted(lines, key=lambda line: ("::error", "::warning", "::notice").index(line.split(" ")[0])))
 
 

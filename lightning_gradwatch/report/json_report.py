@@ -50,6 +50,7 @@ def _run(verdict: RunVerdict) -> dict[str, Any]:
             for each in verdict.ignored
         ],
         "problems": list(verdict.problems),
+        "settings_file": verdict.settings_file or None,
         "comparison": None if verdict.comparison is None else _comparison(verdict.comparison),
     }
 

@@ -28,6 +28,9 @@ def junit_report(verdicts: Sequence[RunVerdict]) -> str:
 
 def _suite(verdict: RunVerdict) -> Element:
     suite = Element("testsuite", name=_safe(verdict.path), time="0")
+    if verdict.settings_file:
+        properties = SubElement(suite, "properties")
+        SubElement(properties, "property", name="settings", value=_safe(verdict.settings_file))
     if verdict.failure:
         error = SubElement(_case(suite, verdict, "can be judged"), "error", type="cannot-judge")
         error.set("message", _safe(verdict.failure))

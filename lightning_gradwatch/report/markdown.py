@@ -26,6 +26,8 @@ def markdown_report(verdicts: Sequence[RunVerdict]) -> str:
         for verdict in verdicts
     ]
     blocks = ["## GradWatch\n\n| run | verdict | in short | measured |\n|---|---|---|---|\n" + "\n".join(rows)]
+    files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
+    blocks += [f"Settings: {_cell(file)}" for file in files]
     return "\n\n".join([*blocks, *(block for verdict in verdicts for block in _sections(verdict))]) + "\n"
 
 

@@ -61,6 +61,7 @@ def _rule(rule: type[Rule]) -> dict[str, Any]:
 
 def _invocation(verdicts: Sequence[RunVerdict]) -> dict[str, Any]:
     exit_code = max((verdict.exit_code for verdict in verdicts), default=CANNOT_JUDGE)
+    files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
     notes = []
     for verdict in verdicts:
         if verdict.failure:
@@ -71,6 +72,7 @@ def _invocation(verdicts: Sequence[RunVerdict]) -> dict[str, Any]:
         "executionSuccessful": exit_code != CANNOT_JUDGE,
         "exitCode": exit_code,
         "toolExecutionNotifications": notes,
+        **({"properties": {"settingsFiles": [escape(file, Place.SARIF_NAME) for file in files]}} if files else {}),
     }
 
 
