@@ -293,7 +293,7 @@ class GradWatch(Telling):
         """Open what this fit's records are written to; None where nothing is."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return None
-        return Sinks(trainer.loggers, folder_of(trainer), max_curves=self._max_curves)
+        return Sinks(trainer.loggers, folder_of(trainer), max_curves=self._max_curves, faults=self._faults)
 
     def _speaks(self, trainer: Trainer) -> Speaks:
         """Whether this process warns and announces."""

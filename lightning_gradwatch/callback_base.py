@@ -107,7 +107,8 @@ class Telling(AnyCallback):
         try:
             arrived = self._handover.take()
         except (OSError, ValueError) as error:
-            self._faults.lose(f"what the processes of this fit saw can't be taken over: {error}")
+            what = f"what the processes of this fit saw can't be taken over: {error}"
+            self._faults.lose(what, warning=f"GradWatch: {what}")
             return self._fit
         if arrived is not None:
             self._received, self._fit, self._faults = arrived, None, Faults()

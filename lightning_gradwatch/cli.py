@@ -95,6 +95,8 @@ def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_
     verdicts = []
     for place, run in enumerate(runs):
         verdict = judge(run, settings, rules_needed=rules_needed)
+        told = (*settings.notes, *verdict.problems)
+        verdict = replace(verdict, settings_file=settings.file or "", problems=told)
         verdicts.append(verdict)
         if to_terminal:
             text = verdict_text(verdict, width=width, colour=colour, brief=len(runs) > 1)

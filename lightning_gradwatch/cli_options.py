@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
+from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.settings import FORMATS, LEVELS
 from lightning_gradwatch.version import __version__
 
@@ -36,7 +37,8 @@ formats:
 settings:
   The command line beats the environment, which beats the file. The file is
   gradwatch.toml, or [tool.gradwatch] in pyproject.toml, in this folder or the
-  nearest one above it. Its keys are the options' names: select, ignore,
+  nearest one above it, up to the root of the repository and no further; the
+  report names it. Its keys are the options' names: select, ignore,
   require, fail-on, format, baseline; thresholds are tables, [rules.GW101];
   layers to ignore are tables too, [[ignore-layers]] with rules, layers and a
   reason. The environment has GRADWATCH_SELECT, GRADWATCH_FAIL_ON and so on;
@@ -55,15 +57,22 @@ exit codes:
   2  not comparable: no name in common, too few steps in common, no such run"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the arguments, among which may be names of files that a glob has found."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escape(message))
+
+
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """Return the parser; `commands` has a function for each command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gradwatch",
         description="Judge training runs that GradWatch measured.",
         epilog="gradwatch COMMAND --help says more.",
     )
     parser.add_argument("--version", action="version", version=f"gradwatch {__version__}")
-    adder = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    adder: Any = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, add in _ADDERS.items():
         add(adder).set_defaults(command=commands[name])
     return parser

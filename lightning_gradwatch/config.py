@@ -2,10 +2,13 @@
 
 A list of codes from a stronger place replaces a weaker one's, thresholds are merged field by field, and layers to ignore
 add up. Whatever isn't understood is an error that names the place it came from: a typo must not weaken a check.
+
+The search for a file ends at the repository's root: what lies above, in a folder that others can write to, is theirs.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +44,7 @@ def load_settings(
     Args:
         given: Values from the command line by key, such as ``fail-on``; None for an option that wasn't given.
         environment: Such as `os.environ`.
-        folder: Where the search for a file starts; it goes on upwards.
+        folder: Where the search for a file starts; it goes on upwards to the repository's root, and not at all without one.
         file: A file to use instead of searching; an empty text for none.
 
     Raises:
@@ -49,11 +52,8 @@ def load_settings(
     """
     if file is None:
         file = environment.get(f"{PREFIX}CONFIG")
-    places = [
-        _from_command_line(given),
-        _from_environment(environment),
-        _from_file(_find_file(folder) if file is None else Path(file) if file else None),
-    ]
+    path, notes = _find_file(folder) if file is None else (Path(file) if file else None, ())
+    places = [_from_command_line(given), _from_environment(environment), _from_file(path)]
     chosen: dict[str, Any] = {}
     thresholds: dict[str, dict[str, Threshold]] = {}
     ignores: list[LayerIgnore] = []
@@ -67,7 +67,13 @@ def load_settings(
             else:
                 read = SCALARS[key](value, where)
                 chosen.setdefault(key.replace("-", "_"), read)
-    return Settings(**chosen, thresholds=thresholds, ignore_layers=tuple(dict.fromkeys(ignores)))
+    return Settings(
+        **chosen,
+        thresholds=thresholds,
+        ignore_layers=tuple(dict.fromkeys(ignores)),
+        file=str(path) if places[-1] else None,
+        notes=notes,
+    )
 
 
 def _from_command_line(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -91,14 +97,35 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, st
     return values
 
 
-def _find_file(folder: Path) -> Path | None:
-    for parent in (folder, *folder.parents):
-        own, project = parent / "gradwatch.toml", parent / "pyproject.toml"
-        if own.is_file():
-            return own
-        if project.is_file() and _table(project) is not None:
-            return project
-    return None
+def _find_file(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the nearest file from a folder up to its repository's root, and what is to be said of one that isn't used."""
+    above = (folder, *folder.parents)
+    root = next((parent for parent in above if (parent / ".git").exists()), None)
+    if root is not None and _is_strangers(root / ".git", folder):
+        return None, (
+            f"no settings are read from the repository at {root}, which belongs to another user: see --config",
+        )
+    for parent in above[: 1 if root is None else above.index(root) + 1]:
+        found = _file_in(parent)
+        if found is not None and root is None and _is_strangers(found, folder):
+            return None, (f"{found} isn't read, as it belongs to another user and lies in no repository: see --config",)
+        if found is not None:
+            return found, ()
+    return None, ()
+
+
+def _file_in(folder: Path) -> Path | None:
+    own, project = folder / "gradwatch.toml", folder / "pyproject.toml"
+    if own.is_file():
+        return own
+    return project if project.is_file() and _table(project) is not None else None
+
+
+def _is_strangers(path: Path, folder: Path) -> bool:
+    """Whether a file, or what it links to, is neither this user's nor the system's nor that of the folder's owner."""
+    own = os.geteuid() if hasattr(os, "geteuid") else 0  # Windows has no such owners
+    known = {own, 0, folder.stat().st_uid}
+    return not {path.stat().st_uid, path.lstat().st_uid} <= known
 
 
 def _from_file(path: Path | None) -> dict[str, tuple[Any, str]]:

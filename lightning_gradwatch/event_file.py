@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from tensorboard.compat.proto import event_pb2
 
+from lightning_gradwatch.room import check_disk, check_limit
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
@@ -36,6 +38,7 @@ _HEADER_BYTES = 12
 _FRAME_BYTES = 16
 _BLOCK_BYTES = 1 << 20
 _WALL_TIME_KEY = 0x09
+_CREATE = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _MOST_AT_ONCE = 10_000
 """Versions that other processes may take while one is looking for its own."""
 
@@ -111,7 +114,7 @@ class EventFile:
         """Create the folder where needed and a new file in it.
 
         Raises:
-            OSError: the folder or the file can't be written.
+            OSError: the folder or the file can't be written; there is no file then.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,41 +124,47 @@ class EventFile:
         while self._file is None:
             self.path = folder / f"{start}.{number}"
             try:
-                self._file = self.path.open("xb", buffering=0)
+                self._file = open(os.open(self.path, _CREATE, 0o666), "ab", buffering=0)  # noqa: PTH123, SIM115 - of a handle; closed in `close`
             except FileExistsError:
                 number += 1
-        self._size = 0
-        self.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._handle = self._file.fileno()
+        self._file_id = file_id(os.fstat(self._handle))
+        self._taken = 0
+        try:
+            self.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        except OSError:
+            self.close()
+            self.path.unlink(missing_ok=True)
+            raise
 
     def write(self, event: Any) -> None:
         """Append an event.
 
         Raises:
-            OSError: it can't be written; the file ends with the last event that could.
+            OSError: it can't be written: the file isn't there any more, or others would have no room left. The file ends
+                with the last event that could be.
             ValueError: the file is closed.
         """
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
-        payload = event.SerializeToString()
-        header = struct.pack("<Q", len(payload))
-        frame = b"".join(
-            (header, struct.pack("<I", masked_crc32c(header)), payload, struct.pack("<I", masked_crc32c(payload)))
-        )
-        rest = memoryview(frame)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError:
-            self._file.truncate(self._size)
-            self._file.seek(self._size)
-            raise
-        self._size += len(frame)
+        frame = framed(event.SerializeToString())
+        found = os.stat(self.path)  # noqa: PTH116 - Path's takes twice as long
+        if file_id(found) != self._file_id or found.st_size < self._taken:
+            raise FileNotFoundError(errno.ENOENT, "another file has taken its place", str(self.path))
+        check_disk(self.path.parent, more=len(frame), taken=self._taken, handle=self._handle)
+        check_limit(self.path, size=found.st_size, more=len(frame), taken=self._taken, shared=False)
+        append(self._file, frame)
+        self._taken += len(frame)
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file; a second time does nothing.
+
+        Raises:
+            OSError: what was written didn't reach it, as some network disks say only now.
+        """
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -164,6 +173,39 @@ class EventFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def framed(payload: bytes) -> bytes:
+    """Return an event's bytes as a record: its length, the data, and a checksum of each."""
+    header = struct.pack("<Q", len(payload))
+    return b"".join(
+        (header, struct.pack("<I", masked_crc32c(header)), payload, struct.pack("<I", masked_crc32c(payload)))
+    )
+
+
+def file_id(found: os.stat_result) -> tuple[int, int]:
+    """Return what tells one file from another that has taken its name."""
+    return found.st_dev, found.st_ino
+
+
+def append(file: BinaryIO, frame: bytes) -> None:
+    """Append a record to a file that is open unbuffered and for appending, whole or not at all.
+
+    Others may append to it at the same time; the system puts one write behind the other.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    rest, done = memoryview(frame), 0
+    try:
+        while rest:
+            done += (count := file.write(rest))
+            rest = rest[count:]
+    except OSError:
+        end = file.seek(0, os.SEEK_CUR)
+        if done and file.seek(0, os.SEEK_END) == end:  # else somebody's record stands behind it
+            file.truncate(end - done)
+        raise
 
 
 def write_to(file_writer: Any, event: Any) -> None:

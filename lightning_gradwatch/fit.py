@@ -185,11 +185,13 @@ class Fit:
 
     def stop(self) -> None:
         """End it after a fault; on no other rank a step can be measured any more either."""
-        self.abort()
-        if self._ranks is not None:
-            self._ranks.leave()
-        self._pending.clear()
-        self._close()
+        try:
+            self.abort()
+        finally:
+            if self._ranks is not None:
+                self._ranks.leave()
+            self._pending.clear()
+            self._close()
 
     def drain(self, *, wait: bool) -> None:
         """Take in the measured steps whose numbers have arrived; with `wait`, all of them."""
@@ -204,8 +206,8 @@ class Fit:
         """Take in what is left and complete the event file; `alone`: the other ranks may be elsewhere, or gone."""
         if alone and self._ranks is not None:
             self._pending.clear()
-        self.abort()
         try:
+            self.abort()
             self.drain(wait=True)
         finally:
             self._close()
@@ -214,10 +216,12 @@ class Fit:
         if self._ranks is not None:
             self._ranks.close()
         if self._sinks is not None:
-            sinks = self._sinks
-            self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings))
-            self._try("writing", sinks.close)
-            self._sinks = None
+            sinks, self._sinks = self._sinks, None
+            try:
+                self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings))
+            finally:
+                with self.faults.guard("writing"):  # also where writing has been switched off: its file is open
+                    sinks.close()
 
     def _take(self, record: StepRecord, described: RunInfo) -> None:
         if described is not self._described:

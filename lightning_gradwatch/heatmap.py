@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.report.escape import Place, escape
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -169,8 +171,7 @@ def _common_prefix(names: Sequence[str]) -> str:
 
 def _label(name: str, most: int = _NAME_SIGNS) -> str:
     """Return a name that fits, on one line: its ends tell more than its middle."""
-    name = name[: most + 1] + name[-most:] if len(name) > 2 * most else name
-    shown = "".join(sign if sign.isprintable() else "?" for sign in name)
+    shown = escape(name[: most + 1] + name[-most:] if len(name) > 2 * most else name, Place.PICTURE)
     kept = (most - 1) // 2
     return shown if len(shown) <= most else f"{shown[:kept]}…{shown[-(most - 1 - kept) :]}"
 

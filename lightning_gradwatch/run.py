@@ -16,6 +16,7 @@ from lightning_gradwatch.description import check_description, check_lengths
 from lightning_gradwatch.event_file import read_payloads
 from lightning_gradwatch.events import DecodedEvent, decode_event
 from lightning_gradwatch.record import SCHEMA_VERSION, FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.wire import PLUGIN
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ _MOST_PROBLEMS = 20
 
 class RunError(Exception):
     """There is no run that could be judged; the message says where and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape(message))  # it may be shown by Python itself, and names in it are anybody's
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,10 @@ class Settings:
     thresholds: Mapping[str, Mapping[str, Threshold]] = field(default_factory=dict)
     """By code and field."""
     ignore_layers: tuple[LayerIgnore, ...] = ()
+    file: str | None = None
+    """The file that some of it was read from."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of where settings came from."""
 
 
 def _read_codes(value: Any, where: str) -> tuple[str, ...]:

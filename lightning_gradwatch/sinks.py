@@ -2,6 +2,7 @@
 
 A second event file beside a TensorBoard logger's own would stop viewers from reading the first, so ours are only for
 runs without one. Loggers are told apart by what they can do: Lightning exists as two packages with two sets of classes.
+A place that can't be written to any more is dropped, with a warning that says from which step on; the others go on.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning_gradwatch.columns import series
-from lightning_gradwatch.event_file import EventFile, next_version_folder, write_to
+from lightning_gradwatch.destinations import Destination, NoDestination, NotWritten, OwnFile, reason_of
 from lightning_gradwatch.events import findings_event, heatmap_event, step_event
 from lightning_gradwatch.heatmap import heatmap_png
+from lightning_gradwatch.logger_files import AppendedFile, QueuedFile, appended_path
+from lightning_gradwatch.measure.faults import Faults
+from lightning_gradwatch.number_loggers import OtherLogger
 from lightning_gradwatch.summaries import summaries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.record import RunInfo, StepRecord
@@ -45,29 +49,42 @@ class Sinks:
         loggers: The Trainer's loggers.
         folder: Where a run without a TensorBoard logger gets a folder of its own.
         max_curves: Up to so many weight layers, or sites, get curves of their own; None: any number.
+        faults: Where is told what couldn't be written.
     """
 
-    def __init__(self, loggers: Sequence[Any], folder: str | Path, *, max_curves: int | None) -> None:
-        self._writers = [writer for writer in map(_file_writer, loggers) if writer is not None]
-        self._others = [logger for logger in loggers if _file_writer(logger) is None]
-        self._folder = Path(folder)
+    def __init__(
+        self, loggers: Sequence[Any], folder: str | Path, *, max_curves: int | None, faults: Faults | None = None
+    ) -> None:
+        self._destinations: list[Destination] = [_destination_of(logger) for logger in loggers]
+        self._own: OwnFile | None = None
+        if not any(each.takes_events for each in self._destinations):
+            self._own = OwnFile(Path(folder))
+            self._destinations.insert(0, self._own)
         self._max_curves = max_curves
-        self._file: EventFile | None = None
+        self._faults = Faults() if faults is None else faults
         self._described_by: RunInfo | None = None
         self._described: set[str] = set()
         self._findings: tuple[Finding, ...] = ()
         self._outline: tuple[tuple[Any, ...], ...] = ()
         self._written = 0
-        self.path: Path | None = None
-        """Folder of the event file of our own; None where a logger's is used."""
+
+    @property
+    def path(self) -> Path | None:
+        """Folder of the event file of our own; None where a logger's is used, and where it isn't there any more."""
+        return None if self._own is None else self._own.path
 
     def write(self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo], told: Told) -> None:
         """Write the last record: one event, which holds the run's description and the findings where those are new.
 
         Of a net that has too many layers for curves it holds the picture, each time there are twice as many records.
         """
+        if not self._destinations:
+            return
         record = records[-1]
         info = infos[record.layout]
+        if any([each.begins() for each in self._destinations]):  # noqa: C419 - each is to be asked
+            self._described_by = None
+            self._described.clear()
         outline = told.outline
         changed = outline != self._outline and _is_news(outline, self._outline)
         findings = told.findings if changed else None
@@ -88,24 +105,28 @@ class Sinks:
             picture = self._picture(records, infos)
             if picture is not None:
                 event.summary.value.extend(picture.summary.value)
-        self._send(event)
-        if self._others:
-            numbers = summaries(record, info)
-            for logger in self._others:
-                logger.log_metrics(numbers, step=record.step)
+        numbers = {} if all(each.takes_events for each in self._destinations) else summaries(record, info)
+        self._each(lambda each: each.send(event, numbers, record.step), step=record.step)
 
     def finish(
         self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo], findings: tuple[Finding, ...]
     ) -> None:
         """Write what the end of a fit adds: the findings' last numbers, and the heatmap where there are no curves."""
-        if not records:
+        if not records or not self._destinations:
             return
+        events = []
         if findings != self._findings:
             self._findings = findings
-            self._send(findings_event(findings, step=records[-1].step))
+            events.append(findings_event(findings, step=records[-1].step))
         picture = self._picture(records, infos)
         if picture is not None:
-            self._send(picture)
+            events.append(picture)
+
+        def send(destination: Destination) -> None:
+            for event in events if destination.takes_events else ():
+                destination.send(event, {}, records[-1].step)
+
+        self._each(send, step=None)
 
     def _picture(self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo]) -> Any:
         """Return the event of the heatmap where the layers have no curves, None where they have."""
@@ -113,23 +134,69 @@ class Sinks:
         if self._max_curves is None or len(names) <= self._max_curves:
             return None
         steps, values = series(records, infos, "grad_norm", names)
-        png = heatmap_png(steps, values, names, "gradient norm by layer")
+        try:
+            png = heatmap_png(steps, values, names, "gradient norm by layer")
+        except OSError as error:  # what draws it can't be read: too many open files
+            self._max_curves = None
+            what = f"no heatmap is drawn: {reason_of(error)}"
+            self._faults.lose(what, warning=f"GradWatch: {what}")
+            return None
         return heatmap_event(records[-1].step, png)
 
     def close(self) -> None:
-        """Close a file of our own; the loggers' stay theirs."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close a file of our own; the loggers' stay theirs.
 
-    def _send(self, event: Any) -> None:
-        for writer in self._writers:
-            write_to(writer, event)
-        if not self._writers:
-            if self._file is None:
-                self.path = self.path or next_version_folder(self._folder)
-                self._file = EventFile(self.path)
-            self._file.write(event)
+        Raises:
+            GradWatchWarning: the user's filter turns our warnings into errors.
+        """
+        try:
+            self._each(lambda each: each.close(), step=None)
+        finally:
+            self._destinations = []
+
+    def _each(self, action: Callable[[Destination], None], *, step: int | None) -> None:
+        """Do something with each destination; drop those that take no more.
+
+        Args:
+            action: What to do.
+            step: The step that is missing where it can't be done; None: only what the end of a fit adds.
+        """
+        failed: dict[Destination, NotWritten] = {}
+        for destination in self._destinations:
+            try:
+                action(destination)
+            except NotWritten as reason:
+                failed[destination] = reason
+        shortage = next((reason for each, reason in failed.items() if reason.shortage and each.is_local), None)
+        if shortage is not None:  # what is lacking is lacking for all that is written on this machine
+            then = NotWritten(shortage.error, since=None if step is None else step + 1)
+            failed |= {each: then for each in self._destinations if each.is_local and each not in failed}
+        if failed:
+            self._drop(failed, step)
+
+    def _drop(self, failed: Mapping[Destination, NotWritten], step: int | None) -> None:
+        """Write no more to some destinations, and say in one warning what they will lack."""
+        self._destinations = [each for each in self._destinations if each not in failed]
+        lacking: dict[int | None, list[str]] = {}
+        for destination, reason in failed.items():
+            since = reason.since
+            try:
+                destination.close()
+            except NotWritten as withdrawn:
+                since = withdrawn.since
+            lacking.setdefault(step if since is None else since, []).append(destination.where)
+        places = ", ".join(each.where for each in failed)
+        what = f"writing to {places}" if self._destinations else "writing"
+        reasons = "; ".join(dict.fromkeys(map(str, failed.values())))
+        lost = "; ".join(_lost(since, ", ".join(where)) for since, where in lacking.items())
+        self._faults.lose(
+            f"{what} switched off: {reasons}; {lost}",
+            warning=f"GradWatch switched its {what} off: {reasons}. What is lost: {lost}. Training goes on.",
+        )
+
+
+def _lost(since: int | None, where: str) -> str:
+    return f"what the end of the fit adds to {where}" if since is None else f"all from step {since} on in {where}"
 
 
 def _is_news(now: Sequence[tuple[Any, ...]], told: Sequence[tuple[Any, ...]]) -> bool:
@@ -140,7 +207,14 @@ def _is_news(now: Sequence[tuple[Any, ...]], told: Sequence[tuple[Any, ...]]) ->
     return any(3 * len(new & old) < 2 * max(len(new), len(old)) for new, old in pairs)
 
 
-def _file_writer(logger: Any) -> Any:
-    """Return the writer of a TensorBoard logger's event file; None for any other logger."""
-    get = getattr(getattr(logger, "experiment", None), "_get_file_writer", None)
-    return None if get is None else get()
+def _destination_of(logger: Any) -> Destination:
+    """Return where a logger's part of the records goes."""
+    try:
+        get = getattr(getattr(logger, "experiment", None), "_get_file_writer", None)
+        if get is None:
+            return OtherLogger(logger)
+        writer = get()
+        path = appended_path(writer)
+        return QueuedFile(writer) if path is None else AppendedFile(logger, writer, path)
+    except Exception as error:  # noqa: BLE001 - it is the user's code, and the fit goes on without it
+        return NoDestination(logger, error)

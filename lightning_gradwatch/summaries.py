@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.record import LAYER_METRICS, FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.report.escape import Place, escape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,12 +105,12 @@ def _markdown(finding: Finding) -> str:
     layers = ", ".join(finding.layers[:_SHOWN])
     if len(finding.layers) > _SHOWN:
         layers += f" and {len(finding.layers) - _SHOWN} more"
-    headline = f"### {finding.code} {escape_markdown(finding.name)}: {finding.severity.label}"
+    headline = f"### {_cell(finding.code)} {_cell(finding.name)}: {finding.severity.label}"
     if finding.healed_step is not None:
         headline += f", healed by step {finding.healed_step}"
     if finding.consequence_of:
         rest = f", at {layers}: {finding.seen}; {finding.follows}"
-        return f"{headline} since step {finding.first_step}{escape_markdown(rest)}"
+        return f"{headline} since step {finding.first_step}{_cell(rest)}"
     rows = {
         "layers": layers,
         "steps": f"{finding.first_step} to {finding.last_step}",
@@ -117,25 +118,11 @@ def _markdown(finding: Finding) -> str:
         "cause": finding.cause,
         "remedy": finding.remedy.text,
     }
-    return "\n".join(
-        [headline, "", *(f"- **{label}** {escape_markdown(text)}" for label, text in rows.items() if text)]
-    )
+    return "\n".join([headline, "", *(f"- **{label}** {_cell(text)}" for label, text in rows.items() if text)])
 
 
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown and HTML show as it is, on one line: a layer's name may be anything.
-
-    As character references, because Markdown's dialects differ in what a backslash escapes.
-
-    >>> escape_markdown("<b>|x")
-    '&#60;b&#62;&#124;x'
-    """
-    line = " ".join(_utf8(text).split())
-    return "".join(
-        f"&#{ord(sign)};" if sign.isascii() and not sign.isalnum() and sign not in " .,:;/" else sign
-        for sign in line
-        if sign.isprintable()
-    )
+def _cell(text: str) -> str:
+    return escape(text, Place.TENSORBOARD)
 
 
 def _utf8(text: str) -> str:

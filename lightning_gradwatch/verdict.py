@@ -94,6 +94,8 @@ class RunVerdict:
     """``steps``, ``first_step``, ``last_step``, ``layers``, ``sites``; empty where nothing could be read."""
     ignored: tuple[IgnoredLayers, ...] = ()
     comparison: Comparison | None = None
+    settings_file: str = ""
+    """The file that settings were read from; empty where none was."""
 
     def is_known(self, finding: Finding) -> bool:
         """Tell whether the baseline has the finding as well."""

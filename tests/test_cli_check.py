@@ -30,7 +30,7 @@ def runs(tmp_path, monkeypatch):
     write_run("logs/dead", dead_fraction=[0, 1.0, 0, 0.95, 0])
     write_run("early", steps=(0, 1))
     write_run("partly", make_info(rules={"GW101": {}, "GW104": {}}))
-    (tmp_path / "gradwatch.toml").write_text("")  # the search for settings ends here
+    (tmp_path / ".git").mkdir()  # the search for settings ends here
     return tmp_path
 
 
@@ -270,3 +270,28 @@ class TestOutput:
             ["GW302", "oversized-update", "healthy"],
             ["GW401", "initialization", "healthy"],
         ]
+
+
+@pytest.mark.parametrize("runs_", ["logs/good", "logs/good logs/ill"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_report_names_the_file_that_settings_came_from(form, runs_, runs, capsys):
+    """Whoever reads a verdict sees whose thresholds it is by."""
+    (runs / "gradwatch.toml").write_text("fail-on = 'error'")
+    check(f"{runs_} --format {form}")
+    told = capsys.readouterr().out.replace("&#45;", "-").replace("&#95;", "_")
+    assert "".join(str(runs / "gradwatch.toml").split()) in "".join(told.split())
+    if form == "json":
+        assert {run["settings_file"] for run in json.loads(told)["runs"]} == {str(runs / "gradwatch.toml")}
+    check(f"{runs_} --format {form} --no-config")
+    assert "gradwatch.toml" not in capsys.readouterr().out
+
+
+def test_a_file_above_that_belongs_to_no_repository_of_ours_decides_nothing(runs, capsys, monkeypatch):
+    (runs / "gradwatch.toml").write_text('ignore = ["GW1"]\n')
+    (runs / "mine").mkdir()
+    monkeypatch.chdir(runs / "mine")
+    assert check("../logs/ill") == 0
+    assert str(runs / "gradwatch.toml") in "".join(capsys.readouterr().out.split())
+    (runs / ".git").rmdir()
+    assert check("../logs/ill") == 1
+    assert "gradwatch.toml" not in capsys.readouterr().out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import jsonschema
 import pytest
 
@@ -38,6 +41,7 @@ def load(tmp_path):
             (tmp_path / name).write_text(toml)
         folder = tmp_path / "deep" / "er"
         folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".git").mkdir(exist_ok=True)
         return load_settings(given or {}, environment=environment or {}, folder=folder, **options)
 
     return load
@@ -83,6 +87,97 @@ def test_a_pyproject_without_our_table_is_passed_by(load, tmp_path):
 def test_in_one_folder_our_own_file_beats_pyproject(load):
     load("[tool.gradwatch]\nformat = 'json'\n", name="pyproject.toml")
     assert load("format = 'sarif'").format == "sarif"
+
+
+# -- whose settings
+
+
+def find(folder, **options):
+    settings = load_settings({}, environment={}, folder=folder, **options)
+    return settings.file and Path(settings.file).name, settings.format, settings.notes
+
+
+def test_the_file_that_was_used_is_known(load, tmp_path):
+    assert load("format = 'json'").file == str(tmp_path / "gradwatch.toml")
+    assert load("format = 'json'", file="").file is None
+    assert load(environment={"GRADWATCH_CONFIG": str(tmp_path / "gradwatch.toml")}).file is not None
+
+
+@pytest.mark.parametrize("git", ["folder", "file"])
+def test_the_search_ends_at_the_repositorys_root(git, tmp_path):
+    """A file of a worktree's or a submodule's marks a root too."""
+    (tmp_path / "gradwatch.toml").write_text("format = 'sarif'")
+    inner = tmp_path / "repository" / "deep" / "er"
+    inner.mkdir(parents=True)
+    mark = tmp_path / "repository" / ".git"
+    if git == "folder":
+        mark.mkdir()
+    else:
+        mark.write_text("gitdir: elsewhere")
+    assert find(inner) == (None, "text", ())
+    (tmp_path / "repository" / "gradwatch.toml").write_text("format = 'json'")
+    assert find(inner) == ("gradwatch.toml", "json", ())
+    (tmp_path / "repository" / "deep" / "pyproject.toml").write_text("[tool.gradwatch]\nformat = 'junit'")
+    assert find(inner) == ("pyproject.toml", "junit", ())
+
+
+def test_of_two_roots_the_nearest_counts(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "gradwatch.toml").write_text("format = 'sarif'")
+    (tmp_path / "inner" / ".git").mkdir(parents=True)
+    assert find(tmp_path / "inner") == (None, "text", ())
+
+
+def test_without_a_repository_only_this_folder_is_looked_into(tmp_path):
+    (tmp_path / "gradwatch.toml").write_text("format = 'sarif'")
+    (tmp_path / "mine").mkdir()
+    assert find(tmp_path / "mine") == (None, "text", ())
+    (tmp_path / "mine" / "pyproject.toml").write_text("[tool.gradwatch]\nformat = 'json'")
+    assert find(tmp_path / "mine") == ("pyproject.toml", "json", ())
+
+
+ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+
+
+@ROOT
+@pytest.mark.parametrize("file", ["theirs", "mine"])
+def test_a_repository_that_a_stranger_made_around_this_folder_is_none(file, tmp_path):
+    """As one in /tmp, around everybody's folders."""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "gradwatch.toml").write_text("format = 'sarif'")
+    (tmp_path / "mine").mkdir()
+    os.chown(tmp_path / ".git", 65534, 65534)
+    if file == "theirs":
+        os.chown(tmp_path / "gradwatch.toml", 65534, 65534)
+    found, form, (note,) = find(tmp_path / "mine")
+    assert (found, form) == (None, "text")
+    assert "belongs to another user" in note
+
+
+@ROOT
+@pytest.mark.parametrize("link", [False, True])
+def test_a_strangers_file_in_a_folder_of_everybodys_is_told_and_not_read(link, tmp_path):
+    path = tmp_path / "gradwatch.toml"
+    if link:
+        (tmp_path / "other.toml").write_text("format = 'sarif'")
+        path.symlink_to("other.toml")
+    else:
+        path.write_text("format = 'sarif'")
+    os.chown(path, 65534, 65534, follow_symlinks=False)
+    found, form, (note,) = find(tmp_path)
+    assert (found, form) == (None, "text")
+    assert str(path) in note
+    assert find(tmp_path, file=str(path)) == ("gradwatch.toml", "sarif", ())
+
+
+@ROOT
+def test_a_repository_of_the_folders_owner_is_used_by_root_too(tmp_path):
+    """As in a container: the checkout is another user's, and the folder too."""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "gradwatch.toml").write_text("format = 'sarif'")
+    for path in (tmp_path, tmp_path / ".git", tmp_path / "gradwatch.toml"):
+        os.chown(path, 1001, 1001)
+    assert find(tmp_path) == ("gradwatch.toml", "sarif", ())
 
 
 def test_command_line_beats_environment_beats_file(load):

@@ -9,6 +9,7 @@ import warnings
 from typing import Literal, TypeAlias
 
 from lightning_gradwatch.findings import GradWatchWarning
+from lightning_gradwatch.report.escape import Place, escape
 
 Part: TypeAlias = Literal["activations", "signal", "gradients", "updates", "record", "rules", "writing", "schedule"]
 
@@ -84,10 +85,10 @@ class Faults:
         if self._speaks:
             _tell(f"GradWatch: {self.reasons['schedule']}. Training goes on.")
 
-    def lose(self, what: str) -> None:
-        """Warn of something that is lost, for a reason that lies outside of us; nothing is switched off by it."""
+    def lose(self, what: str, *, warning: str) -> None:
+        """Warn of something that is lost for a reason that lies outside of us; `told` has `what` among the rest."""
         self._losses.append(what)
-        _tell(f"GradWatch: {what}.")
+        _tell(warning)
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -106,7 +107,7 @@ class Faults:
 
 
 def _tell(message: str) -> None:
-    warnings.warn_explicit(message, GradWatchWarning, filename=__file__, lineno=0, registry={})
+    warnings.warn_explicit(escape(message, Place.WARNING), GradWatchWarning, filename=__file__, lineno=0, registry={})
 
 
 class _Guard:

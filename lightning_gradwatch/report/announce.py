@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.report.coverage import coverage_line
+from lightning_gradwatch.report.escape import Place, escape
 from lightning_gradwatch.report.terminal import warning_text
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def announce(info: RunInfo) -> None:
     _have_a_handler()
     if _log.level == logging.NOTSET:
         _log.setLevel(logging.INFO)
-    _log.info(coverage_line(info))
+    _log.info(escape(coverage_line(info), Place.LOG))
 
 
 def tell_unwatched() -> None:

@@ -12,7 +12,7 @@ import unicodedata
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.escape import escape, is_command, uncut
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -64,7 +64,13 @@ def _fitting(text: str, width: int) -> int:
 
 def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
     """Escape a text and wrap it to so many cells, the first line indented by `first`, the others by `rest`."""
-    text = escape(text)
+    spelled = escape(text)
+    lines = _lines(spelled, width, first, rest)
+    # A word that is longer than a line was cut where a command begins.
+    return _lines(uncut(spelled), width, first, rest) if any(map(is_command, lines)) else lines
+
+
+def _lines(text: str, width: int, first: str, rest: str) -> list[str]:
     if cells_of(text) == len(text):
         return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
     lines, line, begun = [], first, False

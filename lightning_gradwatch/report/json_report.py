@@ -5,11 +5,11 @@ Plain ASCII, so that no name in it can steer a terminal; a number that JSON can'
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.report.escape import Place, escape, json_text
 from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def json_report(verdicts: Sequence[RunVerdict]) -> str:
         "exit_code": max((verdict.exit_code for verdict in verdicts), default=2),
         "runs": [_run(verdict) for verdict in verdicts],
     }
-    return json.dumps(_plain(data), indent=2, allow_nan=False)
+    return json_text(_plain(data))
 
 
 def _run(verdict: RunVerdict) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def _run(verdict: RunVerdict) -> dict[str, Any]:
             for each in verdict.ignored
         ],
         "problems": list(verdict.problems),
+        "settings_file": verdict.settings_file or None,
         "comparison": None if verdict.comparison is None else _comparison(verdict.comparison),
     }
 
@@ -87,7 +88,7 @@ def _plain(data: Any) -> Any:
     if isinstance(data, float) and not math.isfinite(data):
         return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
     if isinstance(data, str):
-        return data if data.isascii() else data.encode("utf-8", "backslashreplace").decode()
+        return escape(data, Place.JSON)
     if isinstance(data, dict):
         mapping: Mapping[Any, Any] = data
         return {_plain(str(key)): _plain(value) for key, value in mapping.items()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, indent, tostring  # only written: no XML is ever parsed here
 
-from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.escape import Place, escape
 from lightning_gradwatch.report.terminal import change_text, warning_text
 
 if TYPE_CHECKING:
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.verdict import RunVerdict
-
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_report(verdicts: Sequence[RunVerdict]) -> str:
@@ -31,6 +28,9 @@ def junit_report(verdicts: Sequence[RunVerdict]) -> str:
 
 def _suite(verdict: RunVerdict) -> Element:
     suite = Element("testsuite", name=_safe(verdict.path), time="0")
+    if verdict.settings_file:
+        properties = SubElement(suite, "properties")
+        SubElement(properties, "property", name="settings", value=_safe(verdict.settings_file))
     if verdict.failure:
         error = SubElement(_case(suite, verdict, "can be judged"), "error", type="cannot-judge")
         error.set("message", _safe(verdict.failure))
@@ -69,10 +69,10 @@ def _tell(case: Element, verdict: RunVerdict, found: Sequence[Finding]) -> None:
         failure.set("message", _safe(_headed(failing[0])))
         # A server shows what fails: where the root doesn't, it is told with what follows from it.
         roots = [finding for finding in verdict.findings if _leads(finding, failing) and not verdict.fails(finding)]
-        failure.text = "\n\n".join(_drop(warning_text(finding)) for finding in (*roots, *failing))
+        failure.text = "\n\n".join(map(_text, (*roots, *failing)))
     others = [finding for finding in found if not verdict.fails(finding)]
     if others:
-        SubElement(case, "system-out").text = "\n\n".join(_drop(warning_text(finding)) for finding in others)
+        SubElement(case, "system-out").text = "\n\n".join(map(_text, others))
 
 
 def _headed(finding: Finding) -> str:
@@ -88,14 +88,13 @@ def _case(suite: Element, verdict: RunVerdict, name: str) -> Element:
     return SubElement(suite, "testcase", classname=_safe(verdict.path), name=_safe(name), time="0")
 
 
-def _safe(text: str) -> str:
-    return _drop(escape(text))
+def _text(finding: Finding) -> str:
+    return _safe_lines(warning_text(finding).split("\n"))
 
 
 def _safe_lines(texts: Sequence[str]) -> str:
     return "\n".join(map(_safe, texts))
 
 
-def _drop(text: str) -> str:
-    """Spell out the few characters that print and that XML can't hold."""
-    return _NOT_XML.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+def _safe(text: str) -> str:
+    return escape(text, Place.JUNIT)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.escape import Place, escape
 from lightning_gradwatch.report.terminal import change_text, consequence_text, outcome
 from lightning_gradwatch.rules.wording import listed, number
-from lightning_gradwatch.summaries import escape_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +26,8 @@ def markdown_report(verdicts: Sequence[RunVerdict]) -> str:
         for verdict in verdicts
     ]
     blocks = ["## GradWatch\n\n| run | verdict | in short | measured |\n|---|---|---|---|\n" + "\n".join(rows)]
+    files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
+    blocks += [f"Settings: {_cell(file)}" for file in files]
     return "\n\n".join([*blocks, *(block for verdict in verdicts for block in _sections(verdict))]) + "\n"
 
 
@@ -67,4 +68,4 @@ def _finding(finding: Finding, *, known: bool) -> str:
 
 
 def _cell(text: str) -> str:
-    return escape_markdown(escape(text))
+    return escape(text, Place.MARKDOWN)

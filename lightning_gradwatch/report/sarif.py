@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.escape import escape
+from lightning_gradwatch.report.escape import Place, escape, json_text
 from lightning_gradwatch.report.terminal import change_text
 from lightning_gradwatch.rules import RULES
 from lightning_gradwatch.verdict import CANNOT_JUDGE
@@ -44,7 +43,7 @@ def sarif_report(verdicts: Sequence[RunVerdict]) -> str:
         "results": [result for verdict in verdicts for result in _results(verdict)],
         "columnKind": "unicodeCodePoints",
     }
-    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False)
+    return json_text({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]})
 
 
 def _rule(rule: type[Rule]) -> dict[str, Any]:
@@ -53,15 +52,16 @@ def _rule(rule: type[Rule]) -> dict[str, Any]:
     return {
         "id": rule.code,
         "name": "".join(word.capitalize() for word in rule.name.split("-")),
-        "shortDescription": {"text": first},
-        "fullDescription": {"text": " ".join(rest.split()) or first},
-        "help": {"text": page},
+        "shortDescription": _message(first),
+        "fullDescription": _message(" ".join(rest.split()) or first),
+        "help": {"text": "\n".join(escape(line, Place.SARIF) for line in page.split("\n"))},
         "defaultConfiguration": {"level": "warning"},
     }
 
 
 def _invocation(verdicts: Sequence[RunVerdict]) -> dict[str, Any]:
     exit_code = max((verdict.exit_code for verdict in verdicts), default=CANNOT_JUDGE)
+    files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
     notes = []
     for verdict in verdicts:
         if verdict.failure:
@@ -72,11 +72,16 @@ def _invocation(verdicts: Sequence[RunVerdict]) -> dict[str, Any]:
         "executionSuccessful": exit_code != CANNOT_JUDGE,
         "exitCode": exit_code,
         "toolExecutionNotifications": notes,
+        **({"properties": {"settingsFiles": [escape(file, Place.SARIF_NAME) for file in files]}} if files else {}),
     }
 
 
 def _note(level: str, text: str) -> dict[str, Any]:
-    return {"level": level, "message": {"text": escape(text)}}
+    return {"level": level, "message": _message(text)}
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"text": escape(text, Place.SARIF)}
 
 
 def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
@@ -135,12 +140,12 @@ def _result(
         "physicalLocation": {"artifactLocation": {"uri": _uri(verdict.path)}, "region": {"startLine": 1}}
     }
     if layers:
-        names = dict.fromkeys(map(escape, layers[:_MOST_LAYERS]))
+        names = dict.fromkeys(escape(name, Place.SARIF_NAME) for name in layers[:_MOST_LAYERS])
         location["logicalLocations"] = [{"fullyQualifiedName": name, "kind": "module"} for name in names]
     return {
         "ruleId": rule,
         "level": level,
-        "message": {"text": escape(text)},
+        "message": _message(text),
         "locations": [location],
         "partialFingerprints": {"gradwatch/v1": print_},
     }

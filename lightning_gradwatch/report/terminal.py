@@ -66,6 +66,8 @@ def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = Fal
     if verdict.measured:
         head += f": {verdict.measured}"
     lines = _painted(_wrap(head, width, "", "  "), "bold", colour=colour)
+    if not brief:
+        lines.extend(_settings_lines([verdict], width))
     for problem in verdict.problems:
         lines.extend(_wrap(f"note: {problem}", width, "  ", "    "))
     for each in verdict.ignored:
@@ -95,11 +97,17 @@ def summary_text(verdicts: Sequence[RunVerdict], *, width: int = _WIDTH, colour:
     counts = {word: sum(verdict.outcome == key for verdict in verdicts) for key, word in words.items()}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     lines = _wrap(f"{counted(len(verdicts), 'run')}: {told}", width, "", "  ")
+    lines.extend(_settings_lines(verdicts, width))
     ill = [verdict for verdict in verdicts if verdict.exit_code]
     if ill:
         rows = [(verdict, outcome(verdict)) for verdict in ill]
         lines.extend(f"  {line}" for line in runs_table(rows, width=width - 2, colour=colour))
     return "\n".join(lines)
+
+
+def _settings_lines(verdicts: Sequence[RunVerdict], width: int) -> list[str]:
+    files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
+    return [line for file in files for line in _wrap(f"settings: {file}", width, "  ", "    ")]
 
 
 def change_text(change: Change) -> str:

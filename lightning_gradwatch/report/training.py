@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.report.cells import wrapped
 from lightning_gradwatch.report.coverage import columns_text
-from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules.wording import counted, number, percent
 
@@ -94,4 +93,4 @@ def _outcome(findings: Sequence[Finding], judged: int, *, ok: bool) -> str:
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(escape(text), _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    return wrapped(text, _WIDTH, first, rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules.wording import counted
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def failure(watched: WatchedTest) -> str:
     """Return why a test fails, in a line a finding; empty where it doesn't."""
     if watched.why_nothing:
-        return f"GradWatch: {watched.why_nothing}"
+        return escape(f"GradWatch: {watched.why_nothing}")
     failing = watched.failing
     if not failing:
         return ""

@@ -95,7 +95,7 @@ class Watch(GradWatch):
     def _make_sinks(self, trainer: Trainer) -> Sinks | None:
         if self._folder is None or not trainer.is_global_zero:
             return None
-        self._opened = Sinks((), self._folder, max_curves=self._max_curves)
+        self._opened = Sinks((), self._folder, max_curves=self._max_curves, faults=self._faults)
         return self._opened
 
     @property

@@ -108,6 +108,7 @@ def hostile(name):
             only_baseline=(name,),
             only_run=(name,),
         ),
+        settings_file=name,
     )
 
 
