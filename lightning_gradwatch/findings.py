@@ -34,7 +34,7 @@ class Action:
     - ``initialize(layers, method=<function in torch.nn.init>, gain=<factor, 1 if absent>, bias=<value, kept if absent>)``
     - ``add_skip_connections(sites)``: each adds 1/n of what it puts out to its input, n being their number
     - ``add_normalization(sites, with="LayerNorm" | "BatchNorm")``, in front of each
-    - ``set_learning_rate(factor=<multiplies the present one>)``
+    - ``set_learning_rate(layers, factor=<multiplies the present one>)``: no layers are all of them
     - ``clip_gradients(norm=<largest>)``
     - ``normalize_inputs()``, ``normalize_targets()``: to mean 0 and variance 1
     - ``set_precision(to="bf16-mixed" | "32-true")``

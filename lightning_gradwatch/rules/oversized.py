@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.rules.memory import count_hits, lasting, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.rates import rate_factor
-from lightning_gradwatch.rules.readings import layer_values
+from lightning_gradwatch.rules.rates import rate_factor, rates_of
+from lightning_gradwatch.rules.readings import layer_values, of_full_weights
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Columns, Lasting, Mask
 
 _ERROR_FACTOR = 10
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
-_WELL_BELOW = 0.5
 _MOST = 1e100
 _LEAST = 0.3
+_DAMAGE = 10.0
+"""Loss over that at the start from which nobody waits whether it comes down again."""
+_BELOW_START, _CLEARLY_BELOW = 0.95, 0.8
+"""Loss over that at the start below which a fall is more than the return from where the first steps threw it; and below
+which it needn't go on falling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +38,14 @@ class OversizedUpdate(Rule):
 
     What: the update ratio is the root mean square of a step's change over that of the weights, measured, whatever the
     optimizer. The rule fires where it is above ``ratio`` in a weight layer, in ``patience`` measured steps in a row. These
-    count from step 0 on, as the first steps are the largest under Adam, but are told from step ``warm_up_steps`` on: many
-    a net that starts too fast lands on its feet by then. Ten times ``ratio`` is an error. It is information only where less
-    than half of the weight layers are above and none ten times, or the loss has come down from where it started, and silent
-    once it has converged. Weights that are smaller than PyTorch's default initialisation makes them are measured by that instead: a
-    layer that starts at or near 0 (a zero-initialised head, a LoRA adapter) is changed by much of itself and by little of
-    what it will be. Biases, norms and embeddings are left out.
+    count from step 0 on, as the first steps are the largest under Adam, and what they did is judged by the loss: many a net
+    that starts too fast lands on its feet. So it is told from step ``warm_up_steps`` on, or as soon as the loss is ten times
+    what it was at the start, also of steps that have become smaller by then. Ten times ``ratio`` is an error. It is
+    information only as long as the loss falls, below where it began, or is below half of that, and where less than half of
+    the weight layers are above and none ten times; silent once it has converged. A finding that warned heals when the loss
+    has come down to half of where it began. Weights that are smaller than PyTorch's default initialisation makes them are
+    measured by that instead: a layer that starts at or near 0 (a zero-initialised head, a LoRA adapter) is changed by much of
+    itself and by little of what it will be. Biases, norms and embeddings are left out.
 
     Why: about 1e-3 is usual. At 0.1, ten steps replace a layer: what it had learned, or its initialisation, is gone, units
     are thrown where they die or saturate, and the loss jumps or overflows. Under Adam the first steps are the largest, and
@@ -47,7 +55,7 @@ class OversizedUpdate(Rule):
 
     Attributes:
         ratio: update ratio above which a layer's update is oversized.
-        warm_up_steps: steps that count and aren't told.
+        warm_up_steps: steps that count and aren't told unless the loss has risen tenfold.
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
         converged: share of the loss at the start below which the rule is silent.
@@ -58,7 +66,7 @@ class OversizedUpdate(Rule):
     warning: ClassVar[type[OversizedUpdateWarning]] = OversizedUpdateWarning
 
     ratio: float = 0.1
-    warm_up_steps: int = 4
+    warm_up_steps: int = 24
     patience: int = 3
     loss_fall: float = 0.05
     converged: float = 0.01
@@ -78,57 +86,114 @@ class OversizedUpdate(Rule):
             return Verdict(unjudged=_NOTHING_MEASURED)
         judged = np.isfinite(ratios) & info.weight_mask
         held = streaks(state, "streaks", info, "layers")
-        if held.blank and not np.count_nonzero(judged & (ratios > self.ratio)):
+        if held.blank and "due" not in state and not np.count_nonzero(judged & (ratios > self.ratio)):
             return HEALTHY if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
         trend = loss_trend(state, info)
-        sizes = layer_values(record, info, "weight_rms") / info.default_rms
-        if np.count_nonzero(judged) < len(judged):
-            ratios = np.where(judged, ratios, 0.0)
-        ratios = ratios * np.fmin(sizes, 1.0)
+        hit, ratios = self._count(record, info, state, held, judged, converged=trend.converged_to(self.converged))
+        due = lasting(held, self.patience)
+        if due is not None:
+            self._note_due(record, info, state, due, ratios=ratios, judged=judged)
+        return self._told(record, info, state, trend, pending=due is None and bool(np.count_nonzero(hit)))
+
+    def _count(
+        self, record: StepRecord, info: RunInfo, state: State, held: Columns, judged: Mask, *, converged: bool
+    ) -> tuple[Mask, FloatVector]:
+        """Count the layers that a step changed by too much; return which they are, and by how much of a full start."""
+        ratios = np.where(judged, layer_values(record, info, "update_ratio"), 0.0)
+        ratios = of_full_weights(ratios, record, info)
         hit = ratios > self.ratio
-        if trend.converged_to(self.converged):
+        if converged:
             hit = np.zeros_like(hit)
         if held.blank and np.count_nonzero(hit):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
             state["unscaled"] = unscaled_targets(record, info)
+            sizes = layer_values(record, info, "weight_rms") / info.default_rms
             state["at_first"] = min(float(np.max(ratios[hit] * np.fmax(sizes[hit], 1.0))), _MOST)
         count_hits(held, hit, judged > hit, record.step)
-        due = lasting(held, self.patience)
-        if record.step < self.warm_up_steps or due is None:
-            if state.get("reported", False) or not np.count_nonzero(hit):
-                return HEALTHY
-            reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
-            return Verdict(confirming=True, unjudged=reason)
-        state["reported"] = True
-        learns = self._learns(trend)
+        return hit, ratios
+
+    def _note_due(
+        self, record: StepRecord, info: RunInfo, state: State, due: Lasting, *, ratios: FloatVector, judged: Mask
+    ) -> None:
+        """Remember the worst of what has lasted: the loss may say later what came of it."""
         where = due.where
-        value, at_first = float(np.maximum.reduce(ratios[where])), state["at_first"]
-        unscaled = state["unscaled"] and info.steps_follow_gradient
+        value = min(float(np.maximum.reduce(ratios[where])), _MOST)
         most = bool(2 * np.count_nonzero(where) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
-
-        def write() -> Sentences:
-            worst = info.layer_names[int((where & (ratios == value)).argmax())]
-            urgency = self._urgency(trend, learns=learns, most=most)
-            return self._sentences(record, info, _Seen(due.names(), worst, value, at_first, unscaled, urgency))
-
-        severity = Severity.ERROR if value > _ERROR_FACTOR * self.ratio else Severity.WARNING
-        return Verdict(
-            {
-                "oversized": Sighting(
-                    severity=Severity.INFO if learns or not most else severity,
-                    layers=due.names,
-                    first_step=due.since,
-                    last_step=int(record.step),
-                    value=value,
-                    threshold=self.ratio,
-                    write=write,
-                )
+        before = state.get("due")
+        if before is None or (most, value) >= (before["most"], before["value"]):
+            state["due"] = {
+                "names": list(due.names()),
+                "worst": due.columns[int((where & (ratios == np.maximum.reduce(ratios[where]))).argmax())],
+                "since": due.since if before is None else before["since"],
+                "value": value,
+                "most": most,
+                "at_first": state["at_first"],
+                "unscaled": state["unscaled"],
+                "rates": list(rates_of(record, info, where)),
+                "other_rates": list(rates_of(record, info, judged & ~where)) if (judged & ~where).any() else [],
             }
-        )
+        state["due"]["last"] = int(record.step)
+
+    def _told(self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, pending: bool) -> Verdict:
+        """Say of what has lasted what the loss makes of it."""
+        due = state.get("due")
+        if due is None:
+            reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+            return Verdict(confirming=True, unjudged=reason) if pending else HEALTHY
+        harmed = not math.isfinite(record.loss) or (not trend.unknown and trend.of_first >= _DAMAGE)
+        if record.step < self.warm_up_steps and not (harmed or state.get("warned", False)):
+            reason = f"not yet: whether the loss comes down again shows by step {self.warm_up_steps}"
+            return Verdict(confirming=True, unjudged=reason)
+        down = trend.come_down and not harmed
+        learns = down or (not harmed and self._learns(trend))
+        severity = Severity.ERROR if due["value"] > _ERROR_FACTOR * self.ratio else Severity.WARNING
+        if learns or not due["most"]:
+            severity = Severity.INFO
+        holds = due["last"] == record.step
+        if not holds and (learns or state.get("warned", False)):
+            return self._settled(state, trend, down=down)
+        if down and state.pop("warned", False):
+            return Verdict(healed={"oversized": trend.told_come_down()})
+        state["warned"] = state.get("warned", False) or severity > Severity.INFO
+        urgency = self._urgency(trend, learns=learns, most=due["most"])
+        return Verdict({"oversized": self._sighting(info, due, severity, urgency)})
 
     def _learns(self, trend: LossTrend) -> bool:
-        """Tell whether the loss has come down from where it began: the first steps may have thrown it up."""
-        return trend.of_first < _WELL_BELOW or (trend.falls_by(self.loss_fall) and trend.of_first < 1)
+        """Tell whether the loss is clearly below where it began, or on its way there."""
+        return not trend.unknown and trend.of_first < (
+            _BELOW_START if trend.falls_by(self.loss_fall) else _CLEARLY_BELOW
+        )
+
+    def _settled(self, state: State, trend: LossTrend, *, down: bool) -> Verdict:
+        """Let go of steps that have become smaller, once the loss has shown that they did no harm."""
+        if not state.get("warned", False):
+            del state["due"]
+            return HEALTHY
+        if not down:
+            return HEALTHY
+        del state["due"], state["warned"]
+        return Verdict(healed={"oversized": trend.told_come_down()})
+
+    def _sighting(self, info: RunInfo, due: dict[str, Any], severity: Severity, urgency: str) -> Sighting:
+        seen = _Seen(
+            tuple(due["names"]),
+            due["worst"],
+            due["value"],
+            due["at_first"],
+            due["unscaled"] and info.steps_follow_gradient,
+            urgency,
+            tuple(due["rates"]),
+            tuple(rate for rate in due["other_rates"] if rate not in due["rates"]),
+        )
+        return Sighting(
+            severity=severity,
+            layers=seen.names,
+            first_step=due["since"],
+            last_step=due["last"],
+            value=seen.value,
+            threshold=self.ratio,
+            write=lambda: self._sentences(info, seen),
+        )
 
     def _urgency(self, trend: LossTrend, *, learns: bool, most: bool) -> str:
         if not most:
@@ -137,22 +202,24 @@ class OversizedUpdate(Rule):
             return "The loss is below its start, so this is information only."
         return "The loss is above its start." if trend.falls_by(self.loss_fall) else trend.sentence(self.loss_fall)
 
-    def _sentences(self, record: StepRecord, info: RunInfo, seen: _Seen) -> Sentences:
-        rates = ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))
+    def _sentences(self, info: RunInfo, seen: _Seen) -> Sentences:
+        rates = ", ".join(map(number, seen.rates))
         if seen.unscaled:
             cause, remedy = (
                 f"The loss is so large that steps in proportion to it are too: it {WHY_HUGE}.",
                 SCALE_TARGETS,
             )
         else:
-            cause = (
-                f"The learning rate ({rates}) is too high for these weights and gradients, at least without a warm-up."
-            )
+            of, others = "", ""
+            if seen.other_rates:
+                of = f" of {listed(seen.names)}"
+                others = f" (that of the other layers, {', '.join(map(number, seen.other_rates))}, can stay)"
+            cause = f"The learning rate{of} ({rates}) is too high for these weights and gradients, at least without a warm-up."
             factor = min(rate_factor(info, seen.at_first), _LEAST)
             remedy = Remedy(
-                f"Multiply the learning rate by {factor:g}, or warm it up from there; clip the gradient norm to 1.",
+                f"Multiply the learning rate{of} by {factor:g}{others}, or warm it up from there; clip the gradient norm to 1.",
                 (
-                    Action("set_learning_rate", (), (("factor", factor),)),
+                    Action("set_learning_rate", seen.names if seen.other_rates else (), (("factor", factor),)),
                     Action("clip_gradients", (), (("norm", 1.0),)),
                 ),
             )
@@ -178,3 +245,7 @@ class _Seen(NamedTuple):
     unscaled: bool
     """Whether targets make the loss huge, and with it the steps, which are in proportion to the gradient."""
     urgency: str
+    rates: tuple[float, ...]
+    """Of these layers."""
+    other_rates: tuple[float, ...]
+    """Learning rates that only other layers have, which aren't changed by too much."""

@@ -3,17 +3,22 @@
 To first order a step lowers the loss by -<gradient, change>, so a layer by at most the product of the two norms. In plain
 SGD that is exact; whatever the optimizer does, it can't be more. Multiplying the loss by a number, with SGD's rate
 adjusted, changes nothing.
+
+All planned steps are reckoned with the gradient that a few of the first have. So nothing is told while that grows, as in a
+net that is just waking up, nor before a good part of the run has shown that it doesn't.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from lightning_gradwatch.findings import Action, Remedy
-from lightning_gradwatch.rules.readings import layer_values
+from lightning_gradwatch.rules.rates import rate_factor
+from lightning_gradwatch.rules.readings import layer_values, of_full_weights
 from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
 from lightning_gradwatch.rules.trend import middle
 from lightning_gradwatch.rules.wording import number, percent
@@ -25,8 +30,12 @@ if TYPE_CHECKING:
 _READINGS = 5
 _FEWEST_STEPS = 200
 """Planned steps: a shorter run is a trial, from which nobody expects that it gets anywhere."""
+_SEEN_SHARE, _SEEN_STEPS = 0.1, 48
+"""Share of the planned steps, and number of them at most, after which the gradient has shown whether it grows."""
 _STILL_PUSHES = 0.5
 """Share of the gradient's norm at the start from which on it is no smaller: near an optimum it would be."""
+_GROWS = 1.1
+"""How many times the gradient's norm at the start is more than the difference from batch to batch."""
 _COME_DOWN = 0.5
 """Share of the loss at the start below which the run has shown that it gets somewhere."""
 _UNSEEN = 0.5
@@ -37,6 +46,8 @@ _CLIPPED = 0.5
 _CLIPPED_BY_HAND = 1e-5
 """Relative spread of the gradient's norm below which something holds it there: it says nothing of the loss then."""
 _ENOUGH = 10.0
+_SMALL = 5e-4
+"""Update ratio from which on steps are of a usual size: what is slow is something else."""
 
 
 class Pace(NamedTuple):
@@ -49,6 +60,10 @@ class Pace(NamedTuple):
     loss: float
     unscaled: bool
     """Whether its targets make the loss that large."""
+    top: float
+    """The largest update ratio of a weight layer; of one that is smaller than PyTorch's default start, by that."""
+    room: float
+    """What the learning rate can be multiplied by until the steps are as large as usual."""
 
     @property
     def reach(self) -> float:
@@ -83,15 +98,33 @@ def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace 
     Args:
         record: A record after the warm-up.
         info: Describes its columns.
-        state: Memory of this function: the gradient's norm and the loss at the start, and the last readings.
+        state: Memory of this function: the last readings, and what `note_start` keeps.
     """
     planned = info.planned_steps
     if planned is None or planned < _FEWEST_STEPS or len(info.optimizers) != 1 or state.get("gets_somewhere"):
         return None
+    unscaled = unscaled_targets(record, info)  # so far off that it shows at once
+    if not unscaled and (record.step < min(_SEEN_SHARE * planned, _SEEN_STEPS) or wakes_up(state)):
+        return None
+    reading = _reading(record, info, state)
+    if reading is None:
+        return None
+    share, norm, loss = reading
+    if norm < _STILL_PUSHES * _start(state, "norms") or loss < _COME_DOWN * _start(state, "losses"):
+        state["gets_somewhere"] = True
+        return None
+    ratios = of_full_weights(layer_values(record, info, "update_ratio"), record, info)
+    top = float(np.fmax.reduce(ratios[info.weight_mask], initial=0.0))
+    if top >= _SMALL and not unscaled:
+        return None
+    return Pace(share, planned, loss, unscaled, top, rate_factor(info, top))
+
+
+def _reading(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> tuple[float, float, float] | None:
+    """Return what a step can take off, the gradient's norm and the loss, medians over the last readings; None if unknown."""
     share, norm = loss_share(record, info), float(record.global_grad_norm)
     if math.isnan(share) or not math.isfinite(norm) or record.clip_factor < _CLIPPED:
         return None
-    start = state.setdefault("start", [norm, float(record.loss)])
     readings = state.setdefault("readings", [])
     readings.append([share, norm, float(record.loss)])
     del readings[:-_READINGS]
@@ -99,10 +132,36 @@ def read_pace(record: StepRecord, info: RunInfo, state: dict[str, Any]) -> Pace 
     if len(norms) > 1 and max(norms) - min(norms) <= _CLIPPED_BY_HAND * max(norms):
         return None
     share, norm, loss = (middle(sorted(column)) for column in zip(*readings, strict=True))
-    if norm < _STILL_PUSHES * start[0] or loss < _COME_DOWN * start[1]:
-        state["gets_somewhere"] = True
-        return None
-    return Pace(share, planned, loss, unscaled_targets(record, info))
+    return share, norm, loss
+
+
+def note_start(record: StepRecord, state: dict[str, Any]) -> None:
+    """Remember loss and gradient norm of the first records of a run, and the latest norms."""
+    norm, loss = float(record.global_grad_norm), float(record.loss)
+    if not (0 < norm < math.inf and math.isfinite(loss)):
+        return
+    first = state.setdefault("first", {"norms": [], "losses": []})
+    if len(first["norms"]) < _READINGS:
+        first["norms"].append(norm)
+        first["losses"].append(loss)
+    latest = state.setdefault("latest", [])
+    latest.append(norm)
+    del latest[:-_READINGS]
+
+
+def _start(state: dict[str, Any], what: Literal["norms", "losses"]) -> float:
+    return middle(sorted(state["first"][what]))
+
+
+def wakes_up(state: dict[str, Any]) -> bool:
+    """Tell whether the gradient has grown since the start: the next steps take off more than these."""
+    if "first" not in state:
+        return False
+    first, latest = state["first"]["norms"], sorted(state["latest"])
+    if middle(latest) < _GROWS * _start(state, "norms"):
+        return False
+    pairs = sum(bisect_left(latest, norm) for norm in first)
+    return pairs <= 0.25 * len(first) * len(latest)
 
 
 def credible(trend: LossTrend, record: StepRecord, info: RunInfo, state: dict[str, Any]) -> LossTrend:
@@ -136,8 +195,10 @@ def why_slow_pace(pace: Pace, rates: str) -> tuple[str, Remedy]:
     if pace.unscaled:
         cause = f"The steps (learning rate {rates}) are too small for a loss of {number(pace.loss)}, which {WHY_HUGE}."
         return cause, SCALE_TARGETS
-    factor = 10.0 ** min(max(math.ceil(math.log10(_ENOUGH / pace.reach)), 1), 6) if pace.reach > 0 else 1000.0
+    wanted = 10.0 ** max(math.ceil(math.log10(_ENOUGH / pace.reach)), 1) if pace.reach > 0 else math.inf
+    factor = min(wanted, pace.room)
     cause = f"The learning rate ({rates}) is too small for this loss and these gradients."
     return cause, Remedy(
-        f"Raise the learning rate {factor:g} times.", (Action("set_learning_rate", (), (("factor", factor),)),)
+        f"Raise the learning rate {factor:g} times, which makes the largest update ratio about {number(factor * pace.top)}.",
+        (Action("set_learning_rate", (), (("factor", factor),)),),
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.rules.memory import Mask
     from lightning_gradwatch.rules.protocol import State
 
 _AT_PEAK = 0.5
@@ -57,6 +58,15 @@ def relative_rates(record: StepRecord, info: RunInfo) -> FloatVector | None:
     stepped = np.array(record.learning_rates)[: len(known), None]
     rates = np.fmax.reduce(np.where(stepped >= 0, np.sign(stepped) * known, np.nan), axis=0, initial=np.nan)
     return np.where(np.isnan(rates), 1.0, rates)
+
+
+def rates_of(record: StepRecord, info: RunInfo, where: Mask) -> tuple[float, ...]:
+    """Return the learning rates of some layers, the largest first, each once; all of the step's where they aren't known."""
+    stepped = np.array(record.learning_rates)
+    known = info.layer_rates[: len(stepped)]
+    rates = (stepped[: len(known), None] * known)[:, where]
+    found = rates[rates >= 0].tolist() or stepped[stepped >= 0].tolist()
+    return tuple(sorted({float(f"{rate:.6g}") for rate in found}, reverse=True))
 
 
 def aimed_update(info: RunInfo) -> float:

@@ -67,6 +67,14 @@ def layer_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector:
     return record.values(metric, len(info.layers))
 
 
+def of_full_weights(ratios: FloatVector, record: StepRecord, info: RunInfo) -> FloatVector:
+    """Return update ratios, shape [L], of which those of weights below PyTorch's default start are as if it were that large.
+
+    A layer that starts at 0 changes by all of itself and hardly moves.
+    """
+    return ratios * np.fmin(layer_values(record, info, "weight_rms") / info.default_rms, 1.0)
+
+
 def why_no_fraction(record: StepRecord, info: RunInfo, what: str) -> str:
     """Say why no hidden site has a unit fraction in this record."""
     if not info.hidden_columns:
@@ -77,6 +85,28 @@ def why_no_fraction(record: StepRecord, info: RunInfo, what: str) -> str:
     if fullest < 1:
         return f"not yet: the fullest window of a hidden site is {100 * fullest:.0f} % full"
     return f"can't judge: no hidden site whose window is full can be {what} ({', '.join(info.hidden_functions)})"
+
+
+def has_gone(state: State, key: str, *, holds: bool, patience: int) -> bool:
+    """Tell whether what was found is gone for good: for as many readings in a row as it took to be told.
+
+    Args:
+        state: A rule's memory.
+        key: Of the finding.
+        holds: Whether the latest reading shows it.
+        patience: So many readings.
+    """
+    if holds:
+        state.setdefault("clear", {})[key] = 0
+        return False
+    clear = state.get("clear", {})
+    if key not in clear:
+        return False
+    clear[key] += 1
+    if clear[key] < patience:
+        return False
+    del clear[key]
+    return True
 
 
 def count_hit(streaks: State, name: str, step: int) -> int:

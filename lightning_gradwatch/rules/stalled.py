@@ -11,21 +11,26 @@ import numpy as np
 from lightning_gradwatch.findings import Severity, StalledUpdateWarning
 from lightning_gradwatch.record import LayerState
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, lasting, shift_in, streaks
-from lightning_gradwatch.rules.pace import credible, read_pace, told_of_pace, why_slow_pace
+from lightning_gradwatch.rules.pace import credible, note_start, read_pace, told_of_pace, wakes_up, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
-from lightning_gradwatch.rules.readings import count_hit, layer_values, weight_layers
+from lightning_gradwatch.rules.readings import count_hit, has_gone, of_full_weights, weight_layers
 from lightning_gradwatch.rules.slowness import spelled_rates, why_behind, why_slow
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
-    from lightning_gradwatch.rules.memory import Mask
+    from lightning_gradwatch.rules.memory import Columns, Mask
 
 _OK = int(LayerState.OK)  # numpy takes ten times as long to compare with an enumeration
 _ERROR_FACTOR = 10
 _RISEN = 2
+_HEALED = {
+    "stalled": "the layers move again",
+    "slow": "the weights move again",
+    "pace": "the loss has come down, or the gradient no longer is what it was, so the steps ahead take off more, or needn't",
+}
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
 _STALLED, _SLOW = 0, 1
 """Levels of the streaks: a layer behind the others, and all layers alike."""
@@ -56,9 +61,11 @@ class StalledUpdate(Rule):
     they are on their way. A learning rate of its own that a layer's parameter group has is taken into account; while the
     learning rate rises, or after it was lowered to less than half, nothing is judged. The rule fires too where every layer
     moves, and yet the planned steps (200 or more) can't take off the share ``reach`` of the loss even if each were straight
-    downhill: a step takes off at most its own norm times the gradient's. For that, neither the loss nor the gradient may
-    have come down to half of what it was, and clipping may not have halved the step. All of it is information only as
-    long as the loss still falls, below where it began, and silent once it has converged.
+    downhill: a step takes off at most its own norm times the gradient's. For that, a tenth of the planned steps must have
+    shown (48 at most) that the gradient doesn't grow, as it does in a net that is just waking up; neither the loss nor the
+    gradient may have come down to half of what it was, clipping may not have halved the step, and the steps must be smaller
+    than is usual, or the targets unscaled. All of it is information only as long as the loss still falls, below where it
+    began, and silent once it has converged. What no longer holds for ``patience`` measured steps has healed.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
     at the start. Under SGD its gradient is that small; under Adam, whose steps don't depend on the gradient's scale, it
@@ -103,6 +110,7 @@ class StalledUpdate(Rule):
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         phase = schedule_phase(record, state.setdefault("rates", {}))
         _mark(record, info, state)
+        note_start(record, state.setdefault("pace", {}))
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         if phase:
@@ -112,10 +120,16 @@ class StalledUpdate(Rule):
             return Verdict(unjudged=_NOTHING_MEASURED)
         judged = np.isfinite(ratios) & info.weight_mask & (record.layer_state == _OK)
         held = streaks(state, "streaks", info, "layers", levels=2)
-        if held.blank and not np.count_nonzero(judged & (ratios < self.ratio)):
+        if held.blank and not state.get("clear") and not np.count_nonzero(judged & (ratios < self.ratio)):
             return (
                 self._at_pace(record, info, state) if np.count_nonzero(judged) else Verdict(unjudged=_NOTHING_MEASURED)
             )
+        return self._compare(record, info, state, held, judged=judged, ratios=ratios)
+
+    def _compare(
+        self, record: StepRecord, info: RunInfo, state: State, held: Columns, *, judged: Mask, ratios: FloatVector
+    ) -> Verdict:
+        """Compare the update ratios with the threshold and with each other, where some are or were low."""
         rates = relative_rates(record, info)
         if rates is not None:
             judged &= rates > 0
@@ -124,20 +138,26 @@ class StalledUpdate(Rule):
         trend = _trend(record, info, state)
         low = judged & (ratios < self.ratio) & ~_rising(record, info, state) & (not trend.converged_to(self.converged))
         slow = low & (reading.top < self.ratio) & _most_take_part(reading)
-        hits = np.stack([low & (ratios * self.spread <= _top_of_full_weights(reading)) & ~slow, slow])
+        beside = _top_of_full_weights(reading)  # 0: there is no other layer to be behind
+        hits = np.stack([low & (ratios * self.spread <= beside) & (beside > 0) & ~slow, slow])
         count_hits(held, hits, judged & ~hits, record.step)
         findings = {}
         if (due := lasting(held, self.patience, _STALLED)) is not None:
             findings["stalled"] = self._stalled(reading, due, trend)
         if (due := lasting(held, self.patience, _SLOW)) is not None:
             findings["slow"] = self._slow(reading, due, trend)
+        healed = {}
+        if np.count_nonzero(judged):
+            for level, key in ((_STALLED, "stalled"), (_SLOW, "slow")):
+                if has_gone(state, key, holds=bool(hits[level].any()), patience=self.patience):
+                    healed[key] = _HEALED[key]
         reported = state.setdefault("reported", [])
         reported += [key for key in findings if key not in reported]
         pending = len(reported) < 2 and any(
             key not in reported and hits[level].any() for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
         )
         reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
-        return Verdict(findings, confirming=pending, unjudged=reason)
+        return Verdict(findings, healed=healed, confirming=pending, unjudged=reason)
 
     def _at_pace(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge a net whose layers all move: do they move enough for this loss?"""
@@ -145,6 +165,9 @@ class StalledUpdate(Rule):
         pace = read_pace(record, info, memory)
         if pace is None or pace.reach >= self.reach:
             memory.pop("hits", None)
+            if memory.get("told") and (memory.get("gets_somewhere") or wakes_up(memory)):
+                memory["told"] = False
+                return Verdict(healed={"pace": _HEALED["pace"]})
             return HEALTHY
         hits = memory.setdefault("hits", {})
         if count_hit(hits, "slow", record.step) < self.patience:
@@ -240,13 +263,9 @@ def _rising(record: StepRecord, info: RunInfo, state: State) -> Mask:
 
 
 def _top_of_full_weights(reading: _Reading) -> float:
-    """Return the highest ratio, with weights below the default initialisation counted as large as that.
-
-    A layer that starts at 0 changes by all of itself and hardly moves: beside it, none is behind.
-    """
-    sizes = np.fmin(layer_values(reading.record, reading.info, "weight_rms") / reading.info.default_rms, 1.0)
-    ratios = np.where(reading.judged, reading.ratios, 0.0)
-    return float(np.fmax.reduce(ratios * sizes, initial=0.0))
+    """Return the highest ratio, beside which others are behind."""
+    ratios = of_full_weights(np.where(reading.judged, reading.ratios, 0.0), reading.record, reading.info)
+    return float(np.fmax.reduce(ratios, initial=0.0))
 
 
 def _most_take_part(reading: _Reading) -> bool:

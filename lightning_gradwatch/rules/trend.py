@@ -25,6 +25,7 @@ LOSSES = "losses"
 _KEPT = 40
 _COMPARED = 5
 _STARTING = 3
+_COME_DOWN = 0.5
 
 
 class LossTrend(NamedTuple):
@@ -49,6 +50,15 @@ class LossTrend(NamedTuple):
     def converged_to(self, share: float) -> bool:
         """Tell whether the loss is known to be below that share of its start."""
         return not self.unknown and self.of_start < share
+
+    @property
+    def come_down(self) -> bool:
+        """Whether the loss is known to be down to half of where it began, or less: the net learns."""
+        return not self.unknown and self.of_first < _COME_DOWN
+
+    def told_come_down(self) -> str:
+        """Say so."""
+        return f"the loss has come down to {percent(self.of_first)} of where it began"
 
     def from_start(self) -> LossTrend:
         """Return it for a net that may never have learned: a fall that only takes back a rise doesn't count."""

@@ -10,7 +10,7 @@ from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Severit
 from lightning_gradwatch.record import LayerInfo
 from lightning_gradwatch.rules import OversizedUpdate
 
-STEPS = (0, 1, 2, 3, 4, 8)
+STEPS = (0, 1, 2, 3, 4, 24)
 NAMES = tuple(f"net.{place}" for place in range(0, 13, 2))
 DEFAULT = 24**-0.5
 """rms of PyTorch's default weights for the stack's fan-in of 8."""
@@ -32,22 +32,68 @@ def judged(runs, *readings, info=None, steps=STEPS, losses=None, weights=DEFAULT
     return runs.feed(rule or OversizedUpdate(), records, info)
 
 
-def test_the_first_steps_count_and_are_told_from_step_4_on(runs):
+def test_the_first_steps_count_and_are_told_from_step_24_on(runs):
     fed = judged(runs, 0.2)
-    assert [len(told) for told in fed.told] == [0, 0, 0, 0, 1, 0]
-    assert fed.confirming == [True] * 4 + [False] * 2
+    assert [len(told) for told in fed.told] == [0, 0, 0, 0, 0, 1]
+    assert fed.confirming == [True] * 5 + [False]
     finding = fed.only
-    assert (finding.severity, finding.first_step, finding.last_step) == (Severity.WARNING, 0, 8)
+    assert (finding.severity, finding.first_step, finding.last_step) == (Severity.WARNING, 0, 24)
     assert (finding.layers, finding.value, finding.threshold) == (NAMES, pytest.approx(0.2), 0.1)
     assert fed.evaluator.warning_for(finding) is OversizedUpdateWarning
 
 
-def test_a_net_that_lands_on_its_feet_is_left_alone(runs):
-    assert not judged(runs, 1.6, 0.6, 0.3, 0.15, 0.09).findings
+def test_two_steps_are_left_alone(runs):
+    assert not judged(runs, 1.6, 0.6, 0.09).findings
+    assert not judged(runs, *[1e-3] * 3, 0.2, 0.2, 1e-3, steps=range(30, 36)).findings
+
+
+STRANDED = [2.3, 3.4, 3.2, 2.9, 2.6, 2.4]
+
+
+class TestStepsThatBecameSmaller:
+    """As under Adam, whose first steps are the largest: the loss says what they did."""
+
+    READINGS = (1.6, 0.6, 0.3, 0.15, 0.01)
+
+    def test_a_net_that_lands_on_its_feet_is_left_alone(self, runs):
+        fed = judged(runs, *self.READINGS, losses=[2.3, 7.4, 5.1, 2.9, 2.0, 1.2])
+        assert not fed.findings
+        assert fed.confirming[-1] is False
+
+    def test_one_that_does_not_is_told_with_the_worst_of_its_steps(self, runs):
+        finding = judged(runs, *self.READINGS, losses=STRANDED).only
+        assert (finding.severity, finding.first_step, finding.last_step) == (Severity.WARNING, 0, 3)
+        assert (finding.value, finding.layers) == (pytest.approx(0.3), NAMES)
+
+    def test_it_is_told_at_once_where_the_loss_is_ten_times_its_start(self, runs):
+        fed = judged(runs, *self.READINGS, losses=[2.3, 5.0, 23.1, 3.9, 2.6, 2.4])
+        assert [len(told) for told in fed.told] == [0, 0, 1, 0, 0, 0]
+        assert not any(fed.confirming[2:])
+        fed = judged(runs, *self.READINGS, losses=[2.3, 5.0, 22.9, 3.9, 2.6, 2.4])
+        assert [len(told) for told in fed.told] == [0, 0, 0, 0, 0, 1]
+
+    def test_or_is_no_number_any_more(self, runs):
+        fed = judged(runs, *self.READINGS, losses=[2.3, 2.2, 2.1, float("nan"), 2.6, 2.4])
+        assert [len(told) for told in fed.told] == [0, 0, 0, 1, 0, 0]
+
+    def test_it_heals_when_the_loss_comes_down_to_half_its_start(self, runs):
+        steps = (*STEPS, 25, 26, 27)
+        losses = [*STRANDED[:5], 2.3, 2.2, 0.2, 0.1]
+        fed = judged(runs, *self.READINGS, losses=losses, steps=steps)
+        assert [len(told) for told in fed.told] == [0] * 5 + [1, 0, 0, 0]
+        assert fed.only.healed_step is None
+        fed = judged(runs, *self.READINGS, losses=[*losses, 0.1], steps=(*steps, 28))
+        assert (fed.only.severity, fed.only.healed_step) == (Severity.INFO, 28)
+        assert "It has healed: the loss has come down to 9 % of where it began." in fed.only.message
+
+    def test_it_is_decided_once(self, runs):
+        """A loss that rises again later has other reasons."""
+        losses = [2.3, 7.4, 5.1, 2.9, 2.0, 1.2, *[3.0] * 6]
+        assert not judged(runs, *self.READINGS, losses=losses, steps=(*STEPS, *range(25, 31))).findings
 
 
 def test_later_three_measured_steps_are_enough(runs):
-    fed = judged(runs, *[1e-3] * 3, 0.2, steps=range(10, 16))
+    fed = judged(runs, *[1e-3] * 3, 0.2, steps=range(24, 30))
     assert [len(told) for told in fed.told] == [0] * 5 + [1]
 
 
@@ -91,14 +137,19 @@ class TestStartsSmall:
 
 class TestLoss:
     def test_below_its_start_and_falling_makes_it_information(self, runs):
-        losses = [2.36, 2.92, 2.3, 1.45, 1.32, 0.8]
+        losses = [2.36, 2.92, 2.3, 2.45, 2.32, 2.2]
         assert judged(runs, 0.2, losses=losses).only.severity == Severity.INFO
 
     def test_falling_from_where_the_first_steps_threw_it_does_not(self, runs):
-        losses = [2.64, 45.6, 13.1, 3.86, 2.94, 2.7]
+        losses = [2.64, 5.6, 4.1, 3.86, 2.94, 2.7]
         finding = judged(runs, 0.2, losses=losses).only
         assert finding.severity == Severity.WARNING
         assert "The loss is above its start." in finding.message
+
+    def test_clearly_below_its_start_it_need_not_fall_any_more(self, runs):
+        for latest, severity in ((1.83, Severity.INFO), (1.85, Severity.WARNING)):
+            losses = [2.3, 2.2, 1.8, 1.8, 1.8, latest]
+            assert judged(runs, 0.2, losses=losses).only.severity == severity
 
     def test_well_below_its_start_makes_it_information_even_where_it_has_stalled(self, runs):
         steps = range(40)
@@ -129,3 +180,20 @@ def test_a_skipped_step_counts_for_nothing(runs):
     info = runs.stack()
     records = [runs.measure(info, step, update_ratio=0.5, skipped=True) for step in STEPS]
     assert not runs.feed(OversizedUpdate(), records, info).findings
+
+
+def test_the_rate_is_that_of_the_layers_that_move_too_far(runs):
+    """A head that is trained at 10 behind a backbone at 1e-5, in two groups of one optimizer."""
+    info = runs.stack(optimizers=("AdamW",))
+    (optimizer,) = info.optimizers
+    rates = tuple(1.0 if name in NAMES[3:] else 1e-6 for name in NAMES)
+    info = dataclasses.replace(info, optimizers=(dataclasses.replace(optimizer, rates=rates),))
+    moved = {name: 0.27 if name in NAMES[3:] else 1e-5 for name in NAMES}
+    records = [
+        runs.measure(info, step, update_ratio=moved, weight_rms=DEFAULT, rates=(10.0,), loss=2.3 * 3**place)
+        for place, step in enumerate(STEPS)
+    ]
+    finding = runs.feed(OversizedUpdate(), records, info).only
+    assert "The learning rate of net.6 … net.12 (4 layers) (10) is too high" in finding.cause
+    assert "(that of the other layers, 1e-5, can stay)" in finding.remedy.text
+    assert finding.remedy.actions[0] == Action("set_learning_rate", NAMES[3:], (("factor", 0.01),))

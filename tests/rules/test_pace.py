@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from lightning_gradwatch import Probe
 from lightning_gradwatch.findings import Action, Severity
 from lightning_gradwatch.record import OptimizerInfo
-from lightning_gradwatch.rules import StalledUpdate
+from lightning_gradwatch.rules import OversizedUpdate, StalledUpdate
 from lightning_gradwatch.rules.pace import loss_share
+from lightning_gradwatch.rules.wording import number
 
 
 def measured_and_real(make_optimizer, *, bias):
@@ -56,13 +57,13 @@ def test_no_optimizer_takes_off_more_than_the_bound_and_it_is_not_far_off(make_o
     assert bound < 5 * real
 
 
-STEPS = range(10, 16)
+STEPS = range(30, 36)
 
 
-def judged(runs, *, info=None, rule=None, losses=None, norms=None, clip=float("nan"), **given):
-    """By default 7 layers of 64 entries, each with a gradient of norm 0.08 that moves it by 8e-4: 4.5e-4 in all."""
+def judged(runs, *, steps=STEPS, info=None, rule=None, losses=None, norms=None, clip=float("nan"), **given):
+    """By default 7 layers of 64 entries, each with a gradient of norm 0.08 that moves it by 8e-4: 1.9e-4 of the loss in all."""
     info = info or runs.stack(planned_steps=300)
-    metrics = {"grad_rms": 0.01, "grad_norm": 0.08, "weight_rms": 0.1, "update_ratio": 1e-3, **given}
+    metrics = {"grad_rms": 0.01, "grad_norm": 0.08, "weight_rms": 1.0, "update_ratio": 1e-4, **given}
     records = [
         dataclasses.replace(
             runs.measure(
@@ -74,7 +75,7 @@ def judged(runs, *, info=None, rule=None, losses=None, norms=None, clip=float("n
             ),
             clip_factor=clip,
         )
-        for step in STEPS
+        for step in steps
     ]
     return runs.feed(rule or StalledUpdate(), records, info)
 
@@ -89,10 +90,55 @@ def test_a_run_whose_steps_cannot_take_off_the_loss_is_told_in_the_third_measure
     finding = fed.only
     assert finding.code == "GW301"
     assert finding.value == pytest.approx(300 * SHARE)
-    assert (finding.threshold, finding.severity, finding.first_step) == (0.2, Severity.WARNING, 10)
+    assert (finding.threshold, finding.severity, finding.first_step) == (0.2, Severity.WARNING, 30)
     assert "300 planned steps" in finding.message
     assert finding.layers == tuple(layer.name for layer in runs.stack().layers)
-    assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 1000.0),)),)
+    assert finding.remedy.actions == (Action("set_learning_rate", (), (("factor", 300.0),)),)
+
+
+def test_the_rate_is_raised_no_further_than_to_steps_of_a_usual_size(runs):
+    """However far off the loss is: past that, GW302 calls them oversized."""
+    for optimizer, usual in (("SGD", 0.03), ("Adam", 0.01)):
+        for update in (1e-4, 1.2e-5, 4e-4):
+            info = runs.stack(planned_steps=300, optimizers=(optimizer,))
+            finding = judged(runs, info=info, update_ratio=update, losses=dict.fromkeys(STEPS, 90.0)).only
+            (action,) = finding.remedy.actions
+            reached = dict(action.arguments)["factor"] * update
+            assert reached == pytest.approx(usual, rel=0.35)
+            assert reached < OversizedUpdate().ratio
+            assert f"which makes the largest update ratio about {number(reached)}." in finding.remedy.text
+
+
+@pytest.mark.parametrize(("update", "fires"), [(4.9e-4, True), (5.1e-4, False)])
+def test_steps_of_a_usual_size_are_not_to_blame(runs, update, fires):
+    assert bool(judged(runs, update_ratio=update, losses=dict.fromkeys(STEPS, 90.0)).findings) is fires
+    # Of weights that start at next to nothing, they are small beside what they will be.
+    small = judged(runs, update_ratio=5.1e-2, weight_rms=24**-0.5 / 1e3, losses=dict.fromkeys(STEPS, 90.0))
+    assert small.findings
+
+
+@pytest.mark.parametrize(("first", "planned"), [(30, 300), (48, 1000)])
+def test_a_tenth_of_the_run_must_have_shown_that_the_gradient_does_not_grow(runs, first, planned):
+    info = runs.stack(planned_steps=planned)
+    losses = dict.fromkeys(range(100), 90.0)
+    fed = judged(runs, info=info, steps=range(first - 5, first + 5), losses=losses)
+    assert fed.only.first_step == first
+
+
+def test_a_gradient_that_grows_is_that_of_a_net_which_is_waking_up(runs):
+    for growth, fires in ((1.04, False), (1.0, True), (0.99, True)):
+        steps = (0, 1, 2, 4, 8, 16, *STEPS)
+        norms = {step: 0.1 * growth**place for place, step in enumerate(steps)}
+        assert bool(judged(runs, steps=steps, norms=norms).findings) is fires
+
+
+def test_what_was_told_heals_when_the_gradient_grows_after_all(runs):
+    steps = (*STEPS, *range(50, 56))
+    norms = {step: 0.2 if step < 50 else 0.4 for step in steps}
+    fed = judged(runs, steps=steps, norms=norms)
+    assert fed.told[2][0].severity == Severity.WARNING
+    assert (fed.only.severity, fed.only.healed_step) == (Severity.INFO, 52)
+    assert sum(len(told) for told in fed.told) == 1
 
 
 @pytest.mark.parametrize(("low", "fires"), [(0.99, True), (1.01, False)])
@@ -119,7 +165,8 @@ def test_an_error_from_a_tenth_of_the_threshold_on(runs):
 
 
 def test_a_loss_of_unscaled_targets_is_told_as_such(runs):
-    fed = judged(runs, losses=dict.fromkeys(STEPS, 29_000.0))
+    for given in ({}, {"update_ratio": 1e-2}, {"steps": range(10, 16)}):  # that shows at once, whatever the steps
+        fed = judged(runs, losses=dict.fromkeys(range(50), 29_000.0), **given)
     assert fed.only.remedy.actions == (Action("normalize_targets"),)
 
 
@@ -138,8 +185,10 @@ def test_what_is_planned_decides(runs, case, info):
 
 def test_silent_where_the_gradient_or_the_loss_has_come_down(runs):
     """As at an optimum, where the loss that is left can't be taken off."""
-    assert not judged(runs, norms=dict.fromkeys(STEPS, 0.09) | {10: 0.2}).findings
-    assert not judged(runs, losses=dict.fromkeys(STEPS, 1.1) | {10: 2.3}).findings
+    steps = (0, 1, 2, 4, 8, 16, *STEPS)
+    assert judged(runs, steps=steps).findings
+    assert not judged(runs, steps=steps, norms=dict.fromkeys(STEPS, 0.09)).findings
+    assert not judged(runs, steps=steps, losses=dict.fromkeys(STEPS, 1.1)).findings
     assert not judged(runs, losses=dict.fromkeys(STEPS, -2.0)).findings
 
 
@@ -151,7 +200,7 @@ def test_where_clipping_makes_the_steps_small_the_learning_rate_is_not_to_blame(
 def test_a_gradient_that_is_clipped_by_hand_says_nothing_of_the_loss(runs):
     """Such as by `clip_gradients` in manual optimization: its norm is the limit, time and again."""
     for error, fires in ((1e-7, False), (1e-4, True)):
-        held = {step: 0.05 * (1 + error * (step - 10)) / (1 + 1e-3 * (step % 2)) for step in STEPS}
+        held = {step: 0.05 * (1 + error * (step - 30)) / (1 + 1e-3 * (step % 2)) for step in STEPS}
         assert bool(judged(runs, norms=held).findings) is fires
 
 

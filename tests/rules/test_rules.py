@@ -27,7 +27,7 @@ from lightning_gradwatch.rules import (
     settings_of,
 )
 
-STEPS = (0, *range(10, 14))
+STEPS = (0, *range(10, 14), 24)
 FIRING = {
     "GW101": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-9)),
     "GW102": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e6)),

@@ -83,6 +83,10 @@ class TestBehind:
         assert not judged(runs, update, weight_rms=weights).findings
         assert judged(runs, update).findings
 
+    def test_a_layer_is_not_compared_with_itself(self, runs):
+        """All but the last are dead, and that one doesn't move: no other layer is there to be behind."""
+        assert not judged(runs, 0.0, states=dict.fromkeys(NAMES[:-1], LayerState.ZERO)).findings
+
     @pytest.mark.parametrize(("growth", "fires"), [(1.6, True), (2.5, False)])
     def test_what_rises_is_on_its_way(self, runs, growth, fires):
         """Branches behind a layer scale: their updates start at next to nothing and grow with each doubling of the steps."""
@@ -148,6 +152,33 @@ class TestLearningRates:
     def test_warm_up_steps_arent_judged(self, runs):
         fed = judged(runs, 1e-8, steps=range(4, 10))
         assert fed.evaluator.unjudged == {"GW301": "not yet: the first 10 steps are warm-up"}
+
+
+class TestHealing:
+    def fed(self, runs, *readings):
+        info = runs.stack()
+        records = [
+            runs.measure(info, 10 + place, update_ratio=reading, weight_rms=0.3, grad_rms=1e-3)
+            for place, reading in enumerate(readings)
+        ]
+        return runs.feed(StalledUpdate(), records, info)
+
+    @pytest.mark.parametrize("low", [ratios(), 1e-7], ids=["behind", "slow"])
+    def test_three_readings_of_layers_that_move_again(self, runs, low):
+        fed = self.fed(runs, *[low] * 3, *[1e-3] * 2, low, *[1e-3] * 2)
+        assert fed.only.healed_step is None
+        fed = self.fed(runs, *[low] * 3, *[1e-3] * 4)
+        assert (fed.only.severity, fed.only.last_step, fed.only.healed_step) == (Severity.INFO, 12, 15)
+        assert "move again" in fed.only.message
+
+    def test_readings_of_layers_without_a_gradient_heal_nothing(self, runs):
+        info = runs.stack()
+        states = dict.fromkeys(NAMES, LayerState.ZERO)
+        records = [
+            runs.measure(info, 10 + place, update_ratio=ratios(), weight_rms=0.3, states=states if place > 2 else None)
+            for place in range(8)
+        ]
+        assert runs.feed(StalledUpdate(), records, info).only.healed_step is None
 
 
 class TestSlow:
