@@ -36,7 +36,7 @@ _NOTE = (
 _MOST_FINDINGS = 1000
 _clock = itertools.count(1)
 _alive: weakref.WeakValueDictionary[str, Kin] = weakref.WeakValueDictionary()
-"""By name, as a pickle that is read in the same process is a copy too."""
+"""By name, as one that is written down and read in the same process is a copy too."""
 
 
 class Kin:
@@ -152,5 +152,5 @@ def _merge(found: dict[tuple[str, tuple[str, ...]], Finding], findings: Iterable
 
 
 def _restore(ancestors: list[str]) -> Kin:
-    """Return that of a callback that was pickled, whose ancestors are in this process or aren't."""
+    """Return that of a callback that was written down, whose ancestors are in this process or aren't."""
     return Kin(kin for name in ancestors if (kin := _alive.get(name)) is not None)

@@ -27,6 +27,8 @@ from lightning_gradwatch import (
     read_run,
 )
 
+pytestmark = pytest.mark.judges
+
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):

@@ -112,7 +112,8 @@ def _note_gates(operands: Sequence[Tensor], known: Sequence[Tag | None], roles: 
         if factor is not None and factor.call is not None and factor.call.site.function in GATES:
             # What gets no gradient, as a padding mask or a dropout's, lets nothing be learnt through the factor beside it.
             others = [*operands[:place], *operands[place + 1 :]]
-            if any(each.requires_grad for each in others) or not torch.is_grad_enabled():
+            scales = factor.call.site.function == "softplus"  # data, too: a positive scale is meant to start small
+            if scales or any(each.requires_grad for each in others) or not torch.is_grad_enabled():
                 roles.gates(factor.call.site)
 
 

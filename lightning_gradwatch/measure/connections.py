@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from lightning_gradwatch.measure.graph import Walk, is_foreign
+from lightning_gradwatch.measure.graph import Walk, is_kernel
 from lightning_gradwatch.measure.tags import tensors_in
 from lightning_gradwatch.segments import bits, segment_starts
 
@@ -171,4 +171,4 @@ class _Walk:
 @lru_cache(maxsize=1024)
 def _hides_a_function(kind: Any) -> bool:
     """Whether nodes of a type are, or may hold, an activation function; asked of each node of a walk."""
-    return _FUNCTION.search(kind.__name__) is not None or is_foreign(kind)
+    return _FUNCTION.search(kind.__name__) is not None or is_kernel(kind)

@@ -41,6 +41,11 @@ def is_foreign(kind: Any) -> bool:
     return kind.__name__.startswith(GENERATED) or not f"{made_for.__module__}.".startswith("torch.")
 
 
+def is_kernel(kind: Any) -> bool:
+    """Whether nodes of a type are of an operator that an extension registered, which may hold anything, given the type."""
+    return bool(kind.__name__ == "CppFunction" or kind.__name__.startswith(GENERATED))
+
+
 def foreign_name(node: Any) -> str:
     """Return what a node's operation from outside of torch is called by its makers.
 

@@ -23,6 +23,8 @@ from lightning_gradwatch import (
 )
 from lightning_gradwatch.measure import faults
 
+pytestmark = pytest.mark.judges
+
 STEPS = 12
 
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, evaluate, read_run
 
+pytestmark = pytest.mark.judges
+
 
 def event_files(folder):
     return sorted(folder.rglob("*tfevents*"))

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, LayerState
 
+pytestmark = pytest.mark.judges
+
 SCALE = 1024.0
 
 

@@ -15,6 +15,8 @@ from integration.situation import differences, end_of
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 
+pytestmark = pytest.mark.judges
+
 STEPS = 28
 
 

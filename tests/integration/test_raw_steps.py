@@ -10,6 +10,8 @@ from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch import fit as fits
 from lightning_gradwatch.measure import faults
 
+pytestmark = pytest.mark.judges
+
 
 class Unseen:
     """Steps, and is nothing that torch knows."""

@@ -15,6 +15,8 @@ from torch import nn
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.measure.patches import beneath
 
+pytestmark = pytest.mark.judges
+
 SOME = [
     "plain",
     "accumulation",

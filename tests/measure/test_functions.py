@@ -123,10 +123,21 @@ def written_out(name, inner):
         ),
         ("gelu", "erf"): (lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2, lambda x: x / math.sqrt(2)),
         ("mish", "tanh"): (lambda x: x * torch.tanh(F.softplus(x)), F.softplus),
+        ("hardswish", "relu6"): (lambda x: x * F.relu6(x + 3) / 6, lambda x: x + 3),
+        ("hardswish", "hardsigmoid"): (lambda x: x * F.hardsigmoid(x), lambda x: x),
     }[name, inner]
 
 
-@pytest.mark.parametrize(("name", "inner"), COMPOSITES)
+@pytest.mark.parametrize(("name", "inner"), [key for key, zones in COMPOSITES.items() if zones.inactive])
+def test_a_function_written_out_is_inactive_where_autograd_has_no_slope(name, inner):
+    function, argument = written_out(name, inner)
+    z = GRID.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(function(z).sum(), z)
+    kink = (argument(GRID) - COMPOSITES[name, inner].inactive[0].bound).abs() < 1e-9
+    assert torch.equal(inside(COMPOSITES[name, inner].inactive, argument(GRID)) | kink, (slope == 0) | kink)
+
+
+@pytest.mark.parametrize(("name", "inner"), [key for key, zones in COMPOSITES.items() if zones.saturated])
 def test_a_function_written_out_is_judged_at_its_inner_argument(name, inner):
     function, argument = written_out(name, inner)
     u = argument(GRID)

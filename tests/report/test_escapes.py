@@ -23,7 +23,8 @@ from lightning_gradwatch.cli import main
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo
 from lightning_gradwatch.report.announce import announce
-from lightning_gradwatch.report.escape import ESCAPES, Place, escape, wrapped
+from lightning_gradwatch.report.cells import wrapped
+from lightning_gradwatch.report.escape import ESCAPES, Place, escape
 from lightning_gradwatch.report.formats import render
 from lightning_gradwatch.report.terminal import summary_text, verdict_text, warning_text
 from lightning_gradwatch.report.training import training_text
