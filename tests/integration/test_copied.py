@@ -24,7 +24,7 @@ WAYS = {
     "with its settings": lambda watch: copy.deepcopy({"callbacks": [watch], "lr": 0.1})["callbacks"][0],
     "twice": lambda watch: copy.deepcopy(copy.copy(copy.deepcopy(watch))),
 }
-pytestmark = pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
+pytestmark = [pytest.mark.judges, pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")]
 
 
 def slow(parameters):
