@@ -27,8 +27,8 @@ _UNKNOWN_LOSS_FACTOR = 100
 _SCATTERS = 3.0
 _UNKNOWN = -1.0
 """Stands for a loss that isn't known: a memory of plain data has no NaN, and a loss below zero can't be compared."""
-_QUARTILE = 1.1503 * math.sqrt(2)
-"""Three quarters of the differences between two normal numbers are smaller."""
+_QUARTILE = 1.1503
+"""Three quarters of all normal numbers are nearer to their mean, in standard deviations."""
 _TINIEST = 5e-324
 
 
@@ -119,11 +119,19 @@ def _known(loss: float) -> float:
 def _scatter(values: Sequence[float]) -> float:
     """Return the standard deviation of logarithms about their trend, which two odd values of twenty hardly move.
 
-    From the steps between neighbours, as a steady rise is no scatter, and from the quartile of their size: less erratic
-    than their median.
+    The larger of two estimates: neighbours that are alike hide some of it from the steps between them, and readings that
+    take turns hide some from what lies about a straight line. A steady rise is no scatter to either.
     """
     logs = [math.log(max(value, _TINIEST)) for value in values]
-    steps = sorted([later - earlier for earlier, later in itertools.pairwise(logs)])
-    centre = middle(steps)
-    sizes = sorted([abs(step - centre) for step in steps])
-    return sizes[3 * len(sizes) // 4] / _QUARTILE
+    half = len(logs) // 2
+    slope = (middle(sorted(logs[-half:])) - middle(sorted(logs[:half]))) / (len(logs) - half)
+    level = [log - slope * place for place, log in enumerate(logs)]
+    steps = [later - earlier for earlier, later in itertools.pairwise(logs)]
+    return max(_deviation(level), _deviation(steps) / math.sqrt(2))
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of normal numbers by the quartile of their distances, less erratic than the median."""
+    centre = middle(sorted(values))
+    distances = sorted([abs(value - centre) for value in values])
+    return distances[3 * len(distances) // 4] / _QUARTILE
