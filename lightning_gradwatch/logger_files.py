@@ -8,6 +8,7 @@ queue, after a look at whether its thread lives and the file has room.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -20,6 +21,10 @@ from lightning_gradwatch.room import SET_ASIDE, check_disk, check_handles, check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_APPEND = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Without making a file, and without waiting for a reader where a pipe has taken its place."""
 
 
 class AppendedFile:
@@ -38,7 +43,9 @@ class AppendedFile:
     def begins(self) -> bool:
         if _is_closed(self._writer):
             # Lightning closes a logger when SLURM asks for a requeue, and what is logged afterwards starts a file.
-            current = getattr(self._logger.experiment, "file_writer", None)
+            current = None
+            with contextlib.suppress(Exception):  # a logger of the user's that can't be asked is written on as it was
+                current = getattr(self._logger.experiment, "file_writer", None)
             path = None if current is None else appended_path(current)
             if path is not None and path != self._path:
                 self._writer, self._path = current, path
@@ -55,7 +62,7 @@ class AppendedFile:
             raise NotWritten(error) from error
 
     def _append(self, frame: bytes) -> None:
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        handle = os.open(self._path, _APPEND)
         with open(handle, "ab", buffering=0) as file:  # noqa: PTH123 - Path's would make the file where it is gone
             found = os.fstat(handle)
             # Shorter than it was: no number tells, as disks give a removed file's to the next, and some change them.

@@ -24,7 +24,7 @@ from lightning_gradwatch.plain_data import decode, encode
 from lightning_gradwatch.record import LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterable, Mapping
 
 _FILE = "outcome"
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -87,14 +87,16 @@ class Handover:
 
     def __init__(self) -> None:
         self._maker = os.getpid()
-        self._removal: Callable[[], Any] | None = None
+        self._names: list[Path] = []
+        """All so far: a rank that is late makes the folder again that the first one's outcome was taken from."""
         self._choose_name()
+        weakref.finalize(self, _remove, self._names, self._maker)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handover:
         return Handover()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_maker": self._maker, "_path": self._path, "_removal": None}  # what the maker made, it takes away
+        return {"_maker": self._maker, "_path": self._path, "_names": []}  # its maker takes them away
 
     @property
     def wanted(self) -> bool:
@@ -141,11 +143,10 @@ class Handover:
         return Outcome.from_bytes(data)
 
     def _choose_name(self) -> None:
-        """Choose another name, and take away what was left under the last one."""
-        if self._removal is not None:
-            self._removal()
+        """Choose another name, and take away what was left under earlier ones."""
+        _remove(self._names, self._maker)
         self._path = Path(tempfile.gettempdir()) / f"gradwatch-{uuid.uuid4().hex}"
-        self._removal = weakref.finalize(self, _remove, self._path, self._maker)
+        self._names.append(self._path)
 
 
 def _check_private(folder: Path) -> None:
@@ -176,12 +177,11 @@ def _is_strange(found: os.stat_result) -> bool:
     return hasattr(os, "geteuid") and found.st_uid != os.geteuid()  # Windows has no such owners
 
 
-def _remove(path: Path, maker: int) -> None:
-    """Remove a folder of ours; what others have put in its place is theirs to remove."""
-    if os.getpid() != maker or not os.path.lexists(path):  # not in a process that was forked off it
-        return
-    try:
-        _check_private(path)
-    except OSError:
-        return
-    shutil.rmtree(path, ignore_errors=True)
+def _remove(paths: Iterable[Path], maker: int) -> None:
+    """Remove folders of ours; what others have put in their place is theirs to remove."""
+    for path in paths if os.getpid() == maker else ():  # not in a process that was forked off it
+        try:
+            _check_private(path)
+        except OSError:
+            continue
+        shutil.rmtree(path, ignore_errors=True)

@@ -91,7 +91,7 @@ def check_handles(folder: Path) -> None:
     """
     if sys.platform == "win32":
         return  # a folder is no file there, and handles are plenty
-    opened = [os.open(folder, os.O_RDONLY | os.O_CLOEXEC)]
+    opened = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
         opened.extend(os.dup(opened[0]) for _ in range(HANDLES - 1))
     finally:

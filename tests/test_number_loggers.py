@@ -74,6 +74,16 @@ def test_closing_leaves_what_can_be_saved(logger):
         assert file.read().splitlines() == ["gradwatch/log10_grad_norm,step", "1.0,0"]
 
 
+def test_a_file_where_the_folder_was_is_no_folder(logger, tmp_path):
+    other = OtherLogger(logger)
+    other.send(None, OURS, 0)
+    shutil.rmtree(tmp_path / "csv")
+    (tmp_path / "csv").write_text("")
+    with pytest.raises(NotWritten, match="Not a directory"):
+        other.close()
+    assert rows(logger) == []
+
+
 def test_a_table_that_may_not_be_written_to_gets_nothing(logger, monkeypatch):
     other = OtherLogger(logger)
     monkeypatch.setattr(os, "access", lambda path, mode: False)

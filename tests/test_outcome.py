@@ -60,7 +60,7 @@ OUTCOMES = st.builds(
 
 
 @pytest.fixture
-def shared(monkeypatch):
+def shared(monkeypatch, tmp_path):  # whose own folder is made before temporary ones are made elsewhere
     """A temporary folder that others can write to, as /tmp; below one that others can enter."""
     with tempfile.TemporaryDirectory() as above:
         folder = Path(above) / "shared"
@@ -145,6 +145,18 @@ def test_two_fits_of_one_callback_leave_an_outcome_each(shared):
     for judged in (1, 2):
         handover.leave(Outcome(judged=judged))
         assert handover.take() == Outcome(judged=judged)
+
+
+def test_what_a_rank_leaves_too_late_is_not_taken_and_does_not_stay(shared):
+    handover = Handover()
+    late = sent(handover)
+    handover.leave(Outcome(judged=1))
+    assert handover.take() == Outcome(judged=1)
+    late.leave(Outcome(judged=2), first_only=True)
+    assert handover.take() is None
+    assert len(list(shared.iterdir())) == 1
+    del handover
+    assert list(shared.iterdir()) == []
 
 
 def test_this_process_and_strangers_want_none():
