@@ -150,6 +150,11 @@ class VanishingGradient(Rule):
             return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
         norms = hidden_values(record, info, "signal_norm")
         columns = np.empty(0, dtype=np.intp) if norms is None else (norms >= 0).nonzero()[0]
+        if norms is not None and "softmax" in info.hidden_functions:
+            # Over a single key it passes back exactly 0, into queries and keys alone.
+            columns = np.array(
+                [each for each in columns if norms[each] > 0 or info.sites[each].function != "softmax"], int
+            )
         if norms is None or len(columns) < _LEAST_SITES:
             return f"can't judge: the signal was measured at {counted(len(columns), 'hidden activation site')} only"
         first, last = float(norms[columns[0]]), float(norms[columns[-1]])
