@@ -36,6 +36,7 @@ _LAYER: Mapping[str, tuple[type, ...]] = {
     "used": (bool, _NONE),
 }
 _SITE: Mapping[str, tuple[type, ...]] = {"name": (str,), "function": (str,), "role": (str,), "units": _NUMBER}
+_LOST: Mapping[str, tuple[type, ...]] = {"kind": (str,), "operation": (str,), "module": (str,)}
 _OPTIMIZER: Mapping[str, tuple[type, ...]] = {"name": (str,), "settings": (dict,)}
 _NOT_COVERED: Mapping[str, tuple[type, ...]] = {"name": (str,), "reason": (str,), "sites": (int,)}
 
@@ -50,6 +51,9 @@ def check_description(info: RunInfo) -> None:
     for part, table in (("layers", _LAYER), ("sites", _SITE), ("optimizers", _OPTIMIZER), ("coverage", _NOT_COVERED)):
         for entry in getattr(info, part):
             _check(part, entry, table)
+    for layer in info.layers:
+        if layer.lost is not None:
+            _check("layers", layer.lost, _LOST)
     for optimizer in info.optimizers:
         _check_names("optimizers", optimizer.layers)
     for site in info.sites:

@@ -40,6 +40,7 @@ class Action:
     - ``set_precision(to="bf16-mixed" | "32-true")``
     - ``use_gradient_scaler()``
     - ``reconnect_graph(layers)``: find what cuts it behind them
+    - ``keep_gradient(layers)``: find what throws it away between the backward pass and the optimizer's step
     - ``replace_output(with="Sigmoid")``
     - ``use_or_remove(layers)``
     - ``trace_gradient()``: nothing that a program could do

@@ -127,6 +127,8 @@ class Fit:
             return self.open
         if self.open is not None:
             self.abort()
+        if self.evaluator.confirming:
+            self.drain(wait=True)  # what the last step showed decides what is looked for in this one
         if self._schedule.due(step, confirming=self.evaluator.confirming):
             self.open = OpenStep(self.probe.begin(optimizers=optimizers), step)
         elif not self.probe.windows.full and self._schedule.fills_windows():

@@ -23,6 +23,7 @@ from lightning_gradwatch.measure.sites import Sites
 from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.tally import Columns
+from lightning_gradwatch.measure.trail import MOST_STEPS, MOST_TRIES
 from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.measure.unseen import Note, Unseen
 from lightning_gradwatch.measure.updates import Limits, Snapshots
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 
@@ -104,6 +106,8 @@ class Probe:
         """How often the optimizers were replaced."""
         self._audited = -1
         """Sites there were when the last audit had ended."""
+        self._followed = 0
+        """Steps in which the gradients of some layers were looked for."""
         try:
             self._prepare(model)
         except Exception as error:
@@ -166,11 +170,13 @@ class Probe:
             if meter.fault is not None:
                 raise meter.fault
             with unobserved():
-                record = self.finish(self._facts()).resolve()
+                pending = self.finish(self._facts())
+                record = pending.resolve()
         finally:
             self.abort()
         assert record is not None  # only a step of activations alone makes none
-        self._record = record
+        self._record, self._info, self._layout = record, pending.info, record.layout
+        self._described = self._known()
         self._step += 1
 
     def _facts(self) -> StepFacts:
@@ -225,7 +231,8 @@ class Probe:
         spacious = [module for module in self._model.modules() if may_need_space(module)]
         self._compiled = sum(map(is_compiled, spacious))
         self._layers.step += 1
-        audited = not activations_only and self._audited != len(self._sites.ordered)
+        suspects = () if activations_only else self._suspects()
+        audited = not activations_only and not suspects and self._audited != len(self._sites.ordered)
         self._meter = StepMeter(
             layers=self._layers,
             sites=self._sites,
@@ -239,6 +246,7 @@ class Probe:
             activations_only=activations_only,
             unseen=self._unseen,
             audited=audited,
+            suspects=suspects,
         )
         self._meter.activations.masks = Masks(self.mask)
         return self._meter
@@ -312,6 +320,20 @@ class Probe:
         """Restore what `state_dict` gave."""
         self.windows.load_state_dict(state)
 
+    def _suspects(self) -> Sequence[Layer]:
+        """Return the layers whose gradient was missing and is to be looked for in the step that begins."""
+        if self._followed >= MOST_STEPS:
+            return ()
+        suspects = [
+            layer
+            for layer in self._layers.ordered
+            if layer.lacks and layer.lost is None and layer.used and not layer.frozen and layer.followed < MOST_TRIES
+        ]
+        for layer in suspects:
+            layer.followed += 1
+        self._followed += bool(suspects)
+        return suspects
+
     def _take_in_new_parameters(self) -> None:
         if any(self._layers.unknown(each) for each in self._optimizers):
             self._layers.refresh()
@@ -328,6 +350,7 @@ class Probe:
             self._changes,
             self._layers.changes,
             self._compiled,
+            *(hash(layer.lost) for layer in self._layers.ordered if layer.lost is not None),
         )
 
     def _describe(self) -> RunInfo:

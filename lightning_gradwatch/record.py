@@ -57,6 +57,48 @@ class LayerState(IntEnum):
     """No gradient, as this step's forward pass left out a layer that it used before (an expert without tokens)."""
 
 
+LostKind: TypeAlias = Literal[
+    "discarded",
+    "zero-input",
+    "left-out",
+    "escaped",
+    "cut",
+    "softmax-of-one",
+    "softmax-certain",
+    "norm-of-one",
+    "times-zero",
+    "zero-factor",
+    "zero-weights",
+    "inactive",
+    "clamped",
+    "rounded",
+    "dropped",
+    "masked",
+    "few",
+    "other",
+]
+"""What keeps a gradient from a layer.
+
+- *discarded*: it arrived at the parameters, and was None or 0 when the optimizer stepped.
+- *zero-input*: it arrives at what the layer makes, and the layer is given zeros.
+- *left-out*, *escaped*: no loss depends on what it makes, whose values were read by Python's own code, or not even that.
+- *cut*: the loss depends on it, and its autograd graph doesn't: an operation stands between.
+- *few*: an operation passes nothing but 0 back to it, and was given so few values that this may be chance.
+- the others: an operation passes nothing but 0 back to it.
+"""
+
+
+@dataclass(frozen=True)
+class LostGradient:
+    """Where a gradient is lost on its way to a layer, as a step showed that was followed call by call."""
+
+    kind: LostKind
+    operation: str = ""
+    """Name of the torch function; ``no_grad`` for the context."""
+    module: str = ""
+    """Fully qualified name of the module that calls it, ``""`` for the root; of *zero-weights*, the layer whose they are."""
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """One column of a layer metric."""
@@ -72,6 +114,8 @@ class LayerInfo:
     """Whether it is a weight layer: a parameter of two or more dimensions, not an embedding, not a norm."""
     used: bool | None = True
     """Whether the forward pass was seen to use it; None where the forward pass can't be seen (compiled)."""
+    lost: LostGradient | None = None
+    """Where its gradient is lost; None where it has one, and where that didn't show."""
 
     @property
     def fan_in(self) -> float:
@@ -193,6 +237,7 @@ class RunInfo(RunColumns):
                     **{
                         **_known(LayerInfo, layer),
                         "shapes": tuple(tuple(int(size) for size in shape) for shape in layer["shapes"]),
+                        "lost": _read_lost(layer.get("lost")),
                     }
                 )
                 for layer in data["layers"]
@@ -279,6 +324,10 @@ class StepRecord:
         if vector is not None:
             found[: len(vector)] = vector[:length]
         return found
+
+
+def _read_lost(data: Mapping[str, Any] | None) -> LostGradient | None:
+    return None if data is None else LostGradient(**_known(LostGradient, data))
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from lightning_gradwatch.measure.pack import Values
     from lightning_gradwatch.measure.step import Measured
     from lightning_gradwatch.measure.tally import Columns, Tally
     from lightning_gradwatch.measure.windows import Window, Windows
 
 _NAN = float("nan")
+_LACKING = (LayerState.NONE, LayerState.ZERO)
+_UNKNOWN = (LayerState.UNMEASURED, LayerState.UNUSED)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -166,8 +169,25 @@ class PendingRecord:
         step = self.read()
         windows = self.windows.of(self.columns.sites)
         fill_windows(step, windows)
-        return None if self.activations_only else assemble(step, self.columns.layout, windows, self.facts)
+        return None if self.activations_only else assemble(step, self.info.layout, windows, self.facts)
 
     def read(self) -> Tally:
-        """Wait for the numbers."""
-        return tally(self.measured, self.measured.pending.wait(), self.columns, self.facts.optimizers)
+        """Wait for the numbers; where they show at which operation a layer's gradient is lost, `info` knows it from now on."""
+        values = self.measured.pending.wait()
+        step = tally(self.measured, values, self.columns, self.facts.optimizers)
+        if not self.activations_only and not step.skipped:
+            self._explain(values, _states(step))
+        return step
+
+    def _explain(self, values: Values, states: npt.NDArray[np.uint8]) -> None:
+        layers, trail = self.columns.layers, self.measured.trail
+        for layer, state in zip(layers, states.tolist(), strict=True):
+            lacks = state in _LACKING
+            if (lacks or layer.lacks) and state not in _UNKNOWN:
+                layer.note(lacks=lacks)
+                if lacks and trail is not None and layer.lost is None:
+                    layer.lost = trail.explain(layer, values)
+        described = self.info.layers
+        if any(layer.lost != info.lost for layer, info in zip(layers, described, strict=True)):
+            told = tuple(replace(info, lost=layer.lost) for layer, info in zip(layers, described, strict=True))
+            self.info = replace(self.info, layers=told)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_gradwatch.measure.shards import placed
-from lightning_gradwatch.record import LayerInfo, NotCovered
+from lightning_gradwatch.record import LayerInfo, LostGradient, NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,6 +48,18 @@ class Layer:
     used: bool = False
     step: int = 0
     """The measured step (`Layers.step`) whose forward pass used it last."""
+    lacks: bool = False
+    """Whether it had no gradient, or one of 0, in the last measured step that it was in."""
+    lost: LostGradient | None = None
+    """Where its gradient is lost, if that was seen."""
+    followed: int = 0
+    """In how many steps that was looked for since it last had one."""
+
+    def note(self, *, lacks: bool) -> None:
+        """Note whether it has no gradient, or one of 0."""
+        self.lacks = lacks
+        if not lacks:
+            self.lost, self.followed = None, 0
 
     @property
     def frozen(self) -> bool:
@@ -79,6 +91,7 @@ class Layer:
             parameters=sum(parameter.numel() for parameter in known),
             weight=self.weight,
             used=True if self.used else (False if seen else None),
+            lost=self.lost,
         )
 
 

@@ -22,6 +22,7 @@ from lightning_gradwatch.measure.pack import Pack, Pending, Slot, Values
 from lightning_gradwatch.measure.signal import SignalHooks
 from lightning_gradwatch.measure.tags import Tags
 from lightning_gradwatch.measure.tracer import Tracer
+from lightning_gradwatch.measure.trail import Trail, TrailedTracer
 from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.layers import Layers, Owned
+    from lightning_gradwatch.measure.layers import Layer, Layers, Owned
     from lightning_gradwatch.measure.location import ModuleNames
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.staging import Staging
@@ -70,6 +71,7 @@ class Measured:
         self.losses = step.losses
         self.scale = step.scale
         self.segments = step.segments
+        self.trail = step.trail
         self.pending: Pending = step.pack.send()
 
 
@@ -125,6 +127,7 @@ class StepMeter:
         activations_only: bool = False,
         unseen: Unseen,
         audited: bool = False,
+        suspects: Sequence[Layer] = (),
     ) -> None:
         self.faults = faults
         self.fault: Exception | None = None
@@ -158,7 +161,14 @@ class StepMeter:
             unseen=unseen,
         )
         self.takes_losses = True
-        self._audit = Audit(unseen) if audited else None
+        self._audit = Audit(unseen) if audited and not suspects else None
+        self.trail: Trail | None = None
+        """Follows layers that had no gradient, if there are any."""
+        if suspects and faults.on("signal"):
+            with faults.guard("signal"):
+                self.trail = Trail(
+                    suspects, layers=layers, pack=self.pack, names=names, hooks=self.hooks, faults=faults
+                )
         settings: dict[str, Any] = {
             "layers": layers,
             "activations": self.activations,
@@ -166,7 +176,13 @@ class StepMeter:
             "faults": faults,
             "before_backward": self._saw_backward,
         }
-        self.tracer = Tracer(**settings) if self._audit is None else AuditedTracer(audit=self._audit, **settings)
+        self.tracer: Tracer
+        if self.trail is not None:
+            self.tracer = TrailedTracer(trail=self.trail, **settings)
+        elif self._audit is not None:
+            self.tracer = AuditedTracer(audit=self._audit, **settings)
+        else:
+            self.tracer = Tracer(**settings)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -211,6 +227,8 @@ class StepMeter:
             self.activations.end_pass()
         with self.faults.guard("signal"):
             self._connections.end_pass(loss)
+            if self.trail is not None:
+                self.trail.note_loss(loss)
         if self._audit is not None:
             with self.faults.guard("activations"):
                 self._audit.check(loss)
@@ -333,6 +351,8 @@ class StepMeter:
         """Take every hook away; fine to call again."""
         self.tracer.stop()
         self.hooks.remove()
+        if self.trail is not None:
+            self.trail.close()
         self._tags.clear()
 
     def give_up(self, fault: Exception) -> None:

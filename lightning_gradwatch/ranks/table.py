@@ -185,7 +185,8 @@ _OF_THE_PATH = (NOT_CALLED, NOT_PASSED)
 
 
 def _merge_layers(one: LayerInfo, other: LayerInfo) -> LayerInfo:
-    return other if other.used and not one.used else one
+    chosen = other if other.used and not one.used else one
+    return replace(chosen, lost=one.lost or other.lost)
 
 
 def _merge_sites(one: SiteInfo, other: SiteInfo) -> SiteInfo:

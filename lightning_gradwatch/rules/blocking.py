@@ -10,6 +10,7 @@ from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.record import LayerState
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.functions import look_up
+from lightning_gradwatch.rules.lost import lost_cause, lost_of
 from lightning_gradwatch.rules.readings import hidden_sites, site_values
 from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.wording import listed
@@ -24,17 +25,19 @@ _SOFTMAX = {"softmax", "log_softmax"}
 class Unreached(NamedTuple):
     """Layers that get no gradient."""
 
-    kind: str
-    """``none``, ``zero`` or ``unused``."""
+    reason: str
+    """``none``, ``zero``, ``unused``, or a reason of `lost`."""
     names: tuple[str, ...]
     since: int
     """First step without one."""
+    everything: bool = False
+    """Whether no layer at all has one."""
 
 
 def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str, Remedy]:
     """Return cause and remedy for layers that get no gradient."""
     names = unreached.names
-    if unreached.kind == "unused":
+    if unreached.reason == "unused":
         return (
             "The forward pass wasn't seen to use it (a compiled one can't be seen), so most likely the loss doesn't depend on it.",
             Remedy(
@@ -42,10 +45,15 @@ def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> 
                 (Action("use_or_remove", names),),
             ),
         )
-    if unreached.kind == "none":
-        return _detached(names, record, info)
+    output = _softmax_of_one(names, info)
+    lost = lost_of(info, names)
+    followed = None if lost is None else lost_cause(lost, everything=unreached.everything)
+    if unreached.reason == "none":
+        return _detached(names)
+    if unreached.reason != "zero":
+        return output or followed or _unknown()
     return (
-        _softmax_of_one(names, info)
+        output
         or _dead(unreached, record, info)
         or _underflow(record, info)
         or _flat(record, info)
@@ -54,20 +62,33 @@ def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> 
     )
 
 
-def _detached(names: tuple[str, ...], record: StepRecord, info: RunInfo) -> tuple[str, Remedy]:
-    """Say between which layers the graph is cut."""
-    last = info.layer_names.index(names[-1])
-    reached = [name for column, name in enumerate(info.layer_names) if record.layer_state[column] == LayerState.OK]
-    behind = next((name for name in info.layer_names[last + 1 :] if name in reached), "")
-    where = f"between {names[-1]} and {behind}, which has a gradient" if behind else "between this layer and the loss"
+def _detached(names: tuple[str, ...]) -> tuple[str, Remedy]:
+    """Say that the graph is cut, where that wasn't followed."""
     return (
-        f"The forward pass uses it, and the loss doesn't depend on it: the graph is cut {where}.",
+        "The forward pass uses it, and no gradient comes back: the graph is cut behind it, or the loss leaves it out.",
         Remedy(
-            f"Look {where} for detach(), .data, .item(), torch.no_grad(), argmax, a new tensor made from values, or a branch "
-            "that the loss leaves out.",
+            f"Look behind {names[-1]} for detach(), .data, .item(), torch.no_grad(), argmax, a new tensor made from values, or a "
+            "branch that the loss leaves out.",
             (Action("reconnect_graph", names),),
         ),
     )
+
+
+def may_be_chance(record: StepRecord, info: RunInfo) -> bool:
+    """Tell whether a gradient of exactly 0 may come from units that few samples leave inactive, dead or not.
+
+    Their window says whether they are dead; before it is full, and while it says that they aren't, nothing is known.
+    """
+    dead, inactive = site_values(record, info, "dead_fraction"), site_values(record, info, "inactive_share")
+    saturated = site_values(record, info, "saturated_fraction")
+    chance = False
+    for column, site in enumerate(info.sites):
+        if inactive[column] != 1:
+            continue
+        if dead[column] == 1 or (saturated[column] >= 0 and not look_up(site.function).flat_zero):
+            return False
+        chance = True
+    return chance
 
 
 def _softmax_of_one(names: tuple[str, ...], info: RunInfo) -> tuple[str, Remedy] | None:

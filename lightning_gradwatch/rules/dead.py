@@ -11,9 +11,10 @@ import numpy as np
 from lightning_gradwatch.findings import DeadUnitsWarning, Severity
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, lasting, shift_in, streaks
+from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
+from lightning_gradwatch.rules.pace import note_start, wakes_up
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, why_no_fraction
+from lightning_gradwatch.rules.readings import has_gone, hidden_values, why_no_fraction
 from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, percent
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
 
 _READINGS = 5
+_LEAST_LOSSES = 3
+_BELOW_START = 0.8
+"""Loss over that at the start below which the net has learned something, however few of its units it uses."""
 _WORST_FIRST = tuple(reversed(Severity))
 
 
@@ -32,7 +36,9 @@ class DeadUnits(Rule):
 
     What: a dead unit sits where the derivative of its activation function is exactly 0, in every observation of a full
     window: ``observations`` inputs (batch, positions and calls together) from at least ``batch_elements`` elements of a
-    batch. The rule fires in ``patience`` measured steps in a row. A share of zero outputs isn't death: a healthy ReLU net
+    batch. The rule fires in ``patience`` measured steps in a row, and what no longer holds for as many has healed. From
+    ``inform`` on it is a warning only where the share has risen over five readings, after ``warm_up_steps``, in a net whose
+    loss has stalled about where it began and whose gradient doesn't grow, as it does in one that is waking up. A share of zero outputs isn't death: a healthy ReLU net
     shows 50 to 90 % zeros. A unit of a convolution is a channel over all its positions. Smooth functions and LeakyReLU
     can't be dead.
 
@@ -48,6 +54,7 @@ class DeadUnits(Rule):
         warn: share of a site's units that is a warning.
         inform: share of a site's units that is information, and a warning while it rises and the loss is stalled.
         rise: how much the share must rise over the last five readings to count as rising.
+        warm_up_steps: steps in which a share below ``warn`` stays information, rising or not.
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps not to be stalled.
         converged: share of the loss at the start below which the loss isn't called stalled.
@@ -63,6 +70,7 @@ class DeadUnits(Rule):
     warn: float = 0.9
     inform: float = 0.5
     rise: float = 0.1
+    warm_up_steps: int = 24
     patience: int = 3
     loss_fall: float = 0.05
     converged: float = 0.01
@@ -71,6 +79,7 @@ class DeadUnits(Rule):
 
     def __post_init__(self) -> None:
         self._require_between(0, 1, "error", "warn", "inform", "rise", "loss_fall", "converged")
+        self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience", "observations", "batch_elements")
         if not self.inform <= self.warn <= self.error:
             raise ValueError(
@@ -84,6 +93,7 @@ class DeadUnits(Rule):
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
         note_update(state, record, info)
+        note_start(record, state.setdefault("pace", {}))
         fractions = hidden_values(record, info, "dead_fraction")
         if fractions is None:
             return Verdict(unjudged=why_no_fraction(record, info, "dead"))
@@ -92,18 +102,25 @@ class DeadUnits(Rule):
         wrong = fractions >= self.inform
         note_first(state, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
-        if held.blank and not np.count_nonzero(wrong):
+        if held.blank and not state.get("clear") and not np.count_nonzero(wrong):
             return HEALTHY
         hit = fractions >= self._limits
-        trend = LossTrend()
+        trend, stalled = LossTrend(), False
         if np.count_nonzero(hit[Severity.INFO]) > np.count_nonzero(hit[Severity.WARNING]):
             trend = loss_trend(state, info)
-            # Here the trend raises the alarm instead of holding it back, so one that isn't known must not count.
-            if not (trend.unknown or trend.falls_by(self.loss_fall) or trend.converged_to(self.converged)):
-                rising = fractions - np.fmin.reduce(readings.values) >= self.rise
+            stalled = self._stalled(trend)
+            if stalled and record.step >= self.warm_up_steps and not wakes_up(state["pace"]):
+                rising = fractions - readings.values[0] >= self.rise  # NaN, and False, until there are five readings
                 hit[Severity.WARNING] |= hit[Severity.INFO] & rising
         count_hits(held, hit, (fractions >= 0) > hit, record.step)
         findings = {}
+        worst = state.get("worst", 0)
+        # A share that doesn't go on rising is no better for it.
+        level = Severity.INFO if worst == Severity.WARNING and stalled else worst
+        if has_gone(state, "dead", holds=holds(held, level), patience=self.patience):
+            state["worst"] = 0
+            most = percent(float(np.fmax.reduce(fractions)))
+            return Verdict(healed={"dead": f"no more than {most} of the units of a site are dead"})
         severity = next((each for each in _WORST_FIRST if lasting(held, self.patience, each)), None)
         due = None if severity is None else lasting(held, self.patience, min(severity, Severity.WARNING))
         if severity is not None and due is not None:
@@ -111,12 +128,19 @@ class DeadUnits(Rule):
                 record, info, fractions, due, severity=severity, trend=trend, how=drift(state)
             )
             state["reported"] = max(state.get("reported", -1), int(severity))
+            state["worst"] = max(worst, int(severity))
         pending = bool(np.count_nonzero(hit[state.get("reported", -1) + 1 :]))
         return Verdict(
             findings=findings,
             confirming=pending,
             unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else "",
         )
+
+    def _stalled(self, trend: LossTrend) -> bool:
+        """Tell whether the loss is known to have stalled: here that raises the alarm instead of holding it back."""
+        if trend.unknown or trend.compared < _LEAST_LOSSES or trend.converged_to(self.converged):
+            return False
+        return not trend.falls_by(self.loss_fall) and trend.of_first > _BELOW_START
 
     def _sighting(
         self,

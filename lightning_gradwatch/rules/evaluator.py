@@ -158,13 +158,14 @@ class _Entry:
             self.judged, self.reason, self.confirming = True, "", False
             return ()
         told: list[tuple[_Kept, Severity | None]] = []
-        for key in verdict.withdrawn:
-            self.kept.pop(key, None)
+        taken_in = [self.kept.pop(key) for key in verdict.withdrawn if key in self.kept]
+        worst = max((kept.told for kept in taken_in), default=None)
         for key, seen in verdict.findings.items():
             kept = self.kept.get(key)
             if kept is None:
-                kept = self.kept[key] = _Kept(seen)
-                told.append((kept, None))
+                kept = self.kept[key] = _Kept(seen, told=seen.severity if worst is None else max(worst, seen.severity))
+                if worst is None or seen.severity > worst:
+                    told.append((kept, worst))
                 continue
             before = kept.told
             if kept.take(seen):

@@ -44,8 +44,9 @@ class ExplodingGradient(Rule):
     zero. Where the loss can't be told, the norm must be a hundred times ``growth``, and back where it began itself. Either
     must hold in ``patience`` measured steps in a row, so that a spike which is over at once, or which clipping catches, is
     none; over time, steps in between that fall a little short don't break the row. A hundred times a threshold is an error.
-    It is information only as long as the loss still falls, and silent once it has converged. A gradient that is large and
-    level isn't exploding: together with a huge loss it is information about targets that aren't scaled.
+    It is information only as long as the loss still falls, and silent once it has converged; what is no longer seen when the
+    loss has come down to half of where it began has healed. A gradient that is large and level isn't exploding: together
+    with a huge loss it is information about targets that aren't scaled.
 
     Why: a signal that grows from layer to layer gives the early layers steps that are thousands of times those of the late
     ones. One such step throws the net where nothing is learned: units die or saturate, or the loss overflows to NaN
@@ -99,7 +100,7 @@ class ExplodingGradient(Rule):
             hits["time"] = self._over_time(record, info, surge)
         if record.step >= self.warm_up_steps and not hits and (hit := _level(record, info)):
             hits["level"] = hit
-        if not hits and not streaks:
+        if not hits and not streaks and not self._may_heal(state, info):
             return (
                 Verdict(unjudged=depth) if isinstance(depth, str) and math.isnan(record.global_grad_norm) else HEALTHY
             )
@@ -213,6 +214,10 @@ class ExplodingGradient(Rule):
 
         return _Hit(surge.growth, threshold, _layers(info), write, sure=surge.explodes)
 
+    def _may_heal(self, state: State, info: RunInfo) -> bool:
+        """Tell whether what was reported may be over: each record says so, as it may have come back in between."""
+        return bool(state.get("reported")) and loss_trend(state, info).come_down
+
     def _told(self, record: StepRecord, info: RunInfo, state: State, hits: dict[str, _Hit]) -> Verdict:
         """Count what was seen, and tell what has lasted."""
         streaks = state["streaks"]
@@ -241,10 +246,13 @@ class ExplodingGradient(Rule):
                 threshold=hit.threshold,
                 write=partial(hit.write, trend),
             )
+        healed = {}
+        if trend.come_down:
+            healed = dict.fromkeys(set(state.get("reported", ())) - set(findings), trend.told_come_down())
         state["reported"] = sorted({*state.get("reported", ()), *findings})
         pending = any(kind not in state["reported"] for kind in streaks)
         reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
-        return Verdict(findings, confirming=pending, unjudged=reason)
+        return Verdict(findings, healed=healed, confirming=pending, unjudged=reason)
 
 
 class _Hit(NamedTuple):

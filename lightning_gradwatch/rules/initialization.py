@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lightning_gradwatch.findings import InitializationWarning, Severity
-from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depth
+from lightning_gradwatch.rules.depth import LEAST_SITES, Depth, gains_sentence, read_depth
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import weight_layers
+from lightning_gradwatch.rules.readings import hidden_values, weight_layers
 from lightning_gradwatch.rules.starting import Start, log_passed, read_start, starting_cause, starting_remedy
 from lightning_gradwatch.rules.wording import number
 
@@ -75,10 +75,14 @@ class Initialization(Rule):
             )
             return Verdict(unjudged=state["settled"])
         if record.step >= _FIRST_STEPS:
-            state["settled"] = f"can't judge: no signal at the hidden sites in the first {_FIRST_STEPS} steps"
+            none = f"can't judge: no signal at the hidden sites in the first {_FIRST_STEPS} steps"
+            state["settled"] = state.get("lacking", none)
             return Verdict(unjudged=state["settled"])
         depth = read_depth(record, info)
         if isinstance(depth, str):
+            signal = hidden_values(record, info, "signal_norm")
+            if len(info.hidden_columns) < LEAST_SITES or (signal is not None and np.count_nonzero(signal > 0)):
+                state["lacking"] = depth  # it isn't the signal that is lacking
             return Verdict(unjudged=depth)
         state["settled"] = ""
         found = self._sighting(record, info, depth)

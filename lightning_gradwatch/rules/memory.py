@@ -167,6 +167,11 @@ def lasting(held: Columns, patience: int, level: int = 0) -> Lasting | None:
     return found
 
 
+def holds(held: Columns, level: int = 0) -> bool:
+    """Tell whether a streak is under way: also one whose column the latest readings didn't have."""
+    return not held.blank and bool(np.count_nonzero(counts(held)[level]))
+
+
 def first_step(held: Columns, where: Mask, level: int = 0) -> int:
     """Return the first step of the oldest of some streaks that are under way."""
     return int(np.minimum.reduce(held.values[len(held.values) // 2 + level][where]))

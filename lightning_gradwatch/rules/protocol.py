@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
     findings: Mapping[str, Finding | Sighting] = MappingProxyType({})
     """What holds at this record, by root cause: a key that stays the same as long as the cause does."""
     withdrawn: tuple[str, ...] = ()
-    """Keys of earlier findings that one of `findings` has taken in."""
+    """Keys of earlier findings that those of `findings` which are new have taken in: they aren't news then."""
     healed: Mapping[str, str] = MappingProxyType({})
     """Earlier findings that no longer hold, by key, each with a sentence that says what shows it; may be said again."""
     confirming: bool = False

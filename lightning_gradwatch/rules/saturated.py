@@ -10,9 +10,9 @@ import numpy as np
 from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import Lasting, count_hits, lasting, streaks
+from lightning_gradwatch.rules.memory import Lasting, count_hits, holds, lasting, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_sites, hidden_values, site_values, why_no_fraction
+from lightning_gradwatch.rules.readings import has_gone, hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
@@ -30,7 +30,8 @@ class SaturatedUnits(Rule):
 
     What: a unit is saturated where at least 95 % of the observations of a full window lie beyond the point where the
     derivative has fallen to 7 % of its maximum: Sigmoid beyond |z| = 4, Tanh beyond |z| = 2. The rule fires where
-    ``fraction`` of a hidden site's units are, in ``patience`` measured steps in a row, after ``warm_up_steps``. Output
+    ``fraction`` of a hidden site's units are, in ``patience`` measured steps in a row, after ``warm_up_steps``; what no
+    longer holds for as many has healed. Output
     layers and gates are left out: there, saturation is success.
 
     Why: a saturated unit passes back next to nothing, whatever its weights, and learns its way out slowly or never. Typical
@@ -71,8 +72,9 @@ class SaturatedUnits(Rule):
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         held = streaks(state, "streaks", info, "sites")
         count_hits(held, hit, fractions < self.fraction, record.step)
-        if held.blank:
-            return HEALTHY
+        if has_gone(state, "saturated", holds=holds(held), patience=self.patience):
+            most = percent(float(np.fmax.reduce(fractions)))
+            return Verdict(healed={"saturated": f"no more than {most} of the units of a hidden site are saturated"})
         due = lasting(held, self.patience)
         if due is not None:
             state["reported"] = True

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.findings import Severity, StalledUpdateWarning
 from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, lasting, shift_in, streaks
+from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
 from lightning_gradwatch.rules.pace import credible, note_start, read_pace, told_of_pace, wakes_up, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
@@ -146,11 +146,11 @@ class StalledUpdate(Rule):
             findings["stalled"] = self._stalled(reading, due, trend)
         if (due := lasting(held, self.patience, _SLOW)) is not None:
             findings["slow"] = self._slow(reading, due, trend)
-        healed = {}
-        if np.count_nonzero(judged):
-            for level, key in ((_STALLED, "stalled"), (_SLOW, "slow")):
-                if has_gone(state, key, holds=bool(hits[level].any()), patience=self.patience):
-                    healed[key] = _HEALED[key]
+        healed = {
+            key: _HEALED[key]
+            for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
+            if has_gone(state, key, holds=holds(held, level), patience=self.patience)
+        }
         reported = state.setdefault("reported", [])
         reported += [key for key in findings if key not in reported]
         pending = len(reported) < 2 and any(

@@ -42,6 +42,8 @@ class LossTrend(NamedTuple):
     """Latest loss over the first one."""
     discounted: str = ""
     """Why its fall doesn't count."""
+    compared: int = 0
+    """How many latest losses were compared with as many before, or with fewer."""
 
     def falls_by(self, share: float) -> bool:
         """Tell whether the loss is known to fall by at least that share."""
@@ -147,6 +149,7 @@ class Losses:
             since_step=steps[place - 1],
             of_start=now / at_start,
             of_first=now / start[0] if start[0] > 0 else math.inf,
+            compared=min(len(recent), len(earlier)),
         )
 
 

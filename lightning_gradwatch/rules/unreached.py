@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
 from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
-from lightning_gradwatch.rules.blocking import Unreached, unreached_cause
+from lightning_gradwatch.rules.blocking import Unreached, may_be_chance, unreached_cause
+from lightning_gradwatch.rules.lost import MEANT, reason
 from lightning_gradwatch.rules.memory import (
     Columns,
     Lasting,
@@ -24,14 +26,23 @@ from lightning_gradwatch.rules.memory import (
     streaks,
 )
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.rules.readings import has_gone
 from lightning_gradwatch.rules.wording import counted, listed
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _ROOTS = "roots"
+_FEW = "few"
+_MANY = 32
+"""Measured steps in a row after which even one sample in each isn't chance any more."""
+_UNUSED, _NONE, _ZERO = "unused", "none", "zero"
+"""Reasons where the gradient wasn't followed, or where only the step's sites can say more."""
 _SEEN = {
-    "none": "No parameter of {layers} has a gradient",
-    "zero": "Every entry of the gradient of {layers} is exactly 0",
-    "unused": "No parameter of {layers} has a gradient other than 0",
+    _NONE: "No parameter of {layers} has a gradient",
+    _ZERO: "Every entry of the gradient of {layers} is exactly 0",
 }
+_NEITHER = "No parameter of {layers} has a gradient other than 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +52,21 @@ class UnreachedLayer(Rule):
     What: in ``patience`` measured steps in a row, none of a trainable layer's parameters has a gradient, or every entry of
     its gradient is exactly 0. That is decided by the entries, so a gradient of 1e-43 counts as one. There is no warm-up, but
     a layer that is zero in the first steps only (behind a head that starts at zero, in a LoRA adapter) is left alone, and so
-    are frozen layers, steps with a learning rate of 0 and steps whose loss is exactly 0. A layer that the forward pass
-    doesn't use is information only. Neighbouring layers share one finding.
+    are frozen layers, steps with a learning rate of 0 and steps whose loss is exactly 0. Where a gradient is missing, the
+    next step is followed call by call, which shows at which operation it is lost. Layers that lose it for the same reason
+    share one finding; one whose layers have had a gradient for ``patience`` measured steps has healed. It is information
+    where that may be meant: a layer that the forward pass doesn't use, whose output the loss leaves out, that is given
+    zeros, whose output is multiplied by the number 0, or whose gradient is thrown away before the optimizer steps, as long
+    as others have one. A few samples may leave all units of a ReLU inactive by chance: that is told when a full window
+    (GW201) says that they are dead.
 
     Why: such a layer doesn't learn at all. Nothing passes back through a layer whose units are all dead, through an
-    operation that leaves the graph, through a softmax over a single unit, or through so many small factors that the number
-    format rounds their product to zero.
+    operation that leaves the graph, through a softmax over a single entry or a norm of a single value, or through so many
+    small factors that the number format rounds their product to zero.
 
     What to do: for dead layers, a function without a dead side (LeakyReLU, ELU), He's initialisation and a lower learning
-    rate; for a detached graph, find the ``detach()``, ``.data``, ``.item()``, ``no_grad`` or ``argmax`` between the layer
-    and the loss; for underflow, mend what GW101 names, or use a wider format (bf16 or float32, a gradient scaler).
+    rate; for a cut graph, mend the call that the finding names (``detach()``, ``.data``, ``.item()``, ``no_grad``,
+    ``argmax``); for underflow, mend what GW101 names, or use a wider format (bf16 or float32, a gradient scaler).
 
     Attributes:
         patience: measured steps in a row without a gradient.
@@ -72,7 +88,7 @@ class UnreachedLayer(Rule):
         codes = record.layer_state
         lacking = _LACKING[codes]
         held = streaks(state, "streaks", info, "layers")
-        if held.blank and not np.count_nonzero(lacking):
+        if held.blank and not state.get("clear") and not np.count_nonzero(lacking):
             return HEALTHY if np.count_nonzero(_REACHED[codes]) else Verdict(unjudged=_NOTHING_MEASURED)
         hit = lacking if record.loss != 0 else np.zeros_like(lacking)
         if 0 in record.learning_rates:
@@ -81,36 +97,67 @@ class UnreachedLayer(Rule):
         due = lasting(held, self.patience)
         groups = columns(state, "groups", info, "layers", rows=2)
         withdrawn: tuple[str, ...] = ()
-        findings = {}
+        findings, waiting = {}, ""
         if due is not None:
             roots: list[_Root] | None = held.derived.get(_ROOTS)
-            if roots is None or any(root.kind == "unused" for root in roots):
+            if roots is None:
                 withdrawn = _regroup(groups, state, info, codes, due.where)
-                roots = _roots(held, groups, due.where)
-                if np.array_equal(due.where, held.hit[0]):
+                roots = _roots(held, groups, state, due.where)
+                if np.array_equal(due.where, held.hit[0]) and _settled(roots):
                     held.derived[_ROOTS] = roots
             for root in roots:
-                findings[_key(root.number)] = self._sighting(record, info, held, root)
+                longest = int(np.maximum.reduce(counts(held)[0][root.members.where]))
+                if (root.reason == _ZERO and may_be_chance(record, info)) or (root.reason == _FEW and longest < _MANY):
+                    waiting = "not yet: so few samples may be where a derivative is 0 by chance"
+                else:
+                    findings[_key(root.number)] = self._sighting(record, info, held, root)
         pending = bool(np.count_nonzero(hit & (groups.values[_NUMBER] == 0)))
         judged = bool(findings) or bool(np.count_nonzero(_REACHED[codes]))
-        reason = (
+        why = waiting or (
             f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else _NOTHING_MEASURED
         )
-        return Verdict(findings, withdrawn, confirming=pending, unjudged="" if judged else reason)
+        return Verdict(
+            findings,
+            withdrawn,
+            self._healed(state, held, groups, findings),
+            confirming=pending,
+            unjudged="" if judged and not waiting else why,
+        )
+
+    def _healed(
+        self, state: State, held: Columns, groups: Columns, findings: Mapping[str, Sighting]
+    ) -> Mapping[str, str]:
+        """Return the findings whose layers all have a gradient again."""
+        keys = set(findings) | set(state.get("clear", ()))
+        if not keys:
+            return MappingProxyType({})
+        missing = {_key(number) for number in groups.values[_NUMBER][counts(held)[0] > 0].tolist()}
+        return {
+            key: f"all its layers have had a gradient in the last {counted(self.patience, 'measured step')}"
+            for key in sorted(keys)
+            if has_gone(state, key, holds=key in missing, patience=self.patience)
+        }
 
     def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, root: _Root) -> Sighting:
-        kind, (members, since, _) = root.kind, root.members
+        members, since, _ = root.members
         longest = int(np.maximum.reduce(counts(held)[0][members]))
+        reached = bool(np.count_nonzero(_REACHED[record.layer_state]))
+        state = record.layer_state[members]
+        form = _SEEN[_ZERO] if (state == LayerState.ZERO).all() else _SEEN[_NONE]
+        if root.reason == _UNUSED or len(set(state[_LACKING[state]].tolist())) > 1:
+            form = _NEITHER
+        meant = root.reason == _UNUSED or (root.reason.partition("|")[0] in MEANT and reached)
 
         def write() -> Sentences:
             names = root.members.names()
-            cause, remedy = unreached_cause(Unreached(kind, names, since), record, info)
-            seen = _SEEN[kind].format(layers=listed(names))
+            unreached = Unreached(root.reason, names, since, everything=not reached)
+            cause, remedy = unreached_cause(unreached, record, info)
+            seen = form.format(layers=listed(names))
             message = f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on."
             return Sentences(cause, remedy, message)
 
         return Sighting(
-            severity=Severity.INFO if kind == "unused" else Severity.ERROR,
+            severity=Severity.INFO if meant else Severity.ERROR,
             layers=root.members.names,
             first_step=since,
             last_step=int(record.step),
@@ -134,11 +181,8 @@ _SETTLED = _among(LayerState.OK, LayerState.NON_FINITE, LayerState.FROZEN)
 _TRANSPARENT = _among(LayerState.FROZEN, LayerState.UNMEASURED, LayerState.UNUSED)
 """A layer that can't have a gradient anyway doesn't part its neighbours."""
 
-_Kind: TypeAlias = Literal["", "unused", "none", "zero"]
-_KINDS: tuple[_Kind, ...] = ("", "unused", "none", "zero")
-_UNUSED, _NONE, _ZERO = 1, 2, 3
-_NUMBER, _KIND = 0, 1
-"""Rows of the groups: each layer's root cause by number, the oldest lowest, and its kind; neighbours of a kind share one."""
+_NUMBER, _REASON = 0, 1
+"""Rows of the groups: each layer's root cause by number, the oldest lowest, and its place in the list of reasons, from 1 on."""
 
 
 def _moving(record: StepRecord, info: RunInfo) -> Mask:
@@ -155,43 +199,80 @@ class _Root(NamedTuple):
     """A root cause as the readings show it that the streaks are of."""
 
     number: float
-    kind: _Kind
+    reason: str
     members: Lasting
 
 
-def _roots(held: Columns, groups: Columns, due: Mask) -> list[_Root]:
+def _roots(held: Columns, groups: Columns, state: State, due: Mask) -> list[_Root]:
     """Return the root causes of the due layers, the oldest first."""
     number, kind = groups.values
     roots = []
     for group in sorted(set(number[due].tolist())):
-        members = number == group
-        since = first_step(held, members & (counts(held)[0] > 0))
-        roots.append(_Root(group, _KINDS[int(kind[members][0])], Lasting(members, since, groups.names)))
+        members = (number == group) & (counts(held)[0] > 0)
+        why = state["reasons"][int(kind[members][0]) - 1]
+        roots.append(_Root(group, why, Lasting(members, first_step(held, members), groups.names)))
     return roots
+
+
+def _settled(roots: list[_Root]) -> bool:
+    """Tell whether the roots stay what they are: what the forward pass may use yet may get another reason."""
+    return all(root.reason != _UNUSED for root in roots)
 
 
 def _regroup(groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np.uint8], due: Mask) -> tuple[str, ...]:
     """Give each due layer the number of its root cause; return the keys of those that went."""
     number, kind = groups.values
-    if not np.count_nonzero(due & (kind <= _UNUSED)):
+    reasons: list[str] = state.setdefault("reasons", [])
+    columns_due = np.flatnonzero(due).tolist()
+    dead = any((lost := info.layers[column].lost) is not None and lost.kind == "inactive" for column in columns_due)
+    before, changed = set(number[number > 0].tolist()), False
+    for column in columns_due:
+        why = _why(info, column, int(codes[column]), dead=dead)
+        if why not in reasons:
+            reasons.append(why)
+        place = reasons.index(why) + 1
+        if number[column] == 0 or kind[column] != place:
+            state["last_group"] = state.get("last_group", 0) + 1
+            number[column], kind[column], changed = state["last_group"], place, True
+    if not changed:
         return ()
-    # A layer that the forward pass leaves out, or may leave out where it can't be seen, is no fault.
-    unused = (info.layer_used == 0) | (np.isnan(info.layer_used) & (codes == LayerState.NONE))
-    now = np.where(unused, _UNUSED, np.where(codes == LayerState.ZERO, _ZERO, _NONE))
-    new = due & ((number == 0) | ((kind == _UNUSED) & ~unused))
-    if not np.count_nonzero(new):
-        return ()
-    before = set(number.tolist())
-    last = state.get("last_group", 0)
-    state["last_group"] = last + int(np.count_nonzero(new))
-    number[new] = np.arange(last, state["last_group"]) + 1
-    kind[new] = now[new]
+    for place, why in enumerate(reasons, 1):
+        members = (kind == place) & (number > 0)
+        if why != _NONE and np.count_nonzero(members):
+            number[members] = number[members].min()
+    if _NONE in reasons:
+        _join_neighbours(number, kind, codes, reasons.index(_NONE) + 1)
+    return tuple(map(_key, sorted(before - set(number.tolist()))))
+
+
+def _join_neighbours(
+    number: npt.NDArray[np.float64], kind: npt.NDArray[np.float64], codes: npt.NDArray[np.uint8], place: int
+) -> None:
+    """Give neighbours whose way wasn't followed one number: of two parts of a net, each may be cut off by itself."""
     order = np.flatnonzero((number > 0) | ~_TRANSPARENT[codes]).tolist()
-    for shared, run in groupby(order, key=lambda column: int(kind[column])):
-        if shared:
+    for shared, run in groupby(order, key=lambda column: int(kind[column]) if number[column] > 0 else 0):
+        if shared == place:
             members = list(run)
             number[members] = number[members].min()
-    return tuple(map(_key, sorted(before - set(number.tolist()))))
+
+
+def _why(info: RunInfo, column: int, code: int, *, dead: bool) -> str:
+    """Return the reason for which a layer has no gradient; the same text for those that share it.
+
+    Args:
+        info: Describes the layers.
+        column: The layer's.
+        code: Its state.
+        dead: Whether some layer's gradient is lost at inactive units, behind which others are given zeros.
+    """
+    layer = info.layers[column]
+    # A layer that the forward pass leaves out, or may leave out where it can't be seen, is no fault.
+    if layer.used is False or (layer.used is None and code == LayerState.NONE):
+        return _UNUSED
+    lost = layer.lost
+    if lost is None or lost.kind == "inactive" or (lost.kind == "zero-input" and dead):
+        return _ZERO if code == LayerState.ZERO else _NONE
+    return reason(lost)
 
 
 def _key(group: float) -> str:

@@ -15,7 +15,7 @@ from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_reme
 from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, early_layers, hidden_values, weight_layers
+from lightning_gradwatch.rules.readings import count_hit, early_layers, has_gone, hidden_values, weight_layers
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
@@ -57,7 +57,8 @@ class VanishingGradient(Rule):
     first hidden site over that at the last. The rule fires where the median of the last five readings is below ``ratio``
     and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
-    falls, below where it began, and silent once it has converged. A site that is called in a loop and feeds itself is
+    falls, below where it began, and silent once it has converged; what no longer holds for ``patience`` readings has healed.
+    A site that is called in a loop and feeds itself is
     judged in the same way from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared:
     at initialisation they stay level while the signal vanishes.
 
@@ -123,9 +124,12 @@ class VanishingGradient(Rule):
             reason = f"not yet: the first {self.warm_up_steps} steps are warm-up"
             return Verdict(findings=findings, unjudged="" if floor_judged else reason)
         found = self._judge_ratio(record, info, state, signal)
+        gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)
         if found is not None:
             findings["signal"] = found
             state["reported"] = True
+        elif gone:
+            return Verdict(findings, healed={"signal": "the signal no longer fades so much, or the loss has converged"})
         pending = state["streak"] > 0 and not state.get("reported", False)
         if not pending and not findings:
             return HEALTHY
@@ -146,6 +150,11 @@ class VanishingGradient(Rule):
             return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
         norms = hidden_values(record, info, "signal_norm")
         columns = np.empty(0, dtype=np.intp) if norms is None else (norms >= 0).nonzero()[0]
+        if norms is not None and "softmax" in info.hidden_functions:
+            # Over a single key it passes back exactly 0, into queries and keys alone.
+            columns = np.array(
+                [each for each in columns if norms[each] > 0 or info.sites[each].function != "softmax"], int
+            )
         if norms is None or len(columns) < _LEAST_SITES:
             return f"can't judge: the signal was measured at {counted(len(columns), 'hidden activation site')} only"
         first, last = float(norms[columns[0]]), float(norms[columns[-1]])

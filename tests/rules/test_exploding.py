@@ -37,6 +37,21 @@ def over_time(runs, norms, losses=None, *, first=0, rule=None, **settings):
     return runs.feed(rule or ExplodingGradient(), records, info)
 
 
+class TestHealing:
+    """A surge is over when its readings are the usual ones; whether it did harm, the loss says."""
+
+    @pytest.mark.parametrize(("last", "healed"), [(1.2, None), (1.1, 30)])
+    def test_when_it_is_over_and_the_loss_has_come_down_to_half_its_start(self, runs, last, healed):
+        norms = [1.0] * 15 + [20.0] * 4 + [1.0] * 12
+        losses = [2.3] * 15 + [7.0] * 4 + [last] * 12
+        finding = over_time(runs, norms, losses).only
+        assert finding.last_step == 18
+        assert (finding.healed_step is not None) is (healed is not None)
+        assert (finding.severity == Severity.INFO) is (healed is not None)
+        if healed:
+            assert "It has healed: the loss has come down to 48 % of where it began." in finding.message
+
+
 class TestDepth:
     def test_fires_in_the_third_measured_step_from_the_first_on(self, runs):
         """A net that starts so is wrecked by its first steps: there is no warm-up to wait for."""

@@ -60,6 +60,21 @@ class TestOnce:
         fed = judged(runs, 0.0 * np.ones(12), steps=(0, 8, 16, 32))
         assert fed.evaluator.unjudged["GW401"] == "can't judge: no signal at the hidden sites in the first 10 steps"
 
+    @pytest.mark.parametrize(
+        ("depth", "signal", "why"),
+        [
+            (2, [0.1, 0.3], "attenuation needs 3 hidden activation sites, the run has 2 hidden activation sites"),
+            (0, [], "attenuation needs 3 hidden activation sites, the run has no hidden activation site"),
+            (4, [np.nan, np.nan, 0.1, 0.3], "a signal was measured at 2 hidden activation sites only"),
+            (4, [0.0] * 4, "no signal at the hidden sites in the first 10 steps"),
+        ],
+    )
+    def test_says_what_is_lacking(self, runs, depth, signal, why):
+        """Not that there is no signal where there is one, at too few sites."""
+        info = runs.stack(depth=depth)
+        records = [runs.measure(info, step, signal_norm=signal) for step in (0, 1, 2, 4, 8, 16, 32)]
+        assert runs.feed(Initialization(), records, info).evaluator.unjudged == {"GW401": f"can't judge: {why}"}
+
 
 class TestThresholds:
     @pytest.mark.parametrize(

@@ -50,13 +50,85 @@ def test_few_dead_units_or_a_short_spell_are_left_alone(runs, fractions):
     assert not fed.evaluator.unjudged
 
 
-def test_rising_with_a_stalled_loss_is_a_warning(runs):
-    rising = [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
-    assert dead(runs, rising).only.severity == Severity.WARNING
-    falling_loss = [2.3 * 0.9**step for step in range(len(rising))]
-    assert dead(runs, rising, losses=falling_loss).only.severity == Severity.INFO
-    assert dead(runs, [0.5] * 8).only.severity == Severity.INFO
-    assert dead(runs, rising, losses=[-1.0] * len(rising)).only.severity == Severity.INFO
+RISING = [0.4, 0.42, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+
+
+def rising(runs, fractions=RISING, *, start=30, losses=None, norms=None):
+    """Healthy until step `start`, from which on the fractions are of each step."""
+    info = runs.stack(function="relu")
+    steps = [*range(0, start, 3), *range(start, start + len(fractions))]
+    shares = [fractions[0]] * (len(steps) - len(fractions)) + list(fractions)
+    records = [
+        runs.measure(
+            info,
+            step,
+            loss=2.3 if losses is None else losses(step),
+            norm=0.2 if norms is None else norms(step),
+            dead_fraction=[0.0, share, 0.0, 0.0, 0.0, 0.0],
+        )
+        for step, share in zip(steps, shares, strict=True)
+    ]
+    return runs.feed(DeadUnits(), records, info)
+
+
+class TestRisingUnderAStalledLoss:
+    def test_is_a_warning(self, runs):
+        assert rising(runs).only.severity == Severity.WARNING
+
+    def test_level_is_information(self, runs):
+        assert rising(runs, [0.5] * 8).only.severity == Severity.INFO
+
+    def test_over_fewer_than_five_readings_is_information(self, runs):
+        info = runs.stack(function="relu")
+        for count, severity in ((4, Severity.INFO), (7, Severity.WARNING)):
+            records = [
+                runs.measure(info, step, dead_fraction=[0.0, 0.5 + 0.05 * (step - 30), 0.0, 0.0, 0.0, 0.0])
+                for step in range(30, 30 + count)
+            ]
+            records = [runs.measure(info, step, dead_fraction=np.nan) for step in range(20, 30)] + records
+            assert runs.feed(DeadUnits(), records, info).only.severity == severity
+
+    def test_in_the_first_steps_is_information(self, runs):
+        """A net that is thrown about by them lands by then."""
+        assert rising(runs, start=12).only.severity == Severity.INFO
+
+    @pytest.mark.parametrize(
+        "loss",
+        [lambda step: 2.3 * 0.98**step, lambda step: 2.3 if step < 5 else 1.8, lambda step: -1.0, lambda step: np.nan],
+        ids=["falls", "has come down", "isn't positive", "isn't known"],
+    )
+    def test_the_loss_must_be_known_to_have_stalled_where_it_began(self, runs, loss):
+        assert rising(runs, losses=loss).only.severity == Severity.INFO
+
+    def test_a_gradient_that_grows_is_that_of_a_net_which_is_waking_up(self, runs):
+        assert rising(runs, norms=lambda step: 0.2 * 1.02**step).only.severity == Severity.INFO
+        assert rising(runs, norms=lambda step: 0.2 * 0.98**step).only.severity == Severity.WARNING
+
+    def test_it_does_not_heal_by_rising_no_further(self, runs):
+        assert rising(runs, [*RISING, *[0.75] * 9]).only.severity == Severity.WARNING
+        fed = rising(runs, [*RISING, *[0.45] * 9])
+        assert (fed.only.severity, fed.only.healed_step) == (Severity.INFO, 41)
+
+
+class TestHealing:
+    def test_three_full_windows_with_fewer_dead_units(self, runs):
+        fed = dead(runs, [*[1.0] * 3, 0.7, 1.0, *[0.3] * 2])
+        assert fed.only.severity == Severity.ERROR
+        fed = dead(runs, [*[1.0] * 3, 0.7, 1.0, *[0.3] * 3])
+        assert (fed.only.severity, fed.only.last_step, fed.only.healed_step) == (Severity.INFO, 4, 7)
+        assert "It has healed: no more than 30 % of the units of a site are dead." in fed.only.message
+
+    def test_an_error_that_is_information_now_says_so(self, runs):
+        finding = dead(runs, [*[1.0] * 3, *[0.7] * 9]).only
+        assert (finding.severity, finding.value, finding.first_step) == (Severity.INFO, 0.7, 0)
+
+    def test_windows_that_are_not_full_heal_nothing(self, runs):
+        assert dead(runs, [*[1.0] * 3, *[np.nan] * 9]).only.severity == Severity.ERROR
+
+    def test_saturation_likewise(self, runs):
+        assert saturated(runs, [1.0, 1.0, 1.0, 0.2, 0.2, 1.0, 0.2, 0.2]).only.severity == Severity.WARNING
+        finding = saturated(runs, [1.0, 1.0, 1.0, 0.2, 0.2, 1.0, 0.2, 0.2, 0.2]).only
+        assert (finding.severity, finding.healed_step) == (Severity.INFO, 18)
 
 
 def test_information_that_becomes_a_warning_is_told_and_growing_worse_from_there_is_not(runs):

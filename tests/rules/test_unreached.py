@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
-from lightning_gradwatch.record import LayerInfo, LayerState, OptimizerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record import LayerInfo, LayerState, LostGradient, OptimizerInfo, RunInfo, SiteInfo
 from lightning_gradwatch.rules import UnreachedLayer
 
 NONE, ZERO, OK = LayerState.NONE, LayerState.ZERO, LayerState.OK
@@ -91,13 +92,237 @@ def test_neighbours_share_a_finding_that_grows(runs):
     assert fed.only.first_step == 0
 
 
-def test_two_groups_become_one_when_the_gap_closes(runs):
-    apart = {"net.0": ZERO, "net.4": ZERO}
+def test_what_was_cut_off_in_two_places_is_two_findings_until_the_gap_closes(runs):
+    """Where the way of the gradient wasn't followed."""
+    apart = {"net.0": NONE, "net.4": NONE}
     fed = judged(runs, [apart] * 3)
     assert [finding.layers for finding in fed.findings] == [("net.0",), ("net.4",)]
-    fed = judged(runs, [apart] * 3 + [{**apart, "net.2": ZERO}] * 3)
+    fed = judged(runs, [apart] * 3 + [{**apart, "net.2": NONE}] * 3)
     assert fed.only.layers == ("net.0", "net.2", "net.4")
     assert sum(len(told) for told in fed.told) == 2
+
+
+def test_zeros_are_one_finding_wherever_they_are(runs):
+    """What the step's sites say of one, they say of all."""
+    assert judged(runs, [{"net.0": ZERO, "net.4": ZERO}] * 3).only.layers == ("net.0", "net.4")
+
+
+def lost(info, **by_name):
+    """The description, with where the gradients of some layers are lost: (kind, operation, module) by name."""
+    layers = tuple(
+        dataclasses.replace(layer, lost=LostGradient(*by_name[layer.name])) if layer.name in by_name else layer
+        for layer in info.layers
+    )
+    return dataclasses.replace(info, layers=layers)
+
+
+class TestFollowed:
+    """Where a step was followed, a cause is where the gradient is lost."""
+
+    def finding(self, runs, place, *, state=ZERO, others=None, count=3):
+        info = lost(runs.stack(function="relu"), **{"net.2": place})
+        states = {"net.2": state, **(others or {})}
+        return judged(runs, [states] * count, info=info).only
+
+    @pytest.mark.parametrize(
+        ("place", "state", "severity", "said", "do"),
+        [
+            (("discarded",), NONE, Severity.INFO, "is gone when the optimizer steps", "zero_grad()"),
+            (("discarded",), ZERO, Severity.INFO, "is gone when the optimizer steps", "if that is meant"),
+            (
+                ("zero-input", "linear", "net.2"),
+                ZERO,
+                Severity.INFO,
+                "given is exactly 0",
+                "look at what net.2 is given",
+            ),
+            (("zero-input", "embedding", "net.2"), ZERO, Severity.INFO, "nothing but padding", "if that is meant"),
+            (("left-out",), NONE, Severity.INFO, "no loss depends on what it puts out", "or remove it"),
+            (
+                ("escaped", "item", "net"),
+                NONE,
+                Severity.INFO,
+                "item(), called in net, takes its values out",
+                "in tensors",
+            ),
+            (
+                ("times-zero", "mul", ""),
+                ZERO,
+                Severity.INFO,
+                "multiplied by the number 0, in the root's own forward",
+                "meant",
+            ),
+            (
+                ("cut", "detach", "net"),
+                NONE,
+                Severity.ERROR,
+                "the graph is cut by detach(), called in net",
+                "take detach()",
+            ),
+            (("cut", "data", "net"), NONE, Severity.ERROR, "the graph is cut by .data, called in net", "take .data"),
+            (("cut", "no_grad", "net"), NONE, Severity.ERROR, "the graph is cut by torch.no_grad()", "torch.no_grad()"),
+            (
+                ("softmax-of-one", "softmax", "net"),
+                ZERO,
+                Severity.ERROR,
+                "softmax over a single entry",
+                "more than one pos",
+            ),
+            (
+                ("softmax-certain", "softmax", "net"),
+                ZERO,
+                Severity.ERROR,
+                "everything on one entry",
+                "look at the mask",
+            ),
+            (
+                ("norm-of-one", "layer_norm", "net"),
+                ZERO,
+                Severity.ERROR,
+                "a norm of a single value: layer_norm()",
+                "fewer groups",
+            ),
+            (
+                ("zero-factor", "mul", "net"),
+                ZERO,
+                Severity.ERROR,
+                "exactly 0 (mul(), called in net)",
+                "factor be trained",
+            ),
+            (
+                ("zero-weights", "linear", "net.9"),
+                ZERO,
+                Severity.ERROR,
+                "the weights of net.9, which are exactly 0",
+                "net.9",
+            ),
+            (("clamped", "clamp", "net"), ZERO, Severity.ERROR, "outside of its range", "widen the range"),
+            (
+                ("rounded", "round", "net"),
+                ZERO,
+                Severity.ERROR,
+                "round(), called in net, has a derivative of 0",
+                "straight",
+            ),
+            (("dropped", "dropout", "net"), ZERO, Severity.ERROR, "lets nothing through", "lower the probability"),
+            (("masked", "where", "net"), ZERO, Severity.ERROR, "takes none of its values", "condition"),
+            (
+                ("other", "cummax", "net"),
+                ZERO,
+                Severity.ERROR,
+                "arrives at cummax(), called in net",
+                "look at cummax()",
+            ),
+        ],
+        ids=lambda value: value[0] if isinstance(value, tuple) else "",
+    )
+    def test_says_what_is_so_at_the_severity_it_has(self, runs, place, state, severity, said, do):
+        finding = self.finding(runs, place, state=state)
+        assert (finding.severity, finding.layers) == (severity, ("net.2",))
+        assert said in finding.cause[:1].lower() + finding.cause[1:]
+        assert do in finding.remedy.text[:1].lower() + finding.remedy.text[1:]
+        assert "initialize" not in kinds(finding)
+
+    def test_a_gradient_that_is_thrown_away_in_every_layer_is_an_error(self, runs):
+        info = runs.stack()
+        info = lost(info, **{layer.name: ("discarded",) for layer in info.layers})
+        finding = judged(runs, [{layer.name: NONE for layer in info.layers}] * 3, info=info).only
+        assert finding.severity == Severity.ERROR
+        assert "zero_grad() belongs before backward()" in finding.remedy.text
+
+    def test_layers_that_lose_it_for_the_same_reason_are_one_finding(self, runs):
+        softmax = {
+            name: ("softmax-of-one", "softmax", f"block.{place}")
+            for place, name in enumerate(("net.0", "net.4", "net.8"))
+        }
+        info = lost(runs.stack(), **softmax, **{"net.2": ("norm-of-one", "layer_norm", "block.1")})
+        states = dict.fromkeys((*softmax, "net.2"), ZERO)
+        fed = judged(runs, [states] * 3, info=info)
+        assert {finding.layers for finding in fed.findings} == {("net.0", "net.4", "net.8"), ("net.2",)}
+        assert "called in block.0, block.1, block.2" in next(
+            finding.cause for finding in fed.findings if len(finding.layers) == 3
+        )
+
+    def test_cuts_in_two_places_are_two(self, runs):
+        info = lost(
+            runs.stack(),
+            **{"net.0": ("cut", "detach", "a"), "net.2": ("cut", "detach", "b"), "net.4": ("cut", "detach", "a")},
+        )
+        fed = judged(runs, [dict.fromkeys(("net.0", "net.2", "net.4"), NONE)] * 3, info=info)
+        assert {finding.layers for finding in fed.findings} == {("net.0", "net.4"), ("net.2",)}
+
+    def test_what_is_given_zeros_by_a_dead_layer_shares_its_finding(self, runs):
+        info = lost(
+            runs.stack(function="relu"),
+            **{"net.0": ("inactive", "relu", "net.1"), "net.2": ("zero-input", "linear", "net.2")},
+        )
+        dead = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+        finding = judged(
+            runs, [{"net.0": ZERO, "net.2": ZERO}] * 3, info=info, dead_fraction=dead, inactive_share=dead
+        ).only
+        assert finding.layers == ("net.0", "net.2")
+        assert finding.cause.startswith("Dead layer")
+
+    def test_what_is_learned_of_it_later_takes_its_place_and_is_not_told_again(self, runs):
+        plain = runs.stack(function="relu")
+        info = lost(plain, **{"net.2": ("cut", "detach", "net")})
+        fed = judged(runs, [{"net.2": NONE}] * 3, info=plain)
+        evaluator = fed.evaluator
+        assert "was cut" not in fed.only.cause
+        for step in (3, 4):
+            assert not evaluator.feed(runs.measure(info, step, states={"net.2": NONE}), info)
+        (finding,) = evaluator.findings
+        assert "cut by detach()" in finding.cause
+        assert (finding.first_step, finding.last_step) == (0, 4)
+
+    @pytest.mark.parametrize("place", [("discarded",), ("cut", "detach", "net")])
+    def test_it_heals_when_its_layers_have_had_a_gradient_for_three_steps(self, runs, place):
+        info = lost(runs.stack(), **{"net.2": place})
+        missing = {"net.2": NONE}
+        fed = judged(runs, [*[missing] * 3, {}, {}, missing, {}, {}], info=info)
+        assert fed.only.healed_step is None
+        fed = judged(runs, [*[missing] * 3, {}, {}, missing, {}, {}, {}], info=info)
+        assert (fed.only.severity, fed.only.last_step, fed.only.healed_step) == (Severity.INFO, 2, 8)
+
+    def test_steps_that_do_not_measure_it_heal_nothing(self, runs):
+        fed = judged(runs, [*[{"net.2": NONE}] * 3, *[{"net.2": UNMEASURED}] * 9])
+        assert fed.only.healed_step is None
+
+
+class TestFewSamples:
+    """A gradient of exactly 0 through a ReLU says nothing before a window does."""
+
+    SILENT: ClassVar = [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+
+    def fed(self, runs, dead, *, function="relu", **given):
+        return judged(
+            runs,
+            [{"net.0": ZERO}] * 9,
+            info=runs.stack(function=function),
+            inactive_share=self.SILENT,
+            dead_fraction=dead,
+            **given,
+        )
+
+    @pytest.mark.parametrize("dead", [np.nan, [0.75, 0.0, 0.0, 0.0, 0.0, 0.0]], ids=["not full", "not dead"])
+    def test_units_that_few_samples_leave_inactive(self, runs, dead):
+        fed = self.fed(runs, dead)
+        assert not fed.findings
+        assert sum(fed.confirming) == 2
+
+    def test_a_full_window_of_dead_units(self, runs):
+        finding = self.fed(runs, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).only
+        assert (finding.severity, finding.first_step) == (Severity.ERROR, 0)
+
+    def test_derivatives_that_round_to_zero_in_few_samples(self, runs):
+        assert not self.fed(runs, np.nan, function="sigmoid").findings
+        assert self.fed(runs, 0.0, function="sigmoid", saturated_fraction=[1.0, *[0.0] * 5]).findings
+
+    def test_an_operation_that_was_given_few_values_is_told_after_many_steps(self, runs):
+        info = lost(runs.stack(), **{"net.0": ("few", "clamp", "net")})
+        assert not judged(runs, [{"net.0": ZERO}] * 31, info=info).findings
+        finding = judged(runs, [{"net.0": ZERO}] * 32, info=info).only
+        assert "arrives at clamp()" in finding.cause
 
 
 def test_a_frozen_layer_doesnt_part_its_neighbours(runs):
@@ -107,7 +332,7 @@ def test_a_frozen_layer_doesnt_part_its_neighbours(runs):
 def test_a_missing_and_a_zero_gradient_have_different_causes(runs):
     fed = judged(runs, [{"net.0": NONE, "net.2": ZERO}] * 3)
     assert [finding.layers for finding in fed.findings] == [("net.0",), ("net.2",)]
-    assert "graph is cut" in fed.findings[0].cause
+    assert "the graph is cut behind it, or the loss leaves it out" in fed.findings[0].cause
     assert fed.findings[0].remedy.actions[0].kind == "reconnect_graph"
 
 
@@ -144,12 +369,6 @@ class TestCause:
         ).only
         assert finding.cause.startswith("Dead layer: each unit of ReLU at net.3 ")
         assert finding.remedy.actions[0].targets == ("net.3",)
-
-    def test_a_dead_layer_before_its_window_is_full(self, runs):
-        finding = judged(
-            runs, [{"net.0": ZERO}] * 3, dead_fraction=np.nan, inactive_share=[1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
-        ).only
-        assert finding.cause.startswith("Dead layer: each unit of ReLU at net.1 ")
 
     def test_underflow(self, runs):
         info = runs.stack()
@@ -211,7 +430,12 @@ class TestCause:
     def test_derivatives_that_round_to_zero(self, runs, function):
         info = runs.stack(function=function)
         finding = judged(
-            runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=[1.0, 0.1, 0.1, 0.1, 0.1, 0.1], signal_norm=1.0
+            runs,
+            [{"net.0": ZERO}] * 3,
+            info=info,
+            inactive_share=[1.0, 0.1, 0.1, 0.1, 0.1, 0.1],
+            saturated_fraction=[1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            signal_norm=1.0,
         ).only
         assert "so far out that the derivative rounds to 0" in finding.cause
         replaced = ["replace_activation"] if function == "sigmoid" else []
@@ -236,11 +460,10 @@ class TestCause:
         assert finding.cause.startswith("Softmax over a single unit: net.5 follows net.4") is found
         assert (kinds(finding) == ["replace_output"]) is found
 
-    def test_a_cut_graph_is_found_between_two_layers(self, runs):
+    def test_where_a_graph_is_cut_isnt_claimed_where_it_wasnt_followed(self, runs):
         finding = judged(runs, [{"net.0": NONE, "net.2": NONE}] * 3).only
-        assert "the graph is cut between net.2 and net.4, which has a gradient" in finding.cause
-        finding = judged(runs, [{f"net.{place}": NONE for place in range(0, 13, 2)}] * 3).only
-        assert "the graph is cut between this layer and the loss" in finding.cause
+        assert "net.4" not in finding.cause + finding.remedy.text
+        assert finding.remedy.text.startswith("Look behind net.2 for detach(), .data,")
 
     @pytest.mark.parametrize("before", [True, False])
     def test_a_layer_that_had_a_gradient_was_killed(self, runs, before):
@@ -254,7 +477,8 @@ class TestCause:
         output = dataclasses.replace(info.sites[-1], role="output")
         info = dataclasses.replace(info, sites=(*info.sites[:-1], output))
         inactive = [0.5] * 5 + [1.0]
-        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=inactive).only
+        dead = [0.0] * 5 + [1.0]
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=inactive, dead_fraction=dead).only
         assert finding.remedy.actions[0].targets == (output.name,)
 
 

@@ -78,6 +78,18 @@ def test_a_hundredth_of_the_threshold_is_an_error(runs, attenuation, severity):
     assert judged(runs, attenuation).only.severity == severity
 
 
+def test_it_heals_after_three_readings_in_which_the_signal_gets_through(runs):
+    info = runs.stack()
+    for after, healed in ((4, None), (5, 17)):  # the median of five readings turns with the third
+        values = [1e-9] * 3 + [0.5] * after
+        records = [
+            runs.measure(info, 10 + place, signal_norm=runs.fading(info, value)) for place, value in enumerate(values)
+        ]
+        finding = runs.feed(VanishingGradient(), records, info).only
+        assert finding.healed_step == healed
+    assert "no longer fades" in finding.message
+
+
 def test_becoming_an_error_is_not_told_again_nor_is_falling_back(runs):
     info = runs.stack()
     values = [1e-3] * 3 + [1e-7] * 5 + [1e-3] * 8

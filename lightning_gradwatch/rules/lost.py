@@ -1,0 +1,254 @@
+"""What to say of a gradient whose way was followed: at which operation it is lost, and whether that may be meant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.rules.wording import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from lightning_gradwatch.record import LostGradient, LostKind, RunInfo
+
+MEANT: frozenset[LostKind] = frozenset(("discarded", "zero-input", "left-out", "escaped", "times-zero"))
+"""What many a program does on purpose: information."""
+_BY_PLACE: frozenset[LostKind] = frozenset(
+    ("cut", "escaped", "zero-weights", "clamped", "rounded", "dropped", "masked", "other")
+)
+"""Kinds of which each operation, or each place, is a cause of its own."""
+_NO_MATTER = "If that is meant, nothing; else "
+_SPELLED = {"data": ".data", "no_grad": "torch.no_grad()"}
+
+
+class Lost(NamedTuple):
+    """What is known of some layers that lose their gradient for the same reason."""
+
+    names: tuple[str, ...]
+    """Of the layers."""
+    places: tuple[LostGradient, ...]
+    """Where, each place once."""
+
+    @property
+    def operation(self) -> str:
+        """How the operation reads in code."""
+        return spelled(self.places[0])
+
+    @property
+    def where(self) -> str:
+        """Where it is called."""
+        modules = tuple(dict.fromkeys(place.module for place in self.places))
+        return (
+            "the root's own forward pass"
+            if modules == ("",)
+            else listed([each or "the root" for each in modules], "module")
+        )
+
+
+def spelled(place: LostGradient) -> str:
+    """Return an operation as it reads in code."""
+    return _SPELLED.get(place.operation, f"{place.operation.strip('_')}()")
+
+
+def reason(place: LostGradient) -> str:
+    """Return text that is the same for layers that lose their gradient for the same reason."""
+    if place.kind == "zero-weights":
+        return f"{place.kind}|{place.module}"
+    return f"{place.kind}|{place.operation}|{place.module}" if place.kind in _BY_PLACE else place.kind
+
+
+def lost_of(info: RunInfo, names: Sequence[str]) -> Lost | None:
+    """Return what is known of some layers; None where their gradient wasn't followed."""
+    by_name = {layer.name: layer.lost for layer in info.layers}
+    places = tuple(dict.fromkeys(place for name in names if (place := by_name.get(name)) is not None))
+    return Lost(tuple(names), places) if places else None
+
+
+def lost_cause(lost: Lost, *, everything: bool) -> tuple[str, Remedy] | None:
+    """Return cause and remedy; None where the sites of the step know more (units that are inactive).
+
+    Args:
+        lost: What is known.
+        everything: Whether no layer at all has a gradient.
+    """
+    kind = lost.places[0].kind
+    if kind == "discarded":
+        return _discarded(lost, everything=everything)
+    told = _TOLD.get(kind)
+    return None if told is None else told(lost)
+
+
+def _discarded(lost: Lost, *, everything: bool) -> tuple[str, Remedy]:
+    cause = (
+        "A gradient arrives at its parameters, and is gone when the optimizer steps: something sets it to None or to 0 in "
+        "between."
+    )
+    look = "look for zero_grad(), .grad = None or a hook on the gradient between backward() and the optimizer's step"
+    if everything:
+        remedy = (
+            f"{look[:1].upper()}{look[1:]}: nothing is trained. zero_grad() belongs before backward(), or after step()."
+        )
+    else:
+        remedy = f"If that is meant (a layer that is held back at first), nothing; else {look}."
+    return cause, Remedy(remedy, (Action("keep_gradient", lost.names),))
+
+
+def _zero_input(lost: Lost) -> tuple[str, Remedy]:
+    if lost.places[0].operation == "embedding":
+        given = "it is given nothing but padding, which has no gradient"
+    else:
+        given = "all that it is given is exactly 0, and the gradient of its weights is that times the signal"
+    return (
+        f"A gradient arrives at what it puts out; {given}.",
+        Remedy(f"{_NO_MATTER}look at what {listed(lost.names)} is given.", (Action("use_or_remove", lost.names),)),
+    )
+
+
+def _left_out(lost: Lost) -> tuple[str, Remedy]:
+    return (
+        "The forward pass uses it, and no loss depends on what it puts out: the program leaves that out.",
+        Remedy(
+            f"{_NO_MATTER}let the loss depend on what {listed(lost.names)} puts out, or remove it.",
+            (Action("use_or_remove", lost.names),),
+        ),
+    )
+
+
+def _escaped(lost: Lost) -> tuple[str, Remedy]:
+    return (
+        (
+            f"No loss depends on it that torch could know of: {lost.operation}, called in {lost.where}, takes its values out "
+            "of the autograd graph."
+        ),
+        Remedy(
+            "If they are only looked at (logged, printed), nothing; else keep them in tensors until they are in the loss.",
+            (Action("reconnect_graph", lost.names),),
+        ),
+    )
+
+
+def _cut(lost: Lost) -> tuple[str, Remedy]:
+    return (
+        f"The loss depends on it, and no gradient comes back: the graph is cut by {lost.operation}, called in {lost.where}.",
+        Remedy(
+            f"Take {lost.operation} in {lost.where} out of the gradient's way.",
+            (Action("reconnect_graph", lost.names),),
+        ),
+    )
+
+
+def _softmax_of_one(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "Softmax over a single entry: {operation}, called in {where}, runs over an axis of length 1, so the weight is 1 whatever "
+        "comes in and nothing passes back.",
+        "Attention over a single key can't learn what to attend to: give it inputs that leave more than one position, or leave it "
+        "out there. Elsewhere, run softmax over another axis, or use Sigmoid.",
+    )
+
+
+def _softmax_certain(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "Softmax puts everything on one entry, exactly: in {where}, the others of each row are masked, or so far behind that "
+        "they round to 0, so nothing passes back.",
+        "Look at the mask; if it leaves more than one entry, make what goes into the softmax smaller (divide by the root of the "
+        "width, normalise queries and keys).",
+    )
+
+
+def _norm_of_one(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "A norm of a single value: {operation}, called in {where}, runs over one value, which is its own mean, so what comes out "
+        "is the same whatever comes in and nothing passes back.",
+        "Normalise over an axis with more than one value (fewer groups, larger inputs), or leave the norm out there.",
+    )
+
+
+def _times_zero(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "What it puts out is multiplied by the number 0, in {where}.",
+        "If that is meant (a weight of the loss that is 0 for now), nothing; else give the factor another value.",
+    )
+
+
+def _zero_factor(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "What it puts out is multiplied by what is exactly 0 ({operation}, called in {where}) and isn't learned, or has no gradient "
+        "either.",
+        "Let the factor be trained, and see that the optimizer holds it; or start it at another value than 0.",
+    )
+
+
+def _zero_weights(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "What it puts out goes through the weights of {where}, which are exactly 0 and stay so.",
+        "See that the optimizer holds {where} and that its own gradient isn't 0; or start its weights at small values.",
+    )
+
+
+def _clamped(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "Each value that {operation}, called in {where}, is given is outside of its range, where the derivative is 0.",
+        "Widen the range, or bring the values into it: a clamp that is reached by all is no output.",
+    )
+
+
+def _rounded(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "{operation}, called in {where}, has a derivative of 0 everywhere.",
+        "Round behind the loss, or pass the gradient straight through: x + (x.round() - x).detach().",
+    )
+
+
+def _dropped(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost, "{operation}, called in {where}, lets nothing through.", "Lower the probability with which it drops."
+    )
+
+
+def _masked(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost, "{operation}, called in {where}, takes none of its values.", "Look at the mask, or at the condition."
+    )
+
+
+def _other(lost: Lost) -> tuple[str, Remedy]:
+    return _at_operation(
+        lost,
+        "The gradient arrives at {operation}, called in {where}, and passes it as exactly 0.",
+        "Look at {operation} in {where}: a value at which its derivative is 0, or values that it doesn't take.",
+    )
+
+
+def _at_operation(lost: Lost, cause: str, remedy: str) -> tuple[str, Remedy]:
+    facts = {"operation": lost.operation, "where": lost.where}
+    text = cause.format(**facts)
+    return f"{text[:1].upper()}{text[1:]}", Remedy(remedy.format(**facts), (Action("trace_gradient"),))
+
+
+_TOLD: Mapping[str, Callable[[Lost], tuple[str, Remedy]]] = {
+    "zero-input": _zero_input,
+    "left-out": _left_out,
+    "escaped": _escaped,
+    "cut": _cut,
+    "softmax-of-one": _softmax_of_one,
+    "softmax-certain": _softmax_certain,
+    "norm-of-one": _norm_of_one,
+    "times-zero": _times_zero,
+    "zero-factor": _zero_factor,
+    "zero-weights": _zero_weights,
+    "clamped": _clamped,
+    "rounded": _rounded,
+    "dropped": _dropped,
+    "masked": _masked,
+    "few": _other,
+    "other": _other,
+}
