@@ -137,6 +137,8 @@ _TRANSPARENT = _among(LayerState.FROZEN, LayerState.UNMEASURED, LayerState.UNUSE
 _Kind: TypeAlias = Literal["", "unused", "none", "zero"]
 _KINDS: tuple[_Kind, ...] = ("", "unused", "none", "zero")
 _UNUSED, _NONE, _ZERO = 1, 2, 3
+_MOST_ROOTS = 100
+"""Root causes that are told apart; of more, all of a kind share one: nobody reads so many findings."""
 _NUMBER, _KIND = 0, 1
 """Rows of the groups: each layer's root cause by number, the oldest lowest, and its kind; neighbours of a kind share one."""
 
@@ -191,6 +193,10 @@ def _regroup(groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np
         if shared:
             members = list(run)
             number[members] = number[members].min()
+    held = number > 0
+    if len(set(number[held].tolist())) > _MOST_ROOTS:
+        for each in set(kind[held].tolist()):
+            number[held & (kind == each)] = number[held & (kind == each)].min()
     return tuple(map(_key, sorted(before - set(number.tolist()))))
 
 
