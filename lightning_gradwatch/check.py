@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import traceback
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.compare import compare_runs
+from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.record import LAYER_METRICS, LayerState
 from lightning_gradwatch.report.coverage import columns_text
 from lightning_gradwatch.rules import RULE_BY_CODE, RULES, relate, replay, rules_from_settings
@@ -53,14 +55,36 @@ def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVer
         settings: What to judge by.
         rules_needed: Whether a run that no rule can judge can't be judged. Not so where only the comparison matters.
     """
-    from lightning_gradwatch.run import RunError, read_run  # noqa: PLC0415 - the other commands read no runs
-
     try:
-        run = read_run(path)
-        judged = _judge_run(run, settings)
-    except (RunError, OSError, ValueError) as error:
-        failure = f"{path} can't be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-        return RunVerdict(path=path, unjudged={}, failure=failure, exit_code=CANNOT_JUDGE, fail_on=settings.fail_on)
+        return _verdict(path, settings, rules_needed=rules_needed)
+    except Exception as error:  # noqa: BLE001 - what one file holds must not take away the report on the others
+        return cannot_judge(path, error, settings)
+
+
+def cannot_judge(path: str, error: Exception, settings: Settings) -> RunVerdict:
+    """Return the verdict on a run that can't be judged, or told, because of an error."""
+    failure, fault = f"{path}: {reason_of(error)}", ""
+    if isinstance(error, CannotJudgeError):
+        failure = str(error)
+    elif isinstance(error, OSError):
+        failure = f"{path} can't be read: {error.strerror}"
+    elif not isinstance(error, (MemoryError, RecursionError)):
+        fault = _place(error)  # reading and judging make a reason of what data bring about; this is something else
+    return RunVerdict(
+        path=path, unjudged={}, failure=failure, fault=fault, exit_code=CANNOT_JUDGE, fail_on=settings.fail_on
+    )
+
+
+def _place(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+
+
+def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict:
+    from lightning_gradwatch.run import read_run  # noqa: PLC0415 - the other commands read no runs
+
+    run = read_run(path)
+    judged = _judge_run(run, settings)
     comparison = None
     if settings.baseline is not None:
         comparison = _compare(run, judged, settings)
@@ -151,7 +175,7 @@ def _stored_rules(run: Run) -> dict[str, Rule]:
     try:
         return {rule.code: rule for rule in rules_from_settings(run.info.rules)}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"the rules stored in the run can't be used: {error}") from error
+        raise CannotJudgeError(f"the rules stored in the run can't be used: {error}") from error
 
 
 def _with_thresholds(rule: Rule, fields: Mapping[str, Threshold]) -> Rule:
@@ -159,7 +183,7 @@ def _with_thresholds(rule: Rule, fields: Mapping[str, Threshold]) -> Rule:
         return replace(rule, **{name: threshold.value for name, threshold in fields.items()})
     except ValueError as error:
         where = ", ".join(threshold.where for threshold in fields.values())
-        raise ValueError(f"{error} (from {where})") from error
+        raise CannotJudgeError(f"{error} (from {where})") from error
 
 
 def _required(rules: Sequence[Rule], unjudged: Mapping[str, str], settings: Settings) -> str:
@@ -194,16 +218,19 @@ def _exit_code(verdict: RunVerdict) -> int:
 
 def _compare(run: Run, judged: _Judged, settings: Settings) -> Comparison:
     """Judge the baseline by the same settings and put the run beside it."""
-    from lightning_gradwatch.run import RunError, read_run  # noqa: PLC0415 - the other commands read no runs
+    from lightning_gradwatch.run import read_run  # noqa: PLC0415 - the other commands read no runs
 
     path = str(settings.baseline)
     try:
         base = read_run(path)
         found = _judge_run(base, settings).findings
-    except (RunError, OSError, ValueError) as error:
-        return Comparison(baseline=path, failure=f"the baseline can't be read: {error}")
+    except (CannotJudgeError, *DATA_ERRORS) as error:
+        return Comparison(baseline=path, failure=f"the baseline can't be read: {reason_of(error)}")
     ignored = frozenset(name for each in judged.ignored if each.rule in {"G", "GW"} for name in each.names)
-    return compare_runs(base, run, path, (found, judged.findings), ignored)
+    try:
+        return compare_runs(base, run, path, (found, judged.findings), ignored)
+    except (CannotJudgeError, *DATA_ERRORS) as error:
+        return Comparison(baseline=path, failure=f"not comparable with {path}: {reason_of(error)}")
 
 
 def _match(run: Run, ignore: LayerIgnore) -> IgnoredLayers:

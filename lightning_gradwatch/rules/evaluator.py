@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_gradwatch.findings import Finding
+from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.rules.causes import relate
 from lightning_gradwatch.rules.memory import plain
 from lightning_gradwatch.rules.protocol import HEALTHY
@@ -233,6 +234,7 @@ def replay(records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: S
 
     Raises:
         ValueError: a record's layout isn't described.
+        CannotJudgeError: a record holds what can't be calculated with.
     """
     evaluator = Evaluator(rules)
     for record in records:
@@ -241,7 +243,10 @@ def replay(records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: S
             raise ValueError(
                 f"the record of step {record.step} has layout {record.layout!r}, which the run doesn't describe"
             )
-        evaluator.feed(record, info)
+        try:
+            evaluator.feed(record, info)
+        except DATA_ERRORS as error:
+            raise CannotJudgeError(f"step {record.step}: {reason_of(error)}") from error
     return evaluator
 
 
