@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.compare import compare_runs
+from lightning_gradwatch.confirm import confirm
 from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.record import LAYER_METRICS, LayerState
 from lightning_gradwatch.report.coverage import columns_text
@@ -85,6 +86,7 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict
 
     run = read_run(path)
     judged = _judge_run(run, settings)
+    told = confirm(run, judged.findings, judged.in_force, settings, judged.ignored)
     comparison = None
     if settings.baseline is not None:
         comparison = _compare(run, judged, settings)
@@ -94,8 +96,8 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict
         unjudged=judged.unjudged,
         judged=len(judged.rules),
         measured=_measured(run),
-        problems=(*(str(problem) for problem in run.problems), *judged.notes),
-        failure=judged.failure if rules_needed else "",
+        problems=(*(str(problem) for problem in run.problems), *judged.notes, *told.notes),
+        failure=told.failure or (judged.failure if rules_needed else ""),
         fail_on=settings.fail_on,
         rules={label(rule.code): rule.settings() for rule in judged.rules},
         counts=_counts(run),
@@ -117,6 +119,8 @@ class _Judged:
     """What the rules say about a run."""
 
     findings: tuple[Finding, ...]
+    in_force: tuple[str, ...]
+    """Codes of the rules that were asked."""
     rules: tuple[Rule, ...]
     """Those that could judge."""
     unjudged: Mapping[str, str]
@@ -147,7 +151,8 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
     reasons = {label(code): unjudged[code] for code in sorted(unjudged)}
     reasons |= dict.fromkeys(unknown, "this release doesn't know it")
     failure = required or ("" if judged else _why_nothing(run, rules))
-    return _Judged(relate(findings), judged, reasons, ignored, tuple(notes), failure)
+    in_force = tuple(rule.code for rule in rules)
+    return _Judged(relate(findings), in_force, judged, reasons, ignored, tuple(notes), failure)
 
 
 def _rules_for(run: Run, settings: Settings) -> tuple[tuple[Rule, ...], list[str], list[str]]:
