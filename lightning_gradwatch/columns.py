@@ -92,6 +92,22 @@ class RunColumns:
         return rates
 
     @cached_property
+    def optimizer_columns(self) -> tuple[npt.NDArray[np.intp], ...]:
+        """For each optimizer the columns of the layers that it holds."""
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(self.layer_names):
+            places.setdefault(name, []).append(place)
+        return tuple(
+            np.array([place for name in set(optimizer.layers) for place in places.get(name, ())], np.intp)
+            for optimizer in self.optimizers
+        )
+
+    @cached_property
+    def rates_differ(self) -> bool:
+        """Whether an optimizer has layers of different learning rates."""
+        return any(optimizer.rates for optimizer in self.optimizers)
+
+    @cached_property
     def weight_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each layer is a weight layer, shape [L]."""
         return np.array([layer.weight for layer in self.layers], dtype=bool)
@@ -131,6 +147,11 @@ class RunColumns:
         entries = {place for place, feeding in enumerate(others) if not feeding} | {0}  # the first call of all is one
         exits = set(range(len(feeds))).difference(*others)
         return segment_starts(tuple(map(as_bits, feeds)), as_bits(entries), as_bits(exits))
+
+    @cached_property
+    def feeds_itself(self) -> tuple[bool, ...]:
+        """For each site whether it is among its own predecessors, as an unrolled loop is."""
+        return tuple(site.name in site.predecessors for site in self.sites)
 
     @cached_property
     def hidden_functions(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from lightning_gradwatch.event_tags import (
 from lightning_gradwatch.fields import BrokenMessageError, fields
 from lightning_gradwatch.findings import Finding
 from lightning_gradwatch.numbering import Stamp, read_stamp
+from lightning_gradwatch.reasons import reason_of
 from lightning_gradwatch.record import LOOP_VECTORS, RunInfo, StepRecord
 
 if TYPE_CHECKING:
@@ -157,12 +158,10 @@ class Decoder:
             return _opened(envelope, vectors, step, wall_time)
         except (BrokenMessageError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{error}") from error
-        except RecursionError as error:
-            raise ValueError("what it holds is nested too deeply") from error
-        except MemoryError as error:
-            raise ValueError("what it holds takes more memory than there is") from error
         except KeyError as error:
             raise ValueError(f"it lacks {error}") from error
+        except (MemoryError, OverflowError, RecursionError) as error:
+            raise ValueError(reason_of(error)) from error
         except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"it holds what GradWatch doesn't write ({type(error).__name__}: {error})") from error
 

@@ -145,12 +145,10 @@ _NUMBER, _KIND = 0, 1
 
 def _moving(record: StepRecord, info: RunInfo) -> Mask:
     """Return the layers that aren't held by optimizers of rate 0 only: what starts at zero has to stay there."""
-    moving: set[str] = set()
-    resting: set[str] = set()
-    for optimizer, rate in zip(info.optimizers, record.learning_rates, strict=False):
-        (resting if rate == 0 else moving).update(optimizer.layers)
-    resting -= moving
-    return np.array([layer.name not in resting for layer in info.layers], dtype=bool)
+    moving, resting = np.zeros((2, len(info.layers)), dtype=bool)
+    for held, rate in zip(info.optimizer_columns, record.learning_rates, strict=False):
+        (resting if rate == 0 else moving)[held] = True
+    return moving | ~resting
 
 
 class _Root(NamedTuple):
