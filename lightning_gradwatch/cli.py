@@ -19,7 +19,7 @@ from lightning_gradwatch.report.explain import explain_text, rules_text
 from lightning_gradwatch.report.formats import render
 from lightning_gradwatch.report.terminal import summary_text, verdict_text
 from lightning_gradwatch.rules import RULE_BY_CODE, RULES
-from lightning_gradwatch.settings import ConfigError
+from lightning_gradwatch.settings import ConfigError, told
 from lightning_gradwatch.verdict import CANNOT_JUDGE, HEALTHY
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_
         if to_terminal:
             text = _told(
                 verdicts,
-                lambda told: verdict_text(told[-1], width=width, colour=colour, brief=len(runs) > 1),
+                lambda those: verdict_text(those[-1], width=width, colour=colour, brief=len(runs) > 1),
                 settings,
             )
             _say(f"\n{text}" if place else text)
@@ -114,14 +114,14 @@ def _report(
 ) -> None:
     """Write the report where it is asked for."""
     if arguments.output is not None or not to_terminal:
-        report = _told(verdicts, lambda told: render(told, settings.format), settings).rstrip("\n")
+        report = _told(verdicts, lambda those: render(those, settings.format), settings).rstrip("\n")
         if arguments.output is None:
             _say(report)
         else:
             Path(arguments.output).write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
     if settings.format == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(_told(verdicts, lambda told: render(told, "markdown"), settings))
+            file.write(_told(verdicts, lambda those: render(those, "markdown"), settings))
 
 
 def _complain_of_fault(verdict: RunVerdict) -> None:
@@ -146,7 +146,7 @@ def _told(verdicts: list[RunVerdict], tell: Callable[[Sequence[RunVerdict]], str
 def _explain(arguments: argparse.Namespace) -> int:
     rule = RULE_BY_CODE.get(arguments.code.strip().upper())
     if rule is None:
-        return _complain(f"no rule has the code {arguments.code!r}; there are {', '.join(RULE_BY_CODE)}")
+        return _complain(f"no rule has the code {told(arguments.code)}; there are {', '.join(RULE_BY_CODE)}")
     _say(explain_text(rule, width=terminal_width()))
     return HEALTHY
 

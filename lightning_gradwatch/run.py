@@ -67,8 +67,12 @@ class Run:
 
         Raises:
             ValueError: no metric has that name.
+            RunError: nearly all of it would be NaN, and far larger than what is known.
         """
-        return columns.series(self.records, self.infos, metric, self.names(metric))
+        try:
+            return columns.series(self.records, self.infos, metric, self.names(metric))
+        except CannotJudgeError as error:
+            raise RunError(f"{self.path}: {error}") from error
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:

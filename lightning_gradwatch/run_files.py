@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _MOST_TOLD = 20
+_LONGEST = 500
 _UNSTAMPED = Stamp(-1, -1)
 """Of the first releases: written before any that has a number."""
 
@@ -42,7 +43,7 @@ class Problems:
         """Add one on something that is left out, and no harm done."""
         self.count += 1
         if len(self._sentences) < _MOST_TOLD:
-            self._sentences.append(sentence)
+            self._sentences.append(sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}…")
 
     @property
     def sentences(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from lightning_gradwatch.reasons import CannotJudgeError, reason_of
 from lightning_gradwatch.report import formats
 from lightning_gradwatch.rules import DEFAULT_RULES, VanishingGradient, replay
 from lightning_gradwatch.run import Run, RunError, read_run
+from lightning_gradwatch.run_files import Problems
 from lightning_gradwatch.settings import FORMATS, Settings
 
 DIGITS = "1" + "0" * 400
@@ -197,7 +198,7 @@ def test_columns_that_nearly_all_steps_lack_are_not_laid_out():
     small, large = make_info(2), make_info(3000)
     records = [make_record(small, step) for step in range(3000)]
     run = Run(path="x", info=large, infos={small.layout: small, large.layout: large}, records=records)
-    with pytest.raises(CannotJudgeError, match="3,000 steps with 6,000 values of grad_norm in all have 3,000 columns"):
+    with pytest.raises(RunError, match="x: 3,000 steps with 6,000 values of grad_norm in all have 3,000 columns"):
         run.series("grad_norm")
     steps, values = series(records, run.infos, "grad_norm", small.names("grad_norm"))
     assert values.shape == (len(steps), 2)
@@ -214,3 +215,14 @@ def test_a_run_that_cannot_be_opened_is_a_verdict(tmp_path):
     verdict = judge(str(tmp_path / ("x" * 5000)), Settings())
     assert verdict.exit_code == 2
     assert verdict.failure
+
+
+def test_a_code_that_is_none_is_shown_by_its_beginning(capsys):
+    assert cli.main(["explain", "x" * 100_000]) == 2
+    assert len(capsys.readouterr().err) < 1000
+
+
+def test_a_long_text_in_a_damaged_event_is_shown_by_its_beginning():
+    problems = Problems()
+    problems.tell("x" * 1_000_000)
+    assert len(problems.sentences[0]) < 600
