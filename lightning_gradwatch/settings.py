@@ -20,6 +20,8 @@ LEVELS = ("warning", "error")
 MEASURED = {"GW201": ("observations", "batch_elements")}
 """Thresholds that decide how a run is measured: a stored run can't be judged by others."""
 _MOST_SHOWN = 200
+_LONGEST = 4096
+"""Characters of a pattern and of a reason: a report wraps them, which takes the square of a long word."""
 _TOO_LARGE = f"must be a number that a float can hold, at most {sys.float_info.max:.3g}"
 _IGNORE_KEYS = ("rules", "layers", "reason")
 
@@ -205,7 +207,10 @@ def _read_ignore_table(table: Any, where: str) -> list[LayerIgnore]:
     rules, patterns, reason = (table[key] for key in _IGNORE_KEYS)
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigError(f'{where}: layers must be a list of patterns, such as ["head.*"]')
-    reason = " ".join(_read_text(reason, f"{where}.reason").split())
+    for key, texts in (("layers", patterns), ("reason", [_read_text(reason, f"{where}.reason")])):
+        if any(len(text) > _LONGEST for text in texts):
+            raise ConfigError(f"{where}: {key} may have {_LONGEST:,} characters at most")
+    reason = " ".join(reason.split())
     return [
         LayerIgnore(rule=rule, pattern=pattern, reason=reason)
         for rule in _read_codes(rules, f"{where}.rules")

@@ -176,7 +176,14 @@ def test_a_huge_number_in_a_setting_is_a_usage_error(runs, monkeypatch, capsys, 
 
 @pytest.mark.parametrize(
     "text",
-    ["a = " + "[" * 5000, "format = 0x" + "f" * 5000, "x" * 100_000 + " = 1", 'fail-on = "' + "x" * 100_000 + '"'],
+    [
+        "a = " + "[" * 5000,
+        "format = 0x" + "f" * 5000,
+        "x" * 100_000 + " = 1",
+        'fail-on = "' + "x" * 100_000 + '"',
+        f'[[ignore-layers]]\nrules = ["GW1"]\nlayers = ["{"x" * 5000}"]\nreason = "y"',
+        f'[[ignore-layers]]\nrules = ["GW1"]\nlayers = ["x"]\nreason = "{"y" * 5000}"',
+    ],
 )
 def test_a_hostile_file_of_settings_is_a_usage_error(runs, capsys, text):
     (runs / "gradwatch.toml").write_text(text)
