@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    import numpy.typing as npt
+
 MAX_EVENT_BYTES = 64 << 20
 """A larger event isn't ours; it is stepped over."""
 
@@ -32,6 +34,7 @@ _FRAME_BYTES = 16
 _BLOCK_BYTES = 1 << 20
 _WALL_TIME_KEY = 0x09
 _KNOWN_HEADERS = 1 << 16
+_MOST_CHECKED = 1 << 14
 
 
 class EventReader:
@@ -211,12 +214,21 @@ class _Search:
         for index in range(4, 8):
             likely &= data[index : index + ends] == 0
         at = np.flatnonzero(likely)
+        self._records = [
+            start + place
+            for first in range(0, at.size, _MOST_CHECKED)
+            for place in self._whole_records(data, at[first : first + _MOST_CHECKED], start)
+        ]
+        self._from, self._to = start, start + max(ends, 1)
+
+    def _whole_records(self, data: npt.NDArray[np.uint8], at: npt.NDArray[np.intp], start: int) -> list[int]:
+        """Return at which places of a block a header is right and claims no more than there is."""
         heads = data[at[:, None] + np.arange(_HEADER_BYTES)]
         lengths, stored = (np.ascontiguousarray(heads[:, place : place + 4]).view("<u4")[:, 0] for place in (0, 8))
         right = masked_crc32c_of_rows(heads[:, :8]) == stored
         whole = start + at + _FRAME_BYTES + lengths.astype(np.int64) <= self._size
-        self._records = (start + at[right & whole]).tolist()
-        self._from, self._to = start, start + max(ends, 1)
+        found: list[int] = at[right & whole].tolist()
+        return found
 
     def _read(self, start: int, length: int) -> bytes:
         self._file.seek(start)
