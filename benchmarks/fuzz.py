@@ -41,10 +41,11 @@ from tensorboard.compat.proto import event_pb2
 from lightning_gradwatch.check import judge
 from lightning_gradwatch.event_file import EventFile, masked_crc32c
 from lightning_gradwatch.events import RUN_TAG, STEP_TAG, _seal, findings_event, step_event
+from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.record import METRICS, LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator, evaluate_records, rules_from_settings, settings_of
-from lightning_gradwatch.run import read_run
+from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator, settings_of
+from lightning_gradwatch.run import RunError, evaluate, read_run
 from lightning_gradwatch.settings import FORMATS, Settings
 from lightning_gradwatch.wire import content
 
@@ -52,7 +53,15 @@ SECONDS = 1.0
 MEGABYTES = 200
 _HANGS = 20.0
 _CHUNK = 2000
-_REWRITTEN = 50  # every so many files, what was read is written and judged again
+_AGAIN, _REWRITTEN = 5, 50
+"""Every so many files the records as read are judged on their own, and are written to a file of their own before."""
+_FORMATS = (
+    *[name for name in FORMATS if name != "text"] * 4,
+    "text",
+)  # a terminal's table takes longer than all the rest
+
+
+_STEPS = (8, 7)
 
 
 @dataclass
@@ -102,7 +111,7 @@ def make_record(info, step, chance, *, ill):
         step=step,
         layout=info.layout,
         metrics=metrics,
-        layer_state=np.full(layers, 5 if ill and step == 6 else 1, np.uint8),
+        layer_state=np.full(layers, 5 if ill and step == 4 else 1, np.uint8),
         window_fill=np.ones(sites),
         forward_rms=np.ones(sites),
         loss=2.3,
@@ -120,8 +129,8 @@ def sound(variety):
     scalar.summary.value.add(tag="loss, as gradwatch sees it" if ill else "loss", simple_value=1.0)
     with tempfile.TemporaryDirectory() as folder, EventFile(folder) as file:
         starts, told = [0], ()
-        for step in range(0, 9 if grows else 12, 1):
-            info = make_info(4 if grows and step > 4 else 3)
+        for step in range(_STEPS[grows]):
+            info = make_info(4 if grows and step > 3 else 3)
             record = make_record(info, step, chance, ill=ill)
             live.feed(record, info)
             records[step] = bits(record)
@@ -129,14 +138,14 @@ def sound(variety):
                 step_event(
                     record,
                     info,
-                    describe=step == 0 or (grows and step == 5),
+                    describe=step == 0 or (grows and step == 4),
                     findings=live.findings if live.findings != told else None,
                     max_curves=64 if foreign else 0,
                 )
             ]
             told = live.findings
             events += [scalar] * foreign
-            events += [findings_event(live.findings, step=step)] * (step == (8 if grows else 11))
+            events += [findings_event(live.findings, step=step)] * (step == _STEPS[grows] - 1)
             for event in events:
                 starts.append(file.path.stat().st_size)
                 file.write(event)
@@ -379,7 +388,7 @@ def look(kind, number, seed, folder, most):
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, _HANGS)
         verdict, read = judged(path)
-        render([verdict], FORMATS[number % len(FORMATS)]).encode("utf-8", "backslashreplace")
+        render([verdict], _FORMATS[number % len(_FORMATS)]).encode("utf-8", "backslashreplace")
         found.longest = time.process_time() - start
         problems = [verdict.fault] if verdict.fault else []
     except Exception:  # noqa: BLE001 - that is what is looked for
@@ -397,7 +406,7 @@ def look(kind, number, seed, folder, most):
             lost = what_is_lost(kind, run, data, read)
             found.silent = bool(lost)
             problems += [f"silent: {lost}"] * bool(lost)
-        differs = how_the_verdict_differs(read, verdict, folder, again=number % _REWRITTEN == 0)
+        differs = how_the_verdict_differs(read, verdict, folder, number)
         found.differs = bool(differs)
         problems += [f"verdict: {differs}"] * bool(differs)
     bad = problems + [f"{found.longest:.1f} s"] * found.slow + [f"{found.largest:.0f} MB"] * found.large
@@ -456,31 +465,24 @@ def is_written(record):
     return bits(record) in all_written()
 
 
-def how_the_verdict_differs(read, verdict, folder, *, again):
-    """Say how the verdict isn't that of the records as read."""
+def how_the_verdict_differs(read, verdict, folder, number):
+    """Say how the verdict isn't that of the records as read; empty where it is."""
     if read is None:
-        return (
-            ""
-            if verdict.exit_code == 2 and verdict.failure
-            else f"exit {verdict.exit_code} of a file that can't be read"
-        )
+        right = verdict.exit_code == 2 and verdict.failure
+        return "" if right else f"exit {verdict.exit_code} of a file that can't be read"
     if (verdict.exit_code == 2) != bool(verdict.failure):
         return f"exit {verdict.exit_code}, {verdict.failure!r}"
-    try:
-        rules = rules_from_settings(read.info.rules)
-        records = read.records
-        found = evaluate_records(records, read.infos, rules)
-        if again:
-            found = rewritten(read, folder)
-    except Exception as error:  # noqa: BLE001 - of any kind
-        return "" if verdict.failure else f"judged where judging fails: {error!r}"
-    if not verdict.rules and verdict.failure:
+    if number % _AGAIN or not (verdict.rules or not verdict.failure):
         return ""
+    try:
+        found = rewritten(read, folder) if number % _REWRITTEN == 0 else evaluate(read)
+    except RunError:
+        return "" if verdict.failure else "judged where judging fails"
     expected, given = (sorted(map(outline, findings)) for findings in (found, verdict.findings))
-    if expected != given:
-        return f"{given} where the records say {expected}"
-    ill = any(finding.severity >= 1 for finding in found)
-    return "" if verdict.failure or verdict.exit_code == ill else f"exit {verdict.exit_code} with {expected}"
+    ill = any(finding.severity >= Severity.WARNING for finding in found)
+    if expected == given and (verdict.failure or verdict.exit_code == ill):
+        return ""
+    return f"exit {verdict.exit_code} with {given} where the records say {expected}"
 
 
 def outline(finding):
@@ -498,7 +500,7 @@ def rewritten(read, folder):
                 layout = record.layout
         again = read_run(clean)
         assert not again.problems
-        return evaluate_records(again.records, again.infos, rules_from_settings(read.info.rules))
+        return evaluate(replace(again, info=read.info))
 
 
 def _hangs(*_):
