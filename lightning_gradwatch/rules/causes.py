@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning_gradwatch.findings import Finding, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 
 def _always(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001 - the form of a condition
@@ -134,26 +134,18 @@ _ORDER = ("GW103", "GW104", "GW201", "GW401", "GW202", "GW102", "GW101", "GW201"
 def relate(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return findings with their root causes named: roots first, the worst of them in front."""
     alone = [replace(finding, consequence_of="") if finding.consequence_of else finding for finding in findings]
-    by_code: dict[str, list[Finding]] = {}
-    for finding in alone:
-        by_code.setdefault(finding.code, []).append(finding)
     related = []
     for finding in alone:
-        root = _root(finding, by_code)
+        root = _root(finding, alone)
         related.append(finding if root is finding else replace(finding, consequence_of=root.code))
     return tuple(sorted(related, key=lambda each: (bool(each.consequence_of), -each.severity, _rank(each))))
 
 
-def _root(finding: Finding, by_code: Mapping[str, list[Finding]]) -> Finding:
+def _root(finding: Finding, findings: list[Finding]) -> Finding:
     """Follow the causes to the one that has none; the conditions of the relations leave no circle."""
-    while causes := _causes_of(finding, by_code):
+    while causes := [cause for cause in findings if _brings_about(cause, finding)]:
         finding = min(causes, key=_precedence)
     return finding
-
-
-def _causes_of(effect: Finding, by_code: Mapping[str, list[Finding]]) -> list[Finding]:
-    codes = dict.fromkeys(relation.cause for relation in _CAUSES.get(effect.code, ()))
-    return [cause for code in codes for cause in by_code.get(code, ()) if _brings_about(cause, effect)]
 
 
 def _precedence(cause: Finding) -> tuple[Any, ...]:

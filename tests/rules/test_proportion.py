@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_gradwatch.findings import Finding, Remedy, Severity
-from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator, causes
+from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator
 from lightning_gradwatch.rules.memory import _moved, columns
 
 
@@ -61,23 +60,3 @@ def test_what_is_carried_over_to_a_new_layout_is_worked_out_once_for_all_rules(r
     again = columns(states[0], "held", before, "layers", rows=2)
     assert again.values.shape == (2, 51)
     assert (again.values == 61).all()
-
-
-def test_causes_are_looked_for_among_those_that_there_can_be(monkeypatch):
-    """A thousand layers without a gradient aren't each held against each other."""
-    asked = 0
-    real = causes._brings_about
-
-    def brings_about(cause, effect):
-        nonlocal asked
-        asked += 1
-        return real(cause, effect)
-
-    monkeypatch.setattr(causes, "_brings_about", brings_about)
-    many = [
-        Finding("GW104", "x", Severity.ERROR, (f"net.{place}",), place, place, 3.0, 3.0, "", Remedy(""), "")
-        for place in range(1000)
-    ]
-    others = [replace(many[0], code=code) for code in ("GW101", "GW103", "GW301")]
-    assert len(causes.relate([*many, *others])) == 1003
-    assert asked < 10 * len(many)
