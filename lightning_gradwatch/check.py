@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import traceback
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.compare import compare_runs
+from lightning_gradwatch.confirm import confirm
+from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.record import LAYER_METRICS, LayerState
 from lightning_gradwatch.report.coverage import columns_text
 from lightning_gradwatch.rules import RULE_BY_CODE, RULES, relate, replay, rules_from_settings
@@ -53,14 +56,37 @@ def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVer
         settings: What to judge by.
         rules_needed: Whether a run that no rule can judge can't be judged. Not so where only the comparison matters.
     """
-    from lightning_gradwatch.run import RunError, read_run  # noqa: PLC0415 - the other commands read no runs
-
     try:
-        run = read_run(path)
-        judged = _judge_run(run, settings)
-    except (RunError, OSError, ValueError) as error:
-        failure = f"{path} can't be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-        return RunVerdict(path=path, unjudged={}, failure=failure, exit_code=CANNOT_JUDGE, fail_on=settings.fail_on)
+        return _verdict(path, settings, rules_needed=rules_needed)
+    except Exception as error:  # noqa: BLE001 - what one file holds must not take away the report on the others
+        return cannot_judge(path, error, settings)
+
+
+def cannot_judge(path: str, error: Exception, settings: Settings) -> RunVerdict:
+    """Return the verdict on a run that can't be judged, or told, because of an error."""
+    failure, fault = f"{path}: {reason_of(error)}", ""
+    if isinstance(error, CannotJudgeError):
+        failure = str(error)
+    elif isinstance(error, OSError):
+        failure = f"{path} can't be read: {error.strerror}"
+    elif not isinstance(error, (MemoryError, RecursionError)):
+        fault = _place(error)  # reading and judging make a reason of what data bring about; this is something else
+    return RunVerdict(
+        path=path, unjudged={}, failure=failure, fault=fault, exit_code=CANNOT_JUDGE, fail_on=settings.fail_on
+    )
+
+
+def _place(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+
+
+def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict:
+    from lightning_gradwatch.run import read_run  # noqa: PLC0415 - the other commands read no runs
+
+    run = read_run(path)
+    judged = _judge_run(run, settings)
+    told = confirm(run, judged.findings, judged.in_force, settings, judged.ignored)
     comparison = None
     if settings.baseline is not None:
         comparison = _compare(run, judged, settings)
@@ -70,8 +96,8 @@ def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVer
         unjudged=judged.unjudged,
         judged=len(judged.rules),
         measured=_measured(run),
-        problems=(*(str(problem) for problem in run.problems), *judged.notes),
-        failure=judged.failure if rules_needed else "",
+        problems=(*(str(problem) for problem in run.problems), *judged.notes, *told.notes),
+        failure=told.failure or (judged.failure if rules_needed else ""),
         fail_on=settings.fail_on,
         rules={label(rule.code): rule.settings() for rule in judged.rules},
         counts=_counts(run),
@@ -93,6 +119,8 @@ class _Judged:
     """What the rules say about a run."""
 
     findings: tuple[Finding, ...]
+    in_force: tuple[str, ...]
+    """Codes of the rules that were asked."""
     rules: tuple[Rule, ...]
     """Those that could judge."""
     unjudged: Mapping[str, str]
@@ -123,7 +151,8 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
     reasons = {label(code): unjudged[code] for code in sorted(unjudged)}
     reasons |= dict.fromkeys(unknown, "this release doesn't know it")
     failure = required or ("" if judged else _why_nothing(run, rules))
-    return _Judged(relate(findings), judged, reasons, ignored, tuple(notes), failure)
+    in_force = tuple(rule.code for rule in rules)
+    return _Judged(relate(findings), in_force, judged, reasons, ignored, tuple(notes), failure)
 
 
 def _rules_for(run: Run, settings: Settings) -> tuple[tuple[Rule, ...], list[str], list[str]]:
@@ -151,7 +180,7 @@ def _stored_rules(run: Run) -> dict[str, Rule]:
     try:
         return {rule.code: rule for rule in rules_from_settings(run.info.rules)}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"the rules stored in the run can't be used: {error}") from error
+        raise CannotJudgeError(f"the rules stored in the run can't be used: {error}") from error
 
 
 def _with_thresholds(rule: Rule, fields: Mapping[str, Threshold]) -> Rule:
@@ -159,7 +188,7 @@ def _with_thresholds(rule: Rule, fields: Mapping[str, Threshold]) -> Rule:
         return replace(rule, **{name: threshold.value for name, threshold in fields.items()})
     except ValueError as error:
         where = ", ".join(threshold.where for threshold in fields.values())
-        raise ValueError(f"{error} (from {where})") from error
+        raise CannotJudgeError(f"{error} (from {where})") from error
 
 
 def _required(rules: Sequence[Rule], unjudged: Mapping[str, str], settings: Settings) -> str:
@@ -194,16 +223,19 @@ def _exit_code(verdict: RunVerdict) -> int:
 
 def _compare(run: Run, judged: _Judged, settings: Settings) -> Comparison:
     """Judge the baseline by the same settings and put the run beside it."""
-    from lightning_gradwatch.run import RunError, read_run  # noqa: PLC0415 - the other commands read no runs
+    from lightning_gradwatch.run import read_run  # noqa: PLC0415 - the other commands read no runs
 
     path = str(settings.baseline)
     try:
         base = read_run(path)
         found = _judge_run(base, settings).findings
-    except (RunError, OSError, ValueError) as error:
-        return Comparison(baseline=path, failure=f"the baseline can't be read: {error}")
+    except (CannotJudgeError, *DATA_ERRORS) as error:
+        return Comparison(baseline=path, failure=f"the baseline can't be read: {reason_of(error)}")
     ignored = frozenset(name for each in judged.ignored if each.rule in {"G", "GW"} for name in each.names)
-    return compare_runs(base, run, path, (found, judged.findings), ignored)
+    try:
+        return compare_runs(base, run, path, (found, judged.findings), ignored)
+    except (CannotJudgeError, *DATA_ERRORS) as error:
+        return Comparison(baseline=path, failure=f"not comparable with {path}: {reason_of(error)}")
 
 
 def _match(run: Run, ignore: LayerIgnore) -> IgnoredLayers:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.check import find_runs, judge
+from lightning_gradwatch.check import cannot_judge, find_runs, judge
 from lightning_gradwatch.cli_options import build_parser, terminal_width
 from lightning_gradwatch.config import load_settings
 from lightning_gradwatch.report.cells import wants_colour, write
@@ -20,14 +20,15 @@ from lightning_gradwatch.report.explain import explain_text, rules_text
 from lightning_gradwatch.report.formats import render
 from lightning_gradwatch.report.terminal import summary_text, verdict_text
 from lightning_gradwatch.rules import RULE_BY_CODE, RULES
-from lightning_gradwatch.settings import ConfigError
+from lightning_gradwatch.settings import ConfigError, told
 from lightning_gradwatch.verdict import CANNOT_JUDGE, HEALTHY
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lightning_gradwatch.settings import Settings
+    from lightning_gradwatch.verdict import RunVerdict
 
 _FEW_COLLECTIONS = 100_000
 """A run is many objects that stay and hardly any cycle: looking for cycles takes a twentieth of the time."""
@@ -92,32 +93,63 @@ def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_
     to_terminal = settings.format == "text" or arguments.output is not None
     colour = wants_colour(sys.stdout)
     width = terminal_width()
-    verdicts = []
+    verdicts: list[RunVerdict] = []
     for place, run in enumerate(runs):
         verdict = judge(run, settings, rules_needed=rules_needed)
         told = (*settings.notes, *verdict.problems)
-        verdict = replace(verdict, settings_file=settings.file or "", problems=told)
-        verdicts.append(verdict)
+        verdicts.append(replace(verdict, settings_file=settings.file or "", problems=told))
+        _complain_of_fault(verdicts[-1])
         if to_terminal:
-            text = verdict_text(verdict, width=width, colour=colour, brief=len(runs) > 1)
+            text = _told(
+                verdicts,
+                lambda those: verdict_text(those[-1], width=width, colour=colour, brief=len(runs) > 1),
+                settings,
+            )
             _say(f"\n{text}" if place else text)
     if to_terminal and len(runs) > 1:
         _say("\n" + summary_text(verdicts, width=width, colour=colour))
-    if arguments.output is not None:
-        report = render(verdicts, settings.format).rstrip("\n") + "\n"
-        Path(arguments.output).write_text(report, encoding="utf-8", errors="backslashreplace")
-    elif not to_terminal:
-        _say(render(verdicts, settings.format).rstrip("\n"))
+    _report(verdicts, arguments, settings, to_terminal=to_terminal)
+    return max(verdict.exit_code for verdict in verdicts)
+
+
+def _report(
+    verdicts: list[RunVerdict], arguments: argparse.Namespace, settings: Settings, *, to_terminal: bool
+) -> None:
+    """Write the report where it is asked for."""
+    if arguments.output is not None or not to_terminal:
+        report = _told(verdicts, lambda those: render(those, settings.format), settings).rstrip("\n")
+        if arguments.output is None:
+            _say(report)
+        else:
+            Path(arguments.output).write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
     if settings.format == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(render(verdicts, "markdown"))
-    return max(verdict.exit_code for verdict in verdicts)
+            file.write(_told(verdicts, lambda those: render(those, "markdown"), settings))
+
+
+def _complain_of_fault(verdict: RunVerdict) -> None:
+    if verdict.fault:
+        _complain(f"internal error, please report it: {verdict.fault}")
+
+
+def _told(verdicts: list[RunVerdict], tell: Callable[[Sequence[RunVerdict]], str], settings: Settings) -> str:
+    """Tell verdicts; in the place of one that can't be told stands why, and the others are told as they are."""
+    try:
+        return tell(verdicts)
+    except Exception:  # noqa: BLE001 - what one run holds must not take away the report on the others
+        for place, verdict in enumerate(verdicts):
+            try:
+                tell([verdict])
+            except Exception as error:  # noqa: BLE001 - as above
+                verdicts[place] = cannot_judge(verdict.path, error, settings)
+                _complain_of_fault(verdicts[place])
+        return tell(verdicts)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     rule = RULE_BY_CODE.get(arguments.code.strip().upper())
     if rule is None:
-        return _complain(f"no rule has the code {arguments.code!r}; there are {', '.join(RULE_BY_CODE)}")
+        return _complain(f"no rule has the code {told(arguments.code)}; there are {', '.join(RULE_BY_CODE)}")
     _say(explain_text(rule, width=terminal_width()))
     return HEALTHY
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.segments import as_bits, segment_starts
+from lightning_gradwatch.reasons import CannotJudgeError
+from lightning_gradwatch.segments import MOST_SITES, as_bits, segment_starts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
         StepRecord,
     )
 
+_MOST_ABSENT = 16
+"""Times as many places as values."""
+_SMALL = 1_000_000
 
 DEFAULT_VARIANCE = 1 / 3
 """Fan-in times the variance of the weights that PyTorch's default initialisation gives."""
@@ -88,6 +92,22 @@ class RunColumns:
         return rates
 
     @cached_property
+    def optimizer_columns(self) -> tuple[npt.NDArray[np.intp], ...]:
+        """For each optimizer the columns of the layers that it holds."""
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(self.layer_names):
+            places.setdefault(name, []).append(place)
+        return tuple(
+            np.array([place for name in set(optimizer.layers) for place in places.get(name, ())], np.intp)
+            for optimizer in self.optimizers
+        )
+
+    @cached_property
+    def rates_differ(self) -> bool:
+        """Whether an optimizer has layers of different learning rates."""
+        return any(optimizer.rates for optimizer in self.optimizers)
+
+    @cached_property
     def weight_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each layer is a weight layer, shape [L]."""
         return np.array([layer.weight for layer in self.layers], dtype=bool)
@@ -119,12 +139,19 @@ class RunColumns:
         None where there is none. It follows from the predecessors alone, those of all measured steps; what only the graph
         of a step shows (a site that the loss takes directly) leaves the weight gain of that step NaN.
         """
+        if len(self.sites) > MOST_SITES:
+            return (None,) * len(self.sites)
         column = {site.name: place for place, site in enumerate(self.sites)}
         feeds = [{column[name] for name in site.predecessors if name in column} for site in self.sites]
         others = [feeding - {place} for place, feeding in enumerate(feeds)]
         entries = {place for place, feeding in enumerate(others) if not feeding} | {0}  # the first call of all is one
         exits = set(range(len(feeds))).difference(*others)
         return segment_starts(tuple(map(as_bits, feeds)), as_bits(entries), as_bits(exits))
+
+    @cached_property
+    def feeds_itself(self) -> tuple[bool, ...]:
+        """For each site whether it is among its own predecessors, as an unrolled loop is."""
+        return tuple(site.name in site.predecessors for site in self.sites)
 
     @cached_property
     def hidden_functions(self) -> tuple[str, ...]:
@@ -146,7 +173,16 @@ class RunColumns:
 def series(
     records: Sequence[StepRecord], infos: Mapping[str, RunInfo], metric: str, names: Sequence[str]
 ) -> tuple[npt.NDArray[np.int64], FloatVector]:
-    """Return steps, int64[R], and a metric's values, float64[R, N], with columns matched by name; NaN where absent."""
+    """Return steps, int64[R], and a metric's values, float64[R, N], with columns matched by name; NaN where absent.
+
+    Raises:
+        CannotJudgeError: nearly all would be absent, so that the array would be far larger than what is known.
+    """
+    known = sum(len(infos[record.layout].names(metric)) for record in records)
+    if len(records) * len(names) > _MOST_ABSENT * (known + len(names)) + _SMALL:
+        raise CannotJudgeError(
+            f"{len(records):,} steps with {known:,} values of {metric} in all have {len(names):,} columns"
+        )
     column = {name: index for index, name in enumerate(names)}
     values = np.full((len(records), len(names)), np.nan)
     for row, record in enumerate(records):

@@ -23,6 +23,7 @@ from lightning_gradwatch.settings import (
     nearest,
     read_ignores,
     read_thresholds,
+    told,
 )
 
 if sys.version_info >= (3, 11):
@@ -142,7 +143,7 @@ def _from_file(path: Path | None) -> dict[str, tuple[Any, str]]:
         if key == "tool" and path.name != "pyproject.toml":
             raise ConfigError(f"{place}: the keys stand alone here; [tool.gradwatch] is for pyproject.toml")
         if key not in KEYS:
-            raise ConfigError(f"{place}: unknown key {key!r}; {nearest(key, KEYS)}")
+            raise ConfigError(f"{place}: unknown key {told(key)}; {nearest(key, KEYS)}")
         if key == "baseline" and isinstance(value, str):
             value = str(path.parent / value)  # noqa: PLW2901 - a path in a file is relative to the file
         values[key] = (value, f"{place}: {key}")
@@ -157,6 +158,8 @@ def _table(path: Path) -> Any:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} isn't TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} can't be read: it is nested too deeply") from error
     if path.name != "pyproject.toml":
         return data
     tools = data.get("tool")

@@ -1,9 +1,4 @@
-"""TensorBoard's event files as bytes: writing one, reading those that others wrote, damaged ones included.
-
-Reading checks the checksum of each record's header and not that of its data: in pure Python that is the difference
-between a second and a minute. Our events carry a checksum of their own. After damage TensorBoard's readers stop; this
-one looks for the next header, so that one torn record doesn't cost the rest of a run.
-"""
+"""TensorBoard's event files: writing one of our own, and into those of loggers. `event_reader` reads them."""
 
 from __future__ import annotations
 
@@ -15,92 +10,26 @@ import socket
 import struct
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 from tensorboard.compat.proto import event_pb2
 
+from lightning_gradwatch.crc32c import masked_crc32c
+from lightning_gradwatch.event_reader import MAX_EVENT_BYTES, read_payloads
+from lightning_gradwatch.numbering import Numbering, numbering_of
 from lightning_gradwatch.room import check_disk, check_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
 
-MAX_EVENT_BYTES = 64 << 20
-"""A larger event isn't ours; it is stepped over without being read."""
+__all__ = ["MAX_EVENT_BYTES", "EventFile", "masked_crc32c", "next_version_folder", "read_payloads", "write_to"]
 
-_HEADER_BYTES = 12
-_FRAME_BYTES = 16
-_BLOCK_BYTES = 1 << 20
-_WALL_TIME_KEY = 0x09
 _CREATE = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _MOST_AT_ONCE = 10_000
 """Versions that other processes may take while one is looking for its own."""
-
-
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        crc = byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-        table.append(crc)
-    return table
-
-
-_CRC_TABLE = _crc_table()
-_CRC_BLOCK = 256
-_CRC_LONG = 4 * _CRC_BLOCK
-
-
-def _crc_by_bytes(data: bytes) -> int:
-    table, crc = _CRC_TABLE, 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc
-
-
-@cache
-def _crc_shifts() -> npt.NDArray[np.uint32]:
-    """Return the register that each byte, at each place of a block, leaves behind at the block's end."""
-    table = np.array(_CRC_TABLE, dtype=np.uint32)
-    shifts = [table]
-    while len(shifts) < _CRC_BLOCK:
-        shifts.append(table[shifts[-1] & 0xFF] ^ (shifts[-1] >> 8))
-    return np.stack(shifts[::-1])
-
-
-def _crc_by_blocks(data: bytes) -> int:
-    # A CRC is linear: the register after a block is the XOR of what each of its bytes alone leaves, with the register
-    # before XORed into its first four. Zeros in front change nothing as long as the register is 0.
-    shifts = _crc_shifts()
-    padding = -len(data) % _CRC_BLOCK
-    padded = np.zeros(padding + len(data), np.uint8)
-    padded[padding:] = np.frombuffer(data, np.uint8)
-    padded[padding : padding + 4] ^= 0xFF
-    blocks = padded.reshape(-1, _CRC_BLOCK)
-    first = shifts[:4].tolist()
-    crc = 0
-    for alone in np.bitwise_xor.reduce(shifts[np.arange(_CRC_BLOCK), blocks], axis=1).tolist():
-        crc = (
-            alone ^ first[0][crc & 0xFF] ^ first[1][crc >> 8 & 0xFF] ^ first[2][crc >> 16 & 0xFF] ^ first[3][crc >> 24]
-        )
-    return crc
-
-
-def masked_crc32c(data: bytes) -> int:
-    """Return the checksum of the TFRecord format: CRC-32C, rotated and shifted.
-
-    Not TensorBoard's own function: importing it takes longer than the rest of this package. A byte at a time: a table
-    for two falls out of the processor's cache and is slower. What is longer than a few blocks goes through numpy.
-    """
-    crc = (_crc_by_blocks if len(data) > _CRC_LONG else _crc_by_bytes)(data) ^ 0xFFFFFFFF
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class EventFile:
@@ -118,6 +47,7 @@ class EventFile:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self._numbering = Numbering(folder)
         start = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._file: BinaryIO | None = None
         number = 0
@@ -147,6 +77,7 @@ class EventFile:
         """
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
+        self._numbering.stamp(event)
         frame = framed(event.SerializeToString())
         found = os.stat(self.path)  # noqa: PTH116 - Path's takes twice as long
         if file_id(found) != self._file_id or found.st_size < self._taken:
@@ -213,6 +144,7 @@ def write_to(file_writer: Any, event: Any) -> None:
 
     tensorboardX takes only events of its own class, which lacks fields that ours have; as bytes they survive.
     """
+    numbering_of(file_writer).stamp(event)
     own = getattr(sys.modules.get(type(file_writer).__module__), "event_pb2", event_pb2)
     converted = event if own.Event is type(event) else own.Event.FromString(event.SerializeToString())
     file_writer.add_event(converted, walltime=event.wall_time)
@@ -237,81 +169,3 @@ def next_version_folder(root: str | os.PathLike[str]) -> Path:
             folder.mkdir()
             return folder
     raise FileExistsError(errno.EEXIST, "no version is free", str(folder))
-
-
-def read_payloads(path: Path, *, marker: bytes, problem: Callable[[str], None]) -> Iterator[tuple[int, bytes]]:
-    """Yield the offset and the data of each event that contains the marker.
-
-    Args:
-        path: An event file, possibly of gigabytes, possibly damaged, possibly still being written.
-        marker: Bytes that an event of interest contains; others cost a read and a search in C.
-        problem: Called with a sentence about each stretch that can't be read.
-
-    Raises:
-        OSError: the file can't be opened or read.
-    """
-    crcs: dict[bytes, bytes] = {}
-    with path.open("rb", buffering=_BLOCK_BYTES) as file:
-        size = os.fstat(file.fileno()).st_size
-        start = last = 0
-        while start < size:
-            header = file.read(_HEADER_BYTES)
-            length = _length(header, crcs)
-            if length is None or start + _FRAME_BYTES + length > size:
-                # From behind the last good header: a record that was torn has swallowed the next one's first bytes.
-                found = _next_record(file, last + 1 if length is None and last < start else start + 1, size)
-                problem(_lost(path.name, start, size, length, found))
-                if found is None:
-                    return
-                start = last = found
-                file.seek(start)
-                continue
-            last = start
-            start += _FRAME_BYTES + length
-            if length > MAX_EVENT_BYTES:
-                file.seek(start)
-                continue
-            payload = file.read(length)
-            file.read(4)  # its checksum
-            if len(payload) == length and marker in payload:
-                yield last, payload
-
-
-def _length(header: bytes, crcs: dict[bytes, bytes]) -> int | None:
-    """Return the length that a header states; None unless its checksum is right."""
-    head = header[:8]
-    crc = crcs.get(head)
-    if crc is None:
-        crc = struct.pack("<I", masked_crc32c(head))
-        if len(crcs) < 1 << 16:
-            crcs[head] = crc
-    return int.from_bytes(head, "little") if len(header) == _HEADER_BYTES and header[8:] == crc else None
-
-
-def _next_record(file: BinaryIO, start: int, size: int) -> int | None:
-    """Return the offset of the first whole record at or behind `start`."""
-    while start + _FRAME_BYTES <= size:
-        file.seek(start)
-        block = file.read(_BLOCK_BYTES)
-        data = np.frombuffer(block, np.uint8)
-        if data.size <= _HEADER_BYTES:
-            return None
-        ends = data.size - _HEADER_BYTES
-        # The upper half of a length is 0, and an event starts with the key of its time: few places are left to check.
-        likely = data[_HEADER_BYTES:] == _WALL_TIME_KEY
-        for index in range(4, 8):
-            likely &= data[index : index + ends] == 0
-        for at in np.flatnonzero(likely).tolist():
-            length = _length(block[at : at + _HEADER_BYTES], {})
-            if length is not None and start + at + _FRAME_BYTES + length <= size:
-                return start + int(at)
-        start += ends
-    return None
-
-
-def _lost(name: str, start: int, size: int, length: int | None, found: int | None) -> str:
-    if found is not None:
-        return f"{name}: damaged at byte {start}; read on at byte {found}"
-    if length is not None or size - start < _HEADER_BYTES:
-        return f"{name}: the last record is cut off, or still being written; its {size - start} bytes are lost"
-    return f"{name}: damaged from byte {start} to the end, {size - start} bytes"

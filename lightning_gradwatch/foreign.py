@@ -9,20 +9,27 @@ from __future__ import annotations
 import math
 import re
 from statistics import median
+from struct import unpack_from
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
-from tensorboard.compat.proto import event_pb2
-
-from lightning_gradwatch.event_file import read_payloads
+from lightning_gradwatch.event_reader import EventReader
+from lightning_gradwatch.fields import BrokenMessageError, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_TAG = re.compile(r"grad_([0-9.]+|inf)_norm/(.+)", flags=re.DOTALL)
+_NORM = re.compile(r"grad_([0-9.]+|inf)_norm/(.+)", flags=re.DOTALL)
 _MARKER = b"_norm/"
 _NAMED = 3
+_MOST_CURVES = 100_000
+_MOST_PARTS = 64
+"""Fields of a message: a logger's event is one scalar."""
+_LONGEST_TAG = 4096
+
+# Keys of fields: eight times the number plus the wire type.
+_SUMMARY, _VALUE, _TAG, _SIMPLE_VALUE, _TENSOR = 0x2A, 0x0A, 0x0A, 0x15, 0x42
+_FLOATS, _FLOAT = 0x2A, 0x2D
 
 
 def gradient_curves(files: Iterable[Path]) -> dict[str, list[float]]:
@@ -30,8 +37,8 @@ def gradient_curves(files: Iterable[Path]) -> dict[str, list[float]]:
     curves: dict[str, list[float]] = {}
     for file in files:
         for tag, value in _scalars(file):
-            match = _TAG.fullmatch(tag)
-            if match:
+            match = _NORM.fullmatch(tag)
+            if match and (match[2] in curves or len(curves) < _MOST_CURVES):
                 curves.setdefault(match[2], []).append(value)
     return curves
 
@@ -59,18 +66,40 @@ def describe_curves(curves: dict[str, list[float]]) -> str:
 
 def _scalars(file: Path) -> Iterator[tuple[str, float]]:
     try:
-        for _, payload in read_payloads(file, marker=_MARKER, problem=lambda _: None):
+        for _, payload in EventReader(file, marker=_MARKER, problem=lambda _: None):
             try:
-                event = event_pb2.Event.FromString(payload)
-            except DecodeError:
+                yield from _scalars_of(payload)
+            except BrokenMessageError:
                 continue
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    yield value.tag, value.simple_value
-                elif value.tensor.float_val:
-                    yield value.tag, value.tensor.float_val[0]
     except OSError:
         return
+
+
+def _scalars_of(payload: bytes) -> Iterator[tuple[str, float]]:
+    for key, _, start, end in fields(payload, 0, len(payload), most=_MOST_PARTS):
+        if key == _SUMMARY:
+            for part, _, first, last in fields(payload, start, end, most=_MOST_PARTS):
+                scalar = _scalar(payload, first, last) if part == _VALUE else None
+                if scalar is not None:
+                    yield scalar
+
+
+def _scalar(payload: bytes, start: int, end: int) -> tuple[str, float] | None:
+    """Return tag and number of a summary's value; None where it isn't a scalar."""
+    tag, at = b"", -1
+    for key, _, first, last in fields(payload, start, end, most=_MOST_PARTS):
+        if key == _TAG:
+            tag = payload[first : min(last, first + _LONGEST_TAG)]
+        elif key == _SIMPLE_VALUE:
+            at = first
+        elif key == _TENSOR:
+            floats = (
+                begin
+                for part, _, begin, stop in fields(payload, first, last, most=_MOST_PARTS)
+                if part == _FLOAT or (part == _FLOATS and stop - begin >= 4)
+            )
+            at = next(floats, at)
+    return None if at < 0 else (tag.decode("utf-8", "replace"), unpack_from("<f", payload, at)[0])
 
 
 def _comparable(value: float) -> float:

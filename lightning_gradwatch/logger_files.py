@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.destinations import NotWritten, reason_of
 from lightning_gradwatch.event_file import append, file_id, framed, write_to
+from lightning_gradwatch.numbering import numbering_of
 from lightning_gradwatch.room import SET_ASIDE, check_disk, check_handles, check_limit, check_writable, set_aside
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class AppendedFile:
     def send(self, event: Any, numbers: Mapping[str, float], step: int) -> None:
         del numbers, step
         _check_alive(self._writer)
+        numbering_of(self._writer).stamp(event)
         frame = framed(event.SerializeToString())
         try:
             self._append(frame)

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch import columns
-from lightning_gradwatch.description import check_description, check_lengths
-from lightning_gradwatch.event_file import read_payloads
-from lightning_gradwatch.events import DecodedEvent, decode_event
-from lightning_gradwatch.record import SCHEMA_VERSION, FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.description import check_lengths
+from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.wire import PLUGIN
+from lightning_gradwatch.run_files import Problems, Written, read_files, tell_missing_fits
 
 if TYPE_CHECKING:
     import os
@@ -27,11 +25,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
 
-_MOST_PROBLEMS = 20
+_MOST_GONE = 4_000_000
 
 
-class RunError(Exception):
+class RunError(CannotJudgeError):
     """There is no run that could be judged; the message says where and what to do."""
 
     def __init__(self, message: str) -> None:
@@ -53,6 +52,10 @@ class Run:
     """As the live run reported them last."""
     problems: tuple[str, ...] = ()
     """What couldn't be read, a sentence each; empty for a sound file."""
+    damaged: bool = False
+    """Whether some of it is lost."""
+    earlier_findings: tuple[Finding, ...] = ()
+    """What earlier fits reported last about steps that none of the later ones measured again."""
 
     def names(self, metric: str) -> tuple[str, ...]:
         """Return a metric's columns: the newest layout's in order, then those that only older ones have.
@@ -68,8 +71,12 @@ class Run:
 
         Raises:
             ValueError: no metric has that name.
+            RunError: nearly all of it would be NaN, and far larger than what is known.
         """
-        return columns.series(self.records, self.infos, metric, self.names(metric))
+        try:
+            return columns.series(self.records, self.infos, metric, self.names(metric))
+        except CannotJudgeError as error:
+            raise RunError(f"{self.path}: {error}") from error
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -79,34 +86,39 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         RunError: there is no such run, no GradWatch record in it, or it is damaged before the first one.
     """
     path = Path(path)
-    problems: list[str] = []
+    try:
+        return _read(path)
+    except OSError as error:
+        raise RunError(f"{path} can't be read: {error.strerror}") from error
+    except DATA_ERRORS as error:
+        raise RunError(f"{path} can't be read: {reason_of(error)}") from error
+
+
+def _read(path: Path) -> Run:
+    problems = Problems()
     paths = _event_files(path)
-    files = [_read_file(file, problems) for file in paths]
-    # By the time written inside: names tell it to the second only, and copying changes a file's own time.
-    files.sort(key=lambda events: events[0].wall_time if events else 0.0)
-    events = [event for found in files for event in found]
+    written = read_files(paths, problems)
+    if path.is_dir():
+        tell_missing_fits(written, problems)
     infos: dict[str, RunInfo] = {}
-    for event in events:
-        if event.info is not None:
-            infos.pop(event.info.layout, None)
-            infos[event.info.layout] = event.info
-    by_step = {event.record.step: event.record for event in events if event.record is not None}
-    records = [by_step[step] for step in sorted(by_step) if _fits(by_step[step], infos, problems)]
-    if len(problems) > _MOST_PROBLEMS:
-        problems[_MOST_PROBLEMS:] = [f"and {len(problems) - _MOST_PROBLEMS} problems more"]
+    for info in (info for part in written for info in part.infos):
+        infos.pop(info.layout, None)
+        infos[info.layout] = info
+    by_step = {record.step: record for part in written for record in part.records}
+    records = _fitting((by_step[step] for step in sorted(by_step)), infos, problems)
     if not records:
-        raise RunError(_nothing(path, paths, problems))
-    info = next(reversed(infos.values()))
-    if info.schema_version > SCHEMA_VERSION:
-        problems.append(f"written by a newer GradWatch (schema {info.schema_version}); what it added is left out")
-    told = [event.findings for event in events if event.findings is not None]
+        raise RunError(_nothing(path, paths, written, problems))
+    _check_growth(infos)
+    told = [part.findings for part in written if part.findings is not None]
     return Run(
         path=path,
-        info=info,
+        info=next(reversed(infos.values())),
         infos=infos,
         records=records,
         findings=told[-1] if told else (),
-        problems=tuple(problems),
+        problems=problems.sentences,
+        damaged=problems.losses > 0,
+        earlier_findings=_earlier_findings(written),
     )
 
 
@@ -116,11 +128,20 @@ def evaluate(run: Run, rules: Sequence[Any] | None = None) -> tuple[Finding, ...
     Args:
         run: What `read_run` gave.
         rules: None: the rules and thresholds stored in the run, which gives the live findings again.
+
+    Raises:
+        RunError: it holds what can't be judged.
     """
     from lightning_gradwatch.rules import evaluate_records, rules_from_settings  # noqa: PLC0415 - reading needs no rules
 
-    chosen = rules_from_settings(run.info.rules) if rules is None else tuple(rules)
-    found: tuple[Finding, ...] = evaluate_records(run.records, run.infos, chosen)
+    try:
+        chosen = rules_from_settings(run.info.rules) if rules is None else tuple(rules)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RunError(f"the rules stored in the run can't be used: {error}") from error
+    try:
+        found: tuple[Finding, ...] = evaluate_records(run.records, run.infos, chosen)
+    except CannotJudgeError as error:
+        raise RunError(f"{run.path}: {error}") from error
     return found
 
 
@@ -156,44 +177,72 @@ def _hint(path: Path, files: Iterable[Path]) -> str:
     return f"; did you mean one of the {len(folders)} below {path}, such as {named}?"
 
 
-def _read_file(path: Path, problems: list[str]) -> list[DecodedEvent]:
-    events: list[DecodedEvent] = []
-    try:
-        for start, payload in read_payloads(path, marker=PLUGIN.encode(), problem=problems.append):
+def _earlier_findings(written: Sequence[Written]) -> tuple[Finding, ...]:
+    """Return what each but the last report said of steps before all that were measured after it."""
+    found: list[Finding] = []
+    first = None
+    for part in reversed(written):
+        if part.findings is not None and first is not None:
+            found += [finding for finding in part.findings if finding.last_step < first]
+        steps = [record.step for record in part.records]
+        if steps:
+            first = min(steps) if first is None else min(first, *steps)
+    return tuple(found[::-1])
+
+
+def _fitting(records: Iterable[StepRecord], infos: Mapping[str, RunInfo], problems: Problems) -> list[StepRecord]:
+    """Return the records whose layout is described and whose vectors have its lengths."""
+    found: list[StepRecord] = []
+    right = None
+    for record in records:
+        metrics = record.metrics
+        lengths = (
+            *(record.layout, *metrics, *map(len, metrics.values())),
+            *(len(record.layer_state), len(record.window_fill), len(record.forward_rms)),
+            *(len(record.loop_calls), len(record.loop_attenuation)),
+        )
+        if lengths == right:  # as those of the record before, mostly
+            found.append(record)
+        elif record.layout not in infos:
+            problems.tell(f"step {record.step}: its layout {record.layout!r:.100} is described nowhere")
+        else:
             try:
-                event = decode_event(payload)
-                if event is not None and event.info is not None:
-                    check_description(event.info)
+                check_lengths(record, infos[record.layout])
             except ValueError as error:
-                problems.append(f"{path.name}: the event at byte {start} is damaged: {error}")
-                continue
-            if event is not None:
-                events.append(event)
-    except OSError as error:
-        problems.append(f"{path.name} can't be read: {error.strerror}")
-    return events
+                problems.tell(str(error))
+            else:
+                right = lengths
+                found.append(record)
+    return found
 
 
-def _fits(record: StepRecord, infos: Mapping[str, RunInfo], problems: list[str]) -> bool:
-    info = infos.get(record.layout)
-    if info is None:
-        problems.append(f"step {record.step}: its layout {record.layout!r} is described nowhere")
-        return False
-    try:
-        check_lengths(record, info)
-    except ValueError as error:
-        problems.append(str(error))
-        return False
-    return True
+def _check_growth(infos: dict[str, RunInfo]) -> None:
+    """Refuse descriptions that have little in common: rules carry what they know of a name through all that follow.
+
+    Raises:
+        RunError: they have more that is gone than nets have whose layers grow.
+    """
+    if len(infos) == 1:
+        return
+    now = {*(newest := next(reversed(infos.values()))).layer_names, *newest.site_names}
+    gone = {name for info in infos.values() for name in (*info.layer_names, *info.site_names) if name not in now}
+    if len(gone) * len(infos) > _MOST_GONE:
+        raise RunError(
+            f"it has {len(infos):,} descriptions of layers and sites, with {len(gone):,} that the last one hasn't"
+        )
 
 
-def _nothing(path: Path, files: Sequence[Path], problems: Sequence[str]) -> str:
+def _nothing(path: Path, paths: Sequence[Path], written: Sequence[Written], problems: Problems) -> str:
     from lightning_gradwatch.foreign import describe_curves, gradient_curves  # noqa: PLC0415 - only where nothing is ours
 
-    curves = gradient_curves(files)
+    if not any(file.stat().st_size for file in paths):
+        return f"nothing is written yet in {path}: {', '.join(file.name for file in paths[:3])} is empty"
+    curves = gradient_curves(paths)
     shown = f". {describe_curves(curves)}" if curves else ""
-    if not any(file.stat().st_size for file in files):
-        return f"nothing is written yet in {path}: {', '.join(file.name for file in files[:3])} is empty"
-    if problems:
-        return f"{path} has no GradWatch record that can be read: {'; '.join(problems)}{shown}"
+    told = [finding for part in written for finding in part.findings or ()]
+    if told:
+        codes = ", ".join(dict.fromkeys(f"{finding.code} {finding.name}" for finding in told))
+        shown = f"; while it ran, it reported {codes}{shown}"
+    if problems.count:
+        return f"{path} has no GradWatch record that can be read: {'; '.join(problems.sentences)}{shown}"
     return f"no GradWatch records in {path}: add GradWatch() to the Trainer's callbacks{shown}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,10 @@ FORMATS = ("text", "json", "junit", "github", "sarif", "markdown")
 LEVELS = ("warning", "error")
 MEASURED = {"GW201": ("observations", "batch_elements")}
 """Thresholds that decide how a run is measured: a stored run can't be judged by others."""
+_MOST_SHOWN = 200
+_LONGEST = 4096
+"""Characters of a pattern and of a reason: a report wraps them, which takes the square of a long word."""
+_TOO_LARGE = f"must be a number that a float can hold, at most {sys.float_info.max:.3g}"
 _IGNORE_KEYS = ("rules", "layers", "reason")
 
 
@@ -83,13 +89,13 @@ def _read_format(value: Any, where: str) -> str:
 
 def _read_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{where}: must be text, not {value!r}")
+        raise ConfigError(f"{where}: must be text, not {told(value)}")
     return value
 
 
 def _one_of(value: Any, choices: Iterable[str], where: str) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise ConfigError(f"{where}: must be one of {', '.join(choices)}, not {value!r}")
+        raise ConfigError(f"{where}: must be one of {', '.join(choices)}, not {told(value)}")
     return value
 
 
@@ -134,7 +140,7 @@ def read_thresholds(value: Any, where: str) -> dict[str, dict[str, Threshold]]:
 def _code(text: str, where: str) -> str:
     code = text.strip().upper()
     if code not in RULE_BY_CODE:
-        raise ConfigError(f"{where}: no rule has the code {text!r}; {nearest(code, RULE_BY_CODE)}")
+        raise ConfigError(f"{where}: no rule has the code {told(text)}; {nearest(code, RULE_BY_CODE)}")
     return code
 
 
@@ -142,7 +148,7 @@ def _field(code: str, name: str, where: str) -> str:
     code = code.strip().upper()
     names = [entry.name for entry in dataclasses.fields(RULE_BY_CODE[code])]
     if name not in names:
-        raise ConfigError(f"{where}: {code} has no threshold {name!r}; {nearest(name, names)}")
+        raise ConfigError(f"{where}: {code} has no threshold {told(name)}; {nearest(name, names)}")
     if name in MEASURED.get(code, ()):
         raise ConfigError(
             f"{where}: decides how a run is measured, so it can't be changed afterwards; give it to GradWatch(rules=[…])"
@@ -157,11 +163,16 @@ def _number(value: Any, where: str) -> float | None:
             return None
         for kind in (int, float):
             try:
-                return kind(text)
+                value = kind(text)
+                break
             except ValueError:
                 continue
+        if value in (math.inf, -math.inf) and "inf" not in text:
+            raise ConfigError(f"{where}: {_TOO_LARGE}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f'{where}: must be a number or "none", not {value!r}')
+        raise ConfigError(f'{where}: must be a number or "none", not {told(value)}')
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ConfigError(f"{where}: {_TOO_LARGE}")
     return value
 
 
@@ -193,14 +204,17 @@ def _read_ignore_table(table: Any, where: str) -> list[LayerIgnore]:
         raise ConfigError(f"{where}: must be a table with {', '.join(_IGNORE_KEYS)}")
     for key in table:
         if key not in _IGNORE_KEYS:
-            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, _IGNORE_KEYS)}")
+            raise ConfigError(f"{where}: unknown key {told(key)}; {nearest(key, _IGNORE_KEYS)}")
     for key in _IGNORE_KEYS:
         if not table.get(key):
             raise ConfigError(f"{where}: {key!r} is missing; an entry has {', '.join(_IGNORE_KEYS)}")
     rules, patterns, reason = (table[key] for key in _IGNORE_KEYS)
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigError(f'{where}: layers must be a list of patterns, such as ["head.*"]')
-    reason = " ".join(_read_text(reason, f"{where}.reason").split())
+    for key, texts in (("layers", patterns), ("reason", [_read_text(reason, f"{where}.reason")])):
+        if any(len(text) > _LONGEST for text in texts):
+            raise ConfigError(f"{where}: {key} may have {_LONGEST:,} characters at most")
+    reason = " ".join(reason.split())
     return [
         LayerIgnore(rule=rule, pattern=pattern, reason=reason)
         for rule in _read_codes(rules, f"{where}.rules")
@@ -208,8 +222,17 @@ def _read_ignore_table(table: Any, where: str) -> list[LayerIgnore]:
     ]
 
 
+def told(value: Any) -> str:
+    """Return a value as a message shows it: the beginning of a long one, and of a number with too many digits how many bits."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python turns no number of so many digits into text
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Say which of the known words is most like the given one, and which there are."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(word[:_MOST_SHOWN], known, n=1, cutoff=0.0)
     return f"the nearest is {near[0]}, all are {', '.join(known)}"

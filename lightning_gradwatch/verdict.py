@@ -86,6 +86,8 @@ class RunVerdict:
     """What couldn't be read, and settings that had no effect."""
     failure: str = ""
     """Why the run can't be judged; empty where it can."""
+    fault: str = ""
+    """What went wrong where it should not have, and where: to be reported; empty where nothing did."""
     exit_code: int = HEALTHY
     fail_on: Severity = Severity.WARNING
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

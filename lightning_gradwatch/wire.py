@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector
 
 PLUGIN = "gradwatch"
+_DOUBLE: int = types_pb2.DT_DOUBLE
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT64 = np.dtype("<f8")
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -107,13 +108,15 @@ def content(tensor: Any) -> bytes:
     return found
 
 
-def vector_of(tensor: Any, raw: bytes) -> FloatVector:
+def vector_of(dtype: int, raw: bytes) -> FloatVector:
     """Return as float64 the numbers in the bytes of a tensor, whatever shape it claims.
 
     Raises:
-        KeyError: it is of a type that is none of ours.
-        ValueError: the bytes end within a number.
+        ValueError: it is of a type that is none of ours, or the bytes end within a number.
     """
-    if tensor.dtype == types_pb2.DT_DOUBLE:
+    if dtype == _DOUBLE:
         return np.frombuffer(raw, _FLOAT64)
-    return np.frombuffer(raw, _DTYPES[tensor.dtype]).astype(np.float64)
+    known = _DTYPES.get(dtype)
+    if known is None:
+        raise ValueError(f"it holds a tensor of type {dtype}")
+    return np.frombuffer(raw, known).astype(np.float64)

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from lightning_gradwatch import segments
 from lightning_gradwatch.record import RunInfo, SiteInfo
-from lightning_gradwatch.segments import as_bits, bits, segment_starts
+from lightning_gradwatch.segments import MOST_SITES, as_bits, bits, segment_starts
 
 
 def paths(follow, start, ends):
@@ -109,3 +110,47 @@ def test_a_description_tells_where_segments_start():
     assert info(a="b", b="a").segment_starts == (None, 0)
     # Names that aren't there, as in a damaged file, are no sites.
     assert info(a="", b=("a", "z")).segment_starts == (None, 0)
+
+
+def test_a_net_whose_sites_all_feed_each_other_is_within_the_work_that_is_done():
+    """A transformer's residual stream: each block gets what all before it put out."""
+    count = 1000
+    feeds = [(1 << site) - 1 for site in range(count)]
+    assert segment_starts(tuple(feeds), 1, 1 << (count - 1)) == (*(None,) * (count - 1), 0)
+    trunk = [as_bits({site - 1, site - 1 - site % 3} - {-1}) for site in range(9000)]
+    starts = segment_starts(tuple(trunk), 1, 1 << 8999)
+    assert starts[:24] == segment_starts(tuple(trunk[:30]), 1, 1 << 29)[:24]
+    assert sum(start is not None for start in starts) == 3001
+
+
+ENTANGLED = {
+    "against the order": lambda site, count: {site + 1} if site + 1 < count else set(),
+    "at random": lambda site, count: {7919 * site % count, (104_729 * site + 5) % count},
+    "all from all": lambda site, count: set(range(count)),
+}
+
+
+@pytest.mark.parametrize("feed", ENTANGLED.values(), ids=ENTANGLED)
+def test_the_work_on_a_net_is_bounded(monkeypatch, feed):
+    """A file of a few hundred kilobytes can describe sites whose segments would take hours."""
+    count, steps = 800, 0
+    real = segments._Room.take
+
+    def take(self, number):
+        nonlocal steps
+        steps += number
+        real(self, number)
+
+    monkeypatch.setattr(segments._Room, "take", take)
+    monkeypatch.setattr(segments, "_MOST_BYTES", 1 << 20)
+    feeds = tuple(as_bits(feed(site, count)) for site in range(count))
+    assert segment_starts.__wrapped__(feeds, 1, 1 << (count - 1)) == (None,) * count
+    once = sum(feeding.bit_count() for feeding in feeds) + count  # what is under way is ended
+    assert steps < (1 << 20) // segments._STEP_BYTES + 2 * once
+
+
+def test_so_many_sites_have_no_segments():
+    count = MOST_SITES + 1
+    assert segment_starts((0,) * count, 1, 1) == (None,) * count
+    chain = info(**{f"s{place}": (f"s{place - 1}",) for place in range(count)})
+    assert chain.segment_starts == (None,) * count

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_gradwatch.findings import Finding, Severity
+from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.rules.causes import in_order, relate, related
 from lightning_gradwatch.rules.memory import plain
 from lightning_gradwatch.rules.protocol import HEALTHY
@@ -367,6 +368,7 @@ def replay(records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: S
 
     Raises:
         ValueError: a record's layout isn't described.
+        CannotJudgeError: a record holds what can't be calculated with.
     """
     evaluator = Evaluator(rules)
     for record in records:
@@ -375,7 +377,10 @@ def replay(records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: S
             raise ValueError(
                 f"the record of step {record.step} has layout {record.layout!r}, which the run doesn't describe"
             )
-        evaluator.feed(record, info)
+        try:
+            evaluator.feed(record, info)
+        except DATA_ERRORS as error:
+            raise CannotJudgeError(f"step {record.step}: {reason_of(error)}") from error
     return evaluator
 
 

@@ -40,8 +40,8 @@ def read_loops(record: StepRecord, info: RunInfo) -> list[Loop]:
         Loop(site, round(record.loop_calls[column]), float(record.loop_attenuation[column]), float(gains[column]))
         for column, site in hidden_sites(info)
         if column < len(record.loop_calls)
-        and site.name in site.predecessors
-        and record.loop_calls[column] > 1
+        and info.feeds_itself[column]
+        and 1 < record.loop_calls[column] < math.inf
         and 0 <= record.loop_attenuation[column] < math.inf
     ]
 

@@ -7,6 +7,7 @@ arrays alone would be shifted by a layer that appears in mid-run: so an array kn
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -68,13 +69,10 @@ class Columns:
 
     def align(self, layout: str, names: tuple[str, ...]) -> None:
         """Take over the columns of another layout."""
-        before = dict(zip(self.names, self._all.T, strict=True))
-        self.names = (*names, *(name for name in self.names if name not in frozenset(names)))
-        aligned = np.full((len(self._all), len(self.names)), self._fill)
-        for column, name in enumerate(self.names):
-            if name in before:
-                aligned[:, column] = before[name]
-        self._all = aligned
+        before = self._all
+        self.names, kept, places = _moved(self.names, names)
+        self._all = aligned = np.full((len(before), len(self.names)), self._fill)
+        aligned[:, kept] = before[:, places]
         self.values = aligned[:, : len(names)]
         self.blank = not self._told().any()
         self.pattern = None
@@ -95,6 +93,18 @@ class Columns:
         """Return which columns hold something, those of older layouts included."""
         same = np.isnan(self._all) if np.isnan(self._fill) else self._all == self._fill
         return np.asarray(~same.all(axis=0))
+
+
+@lru_cache(maxsize=8)
+def _moved(
+    before: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[tuple[str, ...], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return all names with those of a new layout in front, which of them there were before, and where; for all rules at once."""
+    among = frozenset(names)
+    joined = (*names, *(name for name in before if name not in among))
+    place = {name: index for index, name in enumerate(before)}
+    kept = [index for index, name in enumerate(joined) if name in place]
+    return joined, np.array(kept, np.intp), np.array([place[joined[index]] for index in kept], np.intp)
 
 
 def columns(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 State: TypeAlias = dict[str, Any]
+
+_MOST_COUNTED = 2**53
+"""Up to here a float counts without gaps."""
 
 
 class Sentences(NamedTuple):
@@ -87,9 +91,11 @@ class Rule(ABC):
             if value is None and optional:
                 continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number and low <= value <= high and not (low == 0 and value == 0):
+            held = not isinstance(value, int) or abs(value) <= sys.float_info.max
+            if number and held and low <= value <= high and not (low == 0 and value == 0):
                 continue
             span = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a number above {low:g}"
+            span += "" if held else f", and at most {sys.float_info.max:.3g}"
             raise ValueError(f"{self._call(name)}: {name} must be {span}{' or None' if optional else ''}")
 
     def _require_count(self, least: int, *fields: str) -> None:
@@ -98,6 +104,11 @@ class Rule(ABC):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{self._call(name)}: {name} must be a whole number of at least {least}")
+            if value > _MOST_COUNTED:
+                raise ValueError(f"{self._call(name)}: {name} must be a whole number of at most {_MOST_COUNTED}")
 
     def _call(self, name: str) -> str:
-        return f"{type(self).__name__}({name}={getattr(self, name)!r})"
+        value = getattr(self, name)
+        whole = isinstance(value, int) and abs(value) > sys.float_info.max
+        told = f"a whole number of {value.bit_length()} bits" if whole else f"{value!r:.200}"
+        return f"{type(self).__name__}({name}={told})"

@@ -52,7 +52,7 @@ def relative_rates(record: StepRecord, info: RunInfo) -> FloatVector | None:
 
     0 where a layer rests, 1 where its optimizer isn't known.
     """
-    if 0 not in record.learning_rates and not any(optimizer.rates for optimizer in info.optimizers):
+    if 0 not in record.learning_rates and not info.rates_differ:
         return None
     known = info.layer_rates[: len(record.learning_rates)]
     stepped = np.array(record.learning_rates)[: len(known), None]
@@ -72,7 +72,7 @@ def rates_of(record: StepRecord, info: RunInfo, where: Mask) -> tuple[float, ...
 def aimed_update(info: RunInfo) -> float:
     """Return the update ratio that the first steps of a run should have: the shorter the run, the larger."""
     low, high = _USUAL
-    aim = math.sqrt(low * high) if info.planned_steps is None else min(max(_TURNOVERS / info.planned_steps, low), high)
+    aim = min(max(_TURNOVERS / info.planned_steps, low), high) if info.planned_steps else math.sqrt(low * high)
     plain = info.steps_follow_gradient and not any(each.settings.get("momentum") for each in info.optimizers)
     return aim * _FALLING if plain else aim
 

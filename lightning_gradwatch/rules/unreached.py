@@ -36,7 +36,7 @@ _ROOTS = "roots"
 _FEW = "few"
 _MANY = 32
 """Measured steps in a row after which even one sample in each isn't chance any more."""
-_UNUSED, _NONE, _ZERO = "unused", "none", "zero"
+_UNUSED, _NONE, _ZERO = _PLAIN = "unused", "none", "zero"
 """Reasons where the gradient wasn't followed, or where only the step's sites can say more."""
 _SEEN = {
     _NONE: "No parameter of {layers} has a gradient",
@@ -181,18 +181,18 @@ _SETTLED = _among(LayerState.OK, LayerState.NON_FINITE, LayerState.FROZEN)
 _TRANSPARENT = _among(LayerState.FROZEN, LayerState.UNMEASURED, LayerState.UNUSED)
 """A layer that can't have a gradient anyway doesn't part its neighbours."""
 
+_MOST_ROOTS = 100
+"""Root causes that are told apart; of more, all of a kind share one: nobody reads so many findings."""
 _NUMBER, _REASON = 0, 1
 """Rows of the groups: each layer's root cause by number, the oldest lowest, and its place in the list of reasons, from 1 on."""
 
 
 def _moving(record: StepRecord, info: RunInfo) -> Mask:
     """Return the layers that aren't held by optimizers of rate 0 only: what starts at zero has to stay there."""
-    moving: set[str] = set()
-    resting: set[str] = set()
-    for optimizer, rate in zip(info.optimizers, record.learning_rates, strict=False):
-        (resting if rate == 0 else moving).update(optimizer.layers)
-    resting -= moving
-    return np.array([layer.name not in resting for layer in info.layers], dtype=bool)
+    moving, resting = np.zeros((2, len(info.layers)), dtype=bool)
+    for held, rate in zip(info.optimizer_columns, record.learning_rates, strict=False):
+        (resting if rate == 0 else moving)[held] = True
+    return moving | ~resting
 
 
 class _Root(NamedTuple):
@@ -228,6 +228,8 @@ def _regroup(groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np
     before, changed = set(number[number > 0].tolist()), False
     for column in columns_due:
         why = _why(info, column, int(codes[column]), dead=dead)
+        if why not in reasons and why not in _PLAIN and len(reasons) >= _MOST_ROOTS:
+            why = _ZERO if codes[column] == LayerState.ZERO else _NONE
         if why not in reasons:
             reasons.append(why)
         place = reasons.index(why) + 1
@@ -242,6 +244,9 @@ def _regroup(groups: Columns, state: State, info: RunInfo, codes: npt.NDArray[np
             number[members] = number[members].min()
     if _NONE in reasons:
         _join_neighbours(number, kind, codes, reasons.index(_NONE) + 1)
+        apart = kind == reasons.index(_NONE) + 1
+        if len(set(number[apart].tolist())) > _MOST_ROOTS:
+            number[apart] = number[apart].min()
     return tuple(map(_key, sorted(before - set(number.tolist()))))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -80,6 +81,62 @@ def test_a_killed_run_is_read_back_but_for_its_last_records(kind, tmp_path):
     assert len(steps) >= reached - 20
     assert run.info is not None
     assert len(run.problems) <= 1  # a record that was cut in two
+
+
+WRITE = """
+import sys, time
+from lightning_gradwatch.event_file import EventFile, write_to
+from lightning_gradwatch.events import step_event
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from written import make_info, make_record
+
+class Writer:
+    def __init__(self, folder):
+        self.writer = EventFileWriter(folder)
+    def get_logdir(self):
+        return self.writer.get_logdir()
+    def add_event(self, event, step=None, walltime=None):
+        self.writer.add_event(event)
+
+folder, own, info = sys.argv[1], sys.argv[2] == "own", make_info(30)
+file = EventFile(folder) if own else Writer(folder)
+for step in range(1_000_000):
+    event = step_event(make_record(info, step), info, describe=step == 0)
+    if own:
+        file.write(event)
+    else:
+        write_to(file, event)
+        file.writer.flush()
+    print("written", step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["own", "logger"])
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KILLS", "3"))))
+def test_what_had_been_written_when_a_process_is_killed_is_read(kind, seed, tmp_path):
+    """At a random moment of its writing; KILLS=20 asks for more of them."""
+    last = random.Random(f"{kind}{seed}").randrange(60)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", WRITE, str(tmp_path), kind],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    told = -1
+    for line in process.stdout:
+        told = int(line.split()[1])
+        if told >= last:
+            process.kill()
+            break
+    rest = process.communicate(timeout=60)[0].split("\n")  # what it wrote while the signal was under way
+    told = max([told, *(int(line.split()[1]) for line in rest[:-1])])
+    run = read_run(tmp_path)
+    steps = [record.step for record in run.records]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > told >= last
+    assert all("still being written" in problem for problem in run.problems)
+    assert run.records[-1].metrics["grad_norm"].shape == (30,)
 
 
 LIMIT = """
