@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from enum import Enum
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _MAGIC = b"gradwatch data 1"
 _HEADER = struct.Struct("<16sQ")
 _ARRAY_KINDS = "biuf"
+_ARRAY_KIND = re.compile(f"[<>|=]?[{_ARRAY_KINDS}][0-9]{{1,2}}")
+"""One kind of number; numpy reads whole expressions in other texts."""
 """numpy's kinds of dtype that are numbers, each of so many bytes."""
 
 
@@ -136,6 +139,8 @@ class _Reader:
 
     def _array(self, entry: Any) -> np.ndarray[Any, Any]:
         name, shape, start = entry
+        if not _ARRAY_KIND.fullmatch(str(name)):
+            raise ValueError(f"it holds no array of {name!r}")
         dtype = np.dtype(str(name))
         if dtype.kind not in _ARRAY_KINDS or start < 0 or any(size < 0 for size in shape):
             raise ValueError("it holds no such array")

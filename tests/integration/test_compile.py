@@ -99,6 +99,7 @@ def test_numbers_of_eager_steps_equal_the_reference(name, tmp_path):
     compare(watch, captures)
 
 
+@pytest.mark.judges
 def test_code_for_the_machine_is_left_alone_too(tmp_path):
     """Inductor's kernels round otherwise than eager steps, so that a measured step that ran eagerly would show."""
 

@@ -127,12 +127,15 @@ OTHERS = {
         "no plain data",
     ),
     "a finding of another form": (
-        put(["rules", "rules", "GW101", "findings", "signal"], {}),
+        put(["rules", "rules", "GW101", "findings", "signal", "finding"], {}),
         "a finding of GW101 can't be read",
     ),
-    "a finding of another rule": (put(["rules", "rules", "GW101", "findings", "signal", "code"], "GW999"), "isn't one"),
+    "a finding of another rule": (
+        put(["rules", "rules", "GW101", "findings", "signal", "finding", "code"], "GW999"),
+        "isn't one",
+    ),
     "a finding with a number in words": (
-        put(["rules", "rules", "GW101", "findings", "signal", "value"], "much"),
+        put(["rules", "rules", "GW101", "findings", "signal", "finding", "value"], "much"),
         "can't be read",
     ),
     "confirmations without end": (put(["rules", "rules", "GW101", "confirmations"], 1e9), "no whole number"),

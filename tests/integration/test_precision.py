@@ -72,6 +72,7 @@ def test_a_format_reads_what_float32_reads(name, accumulate, make_optimizer, tmp
     assert watch.findings == ()
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize("make_optimizer", [adam, fused])
 def test_steps_that_overflow_are_skipped_and_not_exploding(make_optimizer, tmp_path):
     """A scale that is far too large at first, as `GradScaler` starts: it is halved at each skip."""

@@ -53,6 +53,7 @@ def test_a_second_epoch_goes_on_counting(tmp_path):
     assert steps(watch) == [0, 1, 2, 3, 7]
 
 
+@pytest.mark.judges
 @pytest.mark.parametrize(
     ("make", "settings"),
     [
