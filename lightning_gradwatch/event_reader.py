@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from lightning_gradwatch.crc32c import masked_crc32c, masked_crc32c_of_rows
+from lightning_gradwatch.fields import BrokenMessageError, fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ _BLOCK_BYTES = 1 << 20
 _WALL_TIME_KEY = 0x09
 _KNOWN_HEADERS = 1 << 16
 _MOST_CHECKED = 1 << 14
+_MOST_FIELDS = 64
+"""Of an event; TensorBoard's own have three."""
 
 
 class EventReader:
@@ -107,13 +110,22 @@ class EventReader:
                 marked = self._marker in self._payload
                 if marked and len(self._payload) == length:
                     yield start, self._payload
-        if not marked and not self.is_sound():
+        if not marked and not (self.is_sound() and self._is_whole()):
             # Whatever follows an event of ours says that it is missing; nothing follows the last one.
             self._problem(f"{self._path.name}: the last event, at byte {self._start}, is damaged")
 
     def is_sound(self) -> bool:
         """Tell whether the data of the event that came last are what was written, by the file's own checksum."""
         return self._checksum == struct.pack("<I", masked_crc32c(self._payload))
+
+    def _is_whole(self) -> bool:
+        """Tell whether the data of the event that came last are those of a message."""
+        try:
+            for _ in fields(self._payload, 0, len(self._payload), most=_MOST_FIELDS):
+                pass
+        except BrokenMessageError:
+            return False
+        return True
 
     def read_within(self) -> None:
         """Go on inside of the event that came last: its header claims more than is its own."""
