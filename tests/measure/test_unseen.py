@@ -246,6 +246,16 @@ def test_a_module_that_is_not_called_is_named_until_it_is():
         assert [tuple(vars(entry).values()) for entry in probe.info.coverage] == expected
 
 
+def test_a_module_that_is_not_called_is_named_beside_what_is_unseen_outside_of_any_module():
+    net = Net(lambda m, x: m.b(F.relu(m.a(x))), act=nn.ReLU())
+    probe = Probe(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    with probe:
+        out = net(torch.randn(4, WIDTH))
+        (out + torch.func.vmap(torch.tanh)(out)).sum().backward()
+    names = {(entry.name, entry.reason.partition(" or ")[0]) for entry in probe.info.coverage}
+    assert names == {("act", "not called in a measured step"), (":tanh", "inside vmap")}
+
+
 @pytest.mark.parametrize(
     ("apply", "reason"),
     [
