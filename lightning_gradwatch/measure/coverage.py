@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SCRIPTED = "scripted: its activations aren't seen"
 NOT_CALLED = "not called in a measured step"
+_OUT_OF_SIGHT = f"{NOT_CALLED} where that shows: the forward pass runs in another thread, or inside of a compiled step"
 _FUNCTIONS: Mapping[str, type[nn.Module]] = {
     name: getattr(nn, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"
 }
@@ -60,12 +61,13 @@ def not_covered(
     trained = _trained(model, optimizers)
     called = {site.location.module for site in sites.ordered}
     yield from _merged(_told(unseen, modules, sites, trained=trained, hidden=hidden))
-    if any(layer.used for layer in layers.ordered):
+    if layers.step:
+        reason = NOT_CALLED if any(layer.used for layer in layers.ordered) else _OUT_OF_SIGHT
         # What the training step calls itself says nothing about the modules, though all are within it.
         noted = [note.location.module for note in unseen if note.location is not None and note.location.module]
         for name in _functions(modules):
             if name not in called and not _within(name, closed) and not _within(name, noted):
-                yield NotCovered(name, NOT_CALLED, 1)
+                yield NotCovered(name, reason, 1)
     yield from layers.without_optimizer(optimizers)
     if estimated:
         yield NotCovered("update_ratio", "estimated from a fixed part of the entries: the weights exceed 64 MB")

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_AWAITED = "torch.distributed._functional_collectives"
+"""Where torch has its class for what another rank is still sending: any operation waits for it, and then it is plain."""
 PLAIN = (Tensor, nn.Parameter)
 """The types of tensors of which torch runs what is called on them, and nobody else."""
 
@@ -50,4 +52,6 @@ def is_opaque(tensor: Tensor) -> bool:
     `shards.placed`.
     """
     kind: Any = type(tensor)
-    return kind not in PLAIN and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return (
+        kind not in PLAIN and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ and kind.__module__ != _AWAITED
+    )
