@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.graph import Walk, edges
 from lightning_gradwatch.measure.location import spelled
+from lightning_gradwatch.measure.names import SiteNames
 from lightning_gradwatch.record import Role, SiteInfo
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ class Sites:
 
     def __init__(self) -> None:
         self._by_call: dict[tuple[Any, ...], Site] = {}
-        self._names: set[str] = set()
+        self._names = SiteNames()
         self.ordered: list[Site] = []
         """Those with a name and a role."""
-        self._fresh: list[Site] = []
+        self._fresh: dict[Site, None] = {}
 
     @property
     def connections(self) -> int:
@@ -104,37 +105,23 @@ class Sites:
                 layer=layer.name if layer else "",
                 features=source.features if source else 0,
             )
-            self._fresh.append(site)
+            self._fresh[site] = None
         return site
 
     def drop(self, site: Site) -> None:
         """Leave a site out that turned out to be a step inside a hand-written function."""
         if site in self._fresh:
-            self._fresh.remove(site)
+            del self._fresh[site]
             site.part = True
 
     def settle(self, roles: Roles) -> None:
         """Give each new site its role and its name, at the end of the first forward pass that called it."""
-        for site in self._fresh:
-            site.role = roles.of(site)
-            site.name = self._name(site)
-            self.ordered.append(site)
+        fresh = list(self._fresh)
         self._fresh.clear()
-
-    def _name(self, site: Site) -> str:
-        location = site.location
-        plain = location.module
-        if not location.leaf or any(
-            other.location.module == plain and (other.location.inner, other.function) != (location.inner, site.function)
-            for other in self.ordered
-        ):
-            plain = f"{location.module}:{site.composite or site.function}"
-        name, count = plain, 1
-        while name in self._names:
-            count += 1
-            name = f"{plain}#{count}"
-        self._names.add(name)
-        return name
+        for site in fresh:
+            site.role = roles.of(site)
+        self._names.give(fresh)
+        self.ordered += fresh
 
 
 class Roles:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.coverage import NOT_CALLED
+from lightning_gradwatch.measure.names import FreeNames
 from lightning_gradwatch.measure.unseen import NOT_PASSED
 from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo, SiteInfo
 
@@ -86,6 +87,7 @@ class Table:
         self._layers: dict[str, int] = {}
         self._sites: dict[str, int] = {}
         self._names: list[str] = []
+        self._free = FreeNames()
 
     def update(self, described: Sequence[Description | None]) -> None:
         """Take in what ranks say anew, in the order of the ranks; None for those that have nothing to say."""
@@ -99,7 +101,7 @@ class Table:
             for site, key in zip(each.info.sites, each.keys, strict=True):
                 if key not in self._sites:
                     self._sites[key] = len(self._sites)
-                    self._names.append(self._free_name(site.name))
+                    self._names.append(self._free.take(site.name.partition("#")[0]))
         self._describe()
 
     def note(self, name: str, reason: str) -> None:
@@ -128,13 +130,6 @@ class Table:
 
     def _known(self) -> list[Description]:
         return [each for each in self.latest if each is not None]
-
-    def _free_name(self, name: str) -> str:
-        plain, count = name, 1
-        while name in self._names:
-            count += 1
-            name = f"{plain.partition('#')[0]}#{count}"
-        return name
 
     def _describe(self) -> None:
         known = self._known()

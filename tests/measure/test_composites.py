@@ -135,8 +135,8 @@ def test_a_shared_module_written_by_hand_is_a_site_a_place(measure):
     model = nn.Sequential(nn.Linear(3, 4), swish, nn.Linear(4, 5), swish, nn.Linear(5, 1))
     result = measure(model, torch.randn(9, 3), steps=2)
     assert {name: (site.function, site.units) for name, site in result.sites.items()} == {
-        "1": ("silu", 4),
-        "1#2": ("silu", 5),
+        "1@0": ("silu", 4),
+        "1@2": ("silu", 5),
     }
 
 

@@ -45,19 +45,19 @@ def residual(m, x):
 def test_a_residual_net_along_its_trunk(inplace):
     gains, reference, probe = measure(Net(residual, act=nn.ReLU(inplace=inplace)), batch())
     assert predecessors(probe) == {
-        "act": (),
-        "act#2": ("act",),
-        "act#3": ("act", "act#2"),
-        "act#4": ("act#3",),
+        "act@a": (),
+        "act@b": ("act@a",),
+        "act@c": ("act@a", "act@b"),
+        "act@d": ("act@c",),
     }
     assert probe.info.segment_starts == (None, None, 0, 2)
     assert gains == {
-        "act": reference.gains("first"),
-        "act#2": reference.gains("inner"),
-        "act#3": reference.gains("second", "first"),
-        "act#4": reference.gains("third", "second"),
+        "act@a": reference.gains("first"),
+        "act@b": reference.gains("inner"),
+        "act@c": reference.gains("second", "first"),
+        "act@d": reference.gains("third", "second"),
     }
-    product = gains["act"][0] * gains["act#3"][1] * gains["act#3"][0] * gains["act#4"][1]
+    product = gains["act@a"][0] * gains["act@c"][1] * gains["act@c"][0] * gains["act@d"][1]
     attenuation = norm(reference.delta["first"]) / norm(reference.delta["third"])
     assert product == pytest.approx(attenuation, rel=1e-6)
 
@@ -122,7 +122,7 @@ def test_convolutions():
             return self.last(x.mean((2, 3)))
 
     gains, reference, _ = measure(Convolutional(), torch.randn(4, 3, 12, 12))
-    assert gains == {"act": reference.gains("first"), "act#2": reference.gains("second", "first")}
+    assert gains == {"act@first": reference.gains("first"), "act@norm": reference.gains("second", "first")}
 
 
 @pytest.mark.parametrize("steps", [1, 2])

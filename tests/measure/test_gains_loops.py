@@ -74,9 +74,9 @@ def test_one_module_at_several_places():
 
     gains, reference, _ = measure(Net(forward, act=act), batch())
     assert gains == {
-        "act": reference.gains("first"),
-        "act#2": reference.gains("second", "first"),
-        "act#3": reference.gains("third", "second"),
+        "act@a": reference.gains("first"),
+        "act@b": reference.gains("second", "first"),
+        "act@c": reference.gains("third", "second"),
     }
 
 

@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 def test_one_shared_module_at_two_places_is_two_sites(measure):
     sites = measure(Root(lambda m, x: m.a(m.block(x)), block=Block()), X, steps=2).sites
-    assert list(sites) == ["block.relu", "block.relu#2"]
+    assert list(sites) == ["block.relu@block.one", "block.relu@block.two"]
 
 
 def test_functions_are_named_by_the_module_that_calls_them(measure):
@@ -84,7 +84,7 @@ def test_one_instance_twice_in_a_sequential_is_two_sites(measure):
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 1))
     sites = measure(model, X, steps=2).sites
-    assert list(sites) == ["1", "1#2"]
+    assert list(sites) == ["1@0", "1@2"]
 
 
 def recurrent(m, x):
@@ -136,9 +136,7 @@ def test_an_activation_module_of_the_users_own_names_its_site(measure):
 
 def test_two_functions_in_one_module_of_the_users_have_two_names(measure):
     sites = measure(Root(lambda m, x: m.c(m.two(m.a(x))), two=Two()), X).sites
-    assert len(sites) == 2
-    assert {site.function for site in sites.values()} == {"tanh", "relu"}
-    assert all(name.startswith("two") for name in sites)
+    assert {name: site.function for name, site in sites.items()} == {"two:tanh": "tanh", "two:relu": "relu"}
 
 
 def helper(x):
@@ -234,7 +232,7 @@ def test_a_block_called_at_two_lines_is_one_place_whoever_wrote_its_forward(meas
         return m.c(m.block(x))
 
     for block, names in (
-        (Block(), ["block.relu", "block.relu#2"]),
+        (Block(), ["block.relu@block.one", "block.relu@block.two"]),
         (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh()), ["block.1", "block.3"]),
         (nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0), ["block:relu"]),
     ):
@@ -255,3 +253,68 @@ def test_a_site_called_later_is_appended(measure):
     assert [site.name for site in probe.info.sites] == ["act", ":tanh"]
     assert math.isnan(probe.record.metrics["signal_norm"][0])
     assert probe.record.layout != result.record.layout
+
+
+class Conv(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.lin, self.act = nn.Linear(4, 4), act
+
+    def forward(self, x):
+        return self.act(self.lin(x))
+
+
+def chained(m, x):
+    for each in m.convs:
+        x = each(x)
+    return m.a(x)
+
+
+def test_an_activation_module_that_layers_share_is_named_after_the_layer_that_feeds_it(measure):
+    """Registered at the top, as graph nets do, or in the first of them."""
+    act = nn.ReLU()
+    convs = nn.ModuleList(Conv(act) for _ in range(3))
+    names = [f"act@convs.{place}.lin" for place in range(3)]
+    assert list(measure(Root(chained, act=act, convs=convs), X, steps=2).sites) == names
+    assert list(measure(Root(chained, convs=convs), X).sites) == [f"convs.0.{name}" for name in names]
+
+
+def test_a_number_follows_only_where_the_layer_is_the_same(measure):
+    def forward(m, x):
+        x = m.act(m.b(x))
+        return m.a(m.act(x) + m.act(m.c(x)))
+
+    assert list(measure(Root(forward, act=nn.Tanh()), X).sites) == ["act@b", "act@b#2", "act@c"]
+    # One layer feeds it, twice: it's shared by none.
+    twice = Root(lambda m, x: m.a(m.act(m.act(m.b(x)))), act=nn.Tanh())
+    assert list(measure(twice, X).sites) == ["act", "act#2"]
+
+
+def test_an_activation_module_of_one_layer_has_its_own_name_however_often_it_is_registered(measure):
+    act = nn.ReLU()
+    model = Root(lambda m, x: m.a(m.net(x)), act=act, net=nn.Sequential(nn.Linear(4, 4), act))
+    assert list(measure(model, X).sites) == ["act"]
+
+
+def test_where_nothing_that_is_trained_feeds_a_shared_module_it_keeps_its_name(measure):
+    x = X.clone().requires_grad_()
+    assert list(measure(Root(lambda m, x: m.a(m.act(m.b(m.act(x)))), act=nn.Tanh()), x).sites) == ["act", "act@b"]
+
+
+def test_two_functions_of_one_shared_module_are_told_apart_by_both(measure):
+    sites = measure(Root(lambda m, x: m.c(m.two(m.b(m.two(m.a(x))))), two=Two()), X).sites
+    assert sorted(sites) == ["two:relu@a", "two:relu@b", "two:tanh@a", "two:tanh@b"]
+
+
+def test_a_site_once_named_keeps_its_name(measure):
+    """A layer that is left out of the first step shares the module from the second on."""
+    act = nn.ReLU()
+    model = Root(chained, act=act, convs=nn.ModuleList(Conv(act) for _ in range(2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    late, model.convs = model.convs, model.convs[:1]
+    result = measure(model, X, optimizer=optimizer)
+    assert list(result.sites) == ["act"]
+    model.convs = late
+    with result.probe as probe:
+        model(X).sum().backward()
+    assert {site.name for site in probe.info.sites} == {"act", "act@convs.1.lin"}

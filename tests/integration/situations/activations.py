@@ -207,7 +207,9 @@ SITUATIONS = {
     "in-place-on-a-view": Situation(
         make=hidden(on_a_view), sites=("net.1:relu",), uncovered={"net.1:relu": "its signal"}
     ),
-    "looped": Situation(make=lambda: Classifier(Looped()), sites=("net.act", "net.act#2", "net.act#3")),
+    "looped": Situation(
+        make=lambda: Classifier(Looped()), sites=("net.act@net.layers.0", "net.act@net.layers.1", "net.act@net.first")
+    ),
     "convolutions": Situation(
         make=lambda: Classifier(Convolutions(), adam), sites=("net:elu", "net:relu", "net:hardswish", "net:softmax")
     ),

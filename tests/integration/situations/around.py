@@ -133,5 +133,5 @@ SITUATIONS = {
     "pruned": Situation(
         make=lambda: Classifier(relu_net()), settings={"callbacks": pruning, "max_epochs": 2}, steps=6, sites=SITES
     ),
-    "meta-learning": Situation(make=lambda: CopiesItself(relu_net()), sites=(*SITES, "net.3#2")),
+    "meta-learning": Situation(make=lambda: CopiesItself(relu_net()), sites=("net.1", "net.3@net.2", "net.3@net.0")),
 }

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lightning_gradwatch import LayerState
 
 SITES = ("net.1", "net.3")  # of `relu_net`
-EVERYTHING = ("relu", "relu#2", ":tanh", ":sigmoid", ":gelu", ":silu", ":leaky_relu")
+EVERYTHING = ("relu@net.norm", "relu@net.second", ":tanh", ":sigmoid", ":gelu", ":silu", ":leaky_relu")
 EVERYTHING = tuple(f"net.{name}" if not name.startswith(":") else f"net{name}" for name in EVERYTHING)
 GAN = ("generator.1", "discriminator.1", ":softplus")
 NON_FINITE = (LayerState.OK, LayerState.NON_FINITE)
