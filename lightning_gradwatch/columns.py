@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.segments import as_bits, segment_starts
+from lightning_gradwatch.segments import segment_starts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,11 +120,14 @@ class RunColumns:
         of a step shows (a site that the loss takes directly) leaves the weight gain of that step NaN.
         """
         column = {site.name: place for place, site in enumerate(self.sites)}
-        feeds = [{column[name] for name in site.predecessors if name in column} for site in self.sites]
-        others = [feeding - {place} for place, feeding in enumerate(feeds)]
-        entries = {place for place, feeding in enumerate(others) if not feeding} | {0}  # the first call of all is one
-        exits = set(range(len(feeds))).difference(*others)
-        return segment_starts(tuple(map(as_bits, feeds)), as_bits(entries), as_bits(exits))
+        feeds = [[column[name] for name in dict.fromkeys(site.predecessors) if name in column] for site in self.sites]
+        entries, exits = set(), set(range(len(feeds)))
+        for place, feeding in enumerate(feeds):
+            others = [each for each in feeding if each != place]
+            if not others or not place:  # the first call of all is one
+                entries.add(place)
+            exits.difference_update(others)
+        return segment_starts(feeds, entries, exits)
 
     @cached_property
     def hidden_functions(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.graph import TOO_LARGE
 from lightning_gradwatch.measure.layers import Layers, parameters_of, qualified_name, unwrapped
 from lightning_gradwatch.measure.mask import Mask, Masks
+from lightning_gradwatch.measure.path import Path
 from lightning_gradwatch.measure.sites import Sites
 from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
@@ -88,7 +89,8 @@ class Probe:
         self._model = unwrapped(model)
         self._optimizers = list(optimizers)
         self._layers = Layers(model)
-        self._sites = Sites()
+        self._path = Path()
+        self._sites = Sites(self._path)
         self.windows = Windows(observations, batch_elements)
         """Over the observations of the sites' units."""
         self._staging = Staging()
@@ -199,6 +201,7 @@ class Probe:
         self._meter = StepMeter(
             layers=self._layers,
             sites=self._sites,
+            path=self._path,
             faults=self.faults,
             names=self._names,
             spacious=self._spacious,
@@ -284,7 +287,7 @@ class Probe:
             len(self._layers.ordered),
             self._layers.unused,
             len(self._sites.ordered),
-            self._sites.connections,
+            self._path.changes,
             self._unseen.changes,
             self._estimated,
         )

@@ -74,6 +74,11 @@ class LayerInfo:
     """Whether the forward pass was seen to use it; None where the forward pass can't be seen (compiled)."""
 
     @property
+    def told(self) -> tuple[Any, ...]:
+        """All of it, as the layout is told by."""
+        return (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
+
+    @property
     def fan_in(self) -> float:
         """How many inputs a unit adds up, over the layer's matrices in proportion to their entries; NaN where unknown.
 
@@ -105,6 +110,11 @@ class SiteInfo:
     predecessors: tuple[str, ...] = ()
     """Sites whose outputs reached this one's argument through no other site in any measured step, as the autograd graph
     had it; in the order of the columns. An unrolled loop is among its own."""
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """All of it, as the layout is told by."""
+        return (self.name, self.function, self.role, self.units, self.predecessors)
 
 
 @dataclass(frozen=True)
@@ -158,10 +168,7 @@ class RunInfo(RunColumns):
     @cached_property
     def layout(self) -> str:
         """Twelve hexadecimal digits that tell one pair of column lists, and what is known of each, from another."""
-        columns = [
-            [dataclasses.astuple(layer) for layer in self.layers],
-            [dataclasses.astuple(site) for site in self.sites],
-        ]
+        columns = [[layer.told for layer in self.layers], [site.told for site in self.sites]]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
 
     def names(self, metric: str) -> tuple[str, ...]:

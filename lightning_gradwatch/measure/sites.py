@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.graph import Walk, edges
 from lightning_gradwatch.measure.location import spelled
 from lightning_gradwatch.measure.names import SiteNames
+from lightning_gradwatch.measure.path import Path
+from lightning_gradwatch.measure.spans import EMPTY
 from lightning_gradwatch.record import Role, SiteInfo
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.location import Location
+    from lightning_gradwatch.measure.spans import Span
 
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "softplus"})
 """Functions that gate when their output multiplies another tensor.
@@ -42,8 +45,10 @@ class Site:
     part: bool = False
     """Whether it turned out to be a step inside a hand-written function, and so no site."""
     name: str = ""
-    predecessors: set[Site] = field(default_factory=set)
-    """Sites whose outputs reached this one's argument through no other site, in any step so far."""
+    number: int = 0
+    """By which the `Path` knows it."""
+    feeding: Span = EMPTY
+    """Numbers of the sites whose outputs reached this one's argument through no other site, in any step so far."""
 
     @property
     def key(self) -> str:
@@ -55,17 +60,13 @@ class Site:
 class Sites:
     """All sites of a model, in the order of their first call; a site once named keeps its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or Path()
         self._by_call: dict[tuple[Any, ...], Site] = {}
         self._names = SiteNames()
         self.ordered: list[Site] = []
         """Those with a name and a role."""
         self._fresh: dict[Site, None] = {}
-
-    @property
-    def connections(self) -> int:
-        """How many pairs of a site and a predecessor are known."""
-        return sum([len(site.predecessors) for site in self.ordered])
 
     def infos(self) -> tuple[SiteInfo, ...]:
         """Describe the sites, column by column."""
@@ -76,7 +77,9 @@ class Sites:
                 function=site.composite or site.function,
                 role=site.role or "hidden",
                 units=site.units,
-                predecessors=tuple(before.name for before in sorted(site.predecessors, key=column.__getitem__)),
+                predecessors=tuple(
+                    before.name for before in sorted(self._path.sites(site.feeding), key=column.__getitem__)
+                ),
             )
             for site in self.ordered
         )
@@ -105,6 +108,7 @@ class Sites:
                 layer=layer.name if layer else "",
                 features=source.features if source else 0,
             )
+            site.number = self._path.number(site)
             self._fresh[site] = None
         return site
 

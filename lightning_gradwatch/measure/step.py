@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.layers import Layers, Owned
+    from lightning_gradwatch.measure.path import Path
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.staging import Staging
     from lightning_gradwatch.measure.unseen import Unseen
@@ -75,6 +76,7 @@ class StepMeter:
         *,
         layers: Layers,
         sites: Sites,
+        path: Path,
         faults: Faults,
         names: Mapping[int, str],
         staging: Staging,
@@ -103,7 +105,7 @@ class StepMeter:
         self._processes = processes
         self._tags = Tags()
         self.hooks = SignalHooks(faults, off=activations_only)
-        self._connections = Connections(off=activations_only)
+        self._connections = Connections(path, off=activations_only)
         self.activations = Activations(
             sites=sites,
             collected=self.collected,
