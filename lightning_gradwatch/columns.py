@@ -44,13 +44,23 @@ class RunColumns:
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers, in execution order."""
+        """Names of the layers, along the path."""
         return tuple(layer.name for layer in self.layers)
 
     @cached_property
     def site_names(self) -> tuple[str, ...]:
-        """Names of the sites, in execution order."""
+        """Names of the sites, along the path."""
         return tuple(site.name for site in self.sites)
+
+    @cached_property
+    def layer_places(self) -> tuple[int, ...]:
+        """How many layers were known before each, by which its curves are numbered."""
+        return tuple(column if layer.place is None else layer.place for column, layer in enumerate(self.layers))
+
+    @cached_property
+    def site_places(self) -> tuple[int, ...]:
+        """How many sites were known before each, by which its curves are numbered."""
+        return tuple(column if site.place is None else site.place for column, site in enumerate(self.sites))
 
     @cached_property
     def fan_in(self) -> FloatVector:
@@ -94,7 +104,7 @@ class RunColumns:
 
     @cached_property
     def weight_names(self) -> tuple[str, ...]:
-        """Names of the weight layers, in execution order."""
+        """Names of the weight layers, along the path."""
         return tuple(self.layers[column].name for column in self.weight_columns)
 
     @cached_property
@@ -131,7 +141,7 @@ class RunColumns:
 
     @cached_property
     def hidden_functions(self) -> tuple[str, ...]:
-        """The activation functions of the hidden sites, each once, in execution order."""
+        """The activation functions of the hidden sites, each once, along the path."""
         return tuple(dict.fromkeys(self.sites[column].function for column in self.hidden_columns))
 
     @cached_property

@@ -34,8 +34,16 @@ _LAYER: Mapping[str, tuple[type, ...]] = {
     "parameters": _NUMBER,
     "weight": (bool,),
     "used": (bool, _NONE),
+    "feeds": (str,),
+    "place": (int, _NONE),
 }
-_SITE: Mapping[str, tuple[type, ...]] = {"name": (str,), "function": (str,), "role": (str,), "units": _NUMBER}
+_SITE: Mapping[str, tuple[type, ...]] = {
+    "name": (str,),
+    "function": (str,),
+    "role": (str,),
+    "units": _NUMBER,
+    "place": (int, _NONE),
+}
 _OPTIMIZER: Mapping[str, tuple[type, ...]] = {"name": (str,), "settings": (dict,)}
 _NOT_COVERED: Mapping[str, tuple[type, ...]] = {"name": (str,), "reason": (str,), "sites": (int,)}
 

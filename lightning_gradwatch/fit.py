@@ -227,14 +227,17 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         """Return windows, verdicts and extra steps for a checkpoint; what is under way is waited for first."""
         self.drain(wait=True)
-        return {
+        state = {
             "windows": self.probe.state_dict(),
             "rules": self.evaluator.state_dict(),
             "schedule": self._schedule.state_dict(),
         }
+        places = self.probe.places
+        return {**state, "places": places} if places else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
+        self.probe.places = state.get("places", {})
         self.probe.load_state_dict(state["windows"])
         self.evaluator.load_state_dict(state["rules"])
         self._schedule.load_state_dict(state["schedule"])

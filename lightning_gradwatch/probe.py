@@ -88,8 +88,8 @@ class Probe:
         self.mask = mask
         self._model = unwrapped(model)
         self._optimizers = list(optimizers)
-        self._layers = Layers(model)
         self._path = Path()
+        self._layers = Layers(model, self._path)
         self._sites = Sites(self._path)
         self.windows = Windows(observations, batch_elements)
         """Over the observations of the sites' units."""
@@ -107,6 +107,9 @@ class Probe:
         self._info: RunInfo | None = None
         self._layout = ""
         self._described: tuple[int, ...] = ()
+        self._arranged = 0
+        """How often the order of the layers and sites has changed."""
+        self._arranged_by: tuple[int, ...] = ()
         self._unseen = Unseen()
         self._audited = -1
         """Sites there were when the last audit had ended."""
@@ -241,6 +244,8 @@ class Probe:
         self._estimated = self._estimated or any(
             step.snapshot is not None and step.snapshot.estimated for step in measured.steps.values()
         )
+        with self.faults.guard("signal"):
+            self._arrange()
         if self._processes == 1:
             self.windows.of(self._sites.ordered)
         if self._info is None or self._described != self._known():
@@ -272,6 +277,22 @@ class Probe:
         """Restore what `state_dict` gave."""
         self.windows.load_state_dict(state)
 
+    @property
+    def places(self) -> dict[str, list[str]]:
+        """The names of the layers and sites as they became known, by which curves are numbered; empty where columns say it."""
+        known = {"layers": list(self._layers.places), "sites": list(self._sites.places)}
+        columns = {
+            "layers": [layer.name for layer in self._layers.ordered],
+            "sites": [site.name for site in self._sites.ordered],
+        }
+        return {kind: names for kind, names in known.items() if names != columns[kind]}
+
+    @places.setter
+    def places(self, known: Mapping[str, Sequence[str]]) -> None:
+        for kind, names in known.items():
+            places = self._layers.places if kind == "layers" else self._sites.places
+            places.update({name: place for place, name in enumerate(names)})
+
     def _take_in_new_parameters(self) -> None:
         if any(self._layers.unknown(each) for each in self._optimizers):
             self._layers.refresh()
@@ -281,13 +302,22 @@ class Probe:
         self._spacious = [module for module in self._model.modules() if may_need_space(module)]
         self._names = {id(module): qualified_name(f"{name}.")[:-1] for name, module in self._model.named_modules()}
 
+    def _arrange(self) -> None:
+        """Put layers and sites in the order of the path, where something was learned of it."""
+        known = (self._path.known, len(self._layers.ordered), len(self._sites.ordered))
+        if known != self._arranged_by:
+            self._arranged_by = known
+            sites = self._sites.arrange()
+            self._arranged += self._layers.arrange(self._sites.ordered) or sites
+
     def _known(self) -> tuple[int, ...]:
         """Return what changes when there is something new to describe."""
         return (
             len(self._layers.ordered),
             self._layers.unused,
             len(self._sites.ordered),
-            self._path.changes,
+            self._path.connections,
+            self._arranged,
             self._unseen.changes,
             self._estimated,
         )

@@ -1,7 +1,8 @@
 """What one measured step and one run hold: plain numpy, so that rules and readers never need torch.
 
-Layers and sites only ever grow during a run (one used later is appended), so an older record is a prefix of a newer one
-and a record names its column lists by a hash, its *layout*.
+Layers and sites stand along the data's path through the net, and may become more in mid-run: one that is thawed, or no longer
+skipped, takes its place between others. So a record names its column lists by a hash, its *layout*, and columns of different
+layouts are matched by name.
 """
 
 from __future__ import annotations
@@ -72,11 +73,16 @@ class LayerInfo:
     """Whether it is a weight layer: a parameter of two or more dimensions, not an embedding, not a norm."""
     used: bool | None = True
     """Whether the forward pass was seen to use it; None where the forward pass can't be seen (compiled)."""
+    feeds: str = ""
+    """The first site on the path that its output reaches through no other; empty where it reaches none, or none is known."""
+    place: int | None = None
+    """How many layers were known when it first was, which its curves are numbered by; None: as many as its column says."""
 
     @property
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
-        return (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
+        own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
+        return own if not self.feeds and self.place is None else (*own, self.feeds, self.place)
 
     @property
     def fan_in(self) -> float:
@@ -110,11 +116,14 @@ class SiteInfo:
     predecessors: tuple[str, ...] = ()
     """Sites whose outputs reached this one's argument through no other site in any measured step, as the autograd graph
     had it; in the order of the columns. An unrolled loop is among its own."""
+    place: int | None = None
+    """How many sites were known when it first was, which its curves are numbered by; None: as many as its column says."""
 
     @property
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
-        return (self.name, self.function, self.role, self.units, self.predecessors)
+        own = (self.name, self.function, self.role, self.units, self.predecessors)
+        return own if self.place is None else (*own, self.place)
 
 
 @dataclass(frozen=True)

@@ -62,17 +62,32 @@ def turned_round(feeds: Feeds) -> list[list[int]]:
     return fed
 
 
-def path_order(feeds: Feeds) -> list[int]:
+def path_order(*feeds: Feeds) -> list[int]:
     """Return all places in an order in which each comes after those that feed it, and otherwise as they are numbered.
 
-    Among places that feed each other in a circle the numbers alone decide.
+    Args:
+        feeds: For each place, those that feed it; then, of places that feed each other in a circle, those of them that count
+            there, and so on. Where the last ones still lead in a circle the numbers alone decide.
 
     >>> path_order([[2], [0], []])
     [2, 0, 1]
     >>> path_order([[1], [0], []])
     [0, 1, 2]
+    >>> path_order([[1], [0], []], [[1], [], []])
+    [1, 0, 2]
     """
-    return [place for component in components(feeds) for place in sorted(component)]
+    order: list[int] = []
+    for component in map(sorted, components(feeds[0])):
+        if len(component) > 1 and len(feeds) > 1:
+            within = {place: number for number, place in enumerate(component)}
+            inner = [
+                [[within[each] for each in known[place] if each in within] for place in component]
+                for known in feeds[1:]
+            ]
+            order += [component[number] for number in path_order(*inner)]
+        else:
+            order += component
+    return order
 
 
 def components(feeds: Feeds) -> list[list[int]]:

@@ -79,15 +79,27 @@ def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
 
 
 def curve_tags(metric: str, info: RunInfo, max_curves: int | None) -> tuple[tuple[int, str], ...]:
-    """Return the columns of a metric that get a curve each, with the tags of these; none where there would be too many."""
+    """Return the columns of a metric that get a curve each, with the tags of these; none where there would be too many.
+
+    A tag's number says how many layers, or sites, were known before that one. It stays, whatever takes its place on the path
+    later: a column that moves begins no other curve.
+    """
     columns = info.weight_columns if metric in LAYER_METRICS else tuple(range(len(info.sites)))
-    return () if max_curves is not None and len(columns) > max_curves else _tags(metric, info.names(metric), columns)
+    if max_curves is not None and len(columns) > max_curves:
+        return ()
+    return _tags(
+        metric, info.names(metric), columns, info.layer_places if metric in LAYER_METRICS else info.site_places
+    )
 
 
 @lru_cache(maxsize=32)
-def _tags(metric: str, names: tuple[str, ...], columns: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
+def _tags(
+    metric: str, names: tuple[str, ...], columns: tuple[int, ...], places: tuple[int, ...]
+) -> tuple[tuple[int, str], ...]:
     digits = max(_CURVE_DIGITS, len(str(len(names) - 1)))
-    return tuple((column, f"gradwatch.{metric}/{column:0{digits}}.{_utf8(names[column])}") for column in columns)
+    return tuple(
+        (column, f"gradwatch.{metric}/{places[column]:0{digits}}.{_utf8(names[column])}") for column in columns
+    )
 
 
 def findings_markdown(findings: Sequence[Finding]) -> str:

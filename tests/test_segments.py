@@ -185,6 +185,11 @@ def test_places_that_nothing_orders_keep_their_numbers():
     assert path_order([[], [0], [1, 4], [2], [0]]) == [0, 1, 4, 2, 3]
 
 
+def test_a_guess_counts_where_it_contradicts_nothing_that_is_known():
+    assert path_order([[2], [], []], [[], [], []]) == [2, 0, 1]
+    assert path_order([[1], [2], [0]], [[1], [], [0]]) == [1, 0, 2]
+
+
 def test_a_circle_is_ordered_by_number_and_as_one_by_what_feeds_it():
     assert path_order([[1, 3], [0], [], [2]]) == [2, 3, 0, 1]
     assert path_order([[0], [1, 0]]) == [0, 1]

@@ -18,7 +18,7 @@ from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -119,9 +119,10 @@ class Activations:
             if site.role is None:
                 self.roles.called(site, node)
 
-    def parameterised(self, output: Tensor, layer: Layer | None = None) -> None:
-        """Note the output of an operation that takes a layer's parameter."""
-        self._last_layer = layer
+    def parameterised(self, output: Tensor, layers: Sequence[Layer]) -> None:
+        """Note the output of an operation that takes parameters of some layers."""
+        self._last_layer = layers[0] if layers else None
+        self._connections.uses(layers, output.grad_fn)
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
 

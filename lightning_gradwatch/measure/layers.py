@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_gradwatch.measure.path import Path
 from lightning_gradwatch.measure.shards import placed
 from lightning_gradwatch.record import LayerInfo, NotCovered
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     import torch
     from torch.optim import Optimizer
+
+    from lightning_gradwatch.measure.sites import Site
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -45,9 +48,18 @@ class Layer:
     normalizes: bool = False
     """Whether it is an embedding or a norm, whose matrices are no weight layer's."""
     parameters: list[nn.Parameter] = field(default_factory=list)
+    """Those that were being trained at some time; none of a layer that has been frozen from the start."""
+    outputs: int = 0
+    """Rows of the first matrix of a layer that has been frozen from the start."""
     used: bool = False
     step: int = 0
     """The measured step (`Layers.step`) whose forward pass used it last."""
+    number: int = 0
+    """By which the `Path` knows it; 0 until a forward pass used it."""
+    place: int = 0
+    """How many layers were listed before it; its curves are numbered so, as its column may change."""
+    feeds: Site | None = None
+    """The first site on the path that it feeds through no other."""
 
     @property
     def frozen(self) -> bool:
@@ -67,10 +79,10 @@ class Layer:
     @property
     def features(self) -> int:
         """How many output features it makes, as the rows of its first matrix have it; 0 without one."""
-        return next((parameter.shape[0] for parameter in self.matrices), 0)
+        return next((parameter.shape[0] for parameter in self.matrices), self.outputs)
 
-    def info(self, *, seen: bool) -> LayerInfo:
-        """Describe the layer; `seen` says whether the forward pass can be watched at all."""
+    def info(self, column: int, *, seen: bool) -> LayerInfo:
+        """Describe the layer, in a column; `seen` says whether the forward pass can be watched at all."""
         known = [parameter for parameter in self.parameters if not is_lazy(parameter)]
         return LayerInfo(
             name=self.name,
@@ -79,6 +91,8 @@ class Layer:
             parameters=sum(parameter.numel() for parameter in known),
             weight=self.weight,
             used=True if self.used else (False if seen else None),
+            feeds=self.feeds.name if self.feeds is not None else "",
+            place=self.place if self.place != column else None,
         )
 
 
@@ -87,14 +101,21 @@ Owned: TypeAlias = tuple[Layer, nn.Parameter]
 
 
 class Layers:
-    """All layers of a model, in the order of their first use; a layer once in the list keeps its place."""
+    """All layers of a model, in the order of the data's path through it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, path: Path | None = None) -> None:
         self._model = unwrapped(model)
+        self._path = path or Path()
         self._by_name: dict[str, Layer] = {}
+        self._frozen: dict[str, Layer] = {}
+        """By name, those of which nothing was trained so far; they are no layers of the run, and feed sites like any."""
+        self._of_frozen: dict[int, tuple[weakref.ref[nn.Parameter], Layer]] = {}
         self._by_parameter: dict[int, Layer] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self.ordered: list[Layer] = []
+        """Those that were used, along the path, and behind them those that weren't, in registration order."""
+        self.places: dict[str, int] = {}
+        """By name, how many layers were listed before each; those of a checkpoint too."""
         self._sharded = False
         self._gathered: dict[int, tuple[weakref.ref[nn.Parameter], Layer | None]] = {}
         """What stands in for sharded parameters while a module runs, by its `id`."""
@@ -109,22 +130,21 @@ class Layers:
         """Take in parameters that came, or became trainable, since; those that are known keep their layer."""
         modules = {qualified_name(f"{name}."): module for name, module in self._model.named_modules()}
         for name, parameter in self._model.named_parameters():
-            if parameter in self or not parameter.requires_grad:
+            if parameter in self:
                 continue
             full = qualified_name(name)
+            prefix, _, own = full.rpartition(".")
+            module = modules.get(f"{prefix}." if prefix else "")
+            if not parameter.requires_grad:
+                self._take_frozen(prefix or own, module, parameter)
+                continue
             before = self._parameters.get(full)
             if before is not None and placed(before) is not None and placed(parameter) is None:
                 continue  # stands in for its shards, as after a validation pass
             self._parameters[full] = parameter
-            prefix, _, own = full.rpartition(".")
             layer = self._by_name.get(prefix or own)
             if layer is None:
-                module = modules.get(f"{prefix}." if prefix else "")
-                layer = Layer(
-                    name=prefix or own,
-                    kind=type(module).__name__.removeprefix("Lazy") if prefix and module is not None else "Parameter",
-                    normalizes=isinstance(module, _NOT_WEIGHT),
-                )
+                layer = self._frozen.pop(prefix or own, None) or _new(prefix or own, module)
                 self._by_name[layer.name] = layer
                 self.unused += 1
             if before is None:
@@ -134,6 +154,15 @@ class Layers:
                 layer.parameters[next(i for i, each in enumerate(layer.parameters) if each is before)] = parameter
             self._by_parameter[id(parameter)] = layer
             self._sharded = self._sharded or placed(parameter) is not None
+
+    def _take_frozen(self, name: str, module: nn.Module | None, parameter: nn.Parameter) -> None:
+        """Know the owner of a parameter that isn't trained; the parameter itself is left to the model."""
+        layer = self._by_name.get(name) or self._frozen.get(name)
+        if layer is None:
+            layer = self._frozen[name] = _new(name, module)
+        if is_matrix(parameter):
+            layer.outputs = layer.outputs or parameter.shape[0]
+        self._of_frozen[id(parameter)] = weakref.ref(parameter), layer
 
     def __contains__(self, parameter: nn.Parameter) -> bool:
         # One without entries trains nothing, so it makes no layer.
@@ -147,8 +176,12 @@ class Layers:
     def owner(self, parameter: object) -> Layer | None:
         """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
         layer = self._by_parameter.get(id(parameter))
-        if layer is None and self._sharded and isinstance(parameter, nn.Parameter):
-            return self._owner_of_gathered(parameter)
+        if layer is None:
+            frozen = self._of_frozen.get(id(parameter))
+            if frozen is not None and frozen[0]() is parameter:
+                return frozen[1]
+            if self._sharded and isinstance(parameter, nn.Parameter):
+                return self._owner_of_gathered(parameter)
         return layer
 
     def unknown(self, optimizer: Optimizer) -> bool:
@@ -172,13 +205,17 @@ class Layers:
         if found is None or found[0]() is not parameter:
             names = (name for name, held in self._model.named_parameters() if held is parameter)
             prefix, _, own = qualified_name(next(names, "")).rpartition(".")
-            found = self._gathered[id(parameter)] = weakref.ref(parameter), self._by_name.get(prefix or own)
+            found = self._gathered[id(parameter)] = (
+                weakref.ref(parameter),
+                self._by_name.get(prefix or own, self._frozen.get(prefix or own)),
+            )
         return found[1]
 
     def use(self, layer: Layer) -> None:
         """Note that the forward pass of this step uses a layer."""
         layer.step = self.step
-        if not layer.used:
+        layer.number = layer.number or self._path.add_layer(layer)
+        if not layer.used and layer.parameters:
             layer.used = True
             self.unused -= 1
             self._list(layer)
@@ -193,10 +230,26 @@ class Layers:
             for layer in self._by_name.values():
                 self._list(layer)
 
+    def arrange(self, sites: Iterable[Site]) -> bool:
+        """Put the layers in the order of the path; return whether that, or which of the sites they feed, has changed.
+
+        Args:
+            sites: All of them, in that order.
+        """
+        ranks = self._path.ranks
+        ordered = sorted(self.ordered, key=lambda layer: ranks[layer.number] if layer.used else len(ranks))
+        fed = self._path.first_fed(sites)
+        same = ordered == self.ordered and all(layer.feeds is fed.get(layer) for layer in ordered)
+        self.ordered = ordered
+        for layer in ordered:
+            layer.feeds = fed.get(layer)
+        return not same
+
     def _list(self, layer: Layer) -> None:
         if layer.name not in self._listed:
             self._listed.add(layer.name)
             self.ordered.append(layer)
+            layer.place = self.places.setdefault(layer.name, len(self.places))
 
     def without_optimizer(self, optimizers: Sequence[Optimizer]) -> Iterator[NotCovered]:
         """Yield the layers with trainable parameters that no optimizer holds."""
@@ -204,6 +257,14 @@ class Layers:
         for layer in self.ordered:
             if not any(id(parameter) in held for parameter in layer.parameters):
                 yield NotCovered(layer.name, "no optimizer holds its parameters")
+
+
+def _new(name: str, module: nn.Module | None) -> Layer:
+    return Layer(
+        name=name,
+        kind="Parameter" if module is None else type(module).__name__.removeprefix("Lazy"),
+        normalizes=isinstance(module, _NOT_WEIGHT),
+    )
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:

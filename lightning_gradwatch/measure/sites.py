@@ -45,6 +45,8 @@ class Site:
     part: bool = False
     """Whether it turned out to be a step inside a hand-written function, and so no site."""
     name: str = ""
+    place: int = 0
+    """How many sites were named before it; its curves are numbered so, as its column may change."""
     number: int = 0
     """By which the `Path` knows it."""
     feeding: Span = EMPTY
@@ -58,7 +60,7 @@ class Site:
 
 
 class Sites:
-    """All sites of a model, in the order of their first call; a site once named keeps its place."""
+    """All sites of a model, in the order of the data's path through it; a site once named keeps its name."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or Path()
@@ -66,6 +68,8 @@ class Sites:
         self._names = SiteNames()
         self.ordered: list[Site] = []
         """Those with a name and a role."""
+        self.places: dict[str, int] = {}
+        """By name, how many sites were named before each; those of a checkpoint too."""
         self._fresh: dict[Site, None] = {}
 
     def infos(self) -> tuple[SiteInfo, ...]:
@@ -80,9 +84,18 @@ class Sites:
                 predecessors=tuple(
                     before.name for before in sorted(self._path.sites(site.feeding), key=column.__getitem__)
                 ),
+                place=site.place if site.place != column[site] else None,
             )
             for site in self.ordered
         )
+
+    def arrange(self) -> bool:
+        """Put the sites in the order of the path; return whether that has changed."""
+        ranks = self._path.ranks
+        ordered = sorted(self.ordered, key=lambda site: ranks[site.number])
+        same = ordered == self.ordered
+        self.ordered = ordered
+        return not same
 
     @property
     def unsettled(self) -> bool:
@@ -108,7 +121,7 @@ class Sites:
                 layer=layer.name if layer else "",
                 features=source.features if source else 0,
             )
-            site.number = self._path.number(site)
+            site.number = self._path.add_site(site)
             self._fresh[site] = None
         return site
 
@@ -125,6 +138,8 @@ class Sites:
         for site in fresh:
             site.role = roles.of(site)
         self._names.give(fresh)
+        for site in fresh:
+            site.place = self.places.setdefault(site.name, len(self.places))
         self.ordered += fresh
 
 

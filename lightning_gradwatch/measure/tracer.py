@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.activations import Activations
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.functions import Call
-    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.layers import Layer, Layers
 
 _IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
@@ -130,8 +130,9 @@ class Tracer(TorchFunctionMode):
 
     def _run_activation(self, call: Call, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         seen = None
+        layers: Sequence[Layer] = ()
         try:
-            self._flow.use(args)
+            layers = self._flow.use(args)
             seen = self._activations.before(call)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
@@ -140,7 +141,7 @@ class Tracer(TorchFunctionMode):
             try:
                 self._activations.after(seen, result)
                 if call.function == "prelu":  # an activation function and a layer in one
-                    self._activations.parameterised(result)
+                    self._activations.parameterised(result, layers)
             except Exception as error:  # noqa: BLE001 - a fault of ours
                 self._faults.report("activations", error)
         return result

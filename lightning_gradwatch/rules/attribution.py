@@ -61,7 +61,7 @@ class Attribution(NamedTuple):
 
 
 def attribute(record: StepRecord, info: RunInfo, hidden: npt.NDArray[np.intp]) -> Attribution | None:
-    """Split up the fading over some hidden sites, in execution order.
+    """Split up the fading over some hidden sites, along the path.
 
     None where gains weren't measured, where they don't account for the fading (a net whose branches have none), and where
     nothing fades.

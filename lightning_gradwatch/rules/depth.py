@@ -22,7 +22,7 @@ class Depth(NamedTuple):
     """The signal over the hidden sites that passed one on, in one step."""
 
     columns: npt.NDArray[np.intp]
-    """Of the sites, in execution order."""
+    """Of the sites, along the path."""
     norms: FloatVector
     """‖δ‖ there, above 0."""
 

@@ -64,7 +64,7 @@ def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float) ->
     Args:
         record: One in which the signal fades.
         info: Describes its columns.
-        columns: Hidden sites with a signal, in execution order; the last one's is above 0.
+        columns: Hidden sites with a signal, along the path; the last one's is above 0.
         gain: Mean factor from site to site.
     """
     from_the_first = _median(record, info, "saturated_fraction", columns[:1].tolist()) >= _MOSTLY

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def hidden_sites(info: RunInfo) -> list[tuple[int, SiteInfo]]:
-    """Return the hidden sites with their columns, in execution order."""
+    """Return the hidden sites with their columns, along the path."""
     return [(column, info.sites[column]) for column in info.hidden_columns]
 
 
 def measured_sites(record: StepRecord, info: RunInfo, metric: str) -> list[tuple[SiteInfo, float]]:
-    """Return the hidden sites where a metric was measured and finite, with its values, in execution order."""
+    """Return the hidden sites where a metric was measured and finite, with its values, along the path."""
     # Plain floats: a rule visits each site of each record, and numpy's scalars cost ten times as much there.
     values = record.values(metric, len(info.sites)).tolist()
     return [(info.sites[column], values[column]) for column in info.hidden_columns if math.isfinite(values[column])]
@@ -40,7 +40,7 @@ def hidden_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector
 
 
 def weight_layers(info: RunInfo) -> tuple[str, ...]:
-    """Return the names of the weight layers, in execution order."""
+    """Return the names of the weight layers, along the path."""
     return info.weight_names
 
 
