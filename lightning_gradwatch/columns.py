@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.paths import SitePaths
 from lightning_gradwatch.segments import segment_starts
 
 if TYPE_CHECKING:
@@ -129,15 +130,41 @@ class RunColumns:
         None where there is none. It follows from the predecessors alone, those of all measured steps; what only the graph
         of a step shows (a site that the loss takes directly) leaves the weight gain of that step NaN.
         """
-        column = {site.name: place for place, site in enumerate(self.sites)}
-        feeds = [[column[name] for name in dict.fromkeys(site.predecessors) if name in column] for site in self.sites]
-        entries, exits = set(), set(range(len(feeds)))
-        for place, feeding in enumerate(feeds):
+        entries, exits = set(), set(range(len(self.sites)))
+        for place, feeding in enumerate(self.site_feeds):
             others = [each for each in feeding if each != place]
             if not others or not place:  # the first call of all is one
                 entries.add(place)
             exits.difference_update(others)
-        return segment_starts(feeds, entries, exits)
+        return segment_starts(self.site_feeds, entries, exits)
+
+    @cached_property
+    def site_feeds(self) -> list[list[int]]:
+        """For each site the columns of those that feed it through no other site."""
+        return self._columns_of([site.predecessors for site in self.sites])
+
+    def _columns_of(self, names: Sequence[Sequence[str]]) -> list[list[int]]:
+        column = {site.name: place for place, site in enumerate(self.sites)}
+        return [[column[name] for name in dict.fromkeys(each) if name in column] for each in names]
+
+    @cached_property
+    def knows_feeds(self) -> bool:
+        """Whether it is known which layers feed which sites; older runs don't tell."""
+        return any(layer.feeds for layer in self.layers)
+
+    @cached_property
+    def site_paths(self) -> SitePaths:
+        """The paths through the hidden sites; where no graph was seen, one through all in the order of their columns."""
+        hidden = [site.role == "hidden" for site in self.sites]
+        feeds = self._columns_of([(*site.predecessors, *site.past_unseen) for site in self.sites])
+        if not (any(feeds) or self.knows_feeds):
+            feeds = [[place - 1] if place else [] for place in range(len(self.sites))]
+        return SitePaths(feeds, hidden)
+
+    def layers_on(self, path: Sequence[int] | npt.NDArray[np.intp]) -> tuple[int, ...]:
+        """Return the columns of the weight layers that feed the sites of a path, as far as that is known."""
+        names = {self.sites[column].name for column in path}
+        return tuple(column for column in self.weight_columns if self.layers[column].feeds in names)
 
     @cached_property
     def hidden_functions(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def check_description(info: RunInfo) -> None:
     for optimizer in info.optimizers:
         _check_names("optimizers", optimizer.layers)
     for site in info.sites:
-        _check_names("sites", site.predecessors)
+        _check_names("sites", (*site.predecessors, *site.past_unseen))
     for code, settings in info.rules.items():
         if not isinstance(settings, dict):
             raise ValueError(f"its description is damaged: rules.{code} is {type(settings).__name__}")  # noqa: TRY004 - damage is a ValueError everywhere in reading

@@ -116,6 +116,8 @@ class SiteInfo:
     predecessors: tuple[str, ...] = ()
     """Sites whose outputs reached this one's argument through no other site in any measured step, as the autograd graph
     had it; in the order of the columns. An unrolled loop is among its own."""
+    past_unseen: tuple[str, ...] = ()
+    """Where an activation function that isn't seen, or has no signal, lies between: the sites on the other side of it."""
     place: int | None = None
     """How many sites were known when it first was, which its curves are numbered by; None: as many as its column says."""
 
@@ -123,7 +125,7 @@ class SiteInfo:
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
         own = (self.name, self.function, self.role, self.units, self.predecessors)
-        return own if self.place is None else (*own, self.place)
+        return own if self.place is None and not self.past_unseen else (*own, self.past_unseen, self.place)
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,13 @@ class RunInfo(RunColumns):
                 for layer in data["layers"]
             ),
             sites=tuple(
-                SiteInfo(**{**_known(SiteInfo, site), "predecessors": tuple(site.get("predecessors", ()))})
+                SiteInfo(
+                    **{
+                        **_known(SiteInfo, site),
+                        "predecessors": tuple(site.get("predecessors", ())),
+                        "past_unseen": tuple(site.get("past_unseen", ())),
+                    }
+                )
                 for site in data["sites"]
             ),
             optimizers=tuple(

@@ -17,7 +17,8 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from lightning_gradwatch.measure.graph import Walk
-from lightning_gradwatch.measure.spans import EMPTY, members, single, union
+from lightning_gradwatch.measure.path import FIRST, LOST, UNSEEN
+from lightning_gradwatch.measure.spans import EMPTY, among, members, single, union
 from lightning_gradwatch.measure.tags import tensors_in
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.spans import Span
 
 _Leaf: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name
-_UNSEEN = single(0)
+_UNSEEN = single(UNSEEN)
 """In a set of sites: an activation function that isn't measured lies between. The sites' own numbers are above."""
+_LOST = union(_UNSEEN, single(LOST))
+"""The same, and the graph leads past it, so that what feeds it isn't known."""
 _FUNCTION = re.compile(
     "^(Celu|Elu|Erf|Gelu|Glu|Hardshrink|Hardsigmoid|Hardswish|Hardtanh|LeakyRelu|LogSigmoid|LogSoftmax|Mish|PreluKernel"
     "|Relu|RreluWithNoise|Sigmoid|Silu|Softmax|Softplus|Softshrink|Tanh|Threshold|CompiledFunction)Backward[0-9]*$"
@@ -141,7 +144,7 @@ class Connections:
         for node, call in own.items():
             feeding = walk.feeding[node]
             self._feeds[call.site] = union(self._feeds[call.site], feeding)
-            if feeding in (EMPTY, _UNSEEN):
+            if not among(feeding, -1 << FIRST)[1]:
                 self._entries.add(call.site)
             news = self._path.feed(call.site, feeding) or news
         return news
@@ -222,7 +225,7 @@ class _SiteWalk(_Finds):
             return call.span
         if self._blind and (isinstance(node, BackwardCFunction) or type(node).__name__ == "CopySlices"):
             self.exits = union(self.exits, found)
-            return _UNSEEN
+            return _LOST
         return union(found, _UNSEEN) if _is_function(type(node).__name__) else found
 
 

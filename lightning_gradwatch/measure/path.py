@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     Stop: TypeAlias = Layer | Site
 
-FIRST = 1
-"""The first number; 0 is what a walk finds where it can't tell what feeds something."""
+UNSEEN, LOST, FIRST = range(3)
+"""What a walk finds where an activation function that isn't seen lies between, and where it can't tell what feeds it; then the
+first number of a layer or site."""
 _MOST_WAYS = 64
 
 
@@ -33,7 +34,7 @@ class Path:
     def __init__(self) -> None:
         self.connections = 0
         """How often it was learned that a site feeds another."""
-        self._stops: list[Any] = [None]
+        self._stops: list[Any] = [None] * FIRST
         self._layers = 0
         """The numbers of the layers, as bits."""
         self._before: dict[int, Span] = {}
@@ -136,9 +137,25 @@ class Path:
         """Return the sites of a set of numbers."""
         return [self._stops[number] for number in members(numbers)]
 
+    def led_to_unseen(self, site: Site) -> list[Site]:
+        """Return the sites that feed one past activation functions that aren't seen."""
+        found: dict[Site, None] = {}
+        left = self._layers
+        waiting = [site.number]
+        while waiting:
+            before = self._before.get(waiting.pop(), EMPTY)
+            layers = members(among(before, left))
+            waiting += layers
+            for number in layers:
+                left &= ~(1 << number)
+            found.update(dict.fromkeys(self.sites(among(before, ~self._layers))))
+        known = self.sites(site.feeding)
+        return [each for each in found if each not in known]
+
     def feed(self, site: Site, feeding: Span) -> bool:
         """Take in which sites feed one through no other site; return whether that is news."""
         known = union(site.feeding, among(feeding, -1 << FIRST))
+        site.past_unseen = site.past_unseen or bool(among(feeding, 1 << LOST)[1])
         if known == site.feeding:
             return False
         site.feeding = known
@@ -165,7 +182,7 @@ class Path:
             found = {
                 site: sites[start]
                 for site, start in zip(sites, starts, strict=True)
-                if start is not None and not among(feeds[site], (1 << FIRST) - 1)[1]
+                if start is not None and not among(feeds[site], 1 << UNSEEN)[1]
             }
             self._segments = key, found
         return self._segments[1]

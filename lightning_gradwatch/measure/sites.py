@@ -13,6 +13,8 @@ from lightning_gradwatch.measure.spans import EMPTY
 from lightning_gradwatch.record import Role, SiteInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from torch.autograd.graph import Node
 
     from lightning_gradwatch.measure.layers import Layer
@@ -51,6 +53,8 @@ class Site:
     """By which the `Path` knows it."""
     feeding: Span = EMPTY
     """Numbers of the sites whose outputs reached this one's argument through no other site, in any step so far."""
+    past_unseen: bool = False
+    """Whether something that isn't seen lay between, in any step so far."""
 
     @property
     def key(self) -> str:
@@ -81,13 +85,15 @@ class Sites:
                 function=site.composite or site.function,
                 role=site.role or "hidden",
                 units=site.units,
-                predecessors=tuple(
-                    before.name for before in sorted(self._path.sites(site.feeding), key=column.__getitem__)
-                ),
+                predecessors=self._names_of(self._path.sites(site.feeding), column),
+                past_unseen=self._names_of(self._path.led_to_unseen(site), column) if site.past_unseen else (),
                 place=site.place if site.place != column[site] else None,
             )
             for site in self.ordered
         )
+
+    def _names_of(self, sites: Iterable[Site], column: Mapping[Site, int]) -> tuple[str, ...]:
+        return tuple(site.name for site in sorted(sites, key=column.__getitem__))
 
     def arrange(self) -> bool:
         """Put the sites in the order of the path; return whether that has changed."""

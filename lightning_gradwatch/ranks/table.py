@@ -165,6 +165,7 @@ class Table:
                     site,
                     name=named[site.name],
                     predecessors=tuple(named[name] for name in site.predecessors),
+                    past_unseen=tuple(named[name] for name in site.past_unseen),
                     place=_place(self._site_places[key], place),
                 )
                 sites[place] = _merge_sites(sites.get(place, site), site)
@@ -235,6 +236,7 @@ def _merge_sites(one: SiteInfo, other: SiteInfo) -> SiteInfo:
         one,
         role=min(one.role, other.role, key=_ROLES.index),
         predecessors=tuple(dict.fromkeys((*one.predecessors, *other.predecessors))),
+        past_unseen=tuple(dict.fromkeys((*one.past_unseen, *other.past_unseen))),
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Remedy, Severity
-from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depth
+from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depths
 from lightning_gradwatch.rules.loops import loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import count_hit, weight_layers
@@ -35,9 +35,10 @@ _UNKNOWN_LOSS_FACTOR = 100
 class ExplodingGradient(Rule):
     """The gradient explodes on its way to the early layers, or from step to step.
 
-    What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, in the
-    median of the last five readings, and grows by more than ``gain`` from one site to the one before on average, with most
-    sites taking part. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time, after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median
+    What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, along one
+    path from the loss to the input, in the median of the last five readings, and grows by more than ``gain`` from one site to
+    the one before on average, with most sites taking part; where towers part, each is a path. So is a site that is called in
+    a loop and feeds itself, from its first call to its last. Over time, after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median
     of the 20 readings before, while the loss has at least doubled; where the loss can't be told, a hundred times
     ``growth``. Either must hold in ``patience`` measured steps in a row, so that a spike which is over at once, or which
     clipping catches, is none. A hundred times a threshold is an error. It is information only as long as the loss still
@@ -84,7 +85,7 @@ class ExplodingGradient(Rule):
         """Judge the signal over depth and the gradient norm over time."""
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
-        depth = read_depth(record, info)
+        depth = self._read(record, info)
         surge = read_surge(state.setdefault("norms", {}), record, self.growth)
         hits: dict[str, _Hit] = {}
         if isinstance(depth, Depth) and (hit := self._over_depth(record, info, state, depth)):
@@ -102,6 +103,13 @@ class ExplodingGradient(Rule):
             )
         return self._told(record, info, state, hits)
 
+    def _read(self, record: StepRecord, info: RunInfo) -> Depth | str:
+        """Return the path on which the signal grows most, or why it can't be judged."""
+        depths = read_depths(record, info)
+        if isinstance(depths, str):
+            return depths
+        return max(depths, key=lambda each: (each.gain > self.gain and each.steady, each.attenuation))
+
     def _over_depth(self, record: StepRecord, info: RunInfo, state: State, depth: Depth) -> _Hit | None:
         """See the signal grow on its way to the early layers."""
         # Steps of different optimizers (a GAN's) see different sites: only like is compared with like.
@@ -115,7 +123,7 @@ class ExplodingGradient(Rule):
 
         def write(trend: LossTrend) -> Sentences:
             sites = depth.sites(info)
-            start = read_start(record, info, sites)
+            start = read_start(record, info, sites, depth.layers(info))
             remedy = starting_remedy(info, sites)
             return Sentences(
                 cause=starting_cause(start, sites, gain) + gains_sentence(record, info, depth),
@@ -124,13 +132,12 @@ class ExplodingGradient(Rule):
                     (*remedy.actions, Action("clip_gradients", (), (("norm", 1.0),))),
                 ),
                 message=(
-                    f"The gradient signal at the first hidden site, {sites[0].name}, is {number(value)} times that at the last, "
-                    f"{sites[-1].name}: a factor of {number(gain)} at each of {len(sites) - 1} steps between sites. Reported "
-                    f"above {number(self.ratio)}. {trend.sentence(self.loss_fall)}"
+                    f"{depth.seen(info, f'{number(value)} times')}: a factor of {number(gain)} at each of {len(sites) - 1} steps "
+                    f"between sites. Reported above {number(self.ratio)}. {trend.sentence(self.loss_fall)}"
                 ),
             )
 
-        return _Hit(value, self.ratio, _layers(info), write)
+        return _Hit(value, self.ratio, depth.layers(info), write)
 
     def _over_loop(self, record: StepRecord, info: RunInfo) -> _Hit | None:
         """See the signal grow on its way to the first call of an unrolled loop."""

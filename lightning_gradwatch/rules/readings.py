@@ -45,16 +45,12 @@ def weight_layers(info: RunInfo) -> tuple[str, ...]:
 
 
 def early_mask(info: RunInfo) -> Mask:
-    """Return which layers are early weight layers, shape [L]."""
+    """Return which layers are early weight layers, shape [L]: of each path, where towers part."""
     early = np.zeros(len(info.layers), dtype=bool)
-    early[list(info.weight_columns[: max(1, len(info.weight_columns) // 3)])] = True
+    paths = [columns for path in info.site_paths.along(None) if (columns := info.layers_on(path))]
+    for columns in paths if len(paths) > 1 else [info.weight_columns]:
+        early[list(columns[: max(1, len(columns) // 3)])] = True
     return early
-
-
-def early_layers(info: RunInfo) -> tuple[str, ...]:
-    """Return the names of the first third of the weight layers, at least one of them."""
-    names = info.weight_names
-    return names[: max(1, len(names) // 3)]
 
 
 def site_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector:
