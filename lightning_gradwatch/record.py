@@ -1,7 +1,8 @@
 """What one measured step and one run hold: plain numpy, so that rules and readers never need torch.
 
-Layers and sites only ever grow during a run (one used later is appended), so an older record is a prefix of a newer one
-and a record names its column lists by a hash, its *layout*.
+Layers and sites stand along the data's path through the net, and may become more in mid-run: one that is thawed, or no longer
+skipped, takes its place between others. So a record names its column lists by a hash, its *layout*, and columns of different
+layouts are matched by name.
 """
 
 from __future__ import annotations
@@ -116,6 +117,17 @@ class LayerInfo:
     """Whether the forward pass was seen to use it; None where the forward pass can't be seen (compiled)."""
     lost: LostGradient | None = None
     """Where its gradient is lost; None where it has one, and where that didn't show."""
+    feeds: str = ""
+    """The first site on the path that its output reaches through no other; empty where it reaches none, or none is known."""
+    place: int | None = None
+    """How many layers were known when it first was, which its curves are numbered by; None: as many as its column says."""
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """All of it, as the layout is told by."""
+        own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
+        lost = () if self.lost is None else (dataclasses.astuple(self.lost),)
+        return (*own, *lost) if not self.feeds and self.place is None else (*own, *lost, self.feeds, self.place)
 
     @property
     def fan_in(self) -> float:
@@ -149,6 +161,16 @@ class SiteInfo:
     predecessors: tuple[str, ...] = ()
     """Sites whose outputs reached this one's argument through no other site in any measured step, as the autograd graph
     had it; in the order of the columns. An unrolled loop is among its own."""
+    past_unseen: tuple[str, ...] = ()
+    """Where an activation function that isn't seen, or has no signal, lies between: the sites on the other side of it."""
+    place: int | None = None
+    """How many sites were known when it first was, which its curves are numbered by; None: as many as its column says."""
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """All of it, as the layout is told by."""
+        own = (self.name, self.function, self.role, self.units, self.predecessors)
+        return own if self.place is None and not self.past_unseen else (*own, self.past_unseen, self.place)
 
 
 @dataclass(frozen=True)
@@ -202,10 +224,7 @@ class RunInfo(RunColumns):
     @cached_property
     def layout(self) -> str:
         """Twelve hexadecimal digits that tell one pair of column lists, and what is known of each, from another."""
-        columns = [
-            [dataclasses.astuple(layer) for layer in self.layers],
-            [dataclasses.astuple(site) for site in self.sites],
-        ]
+        columns = [[layer.told for layer in self.layers], [site.told for site in self.sites]]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
 
     def names(self, metric: str) -> tuple[str, ...]:
@@ -243,7 +262,13 @@ class RunInfo(RunColumns):
                 for layer in data["layers"]
             ),
             sites=tuple(
-                SiteInfo(**{**_known(SiteInfo, site), "predecessors": tuple(site.get("predecessors", ()))})
+                SiteInfo(
+                    **{
+                        **_known(SiteInfo, site),
+                        "predecessors": tuple(site.get("predecessors", ())),
+                        "past_unseen": tuple(site.get("past_unseen", ())),
+                    }
+                )
                 for site in data["sites"]
             ),
             optimizers=tuple(

@@ -123,9 +123,10 @@ class Activations:
             if site.role is None:
                 self.roles.called(site, node)
 
-    def parameterised(self, output: Tensor, layer: Layer | None = None) -> None:
-        """Note the output of an operation that takes a layer's parameter."""
-        self._last_layer = layer
+    def parameterised(self, output: Tensor, layers: Sequence[Layer]) -> None:
+        """Note the output of an operation that takes parameters of some layers."""
+        self._last_layer = layers[0] if layers else None
+        self._connections.uses(layers, output.grad_fn)
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
 

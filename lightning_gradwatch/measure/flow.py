@@ -28,6 +28,8 @@ class _Sources(NamedTuple):
 
     user: Layer | None
     """The first layer that one of them is a parameter of, or made from parameters of alone."""
+    users: Sequence[Layer]
+    """All such layers."""
     tag: Tag | None
     """Of the first other argument of which something is known."""
     tensor: Tensor | None
@@ -52,12 +54,13 @@ class Flow:
             self._tags.root(argument)
         self._kept = arguments[0].detach().clone() if op is _ERF and arguments else None
 
-    def use(self, arguments: Iterable[Any]) -> None:
-        """Note the layers whose parameters are among arguments."""
-        for argument in arguments:
-            layer = self._layers.owner(argument)
-            if layer is not None and layer.step != self._layers.step:
+    def use(self, arguments: Iterable[Any]) -> list[Layer]:
+        """Note the layers whose parameters are among arguments, and return them."""
+        used = [layer for argument in arguments if (layer := self._layers.owner(argument)) is not None]
+        for layer in used:
+            if layer.step != self._layers.step:
                 self._layers.use(layer)
+        return used
 
     def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Any) -> None:
         """Hand what is known of a call's arguments on to its results."""
@@ -96,7 +99,7 @@ class Flow:
                 done = combine(op, arguments, new, self._tags, self._activations.roles)
         self._tags.put(result, new)
         if sources.user is not None and not sources.weights_only:
-            self._activations.parameterised(result, sources.user)
+            self._activations.parameterised(result, sources.users)
         if done is not None:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
@@ -111,7 +114,7 @@ class Flow:
         return ended if ended is not None and math.isclose(arguments.constant, ended.missing, rel_tol=1e-3) else None
 
     def _sources(self, arguments: Sequence[Tensor]) -> _Sources:
-        user: Layer | None = None
+        users: dict[Layer, None] = {}
         found: Tag | None = None
         tensor: Tensor | None = None
         weights_only = bool(arguments)
@@ -129,5 +132,6 @@ class Flow:
                     weights_only = False
                     if found is None and tag is not None:
                         found, tensor = tag, argument
-            user = user or layer
-        return _Sources(user, found, tensor, weights_only and user is not None)
+            if layer is not None:
+                users[layer] = None
+        return _Sources(next(iter(users), None), tuple(users), found, tensor, weights_only and bool(users))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.layers import Layer, Layers, Owned
     from lightning_gradwatch.measure.location import ModuleNames
+    from lightning_gradwatch.measure.path import Path
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.staging import Staging
     from lightning_gradwatch.measure.unseen import Unseen
@@ -117,6 +118,7 @@ class StepMeter:
         *,
         layers: Layers,
         sites: Sites,
+        path: Path,
         faults: Faults,
         names: ModuleNames,
         staging: Staging,
@@ -150,7 +152,7 @@ class StepMeter:
         self._processes = processes
         self._tags = Tags()
         self.hooks = SignalHooks(faults, off=activations_only)
-        self._connections = Connections(off=activations_only)
+        self._connections = Connections(path, off=activations_only)
         self.activations = Activations(
             sites=sites,
             collected=self.collected,

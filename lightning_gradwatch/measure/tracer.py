@@ -27,12 +27,12 @@ from lightning_gradwatch.measure.unobserved import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.activations import Activations
     from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.layers import Layer, Layers
 
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
@@ -66,6 +66,8 @@ class Tracer(TorchFunctionMode):
         self.harmless = faults.guard("activations")
         """A block in which an exception is a fault of ours."""
         self._before_backward = before_backward
+        self._used: Sequence[Layer] = ()
+        """The layers of the activation call that is running."""
         self._crowded = False
         """Whether the user has a function mode around it, which would see what we compute."""
 
@@ -154,7 +156,7 @@ class Tracer(TorchFunctionMode):
         # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         try:
             if op is _KEEP and (call := identify(func, args, kwargs)) is not None:
-                self._flow.use(args)
+                self._used = self._flow.use(args)
                 return self._activations.before(call)
             if op in _VALUES:
                 tensors: list[Tensor] = operands_of(func, args, kwargs)
@@ -175,7 +177,7 @@ class Tracer(TorchFunctionMode):
             elif seen is not None and isinstance(result, Tensor):
                 self._activations.after(seen, result)
                 if seen.site.function == "prelu":  # an activation function and a layer in one
-                    self._activations.parameterised(result)
+                    self._activations.parameterised(result, self._used)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
 
