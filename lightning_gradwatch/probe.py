@@ -378,6 +378,7 @@ class Probe:
             len(self._sites.ordered),
             self._path.connections,
             self._arranged,
+            self._sites.corrections,
             self._unseen.changes,
             self._estimated,
             self._changes,

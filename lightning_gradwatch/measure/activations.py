@@ -11,6 +11,7 @@ from torch import nn
 from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import counter
 from lightning_gradwatch.measure.functions import COMPOSITES, OUTER, Call, Inner, Zones, composite
+from lightning_gradwatch.measure.gates import may_gate
 from lightning_gradwatch.measure.location import Location, inside_function, locate
 from lightning_gradwatch.measure.mask import Masks
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
@@ -112,6 +113,7 @@ class Activations:
         origin, seen.origin = seen.origin, None
         tag = Tag(output, seen.axis, seen.layer)
         tag.call, tag.of = seen, seen.of
+        tag.gate = seen if may_gate(site) else None
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
             seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
@@ -129,6 +131,18 @@ class Activations:
         self._connections.uses(layers, output.grad_fn)
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
+
+    def gates(self, site: Site) -> None:
+        """Note that a site's output multiplies another tensor."""
+        if site.role is None:
+            self.roles.gates(site)
+        else:
+            self._sites.correct(site, "gate")
+
+    def of_weights(self, weight: Tensor) -> None:
+        """Note what was made of parameters alone."""
+        if weight.grad_fn is not None:
+            self._connections.of_weights(weight.grad_fn)
 
     def hides(self, function: str, *, trained: bool) -> None:
         """Note a torch call that holds activation functions of its own, out of sight."""

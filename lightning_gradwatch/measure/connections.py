@@ -114,6 +114,11 @@ class Connections:
         if node is not None:
             self._pass.uses[node] = layers
 
+    def of_weights(self, node: Node) -> None:
+        """Note a node that makes weights of parameters: an activation function there is none that data goes through."""
+        if _hides_a_function(cast("Any", type(node))):
+            self._pass.of_weights.add(node)
+
     def forget(self, node: Node | None) -> None:
         """Forget a call by its node: another one is its end."""
         if node is not None:
@@ -124,15 +129,15 @@ class Connections:
         seen, self._pass = self._pass, _Pass()
         roots = [tensor.grad_fn for tensor in tensors_in((loss,)) if tensor.grad_fn is not None]
         own = {node: call for node, call in seen.calls.items() if call.counts}
-        news = bool(own) and self._find_sites(own, roots, blind=seen.blind)
+        news = bool(own) and self._find_sites(own, roots, seen)
         if self._path.is_new(seen.used) or news:
             self._find_path(seen, roots)
         if not all(seen.used.values()):
             self._path.take_use(seen.used)
 
-    def _find_sites(self, own: dict[Node, _Call], roots: list[Node], *, blind: bool) -> bool:
+    def _find_sites(self, own: dict[Node, _Call], roots: list[Node], seen: _Pass) -> bool:
         """Find which sites feed which in a pass; return whether that is news."""
-        walk = _SiteWalk(own, blind=blind)
+        walk = _SiteWalk(own, seen)
         exits = EMPTY
         for root in roots:
             exits = union(exits, walk.reached_from(root))
@@ -179,6 +184,8 @@ class _Pass:
         self.uses: dict[Node, Sequence[Layer]] = {}
         self.used: dict[int, bool] = {}
         """The numbers of its layers and sites, in the order of their first use, each with whether some node is theirs."""
+        self.of_weights: set[Node] = set()
+        """Nodes of activation functions of parameters."""
         self.blind = False
         """Whether a call has no node of its own, so that the graph leads past it."""
 
@@ -215,13 +222,14 @@ class _Finds:
 class _SiteWalk(_Finds):
     """Finds which sites feed which."""
 
-    def __init__(self, calls: dict[Node, _Call], *, blind: bool) -> None:
+    def __init__(self, calls: dict[Node, _Call], seen: _Pass) -> None:
         super().__init__(calls)
         self.feeding: dict[Node, Span] = {}
         """For the node of each call that was reached: the sites that feed it."""
         self.exits: Span = EMPTY
         """Sites whose output goes where the graph leads past a call."""
-        self._blind = blind
+        self._blind = seen.blind
+        self._of_weights = seen.of_weights
 
     def _after(self, node: Any, found: Span) -> Span:
         call = self._calls.get(node)
@@ -231,7 +239,9 @@ class _SiteWalk(_Finds):
         if self._blind and (isinstance(node, BackwardCFunction) or type(node).__name__ == "CopySlices"):
             self.exits = union(self.exits, found)
             return _LOST
-        return union(found, _UNSEEN) if _hides_a_function(cast("Any", type(node))) else found
+        if _hides_a_function(cast("Any", type(node))) and node not in self._of_weights:
+            return union(found, _UNSEEN)
+        return found
 
 
 class _PathWalk(_Finds):

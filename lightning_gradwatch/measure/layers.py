@@ -124,6 +124,7 @@ class Layers:
         """By name, those of which nothing was trained so far; they are no layers of the run, and feed sites like any."""
         self._of_frozen: dict[int, tuple[weakref.ref[nn.Parameter], Layer]] = {}
         self._by_parameter: dict[int, Layer] = {}
+        self._buffers: dict[int, weakref.ref[torch.Tensor]] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self.ordered: list[Layer] = []
         """Those that were used, along the path, and behind them those that weren't, in registration order."""
@@ -171,6 +172,7 @@ class Layers:
         self._listed -= left
         self.ordered = [layer for layer in self.ordered if layer in self._listed]
         self._take_frozen(frozen, modules, thawed)
+        self._buffers = {id(each): weakref.ref(each) for each in self._model.buffers()}
         self.changes += 1
 
     def _same(
@@ -251,6 +253,13 @@ class Layers:
             if layer is None and self._sharded and isinstance(parameter, nn.Parameter):
                 return self._owner_of_gathered(parameter)
         return layer
+
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor of which nothing else is known is no data: a buffer of the model, or a single number."""
+        if tensor.requires_grad:
+            return False
+        buffer = self._buffers.get(id(tensor))
+        return not tensor.dim() or (buffer is not None and buffer() is tensor)
 
     def unknown(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer trains something that isn't taken in yet."""

@@ -14,7 +14,7 @@ from lightning_gradwatch.measure.spans import EMPTY, among, members, single, uni
 from lightning_gradwatch.segments import path_order, segment_starts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.sites import Site
@@ -129,6 +129,18 @@ class Path:
                     left &= ~(1 << number)
                     found[self._stops[number]] = site
                     waiting.append(number)
+        return found
+
+    def led_to_layers(self) -> Collection[int]:
+        """Return the numbers of all that leads to a layer, past whatever lies between."""
+        waiting = members((0, self._layers))
+        found: set[int] = set()
+        for number in waiting:
+            for known in (self._before, self._around):
+                for earlier in members(known.get(number, EMPTY)):
+                    if earlier not in found:
+                        found.add(earlier)
+                        waiting.append(earlier)
         return found
 
     # -- which sites feed which

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.location import Location
     from lightning_gradwatch.measure.spans import Span
 
-GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "relu6", "softplus"})
-"""Functions that gate when their output multiplies another tensor.
-
-Softplus makes a positive scale, as the step of a state space model, which starts near 0, on the flat side.
-"""
-
 
 @dataclass(eq=False)
 class Site:
@@ -75,6 +69,8 @@ class Sites:
         self.places: dict[str, int] = {}
         """By name, how many sites were named before each; those of a checkpoint too."""
         self._fresh: dict[Site, None] = {}
+        self.corrections = 0
+        """How often a site turned out to play another role than its first pass showed."""
 
     def infos(self) -> tuple[SiteInfo, ...]:
         """Describe the sites, column by column."""
@@ -96,11 +92,18 @@ class Sites:
         return tuple(site.name for site in sorted(sites, key=column.__getitem__))
 
     def arrange(self) -> bool:
-        """Put the sites in the order of the path; return whether that has changed."""
+        """Put the sites in the order of the path; return whether that has changed.
+
+        What a layer follows that was first used later is no output.
+        """
         ranks = self._path.ranks
         ordered = sorted(self.ordered, key=lambda site: ranks[site.number])
         same = ordered == self.ordered
         self.ordered = ordered
+        followed = self._path.led_to_layers() if any(site.role == "output" for site in ordered) else ()
+        for site in ordered:
+            if site.role == "output" and site.number in followed:
+                self.correct(site, "hidden")
         return not same
 
     @property
@@ -130,6 +133,12 @@ class Sites:
             site.number = self._path.add_site(site)
             self._fresh[site] = None
         return site
+
+    def correct(self, site: Site, role: Role) -> None:
+        """Give a site the role that a later pass showed."""
+        if site.role != role:
+            site.role = role
+            self.corrections += 1
 
     def drop(self, site: Site) -> None:
         """Leave a site out that turned out to be a step inside a hand-written function."""

@@ -155,7 +155,7 @@ class Tracer(TorchFunctionMode):
         """Look at a call that is about to run."""
         # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         try:
-            if op is _KEEP and (call := identify(func, args, kwargs)) is not None:
+            if op is _KEEP and (call := identify(func, args, kwargs)) is not None and not self._flow.is_weight(call.z):
                 self._used = self._flow.use(args)
                 return self._activations.before(call)
             if op in _VALUES:
