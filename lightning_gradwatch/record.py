@@ -321,9 +321,11 @@ class StepRecord:
     forward_rms: FloatVector
     """rms of each site's output in this step, shape [S], rounded to float32; infinite where it holds NaN or infinity."""
     loop_calls: FloatVector = field(default_factory=lambda: np.empty(0))
-    """How often a pass called each site, shape [S], or [0] where none was called more than once; NaN for one call."""
+    """How many calls of each site followed each other, as the turns of a loop over a sequence do: the mean over a step's
+    sequences, shape [S], or [0] where none did; NaN for a site of which none did."""
     loop_attenuation: FloatVector = field(default_factory=lambda: np.empty(0))
-    """‖δ‖ at the first of these calls over that at the last, in the same shape."""
+    """‖δ‖ at the first of these calls over that at the last, each the root of the sum of squares over the sequences, in the
+    same shape."""
     batch_idx: int = 0
     optimizers: tuple[int, ...] = (0,)
     """Indices of the optimizers that stepped."""

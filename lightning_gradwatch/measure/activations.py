@@ -120,8 +120,9 @@ class Activations:
             node = node_of(output, in_place=seen.in_place)
             if node is origin.node:
                 node = None  # none was made: without gradients, an in-place call leaves its argument the node it had
-            seen.handles = self.hooks.watch(seen.sums, output, node, origin)
-            self._connections.called(site, origin, node)
+            turn = seen.sums.turn()
+            seen.handles = self.hooks.watch(seen.sums, output, node, origin, turn=turn)
+            self._connections.called(site, origin, node, turn=turn)
             if site.role is None:
                 self.roles.called(site, node)
 
@@ -196,8 +197,9 @@ class Activations:
         site, sums, node = ended.site, ended.sums, output.grad_fn
         ended.before, ended.node = sums.outputs(), node
         sums.add_output(output, ended.axis, self._samples(site, output, ended.axis))
-        ended.handles = self.hooks.watch(sums, output, node, ended.root)
-        self._connections.called(site, ended.root, node, whole=True)
+        turn = sums.turn()
+        ended.handles = self.hooks.watch(sums, output, node, ended.root, turn=turn)
+        self._connections.called(site, ended.root, node, turn=turn, whole=True)
         if site.role is None:
             self.roles.called(site, node)
 

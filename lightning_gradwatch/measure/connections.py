@@ -22,7 +22,7 @@ from lightning_gradwatch.measure.spans import EMPTY, among, members, single, uni
 from lightning_gradwatch.measure.tags import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch.autograd.graph import Node
 
@@ -48,7 +48,9 @@ _FUNCTION = re.compile(
 class _Call(NamedTuple):
     site: Site
     span: Span
-    """The site's number, as a set."""
+    """The site's number, as a set; of a site that is called several times, a number of the call's own."""
+    turn: int
+    """The call's number among the site's (`SiteSums.turn`); 0 for one of a pass before, whose graph is still there."""
     argument: Node | None
     """The node that made z; None for a leaf."""
     whole: bool
@@ -75,16 +77,18 @@ class Connections:
         self._feeds: dict[Site, Span] = {}
         self._entries: set[Site] = set()
         self._exits: Span = EMPTY
+        self._chains: dict[Site, list[list[int]]] = {}
         self.lost = False
         """Whether a graph was too large to be seen to its end, so that nothing is told of what feeds what."""
 
-    def called(self, site: Site, origin: Origin, node: Node | None, *, whole: bool = False) -> None:
+    def called(self, site: Site, origin: Origin, node: Node | None, *, turn: int, whole: bool = False) -> None:
         """Note an activation call, at its end.
 
         Args:
             site: The call's site.
             origin: Of its argument, made before the call.
             node: That it made (see `signal.node_of`).
+            turn: Its number among the site's.
             whole: Whether it is the last step of a hand-written function.
         """
         if self._off:
@@ -94,7 +98,7 @@ class Connections:
             self._pass.used.setdefault(site.number, False)
             return
         self._feeds.setdefault(site, EMPTY)
-        self._pass.calls[node] = _Call(site, single(site.number), origin.node, whole)
+        self._pass.calls[node] = _Call(site, single(site.number), turn, origin.node, whole)
         self._pass.used[site.number] = True
 
     def uses(self, layers: Sequence[Layer], node: Node | None) -> None:
@@ -124,8 +128,13 @@ class Connections:
         if node is not None:
             self._pass.calls.pop(node, None)
 
-    def end_pass(self, loss: Any = None) -> None:
-        """Read the graph of a pass, from the loss that is about to be propagated back; None: nothing will be."""
+    def end_pass(self, loss: Any = None, *, retained: bool = False) -> None:
+        """Read the graph of a pass.
+
+        Args:
+            loss: What is about to be propagated back; None: nothing will be.
+            retained: The user keeps the graph, so that the next pass may go on from it.
+        """
         seen, self._pass = self._pass, _Pass()
         roots = [tensor.grad_fn for tensor in tensors_in((loss,)) if tensor.grad_fn is not None]
         own = {node: call for node, call in seen.calls.items() if call.counts}
@@ -134,9 +143,14 @@ class Connections:
             self._find_path(seen, roots)
         if not all(seen.used.values()):
             self._path.take_use(seen.used)
+        if retained and roots:
+            self._pass = seen
+            seen.calls = {node: call._replace(turn=0) for node, call in own.items()}
 
     def _find_sites(self, own: dict[Node, _Call], roots: list[Node], seen: _Pass) -> bool:
         """Find which sites feed which in a pass; return whether that is news."""
+        loops = _Loops(own, self._path.size)
+        own = loops.calls
         walk = _SiteWalk(own, seen)
         exits = EMPTY
         for root in roots:
@@ -146,17 +160,19 @@ class Connections:
         for node, call in beyond:
             walk.reached_from(node)
             exits = union(exits, call.span)
-        self._exits = union(self._exits, union(exits, walk.exits))
+        self._exits = union(self._exits, loops.sites(union(exits, walk.exits)))
         if not walk.whole:
             self.lost = True
             return False
         news = False
         for node, call in own.items():
-            feeding = walk.feeding[node]
+            feeding = loops.follow(call, walk.feeding[node])
             self._feeds[call.site] = union(self._feeds[call.site], feeding)
             if not among(feeding, -1 << FIRST)[1]:
                 self._entries.add(call.site)
             news = self._path.feed(call.site, feeding) or news
+        for site, chains in loops.chains.items():
+            self._chains.setdefault(site, []).extend(chains.values())
         return news
 
     def _find_path(self, seen: _Pass, roots: list[Node]) -> None:
@@ -170,6 +186,10 @@ class Connections:
                 return
         seen.used = dict.fromkeys(seen.used, False)
         self._path.take(seen.used, {}, {})
+
+    def chains(self) -> Mapping[Site, Sequence[Sequence[int]]]:
+        """Return for each site that a pass called several times the calls that follow each other, by their numbers."""
+        return {} if self.lost else self._chains
 
     def segments(self) -> dict[Site, Site]:
         """Return for each site the one where the segment of its weight gain starts."""
@@ -188,6 +208,61 @@ class _Pass:
         """Nodes of activation functions of parameters."""
         self.blind = False
         """Whether a call has no node of its own, so that the graph leads past it."""
+
+
+class _Loops:
+    """The calls of a pass, of which those of sites that are called several times are told apart, by numbers of their own.
+
+    Args:
+        calls: All of them, in their order.
+        size: A number above those of the sites.
+    """
+
+    def __init__(self, calls: dict[Node, _Call], size: int) -> None:
+        self.calls = calls
+        self.chains: dict[Site, dict[int, list[int]]] = {}
+        """By site, of each sequence of calls that feed each other those that are the site's own."""
+        self._size = size
+        self._own: list[Site] = []
+        self._all_of: dict[Site, int] = {}
+        """By site its calls, as bits."""
+        self._sequence: list[int] = []
+        counts = Counter(call.site for call in calls.values())
+        if len(counts) == len(calls):
+            return
+        self.calls = {}
+        for node, call in calls.items():
+            if counts[call.site] > 1:
+                number = size + len(self._own)
+                self._own.append(call.site)
+                self._all_of[call.site] = self._all_of.get(call.site, 0) | 1 << number
+                self.calls[node] = call._replace(span=single(number))
+            else:
+                self.calls[node] = call
+
+    def sites(self, found: Span) -> Span:
+        """Return the sites of a set of sites and calls."""
+        calls = among(found, -1 << self._size)
+        if not calls[1]:
+            return found
+        found = among(found, (1 << self._size) - 1)
+        while calls[1]:
+            site = self._own[calls[0] - self._size]
+            found = union(found, single(site.number))
+            calls = among(calls, ~self._all_of[site])
+        return found
+
+    def follow(self, call: _Call, feeding: Span) -> Span:
+        """Put a call into the sequence of those that feed it, and return the sites that do; calls come in their order."""
+        number = call.span[0] - self._size
+        if number >= 0:
+            low, mask = among(feeding, ((1 << number) - 1) << self._size)
+            # What several sequences feed belongs to the latest: they are turned over one by one, or step by step.
+            sequence = self._sequence[low + mask.bit_length() - 1 - self._size] if mask else number
+            self._sequence.append(sequence)
+            if call.turn:  # else of a pass before, in whose chains it is
+                self.chains.setdefault(call.site, {}).setdefault(sequence, []).append(call.turn)
+        return self.sites(feeding)
 
 
 class _Finds:

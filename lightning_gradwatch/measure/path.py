@@ -53,6 +53,11 @@ class Path:
         self._ranks: list[int] = []
         self._segments: tuple[object, dict[Site, Site]] = (None, {})
 
+    @property
+    def size(self) -> int:
+        """A number above those of all layers and sites so far."""
+        return len(self._stops)
+
     def add_layer(self, layer: Layer) -> int:
         """Add a layer, at its first use, and return its number."""
         self._layers |= 1 << len(self._stops)

@@ -71,7 +71,9 @@ class SignalHooks:
         finally:
             self.ignoring = before
 
-    def watch(self, sums: SiteSums, output: Tensor, node: Node | None, origin: Origin) -> list[RemovableHandle]:
+    def watch(
+        self, sums: SiteSums, output: Tensor, node: Node | None, origin: Origin, *, turn: int
+    ) -> list[RemovableHandle]:
         """Add ‖δ‖ and ‖dL/da‖ of a call to `sums` when the backward pass gets there.
 
         Args:
@@ -79,6 +81,7 @@ class SignalHooks:
             output: What the activation function returned.
             node: That the call made (see `node_of`).
             origin: Of its argument z, made before the call (an in-place function changes it).
+            turn: The call's number (`SiteSums.turn`).
 
         Returns:
             The handles, for a call that turns out to be a step inside a larger function.
@@ -90,14 +93,14 @@ class SignalHooks:
             return []
         edges = node.next_functions
         if node is not output.grad_fn or (len(edges) == 1 and origin.takes(*edges[0])):
-            handle = node.register_hook(_Single(self, self._faults, sums))
+            handle = node.register_hook(_Single(self, self._faults, sums, turn))
             self._handles.append(handle)
             return [handle]
         ends = _ends(node, origin)
         if not ends:
             sums.signal_complete = False
             return []
-        seen = _Parts(sums, len(ends))
+        seen = _Parts(sums, len(ends), turn)
         handles = [end.register_hook(self._hook(seen, places)) for end, places in ends]
         handles.append(node.register_hook(self._arriving_hook(sums)))
         self._handles += handles
@@ -162,12 +165,13 @@ class _Single:
     No closure, whose cells would be four times as many objects for the garbage collector to walk.
     """
 
-    __slots__ = ("_faults", "_fired", "_hooks", "_sums")
+    __slots__ = ("_faults", "_fired", "_hooks", "_sums", "_turn")
 
-    def __init__(self, hooks: SignalHooks, faults: Faults, sums: SiteSums) -> None:
+    def __init__(self, hooks: SignalHooks, faults: Faults, sums: SiteSums, turn: int) -> None:
         self._hooks = hooks
         self._faults = faults
         self._sums = sums
+        self._turn = turn
         self._fired = False
 
     def __call__(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
@@ -186,15 +190,16 @@ class _Single:
             self._faults.report("signal", error)
 
     def _measure(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
-        self._sums.add_signal(grad_inputs[0])
+        self._sums.add_signal(grad_inputs[0], self._turn)
         self._sums.add_arriving(grad_outputs[0])
 
 
 class _Parts:
     """The gradients that a call's nodes pass on to z, until all of them came."""
 
-    def __init__(self, sums: SiteSums, nodes: int) -> None:
+    def __init__(self, sums: SiteSums, nodes: int, turn: int) -> None:
         self._sums = sums
+        self._turn = turn
         self._missing = nodes
         self._delta: Tensor | None = None
 
@@ -208,7 +213,7 @@ class _Parts:
             if gradient is not None:
                 self._delta = gradient.detach() if self._delta is None else self._delta + gradient.detach()
         if self._missing == 0 and self._delta is not None:
-            self._sums.add_signal(self._delta)
+            self._sums.add_signal(self._delta, self._turn)
             self._delta = None
 
 

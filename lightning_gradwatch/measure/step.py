@@ -26,7 +26,7 @@ from lightning_gradwatch.measure.trail import Trail, TrailedTracer
 from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.optim import Optimizer
@@ -72,6 +72,7 @@ class Measured:
         self.losses = step.losses
         self.scale = step.scale
         self.segments = step.segments
+        self.chains = step.chains
         self.trail = step.trail
         self.pending: Pending = step.pack.send()
 
@@ -145,6 +146,7 @@ class StepMeter:
         self.scale: Slot | None = None
         self.activations_only = activations_only
         self.segments: dict[Site, Site] = {}
+        self.chains: Mapping[Site, Sequence[Sequence[int]]] = {}
         self._layers = layers
         self._snapshots = snapshots
         self._spacious = spacious
@@ -223,12 +225,17 @@ class StepMeter:
         return self._connections.lost
 
     @_harmless
-    def end_pass(self, loss: Any = None) -> None:
-        """Close a forward pass; `loss` is what it computed and is about to be propagated back, where that is known."""
+    def end_pass(self, loss: Any = None, *, retained: bool = False) -> None:
+        """Close a forward pass.
+
+        Args:
+            loss: What it computed and is about to be propagated back, where that is known.
+            retained: The graph stays for another pass to go on from.
+        """
         with self.faults.guard("activations"):
             self.activations.end_pass()
         with self.faults.guard("signal"):
-            self._connections.end_pass(loss)
+            self._connections.end_pass(loss, retained=retained)
             if self.trail is not None:
                 self.trail.note_loss(loss)
         if self._audit is not None:
@@ -236,8 +243,8 @@ class StepMeter:
                 self._audit.check(loss)
 
     @_harmless
-    def _saw_backward(self, loss: Any) -> None:
-        self.end_pass(loss)
+    def _saw_backward(self, loss: Any, retained: bool) -> None:
+        self.end_pass(loss, retained=retained)
         if self.takes_losses:
             self.add_loss(loss)
 
@@ -341,6 +348,7 @@ class StepMeter:
             self._staging.end()
         with self.faults.guard("signal"):
             self.segments = self._connections.segments()
+            self.chains = self._connections.chains()
         return Measured(self)
 
     @_harmless

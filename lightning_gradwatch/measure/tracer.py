@@ -54,7 +54,7 @@ class Tracer(TorchFunctionMode):
         activations: Activations,
         tags: Tags,
         faults: Faults,
-        before_backward: Callable[[Any], None],
+        before_backward: Callable[[Any, bool], None],
     ) -> None:
         super().__init__()
         self.recording = False
@@ -137,7 +137,7 @@ class Tracer(TorchFunctionMode):
         if op is _GRAD:
             with self._activations.hooks.ignored():
                 return func(*args, **kwargs)
-        self._before_backward(args[0] if args else kwargs.get("tensors"))
+        self._before_backward(args[0] if args else kwargs.get("tensors"), retains(args, kwargs))
         return func(*args, **kwargs)
 
     def _run_unobserved(
@@ -180,6 +180,13 @@ class Tracer(TorchFunctionMode):
                     self._activations.parameterised(result, self._used)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
+
+
+def retains(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a backward pass of these arguments leaves its graph for another one."""
+    given = dict(zip(("retain_graph", "create_graph"), args[2:], strict=False)) | dict(kwargs)
+    retain = given.get("retain_graph")
+    return bool(given.get("create_graph") if retain is None else retain)
 
 
 def _op(func: Callable[..., Any]) -> Op:

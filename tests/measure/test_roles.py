@@ -1,11 +1,14 @@
 """Roles of sites: hidden, gate or output."""
 
 import math
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+from lightning_gradwatch.probe import Probe
 
 X = torch.randn(8, 4)
 
@@ -333,6 +336,53 @@ def test_a_role_is_corrected_when_a_later_pass_shows_more(measure):
     assert measure(gate, X, steps=1).roles == {":sigmoid": "output"}
     alone = Early(lambda m, x, h: h)
     assert measure(alone, X, steps=3).roles == {":sigmoid": "output"}
+
+
+@pytest.mark.parametrize("function", [Tensor.backward, torch.autograd.backward])
+def test_what_a_second_loss_is_led_on_from_a_graph_that_was_kept(function):
+    """An encoder's own loss comes first: what it made feeds the decoder all the same."""
+    torch.manual_seed(0)
+    encoder, decoder = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    model = nn.Sequential(encoder, decoder, nn.Linear(4, 1))
+    probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with probe:
+        h = encoder(X)
+        function(h.square().mean(), retain_graph=True)
+        model[2](decoder(h)).square().mean().backward()
+        probe._optimizers[0].step()
+    assert {site.name: (site.role, site.predecessors) for site in probe.info.sites} == {
+        "0.1": ("hidden", ()),
+        "1.1": ("hidden", ("0.1",)),
+    }
+    assert [layer.name for layer in probe.info.layers] == ["0.0", "1.0", "2"]
+
+
+class Held(torch.autograd.Function):
+    """A step of a graph that can be seen to go."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.held = Held.latest = Early(None)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_a_graph_that_was_kept_is_let_go_when_the_next_pass_ends():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 1))
+    probe = Probe(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with probe:
+        loss = model[2](Held.apply(model[:2](X))).sum()
+        kept = weakref.ref(Held.latest)
+        Held.latest = None
+        loss.backward(retain_graph=True)
+        del loss
+        assert kept() is not None
+        model(X).sum().backward()
+        assert kept() is None
+        probe._optimizers[0].step()
 
 
 def test_roles_stay_what_the_first_pass_showed(measure):
