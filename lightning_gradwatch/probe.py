@@ -26,7 +26,7 @@ from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.tally import Columns
 from lightning_gradwatch.measure.trail import MOST_STEPS, MOST_TRIES
 from lightning_gradwatch.measure.unobserved import unobserved
-from lightning_gradwatch.measure.unseen import Note, Unseen
+from lightning_gradwatch.measure.unseen import BY_GRAD, Note, Unseen
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.measure.windows import Windows
 
@@ -286,6 +286,8 @@ class Probe:
             self._audited = len(self._sites.ordered)
         if measured.losses and not measured.activations_only:
             self._unseen.take_signals(measured.sums)
+        if meter.activations.by_grad and measured.steps and not (measured.losses or measured.activations_only):
+            self._unseen.note(BY_GRAD, Note("", BY_GRAD, len(self._sites.ordered)))
         self._unseen.take_masks()
         if meter.lost:
             self._unseen.note(TOO_LARGE, Note("", TOO_LARGE, 0))

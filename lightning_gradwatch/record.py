@@ -139,13 +139,23 @@ class LayerInfo:
         if self.kind.startswith("ConvTranspose"):
             return math.nan  # its stride decides
         units = entries = 0.0
-        for shape in self.shapes:
-            if len(shape) > 1:
+        for shape in self._matrices:
+            if self.kind == "Conv1D":  # a linear layer of transformers, the other way round
+                inputs = math.prod(shape[:-1])
+            else:
                 # A bare parameter may be a table of positions or a mixing matrix: what is added up is its last axis.
                 inputs = shape[-1] if self.kind == "Parameter" else math.prod(shape[1:])
-                units += math.prod(shape) / max(inputs, 1)
-                entries += math.prod(shape)
+            units += math.prod(shape) / max(inputs, 1)
+            entries += math.prod(shape)
         return entries / units if units else math.nan
+
+    @property
+    def _matrices(self) -> list[tuple[int, ...]]:
+        """The shapes of two or more dimensions, but for the lengths that weight normalisation holds apart, [n, 1, …]."""
+        matrices = [shape for shape in self.shapes if len(shape) > 1]
+        if self.kind.startswith(("LSTM", "GRU", "RNN")):  # one that is given a single feature has such a matrix
+            return matrices
+        return [shape for shape in matrices if math.prod(shape[1:]) > 1] or matrices
 
 
 @dataclass(frozen=True)

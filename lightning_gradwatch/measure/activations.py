@@ -16,7 +16,7 @@ from lightning_gradwatch.measure.location import Location, inside_function, loca
 from lightning_gradwatch.measure.mask import Masks
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.sites import Roles
-from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
+from lightning_gradwatch.measure.tags import Tag, Tags, tensors_in, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Activations:
         self._unseen = unseen
         self.masks = Masks(None)
         """Which positions of this pass are samples."""
+        self.by_grad = False
+        """Whether the program takes gradients of parameters by ``autograd.grad``."""
         self._connections = connections
         self._sites = sites
         self._collected = collected
@@ -132,6 +134,11 @@ class Activations:
         self._connections.uses(layers, output.grad_fn)
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
+
+    def takes_gradients(self, of: object) -> None:
+        """Note that ``autograd.grad`` is asked for gradients of parameters."""
+        tensors = tensors_in((of,))
+        self.by_grad = self.by_grad or any(isinstance(each, nn.Parameter) for each in tensors)
 
     def gates(self, site: Site) -> None:
         """Note that a site's output multiplies another tensor."""

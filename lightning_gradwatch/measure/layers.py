@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_gradwatch.measure.path import Path
 from lightning_gradwatch.measure.shards import placed
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_OTHER_WAY_ROUND = "Conv1D"
+"""The linear layer of transformers whose matrix has a column, not a row, for each output."""
+_PARAMETRIZED = re.compile(r"(?:^|\.)parametrizations\.[^.]+$")
 _FABRIC = "_forward_module"
 """Under which Lightning Fabric's wrapper holds what its forward pass runs."""
 
@@ -90,8 +94,9 @@ class Layer:
 
     @property
     def features(self) -> int:
-        """How many output features it makes, as the rows of its first matrix have it; 0 without one."""
-        return next((parameter.shape[0] for parameter in self.matrices), self.outputs)
+        """How many output features it makes, as its first matrix has it; 0 without one."""
+        axis = -1 if self.kind == _OTHER_WAY_ROUND else 0
+        return next((parameter.shape[axis] for parameter in self.matrices), self.outputs)
 
     def info(self, column: int, *, seen: bool) -> LayerInfo:
         """Describe the layer, in a column; `seen` says whether the forward pass can be watched at all."""
@@ -163,7 +168,7 @@ class Layers:
             left.discard(layer)
             thawed.discard(layer)
             layer.parameters = parameters
-            _describe(layer, name, modules.get(f"{name}."))
+            _describe(layer, name, modules)
             self._by_name[name] = layer
         self._parameters = held
         self._by_parameter = {id(each): layer for layer in self._by_name.values() for each in layer.parameters}
@@ -225,10 +230,10 @@ class Layers:
             if layer is None:
                 layer = self._same_frozen(earlier.get(name), [parameter], left) or Layer(name=name, kind="")
                 left.discard(layer)
-                _describe(layer, name, modules.get(f"{name}."))
+                _describe(layer, name, modules)
                 self._frozen[name] = layer
             if is_matrix(parameter):
-                layer.outputs = layer.outputs or parameter.shape[0]
+                layer.outputs = layer.outputs or parameter.shape[-1 if layer.kind == _OTHER_WAY_ROUND else 0]
             of_frozen[id(parameter)] = weakref.ref(parameter), layer
         self._of_frozen = of_frozen
 
@@ -342,9 +347,15 @@ def _owner_name(full: str) -> str:
     return prefix or own
 
 
-def _describe(layer: Layer, name: str, module: nn.Module | None) -> None:
+def _describe(layer: Layer, name: str, modules: Mapping[str, nn.Module]) -> None:
     layer.name = name
-    layer.kind = "Parameter" if module is None else type(module).__name__.removeprefix("Lazy")
+    module = modules.get(f"{name}.")
+    kind = "" if module is None else type(module).__name__
+    if isinstance(module, ParametrizationList):  # of the kind of what it makes a weight for
+        outer = _PARAMETRIZED.sub("", name)
+        module = modules.get(f"{outer}." if outer else "")
+        kind = type(module).__name__.removeprefix("Parametrized")
+    layer.kind = kind.removeprefix("Lazy") or "Parameter"
     layer.normalizes = isinstance(module, _NOT_WEIGHT)
 
 

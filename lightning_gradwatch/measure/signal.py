@@ -28,6 +28,23 @@ if TYPE_CHECKING:
 
 Grads: TypeAlias = "tuple[Tensor | None, ...]"
 
+_BY_OUTPUT = frozenset(
+    [
+        "relu",
+        "leaky_relu",
+        "relu6",
+        "hardtanh",
+        "threshold",
+        "hardshrink",
+        "softshrink",
+        "sigmoid",
+        "tanh",
+        "softmax",
+        "log_softmax",
+    ]
+)
+"""Functions whose derivative autograd computes from the output, or is constant in pieces: what comes back through a derivative
+goes through the function's own node, or is 0."""
 _LARGEST_COMPOSITE = 40
 """Nodes that a hand-written activation function has at most (the tanh form of GELU has ten)."""
 
@@ -61,15 +78,22 @@ class SignalHooks:
         self._off = off
         self._handles: list[RemovableHandle] = []
         self.ignoring = False
+        self.doubling = False
+        """Whether the backward pass that is left out makes a graph, through which the step's own may come back."""
 
     @contextmanager
-    def ignored(self) -> Iterator[None]:
-        """Leave out a backward pass that isn't the step's own, such as a gradient penalty's."""
-        before, self.ignoring = self.ignoring, True
+    def ignored(self, *, doubling: bool = False) -> Iterator[None]:
+        """Leave out a backward pass that isn't the step's own, such as a gradient penalty's.
+
+        Where it makes a graph, the step's own pass differentiates that too: what a derivative that depends on z gets of it
+        goes to z past the activation's own node, so that its signal isn't all there.
+        """
+        before = self.ignoring, self.doubling
+        self.ignoring, self.doubling = True, doubling
         try:
             yield
         finally:
-            self.ignoring = before
+            self.ignoring, self.doubling = before
 
     def watch(
         self, sums: SiteSums, output: Tensor, node: Node | None, origin: Origin, *, turn: int
@@ -122,6 +146,8 @@ class SignalHooks:
         def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
             del grad_outputs
             if self.ignoring or not self._faults.on("signal"):
+                if self.doubling:
+                    parts.spoil()
                 return
             with self._guard, unobserved():
                 parts.take([grad_inputs[place] for place in places])
@@ -176,6 +202,8 @@ class _Single:
 
     def __call__(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
         if self._hooks.ignoring or not self._faults.on("signal"):
+            if self._hooks.doubling and self._sums.site.function not in _BY_OUTPUT:
+                self._sums.signal_complete = False
             return
         try:  # not a guard: a deep net has hundreds of these
             if self._fired:  # see `_Parts.take`
@@ -202,6 +230,10 @@ class _Parts:
         self._turn = turn
         self._missing = nodes
         self._delta: Tensor | None = None
+
+    def spoil(self) -> None:
+        """Note that a part of the signal will go another way."""
+        self._sums.signal_complete = False
 
     def take(self, gradients: list[Tensor | None]) -> None:
         self._missing -= 1

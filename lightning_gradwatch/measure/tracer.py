@@ -135,7 +135,8 @@ class Tracer(TorchFunctionMode):
 
     def _run_backward(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if op is _GRAD:
-            with self._activations.hooks.ignored():
+            self._activations.takes_gradients(args[1] if len(args) > 1 else kwargs.get("inputs"))
+            with self._activations.hooks.ignored(doubling=_makes_graph(args, kwargs)):
                 return func(*args, **kwargs)
         self._before_backward(args[0] if args else kwargs.get("tensors"), retains(args, kwargs))
         return func(*args, **kwargs)
@@ -187,6 +188,11 @@ def retains(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     given = dict(zip(("retain_graph", "create_graph"), args[2:], strict=False)) | dict(kwargs)
     retain = given.get("retain_graph")
     return bool(given.get("create_graph") if retain is None else retain)
+
+
+def _makes_graph(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether ``autograd.grad`` of these arguments makes a graph of what it does."""
+    return bool(args[4] if len(args) > 4 else kwargs.get("create_graph"))
 
 
 def _op(func: Callable[..., Any]) -> Op:
