@@ -253,6 +253,8 @@ class Probe:
             unseen=self._unseen,
             audited=audited,
             suspects=suspects,
+            measure_early=self._measure_early,
+            optimizers=lambda: self._optimizers,
         )
         self._meter.activations.masks = Masks(self.mask)
         return self._meter
@@ -265,8 +267,14 @@ class Probe:
             self._changes += 1
         self._take_in_new_parameters()
 
+    def _measure_early(self, index: int, *, again: bool) -> None:
+        """Measure what an optimizer will use before it begins to step."""
+        self.before_optimizer_step(self._optimizers[index], index, again=again, early=True)
+
     @unobserved()
-    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
+    def before_optimizer_step(
+        self, optimizer: Optimizer, index: int, *, again: bool = False, early: bool = False
+    ) -> bool:
         """Measure what an optimizer is about to use; whether it is its first step in this one, or is to be measured again."""
         assert self._meter is not None
         if index >= len(self._optimizers) or self._optimizers[index] is not optimizer:
@@ -274,7 +282,7 @@ class Probe:
             self._changes += 1
         self._take_in_new_parameters()  # shards that whole parameters stood in for when the step began
         self._layers.list_unused()
-        return self._meter.before_optimizer_step(optimizer, index, again=again)
+        return self._meter.before_optimizer_step(optimizer, index, again=again, early=early)
 
     @unobserved()
     def finish(self, facts: StepFacts) -> PendingRecord:

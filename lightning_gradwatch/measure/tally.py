@@ -161,6 +161,7 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
     for site, start in measured.segments.items():
         if (place := columns.place.get(site)) is not None:
             starts[place] = columns.place.get(start)
+    scale = 1.0 if measured.scale is None else float(values[measured.scale][0])
     return Tally(
         layers=of_layers,
         sites=of_sites,
@@ -168,10 +169,10 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
         starts=starts,
         unreadable=any(step.gradients is not None and step.gradients.unreadable for step in measured.steps.values()),
         clipped=math.hypot(*clipped) if clipped else math.nan,
-        loss=math.fsum(float(values[slot][0]) for slot in measured.losses)
+        loss=math.fsum(float(values[slot][0]) for slot in measured.losses) / (scale if measured.scaled_losses else 1.0)
         if measured.losses and optimizers == 1
         else math.nan,
-        scale=1.0 if measured.scale is None else float(values[measured.scale][0]),
+        scale=scale,
         stepped=tuple(sorted(index for index, step in measured.steps.items() if step.taken(values))),
         skipped=any(not step.taken(values) for step in measured.steps.values()),
         learning_rates=tuple(

@@ -8,12 +8,13 @@ module. It is entered for a measured step's forward pass only. Calls made inside
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from lightning_gradwatch.measure.by_hand import UNSCALES, changes_gradients, clipped_by
 from lightning_gradwatch.measure.flow import Flow
 from lightning_gradwatch.measure.functions import ERF
 from lightning_gradwatch.measure.identify import identify
@@ -44,6 +45,16 @@ _in_place: set[Any] = set()
 """Of those that compute values, the functions that change an argument."""
 
 
+class OnGradients(Protocol):
+    """Hears what is done with gradients before an optimizer steps."""
+
+    def unscaled(self, gradients: Sequence[Tensor], inverse: Tensor) -> None:
+        """Take that a gradient scaler has multiplied gradients by the inverse of its scale."""
+
+    def clipped(self, gradients: Sequence[Tensor]) -> None:
+        """Take that tensors, which may be gradients, are about to be clipped."""
+
+
 class Tracer(TorchFunctionMode):
     """Watches the torch calls of one measured step while `recording`."""
 
@@ -55,6 +66,7 @@ class Tracer(TorchFunctionMode):
         tags: Tags,
         faults: Faults,
         before_backward: Callable[[Any, bool], None],
+        gradients: OnGradients,
     ) -> None:
         super().__init__()
         self.recording = False
@@ -66,6 +78,7 @@ class Tracer(TorchFunctionMode):
         self.harmless = faults.guard("activations")
         """A block in which an exception is a fault of ours."""
         self._before_backward = before_backward
+        self._gradients = gradients
         self._used: Sequence[Layer] = ()
         """The layers of the activation call that is running."""
         self._crowded = False
@@ -116,6 +129,8 @@ class Tracer(TorchFunctionMode):
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
         if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
             return func(*args, **kwargs)
+        if changes_gradients(func):
+            return self._run_on_gradients(func, args, kwargs)
         op = _op(func)
         if op is _IGNORE:
             return func(*args, **kwargs)
@@ -128,10 +143,27 @@ class Tracer(TorchFunctionMode):
             or is_traced_by_jit()
         ):
             return func(*args, **kwargs) if is_traced() else self._run_unobserved(op, func, args, kwargs)
+        return self._run_observed(op, func, args, kwargs)
+
+    def _run_observed(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         seen = self._before(op, func, args, kwargs)
         result = func(*args, **kwargs)
         self._after(op, func, seen, result)
         return result
+
+    def _run_on_gradients(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a call that may change gradients that are there."""
+        if func is UNSCALES:
+            result = func(*args, **kwargs)
+            with self.harmless:
+                self._gradients.unscaled(args[0], args[2])
+            return result
+        with self.harmless:
+            if clipped := clipped_by(func, args):
+                self._gradients.clipped(clipped)
+        if self._crowded or dispatch_modes() or is_traced_by_jit():
+            return func(*args, **kwargs) if is_traced() else self._run_unobserved(_op(func), func, args, kwargs)
+        return self._run_observed(_op(func), func, args, kwargs)
 
     def _run_backward(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if op is _GRAD:
