@@ -184,7 +184,7 @@ class StepMeter:
             unseen=unseen,
         )
         self.takes_losses = True
-        self._audit = Audit(unseen) if audited and not suspects else None
+        self._audit = Audit(unseen, layers) if audited and not suspects else None
         self.trail: Trail | None = None
         """Follows layers that had no gradient, if there are any."""
         if suspects and faults.on("signal"):
