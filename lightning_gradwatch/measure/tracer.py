@@ -167,10 +167,16 @@ class Tracer(TorchFunctionMode):
 
     def _run_backward(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if op is _GRAD:
-            self._activations.takes_gradients(args[1] if len(args) > 1 else kwargs.get("inputs"))
-            with self._activations.hooks.ignored(doubling=_makes_graph(args, kwargs)):
+            doubling = False
+            with self.harmless:
+                self._activations.takes_gradients(args[1] if len(args) > 1 else kwargs.get("inputs"))
+                doubling = _makes_graph(args, kwargs)
+            with self._activations.hooks.ignored(doubling=doubling):
                 return func(*args, **kwargs)
-        self._before_backward(args[0] if args else kwargs.get("tensors"), retains(args, kwargs))
+        retained = False
+        with self.harmless:
+            retained = retains(args, kwargs)
+        self._before_backward(args[0] if args else kwargs.get("tensors"), retained)
         return func(*args, **kwargs)
 
     def _run_unobserved(
