@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.paths import SitePaths
 from lightning_gradwatch.reasons import CannotJudgeError
-from lightning_gradwatch.segments import MOST_SITES, as_bits, segment_starts
+from lightning_gradwatch.segments import segment_starts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,13 +49,23 @@ class RunColumns:
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers, in execution order."""
+        """Names of the layers, along the path."""
         return tuple(layer.name for layer in self.layers)
 
     @cached_property
     def site_names(self) -> tuple[str, ...]:
-        """Names of the sites, in execution order."""
+        """Names of the sites, along the path."""
         return tuple(site.name for site in self.sites)
+
+    @cached_property
+    def layer_places(self) -> tuple[int, ...]:
+        """How many layers were known before each, by which its curves are numbered."""
+        return tuple(column if layer.place is None else layer.place for column, layer in enumerate(self.layers))
+
+    @cached_property
+    def site_places(self) -> tuple[int, ...]:
+        """How many sites were known before each, by which its curves are numbered."""
+        return tuple(column if site.place is None else site.place for column, site in enumerate(self.sites))
 
     @cached_property
     def fan_in(self) -> FloatVector:
@@ -114,7 +125,7 @@ class RunColumns:
 
     @cached_property
     def weight_names(self) -> tuple[str, ...]:
-        """Names of the weight layers, in execution order."""
+        """Names of the weight layers, along the path."""
         return tuple(self.layers[column].name for column in self.weight_columns)
 
     @cached_property
@@ -139,14 +150,49 @@ class RunColumns:
         None where there is none. It follows from the predecessors alone, those of all measured steps; what only the graph
         of a step shows (a site that the loss takes directly) leaves the weight gain of that step NaN.
         """
-        if len(self.sites) > MOST_SITES:
-            return (None,) * len(self.sites)
+        entries, exits = set(), set(range(len(self.sites)))
+        for place, feeding in enumerate(self.site_feeds):
+            others = [each for each in feeding if each != place]
+            if not others or not place:  # the first call of all is one
+                entries.add(place)
+            exits.difference_update(others)
+        return segment_starts(self.site_feeds, entries, exits)
+
+    @cached_property
+    def site_feeds(self) -> list[list[int]]:
+        """For each site the columns of those that feed it through no other site."""
+        return self._columns_of([site.predecessors for site in self.sites])
+
+    def _columns_of(self, names: Sequence[Sequence[str]]) -> list[list[int]]:
         column = {site.name: place for place, site in enumerate(self.sites)}
-        feeds = [{column[name] for name in site.predecessors if name in column} for site in self.sites]
-        others = [feeding - {place} for place, feeding in enumerate(feeds)]
-        entries = {place for place, feeding in enumerate(others) if not feeding} | {0}  # the first call of all is one
-        exits = set(range(len(feeds))).difference(*others)
-        return segment_starts(tuple(map(as_bits, feeds)), as_bits(entries), as_bits(exits))
+        return [[column[name] for name in dict.fromkeys(each) if name in column] for each in names]
+
+    @cached_property
+    def knows_feeds(self) -> bool:
+        """Whether it is known which layers feed which sites; older runs don't tell."""
+        return any(layer.feeds for layer in self.layers)
+
+    @cached_property
+    def site_paths(self) -> SitePaths:
+        """The paths through the hidden sites; where no graph was seen, one through all in the order of their columns."""
+        hidden = [site.role == "hidden" for site in self.sites]
+        feeds = self._columns_of([(*site.predecessors, *site.past_unseen) for site in self.sites])
+        if not (any(feeds) or self.knows_feeds):
+            feeds = [[place - 1] if place else [] for place in range(len(self.sites))]
+        return SitePaths(feeds, hidden)
+
+    def layers_on(self, path: Sequence[int] | npt.NDArray[np.intp]) -> tuple[int, ...]:
+        """Return the columns of the weight layers that feed the sites of a path, as far as that is known."""
+        names = (self.sites[column].name for column in path)
+        return tuple(sorted(column for name in names for column in self._weights_before.get(name, ())))
+
+    @cached_property
+    def _weights_before(self) -> dict[str, list[int]]:
+        """The columns of the weight layers that feed each site, by its name."""
+        found: dict[str, list[int]] = {}
+        for column in self.weight_columns:
+            found.setdefault(self.layers[column].feeds, []).append(column)
+        return found
 
     @cached_property
     def feeds_itself(self) -> tuple[bool, ...]:
@@ -155,7 +201,7 @@ class RunColumns:
 
     @cached_property
     def hidden_functions(self) -> tuple[str, ...]:
-        """The activation functions of the hidden sites, each once, in execution order."""
+        """The activation functions of the hidden sites, each once, along the path."""
         return tuple(dict.fromkeys(self.sites[column].function for column in self.hidden_columns))
 
     @cached_property

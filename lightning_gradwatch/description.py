@@ -131,6 +131,7 @@ _LAYER: Mapping[str, Callable[[Any], bool]] = {
     "weight": _is_flag,
     "used": _is_flag_or_none,
 }
+_LAYER_LATER: Mapping[str, Callable[[Any], bool]] = {"feeds": _is_name, "place": _is_count_or_none}
 _SITE: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_name,
     "function": _is_name,
@@ -138,6 +139,7 @@ _SITE: Mapping[str, Callable[[Any], bool]] = {
     "units": _is_count,
     "predecessors": _is_names,
 }
+_SITE_LATER: Mapping[str, Callable[[Any], bool]] = {"past_unseen": _is_names, "place": _is_count_or_none}
 _LOST: Mapping[str, Callable[[Any], bool]] = {"kind": _is_name, "operation": _is_name, "module": _is_name}
 _OPTIMIZER: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_name,
@@ -218,8 +220,11 @@ def check_description(info: RunInfo) -> None:
         for entry in getattr(info, part):
             _check(part, entry, table)
     for layer in info.layers:
+        _check("layers", layer, _LAYER_LATER)
         if layer.lost is not None:
             _check("layers", layer.lost, _LOST)
+    for site in info.sites:
+        _check("sites", site, _SITE_LATER)
 
 
 def check_finding(finding: Finding) -> None:

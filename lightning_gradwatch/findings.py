@@ -70,7 +70,7 @@ class Finding:
     name: str
     severity: Severity
     layers: tuple[str, ...]
-    """Names of the layers or sites, in execution order."""
+    """Names of the layers or sites, along the path."""
     first_step: int
     last_step: int
     value: float

@@ -15,7 +15,7 @@ from lightning_gradwatch.report.announce import announce, tell, warn
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules import Evaluator, settings_of
-from lightning_gradwatch.saved import StateError, mapping_of
+from lightning_gradwatch.saved import StateError, mapping_of, places_of
 from lightning_gradwatch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -284,12 +284,14 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         """Return windows, verdicts and extra steps for a checkpoint; what is under way is waited for first."""
         self.drain(wait=True)
-        return {
+        state = {
             "version": _STATE_VERSION,
             "windows": self.probe.state_dict(),
             "rules": self.evaluator.state_dict(),
             "schedule": self._schedule.state_dict(),
         }
+        places = self.probe.places
+        return {**state, "places": places} if places else state
 
     def load_state_dict(self, state: Any) -> None:
         """Go on from a checkpoint, or begin anew where nothing can be done with what it holds, and say so.
@@ -298,12 +300,13 @@ class Fit:
             GradWatchWarning: the user's filters turn it into an error.
         """
         try:
-            mapping_of(state, "it", required=("windows", "rules", "schedule"), optional=("version",))
+            mapping_of(state, "it", required=("windows", "rules", "schedule"), optional=("version", "places"))
             if (version := state.get("version", _STATE_VERSION)) != _STATE_VERSION:
                 raise StateError(f"it has version {version!r}; this release reads {_STATE_VERSION}")  # noqa: TRY301 - told as all that can be wrong with it
             self.probe.load_state_dict(state["windows"])
             self.evaluator.load_state_dict(state["rules"])
             self._schedule.load_state_dict(state["schedule"])
+            self.probe.places = places_of(state.get("places", {}), "places")
         except Exception as error:  # noqa: BLE001 - it may hold anything
             self.probe.load_state_dict({})
             self.evaluator = Evaluator(self.evaluator.rules)

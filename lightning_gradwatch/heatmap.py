@@ -65,7 +65,7 @@ def heatmap_png(
     Args:
         steps: Shape [S], rising.
         values: Shape [S, N], positive or 0; NaN where not measured.
-        names: N names, in order of execution, the first at the top.
+        names: N names, along the path, the first at the top.
         title: Above the image.
         quantity: What the colours mean.
 

@@ -19,13 +19,14 @@ from lightning_gradwatch.measure.layers import Layers, parameters_of, unwrapped
 from lightning_gradwatch.measure.location import ModuleNames
 from lightning_gradwatch.measure.mask import Mask, Masks
 from lightning_gradwatch.measure.optimizer_step import OptimizerSteps
+from lightning_gradwatch.measure.path import Path
 from lightning_gradwatch.measure.sites import Sites
 from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.tally import Columns
 from lightning_gradwatch.measure.trail import MOST_STEPS, MOST_TRIES
 from lightning_gradwatch.measure.unobserved import unobserved
-from lightning_gradwatch.measure.unseen import Note, Unseen
+from lightning_gradwatch.measure.unseen import BY_GRAD, Note, Unseen
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.measure.windows import Windows
 
@@ -100,6 +101,9 @@ class Probe:
         self._info: RunInfo | None = None
         self._layout = ""
         self._described: tuple[object, ...] = ()
+        self._arranged = 0
+        """How often the order of the layers and sites has changed."""
+        self._arranged_by: tuple[int, ...] = ()
         self._compiled = 0
         """Modules that are compiled."""
         self._changes = 0
@@ -117,9 +121,10 @@ class Probe:
 
     def _prepare(self, model: nn.Module) -> None:
         self._model = unwrapped(model)
-        self._layers = Layers(model)
+        self._path = Path()
+        self._layers = Layers(model, self._path)
         self._names = ModuleNames(self._model)
-        self._sites = Sites()
+        self._sites = Sites(self._path)
         self._staging = Staging()
         self._snapshots = Snapshots(Limits())
         self._unseen = Unseen()
@@ -236,6 +241,7 @@ class Probe:
         self._meter = StepMeter(
             layers=self._layers,
             sites=self._sites,
+            path=self._path,
             faults=self.faults,
             names=self._names,
             spacious=spacious,
@@ -247,6 +253,8 @@ class Probe:
             unseen=self._unseen,
             audited=audited,
             suspects=suspects,
+            measure_early=self._measure_early,
+            optimizers=lambda: self._optimizers,
         )
         self._meter.activations.masks = Masks(self.mask)
         return self._meter
@@ -259,8 +267,14 @@ class Probe:
             self._changes += 1
         self._take_in_new_parameters()
 
+    def _measure_early(self, index: int, *, again: bool) -> None:
+        """Measure what an optimizer will use before it begins to step."""
+        self.before_optimizer_step(self._optimizers[index], index, again=again, early=True)
+
     @unobserved()
-    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
+    def before_optimizer_step(
+        self, optimizer: Optimizer, index: int, *, again: bool = False, early: bool = False
+    ) -> bool:
         """Measure what an optimizer is about to use; whether it is its first step in this one, or is to be measured again."""
         assert self._meter is not None
         if index >= len(self._optimizers) or self._optimizers[index] is not optimizer:
@@ -268,7 +282,7 @@ class Probe:
             self._changes += 1
         self._take_in_new_parameters()  # shards that whole parameters stood in for when the step began
         self._layers.list_unused()
-        return self._meter.before_optimizer_step(optimizer, index, again=again)
+        return self._meter.before_optimizer_step(optimizer, index, again=again, early=early)
 
     @unobserved()
     def finish(self, facts: StepFacts) -> PendingRecord:
@@ -280,6 +294,8 @@ class Probe:
             self._audited = len(self._sites.ordered)
         if measured.losses and not measured.activations_only:
             self._unseen.take_signals(measured.sums)
+        if meter.activations.by_grad and measured.steps and not (measured.losses or measured.activations_only):
+            self._unseen.note(BY_GRAD, Note("", BY_GRAD, len(self._sites.ordered)))
         self._unseen.take_masks()
         if meter.lost:
             self._unseen.note(TOO_LARGE, Note("", TOO_LARGE, 0))
@@ -289,6 +305,8 @@ class Probe:
         self._estimated = self._estimated or any(
             step.snapshot is not None and step.snapshot.estimated for step in measured.steps.values()
         )
+        with self.faults.guard("signal"):
+            self._arrange()
         if self._processes == 1:
             self.windows.of(self._sites.ordered)
         if self._info is None or self._described != self._known():
@@ -334,9 +352,33 @@ class Probe:
         self._followed += bool(suspects)
         return suspects
 
+    @property
+    def places(self) -> dict[str, list[str]]:
+        """The names of the layers and sites as they became known, by which curves are numbered; empty where columns say it."""
+        known = {"layers": list(self._layers.places), "sites": list(self._sites.places)}
+        columns = {
+            "layers": [layer.name for layer in self._layers.ordered],
+            "sites": [site.name for site in self._sites.ordered],
+        }
+        return {kind: names for kind, names in known.items() if names != columns[kind]}
+
+    @places.setter
+    def places(self, known: Mapping[str, Sequence[str]]) -> None:
+        for kind, names in known.items():
+            places = self._layers.places if kind == "layers" else self._sites.places
+            places.update({name: place for place, name in enumerate(names)})
+
     def _take_in_new_parameters(self) -> None:
         if any(self._layers.unknown(each) for each in self._optimizers):
             self._layers.refresh()
+
+    def _arrange(self) -> None:
+        """Put layers and sites in the order of the path, where something was learned of it."""
+        known = (self._path.known, len(self._layers.ordered), len(self._sites.ordered), self._layers.changes)
+        if known != self._arranged_by:
+            self._arranged_by = known
+            sites = self._sites.arrange()
+            self._arranged += self._layers.arrange(self._sites.ordered) or sites
 
     def _known(self) -> tuple[object, ...]:
         """Return what changes when there is something new to describe."""
@@ -344,7 +386,9 @@ class Probe:
             len(self._layers.ordered),
             self._layers.unused,
             len(self._sites.ordered),
-            self._sites.connections,
+            self._path.connections,
+            self._arranged,
+            self._sites.corrections,
             self._unseen.changes,
             self._estimated,
             self._changes,

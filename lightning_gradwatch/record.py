@@ -1,7 +1,8 @@
 """What one measured step and one run hold: plain numpy, so that rules and readers never need torch.
 
-Layers and sites only ever grow during a run (one used later is appended), so an older record is a prefix of a newer one
-and a record names its column lists by a hash, its *layout*.
+Layers and sites stand along the data's path through the net, and may become more in mid-run: one that is thawed, or no longer
+skipped, takes its place between others. So a record names its column lists by a hash, its *layout*, and columns of different
+layouts are matched by name.
 """
 
 from __future__ import annotations
@@ -116,6 +117,17 @@ class LayerInfo:
     """Whether the forward pass was seen to use it; None where the forward pass can't be seen (compiled)."""
     lost: LostGradient | None = None
     """Where its gradient is lost; None where it has one, and where that didn't show."""
+    feeds: str = ""
+    """The first site on the path that its output reaches through no other; empty where it reaches none, or none is known."""
+    place: int | None = None
+    """How many layers were known when it first was, which its curves are numbered by; None: as many as its column says."""
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """All of it, as the layout is told by."""
+        own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
+        lost = () if self.lost is None else (dataclasses.astuple(self.lost),)
+        return (*own, *lost) if not self.feeds and self.place is None else (*own, *lost, self.feeds, self.place)
 
     @property
     def fan_in(self) -> float:
@@ -127,13 +139,23 @@ class LayerInfo:
         if self.kind.startswith("ConvTranspose"):
             return math.nan  # its stride decides
         units = entries = 0.0
-        for shape in self.shapes:
-            if len(shape) > 1:
+        for shape in self._matrices:
+            if self.kind == "Conv1D":  # a linear layer of transformers, the other way round
+                inputs = math.prod(shape[:-1])
+            else:
                 # A bare parameter may be a table of positions or a mixing matrix: what is added up is its last axis.
                 inputs = shape[-1] if self.kind == "Parameter" else math.prod(shape[1:])
-                units += math.prod(shape) / max(inputs, 1)
-                entries += math.prod(shape)
+            units += math.prod(shape) / max(inputs, 1)
+            entries += math.prod(shape)
         return entries / units if units else math.nan
+
+    @property
+    def _matrices(self) -> list[tuple[int, ...]]:
+        """The shapes of two or more dimensions, but for the lengths that weight normalisation holds apart, [n, 1, …]."""
+        matrices = [shape for shape in self.shapes if len(shape) > 1]
+        if self.kind.startswith(("LSTM", "GRU", "RNN")):  # one that is given a single feature has such a matrix
+            return matrices
+        return [shape for shape in matrices if math.prod(shape[1:]) > 1] or matrices
 
 
 @dataclass(frozen=True)
@@ -149,6 +171,16 @@ class SiteInfo:
     predecessors: tuple[str, ...] = ()
     """Sites whose outputs reached this one's argument through no other site in any measured step, as the autograd graph
     had it; in the order of the columns. An unrolled loop is among its own."""
+    past_unseen: tuple[str, ...] = ()
+    """Where an activation function that isn't seen, or has no signal, lies between: the sites on the other side of it."""
+    place: int | None = None
+    """How many sites were known when it first was, which its curves are numbered by; None: as many as its column says."""
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """All of it, as the layout is told by."""
+        own = (self.name, self.function, self.role, self.units, self.predecessors)
+        return own if self.place is None and not self.past_unseen else (*own, self.past_unseen, self.place)
 
 
 @dataclass(frozen=True)
@@ -202,10 +234,7 @@ class RunInfo(RunColumns):
     @cached_property
     def layout(self) -> str:
         """Twelve hexadecimal digits that tell one pair of column lists, and what is known of each, from another."""
-        columns = [
-            [dataclasses.astuple(layer) for layer in self.layers],
-            [dataclasses.astuple(site) for site in self.sites],
-        ]
+        columns = [[layer.told for layer in self.layers], [site.told for site in self.sites]]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
 
     def names(self, metric: str) -> tuple[str, ...]:
@@ -243,7 +272,13 @@ class RunInfo(RunColumns):
                 for layer in data["layers"]
             ),
             sites=tuple(
-                SiteInfo(**{**_known(SiteInfo, site), "predecessors": tuple(site.get("predecessors", ()))})
+                SiteInfo(
+                    **{
+                        **_known(SiteInfo, site),
+                        "predecessors": tuple(site.get("predecessors", ())),
+                        "past_unseen": tuple(site.get("past_unseen", ())),
+                    }
+                )
                 for site in data["sites"]
             ),
             optimizers=tuple(
@@ -296,9 +331,11 @@ class StepRecord:
     forward_rms: FloatVector
     """rms of each site's output in this step, shape [S], rounded to float32; infinite where it holds NaN or infinity."""
     loop_calls: FloatVector = field(default_factory=lambda: np.empty(0))
-    """How often a pass called each site, shape [S], or [0] where none was called more than once; NaN for one call."""
+    """How many calls of each site followed each other, as the turns of a loop over a sequence do: the mean over a step's
+    sequences, shape [S], or [0] where none did; NaN for a site of which none did."""
     loop_attenuation: FloatVector = field(default_factory=lambda: np.empty(0))
-    """‖δ‖ at the first of these calls over that at the last, in the same shape."""
+    """‖δ‖ at the first of these calls over that at the last, each the root of the sum of squares over the sequences, in the
+    same shape."""
     batch_idx: int = 0
     optimizers: tuple[int, ...] = (0,)
     """Indices of the optimizers that stepped."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _DEEPEST = 12
 _MOST_ENTRIES = 2_000_000
 _MOST_CHUNKS = 1 << 16
+_MOST_NAMES = 100_000
 
 
 class StateError(ValueError):
@@ -68,6 +69,17 @@ def numbers_of(value: Any, what: str, *, most: int, whole: bool = False) -> Sequ
         elif isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise StateError(f"{what} holds {reprlib.repr(number)}, no finite number")
     return value
+
+
+def places_of(value: Any, what: str) -> Mapping[str, Sequence[str]]:
+    """Check for the names of layers and of sites, in the order by which their curves are numbered."""
+    places = mapping_of(value, what, required=(), optional=("layers", "sites"))
+    for kind, names in places.items():
+        if not isinstance(names, (list, tuple)) or len(names) > _MOST_NAMES:
+            raise StateError(f"the {kind} of {what} are {reprlib.repr(names)}, no list of at most {_MOST_NAMES} names")
+        for name in names:
+            instance_of(name, f"a name among the {kind} of {what}", str)
+    return places
 
 
 def plain_of(value: Any, what: str) -> Any:

@@ -25,7 +25,8 @@ DESCRIPTIONS = {
     "gradwatch/log10_first_layer_grad_norm": "log10 of the gradient norm of the first weight layer.",
     "gradwatch/log10_last_layer_grad_norm": "log10 of the gradient norm of the last weight layer.",
     "gradwatch/log10_attenuation": "log10 of the signal (norm of dL/dz) at the first hidden activation over that at the "
-    "last; far below 0: the gradient vanishes, far above: it explodes.",
+    "last, along a path through the net; of several paths the one where it changes most. Far below 0: the gradient vanishes, far "
+    "above: it explodes.",
     "gradwatch/max_dead_fraction": "Share of dead units at the site that has the largest.",
     "gradwatch/mean_dead_fraction": "Share of dead units, mean over the sites.",
     "gradwatch/max_saturated_fraction": "Share of saturated units at the hidden site that has the largest.",
@@ -44,6 +45,7 @@ CURVES = {
 """Metrics that small models get a curve a layer of, with their description."""
 
 _SHOWN = 6
+_LEAST_SITES = 3
 _CURVE_DIGITS = 3
 
 
@@ -56,7 +58,6 @@ def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
     weights = [column for column in info.weight_columns if info.layers[column].used is not False]
     hidden = list(info.hidden_columns)
     norms = record.values("grad_norm", len(info.layers))[weights]
-    signal = _measured(record.values("signal_norm", len(info.sites))[hidden])
     dead = _measured(record.values("dead_fraction", len(info.sites)))
     saturated = _measured(record.values("saturated_fraction", len(info.sites))[hidden])
     ratios = np.sort(_measured(record.values("update_ratio", len(info.layers))[weights]))
@@ -65,8 +66,7 @@ def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
         "log10_grad_norm": _log10(record.global_grad_norm),
         "log10_first_layer_grad_norm": _log10(_at(norms, 0)),
         "log10_last_layer_grad_norm": _log10(_at(norms, -1)),
-        # As a difference: the quotient of two doubles of this range may overflow.
-        "log10_attenuation": _log10(_at(signal, 0)) - _log10(_at(signal, -1)),
+        "log10_attenuation": _log10_attenuation(record, info),
         "max_dead_fraction": dead.max(initial=-np.inf),
         "mean_dead_fraction": dead.mean() if dead.size else np.nan,
         "max_saturated_fraction": saturated.max(initial=-np.inf),
@@ -79,16 +79,44 @@ def summaries(record: StepRecord, info: RunInfo) -> dict[str, float]:
     return {f"gradwatch/{name}": float(value) for name, value in found.items() if math.isfinite(value)}
 
 
+def _log10_attenuation(record: StepRecord, info: RunInfo) -> float:
+    """Return that of the path on which the signal changes most; minus infinity where nothing of it is left."""
+    signal = record.values("signal_norm", len(info.sites))
+    paths = [_measured(signal[path]) for path in info.site_paths.along(signal)]
+    longest = max(map(len, paths), default=0)
+    # A single site has no depth, and what lies between two says little, unless there is nothing more.
+    ends = np.array([norms[[0, -1]] for norms in paths if len(norms) >= min(longest, _LEAST_SITES) > 0])
+    if not len(ends):
+        return math.nan
+    with np.errstate(divide="ignore"):
+        # As a difference: the quotient of two doubles of this range may overflow.
+        changes = np.log10(ends[:, 0]) - np.log10(ends[:, 1])
+    known = changes[~np.isnan(changes)]
+    return float(known[np.argmax(np.abs(known))]) if len(known) else math.nan
+
+
 def curve_tags(metric: str, info: RunInfo, max_curves: int | None) -> tuple[tuple[int, str], ...]:
-    """Return the columns of a metric that get a curve each, with the tags of these; none where there would be too many."""
+    """Return the columns of a metric that get a curve each, with the tags of these; none where there would be too many.
+
+    A tag's number says how many layers, or sites, were known before that one. It stays, whatever takes its place on the path
+    later: a column that moves begins no other curve.
+    """
     columns = info.weight_columns if metric in LAYER_METRICS else tuple(range(len(info.sites)))
-    return () if max_curves is not None and len(columns) > max_curves else _tags(metric, info.names(metric), columns)
+    if max_curves is not None and len(columns) > max_curves:
+        return ()
+    return _tags(
+        metric, info.names(metric), columns, info.layer_places if metric in LAYER_METRICS else info.site_places
+    )
 
 
 @lru_cache(maxsize=32)
-def _tags(metric: str, names: tuple[str, ...], columns: tuple[int, ...]) -> tuple[tuple[int, str], ...]:
+def _tags(
+    metric: str, names: tuple[str, ...], columns: tuple[int, ...], places: tuple[int, ...]
+) -> tuple[tuple[int, str], ...]:
     digits = max(_CURVE_DIGITS, len(str(len(names) - 1)))
-    return tuple((column, f"gradwatch.{metric}/{column:0{digits}}.{_utf8(names[column])}") for column in columns)
+    return tuple(
+        (column, f"gradwatch.{metric}/{places[column]:0{digits}}.{_utf8(names[column])}") for column in columns
+    )
 
 
 def findings_markdown(findings: Sequence[Finding]) -> str:

@@ -35,6 +35,7 @@ OWN = {"Probe.record", "Probe.info", "Probe.__enter__", "Probe.__exit__", "Probe
 OWN |= {"Windows.__init__", "GradWatch.__getstate__", "GradWatch.__setstate__"}
 # Torch and the user's program call these of their own accord, so here is the guard itself.
 ENTRIES = {f"Tracer.{name}" for name in ("__torch_function__", "_run_unobserved", "_run_backward", "_before", "_after")}
+ENTRIES |= {"Tracer._run_observed", "Tracer._run_on_gradients", "by_hand.changes_gradients"}
 ENTRIES |= {"AuditedTracer.__torch_function__", "AuditedTracer._note", "tracer._op", "_Single.__call__"}
 ENTRIES |= {
     "OptimizerSteps._begins",

@@ -105,7 +105,9 @@ def test_the_outcome_of_a_healthy_run_and_of_one_that_cant_be_judged():
     )
 
 
-@pytest.mark.parametrize("module", ["report.escape", "rules.wording", "rules.functions"])
+@pytest.mark.parametrize(
+    "module", ["report.escape", "rules.wording", "rules.functions", "segments", "measure.names", "measure.spans"]
+)
 def test_examples_in_docstrings_are_true(module):
     result = doctest.testmod(importlib.import_module(f"lightning_gradwatch.{module}"))
     assert result.attempted

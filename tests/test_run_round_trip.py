@@ -36,6 +36,8 @@ LAYERS = st.builds(
     parameters=COUNTS,
     weight=st.booleans(),
     used=st.sampled_from([True, False, None]),
+    feeds=NAMES,
+    place=st.none() | COUNTS,
 )
 SITES = st.builds(
     SiteInfo,
@@ -44,6 +46,8 @@ SITES = st.builds(
     role=st.sampled_from(["hidden", "gate", "output"]),
     units=COUNTS,
     predecessors=st.lists(NAMES, max_size=2).map(tuple),
+    past_unseen=st.lists(NAMES, max_size=2).map(tuple),
+    place=st.none() | COUNTS,
 )
 SETTINGS = st.dictionaries(NAMES, st.none() | st.booleans() | COUNTS | st.floats(allow_nan=False) | NAMES, max_size=3)
 INFOS = st.builds(

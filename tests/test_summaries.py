@@ -3,13 +3,14 @@
 import html
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lightning_gradwatch.findings import Finding, Remedy, Severity
 from lightning_gradwatch.record import LayerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.summaries import DESCRIPTIONS, findings_markdown, summaries
+from lightning_gradwatch.summaries import DESCRIPTIONS, curve_tags, findings_markdown, summaries
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -93,6 +94,29 @@ def test_a_run_without_any_column_has_summaries_too():
         "gradwatch/clip_factor",
         "gradwatch/layers_without_gradient",
     }
+
+
+def test_a_curve_keeps_its_number_when_another_layer_takes_its_place_before_it():
+    early = make_info(2, ["hidden", "gate"])
+    assert [tag for _, tag in curve_tags("grad_norm", early, None)] == [
+        "gradwatch.grad_norm/000.net.0", "gradwatch.grad_norm/001.net.1",
+    ]  # fmt: skip
+    late = RunInfo(
+        layers=(
+            LayerInfo("late", "Linear", ((4, 4),), 16, weight=True, place=2),
+            *(replace(layer, place=place) for place, layer in enumerate(early.layers)),
+        ),
+        sites=(SiteInfo("new", "tanh", "hidden", 4, place=2), replace(early.sites[0], place=0), early.sites[1]),
+    )
+    assert curve_tags("grad_norm", late, None) == (
+        (0, "gradwatch.grad_norm/002.late"),
+        (1, "gradwatch.grad_norm/000.net.0"),
+        (2, "gradwatch.grad_norm/001.net.1"),
+    )
+    # Without a number of its own, a site has that of its column.
+    assert [tag for _, tag in curve_tags("dead_fraction", late, None)] == [
+        f"gradwatch.dead_fraction/{name}" for name in ("002.new", "000.act.0", "002.act.1")
+    ]
 
 
 def test_a_gate_is_left_out_of_the_saturation_summary():

@@ -11,11 +11,12 @@ from torch import nn
 from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import counter
 from lightning_gradwatch.measure.functions import COMPOSITES, OUTER, Call, Inner, Zones, composite
+from lightning_gradwatch.measure.gates import may_gate
 from lightning_gradwatch.measure.location import Location, inside_function, locate
 from lightning_gradwatch.measure.mask import Masks
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.sites import Roles
-from lightning_gradwatch.measure.tags import Tag, Tags, unit_axis
+from lightning_gradwatch.measure.tags import Tag, Tags, tensors_in, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Activations:
         self._unseen = unseen
         self.masks = Masks(None)
         """Which positions of this pass are samples."""
+        self.by_grad = False
+        """Whether the program takes gradients of parameters by ``autograd.grad``."""
         self._connections = connections
         self._sites = sites
         self._collected = collected
@@ -112,22 +115,42 @@ class Activations:
         origin, seen.origin = seen.origin, None
         tag = Tag(output, seen.axis, seen.layer)
         tag.call, tag.of = seen, seen.of
+        tag.gate = seen if may_gate(site) else None
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
             seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
             node = node_of(output, in_place=seen.in_place)
             if node is origin.node:
                 node = None  # none was made: without gradients, an in-place call leaves its argument the node it had
-            seen.handles = self.hooks.watch(seen.sums, output, node, origin)
-            self._connections.called(site, origin, node)
+            turn = seen.sums.turn()
+            seen.handles = self.hooks.watch(seen.sums, output, node, origin, turn=turn)
+            self._connections.called(site, origin, node, turn=turn)
             if site.role is None:
                 self.roles.called(site, node)
 
-    def parameterised(self, output: Tensor, layer: Layer | None = None) -> None:
-        """Note the output of an operation that takes a layer's parameter."""
-        self._last_layer = layer
+    def parameterised(self, output: Tensor, layers: Sequence[Layer]) -> None:
+        """Note the output of an operation that takes parameters of some layers."""
+        self._last_layer = layers[0] if layers else None
+        self._connections.uses(layers, output.grad_fn)
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
+
+    def takes_gradients(self, of: object) -> None:
+        """Note that ``autograd.grad`` is asked for gradients of parameters."""
+        tensors = tensors_in((of,))
+        self.by_grad = self.by_grad or any(isinstance(each, nn.Parameter) for each in tensors)
+
+    def gates(self, site: Site) -> None:
+        """Note that a site's output multiplies another tensor."""
+        if site.role is None:
+            self.roles.gates(site)
+        else:
+            self._sites.correct(site, "gate")
+
+    def of_weights(self, weight: Tensor) -> None:
+        """Note what was made of parameters alone."""
+        if weight.grad_fn is not None:
+            self._connections.of_weights(weight.grad_fn)
 
     def hides(self, function: str, *, trained: bool) -> None:
         """Note a torch call that holds activation functions of its own, out of sight."""
@@ -181,8 +204,9 @@ class Activations:
         site, sums, node = ended.site, ended.sums, output.grad_fn
         ended.before, ended.node = sums.outputs(), node
         sums.add_output(output, ended.axis, self._samples(site, output, ended.axis))
-        ended.handles = self.hooks.watch(sums, output, node, ended.root)
-        self._connections.called(site, ended.root, node, whole=True)
+        turn = sums.turn()
+        ended.handles = self.hooks.watch(sums, output, node, ended.root, turn=turn)
+        self._connections.called(site, ended.root, node, turn=turn, whole=True)
         if site.role is None:
             self.roles.called(site, node)
 

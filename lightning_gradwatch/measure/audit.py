@@ -1,7 +1,7 @@
 """Compares the autograd graph of a pass with the torch calls that were seen: what made a node without one was out of sight.
 
 Autograd numbers its nodes as it makes them, so a node belongs to the call during which its number was given. An activation
-function's node outside of any call comes from a scripted function or a C++ extension; inside of a call that is none,
+function's node outside of any call comes from a scripted function, a C++ extension or another thread; inside of a call that is none,
 torch hides it there. A net shows this in its first measured step, so that is when it is looked for.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +24,17 @@ from lightning_gradwatch.measure.tracer import Tracer
 from lightning_gradwatch.measure.unseen import FUSED, OUTSIDE, Note, Unseen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from torch.autograd.graph import Node
 
+    from lightning_gradwatch.measure.layers import Layers
+
 _KERNEL = "a kernel that isn't torch's: what it does inside isn't followed"
 _CUSTOM = "a custom autograd function: what it does inside isn't followed"
+UNSEEN_USE = "used out of sight, as where another thread runs it: neither its place in the net nor an activation behind it is seen"
+_TORCHS_OWN = "builtins"
+"""The module of the nodes that torch makes in C++."""
 _COMPILED_NODE = "CompiledFunctionBackward"
 _SCRIPTED = "DifferentiableGraphBackward"
 _NODES = {f"{row.name.replace('_', '')}backward": row.name for row in ACTIVATIONS} | {
@@ -42,8 +48,9 @@ _NUMBER = re.compile(r"[0-9]+$")
 class Audit:
     """The torch calls of one step that made nodes, until the graphs of its passes were compared with them."""
 
-    def __init__(self, unseen: Unseen) -> None:
+    def __init__(self, unseen: Unseen, layers: Layers) -> None:
         self._unseen = unseen
+        self._layers = layers
         self._ends: list[int] = []
         self._calls: list[tuple[int, Callable[..., Any] | None]] = []
 
@@ -59,7 +66,12 @@ class Audit:
         outside = []
         walk = Walk()
         made: list[Any] = [tensor.grad_fn for tensor in tensors_in((loss,)) if tensor.grad_fn is not None]
-        for node in walk.each(made, edges):
+        nodes = list(walk.each(made, edges))
+        # Each thread numbers its nodes by itself: a number that two of them have tells nothing of who made them.
+        numbers = Counter(node._sequence_nr() for node in nodes)  # noqa: SLF001 - it has no public name
+        shared = {number for number, count in numbers.items() if count > 1}
+        claimed: set[int] = set()
+        for node in nodes:
             kind: Any = type(node)
             name = node.name()
             if kind.__name__ == _COMPILED_NODE:
@@ -71,18 +83,40 @@ class Audit:
                 own = isinstance(node, BackwardCFunction) and not kind.__name__.startswith(GENERATED)
                 self._unseen.note((OUTSIDE, foreign), Note(foreign, _CUSTOM if own else _KERNEL, 0))
             elif (function := _NODES.get(_NUMBER.sub("", name).lower())) is not None:
-                maker = self._maker(node)
+                maker = self._maker(node, shared)
                 if maker is None:
-                    outside.append(function)
+                    if not self._claims(node, claimed):
+                        outside.append(function)
                 else:
                     self._note_inside(maker, function)
+            elif kind.__module__ == _TORCHS_OWN and self._maker(node, shared) is None:
+                self._note_unseen_layers(node)
         if outside:
             what = ", ".join(dict.fromkeys(outside))
-            reason = f"made out of sight of torch's calls, by a scripted function or a C++ extension: {what}"
+            reason = (
+                f"made out of sight of torch's calls, by a scripted function, a C++ extension or another thread: {what}"
+            )
             self._unseen.note(OUTSIDE, Note("", reason, len(outside)))
 
-    def _maker(self, node: Node) -> tuple[Callable[..., Any] | None] | None:
+    def _claims(self, node: Node, claimed: set[int]) -> bool:
+        """Whether a call of an activation function was seen when a node's number was given, and no other node is taken for its."""
+        maker, number = self._maker(node), node._sequence_nr()  # noqa: SLF001 - it has no public name
+        if maker is None or maker[0] is None or not is_activation(maker[0]) or number in claimed:
+            return False
+        claimed.add(number)
+        return True
+
+    def _note_unseen_layers(self, node: Node) -> None:
+        """Note the layers whose parameters a node takes that no call was seen to make."""
+        for leaf, _ in edges(node):
+            owner = self._layers.owner(getattr(leaf, "variable", None))
+            if owner is not None and not self._layers.uses(owner):
+                self._unseen.note((owner.name, UNSEEN_USE), Note(owner.name, UNSEEN_USE, 0))
+
+    def _maker(self, node: Node, shared: Collection[int] = ()) -> tuple[Callable[..., Any] | None] | None:
         number = node._sequence_nr()  # noqa: SLF001 - it has no public name
+        if number in shared:
+            return None
         place = bisect_right(self._ends, number)
         if place == len(self._ends) or self._calls[place][0] > number:
             return None

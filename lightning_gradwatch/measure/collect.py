@@ -59,8 +59,10 @@ class SiteSums:
     """Of each call ‖δ‖."""
     arriving: tuple[Slot, ...] = ()
     """Of each call ‖dL/da‖, the gradient that arrives at its output."""
-    passes: tuple[int, ...] = ()
-    """How many signals there were when each micro-batch was closed, before its own came."""
+    signal_turns: tuple[int, ...] = ()
+    """Of each of these calls its number, as `turn` gave it: they come in the order of the backward pass."""
+    turns = 0
+    """How many calls were numbered."""
     signal_complete = True
     """False where a call's δ or dL/da can't be had, so that a sum over the others would be wrong."""
     masked: Masked | None = None
@@ -107,12 +109,18 @@ class SiteSums:
         if self.masked is not None:
             del self.masked.output_entries[before[2] :]
 
-    def add_signal(self, delta: Tensor | None) -> None:
-        """Measure the δ of a call; None: none came."""
+    def turn(self) -> int:
+        """Return the number of a call that is about to be watched."""
+        self.turns += 1
+        return self.turns
+
+    def add_signal(self, delta: Tensor | None, turn: int) -> None:
+        """Measure the δ of a call of a number; None: none came."""
         if delta is not None and is_opaque(delta):
             self.signal_complete = False
         elif delta is not None:
             self.signal += (self.staging.norm(delta),)
+            self.signal_turns += (turn,)
 
     def add_arriving(self, gradient: Tensor | None) -> None:
         """Measure the dL/da of a call; None: none came."""
@@ -125,7 +133,6 @@ class SiteSums:
         """Close a micro-batch."""
         self.batch_elements += self.batch_of_pass
         self.batch_of_pass = 0
-        self.passes += (len(self.signal),)
         if self.masked is not None and self.masked.of_pass is not None:
             self.masked.batch_elements.append(self.masked.of_pass)
             self.masked.of_pass = None
@@ -162,12 +169,17 @@ class SiteSums:
         # Where a function has both, its saturated regions are inactive too.
         return [slots[place] for counter, slots in self.counts for place in counter.inactive or counter.saturated]
 
-    def loops(self) -> list[tuple[Slot, ...]]:
-        """Return ‖δ‖ of the calls of each micro-batch that called the site more than once, the last call first."""
-        if len(self.signal) < 2 or not self.passes:
+    def loops(self, chains: Sequence[Sequence[int]]) -> list[list[Slot]]:
+        """Return ‖δ‖ of the calls of each chain of them that has several, the first call first.
+
+        Args:
+            chains: The numbers of calls that follow each other, as the turns of a loop over a sequence do.
+        """
+        if not chains:
             return []
-        ends = [*self.passes[1:], len(self.signal)]
-        return [self.signal[start:end] for start, end in zip(self.passes, ends, strict=True) if end - start > 1]
+        signal = dict(zip(self.signal_turns, self.signal, strict=True))
+        found = [[signal[turn] for turn in chain if turn in signal] for chain in chains]
+        return [calls for calls in found if len(calls) > 1]
 
     def all_output_entries(self, values: Values) -> int:
         """Return how many entries the site's output had over the step."""

@@ -10,10 +10,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import nn
-
-from lightning_gradwatch.measure.sites import GATES
 from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags
 
 if TYPE_CHECKING:
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.sites import Roles, Site
+    from lightning_gradwatch.measure.sites import Site
 
 
 class SiteCall:
@@ -64,7 +60,7 @@ class Composite(NamedTuple):
     """The constant that the function's own formula still wants: 1/2 where a GELU's is multiplied last; NaN: not known."""
 
 
-def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags, roles: Roles) -> Composite | None:
+def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | None:
     """Complete the tag of an arithmetic result; return the activation function that it completes, if it does."""
     operands = [argument for argument in arguments if argument.dim() > 0]
     if not operands:
@@ -79,8 +75,6 @@ def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags, roles: Roles) -> 
         tag.root, tag.factor = roots[0], None
         if len(operands) == 1 and op is not Op.POWER:
             _carry(op, arguments.constant, known[0], tag)
-    elif op is Op.MULTIPLY and not any(isinstance(operand, nn.Parameter) for operand in operands):
-        _note_gates(operands, known, roles)
     return None
 
 
@@ -105,16 +99,6 @@ def _carry(op: Op, constant: float, known: Tag | None, tag: Tag) -> None:
     tag.call, tag.u, tag.of = known.call, known.u, known.of
     tag.shifted = known.shifted or op is Op.SHIFT
     tag.scale = known.scale if op is Op.SHIFT else known.scale * constant
-
-
-def _note_gates(operands: Sequence[Tensor], known: Sequence[Tag | None], roles: Roles) -> None:
-    for place, factor in enumerate(known):
-        if factor is not None and factor.call is not None and factor.call.site.function in GATES:
-            # What gets no gradient, as a padding mask or a dropout's, lets nothing be learnt through the factor beside it.
-            others = [*operands[:place], *operands[place + 1 :]]
-            scales = factor.call.site.function == "softplus"  # data, too: a positive scale is meant to start small
-            if scales or any(each.requires_grad for each in others) or not torch.is_grad_enabled():
-                roles.gates(factor.call.site)
 
 
 _CONSTANTS = {("gelu", "tanh"): 0.5, ("gelu", "erf"): 0.5, ("hardswish", "relu6"): 1 / 6}

@@ -36,7 +36,7 @@ def describe(
     """Describe what was seen of a run so far; the arguments are those of `not_covered`, and the sites."""
     seen = any(layer.used for layer in layers.ordered)
     return RunInfo(
-        layers=tuple(layer.info(seen=seen) for layer in layers.ordered),
+        layers=tuple(layer.info(column, seen=seen) for column, layer in enumerate(layers.ordered)),
         sites=sites.infos(),
         optimizers=tuple(_describe_optimizer(optimizer, layers) for optimizer in optimizers),
         coverage=tuple(not_covered(model, layers, sites, optimizers, unseen, estimated=estimated, eager=eager)),
@@ -50,7 +50,7 @@ def _describe_optimizer(optimizer: Optimizer, layers: Layers) -> OptimizerInfo:
         rate = float(group.get("lr", 0.0))
         for parameter in group["params"]:
             owner = layers.owner(parameter)
-            if owner is not None:
+            if owner is not None and owner.parameters:
                 rates[owner.name] = max(rates.get(owner.name, 0.0), rate)
     largest = max(rates.values(), default=0.0)
     alike = all(rate == largest for rate in rates.values())

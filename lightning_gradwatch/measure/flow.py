@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from lightning_gradwatch.measure import gates
 from lightning_gradwatch.measure.composites import Composite, combine
 from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
+_TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
+"""Names of functions whose first argument is what a layer is given."""
 _KEEP, _LAST, _ERF = Op.KEEP, Op.LAST, Op.ERF  # by name, as in `tracer`
 
 
@@ -28,12 +32,16 @@ class _Sources(NamedTuple):
 
     user: Layer | None
     """The first layer that one of them is a parameter of, or made from parameters of alone."""
+    users: Sequence[Layer]
+    """All such layers."""
     tag: Tag | None
     """Of the first other argument of which something is known."""
     tensor: Tensor | None
     """That argument."""
     weights_only: bool
-    """Whether there is nothing but parameters and what was made from them, as in weight normalisation."""
+    """Whether there is no data: nothing but parameters, buffers, numbers and what was made from them, as in weight normalisation."""
+    gates: bool
+    """Whether one is made of the output of an activation function that may turn out to gate."""
 
 
 class Flow:
@@ -52,12 +60,13 @@ class Flow:
             self._tags.root(argument)
         self._kept = arguments[0].detach().clone() if op is _ERF and arguments else None
 
-    def use(self, arguments: Iterable[Any]) -> None:
-        """Note the layers whose parameters are among arguments."""
-        for argument in arguments:
-            layer = self._layers.owner(argument)
-            if layer is not None and layer.step != self._layers.step:
+    def use(self, arguments: Iterable[Any]) -> list[Layer]:
+        """Note the layers whose parameters are among arguments, and return them."""
+        used = [layer for argument in arguments if (layer := self._layers.owner(argument)) is not None]
+        for layer in used:
+            if layer.step != self._layers.step:
                 self._layers.use(layer)
+        return used
 
     def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Any) -> None:
         """Hand what is known of a call's arguments on to its results."""
@@ -67,7 +76,7 @@ class Flow:
         if op is _LAST and (name := getattr(func, "__name__", "")) in FUSED:
             trained = any(isinstance(each, Tensor) and each.requires_grad for each in results)
             self._activations.hides(name, trained=trained)
-        sources = self._sources(arguments)
+        sources = self._sources(op, func, arguments)
         if sources.tag is None and sources.user is None and op not in _ARITHMETIC and op not in _MAKES_FEATURES:
             return
         for each in results:
@@ -93,10 +102,16 @@ class Flow:
             if (ended := self._awaits(op, arguments)) is not None:
                 self._activations.extend(ended, result)
             else:
-                done = combine(op, arguments, new, self._tags, self._activations.roles)
+                done = combine(op, arguments, new, self._tags)
+        if sources.gates and done is None and not (sources.user is not None and op in _MAKES_FEATURES):
+            gating, new.gate = gates.follow(op, func, arguments, self._tags, result)
+            for site in gating:
+                self._activations.gates(site)
         self._tags.put(result, new)
+        if sources.weights_only:
+            self._activations.of_weights(result)
         if sources.user is not None and not sources.weights_only:
-            self._activations.parameterised(result, sources.user)
+            self._activations.parameterised(result, sources.users)
         if done is not None:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
@@ -110,11 +125,20 @@ class Flow:
         ended = None if tag is None else tag.ended
         return ended if ended is not None and math.isclose(arguments.constant, ended.missing, rel_tol=1e-3) else None
 
-    def _sources(self, arguments: Sequence[Tensor]) -> _Sources:
-        user: Layer | None = None
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, or made from parameters, buffers and numbers alone."""
+        tag = self._tags.get(tensor)
+        return self._layers.owner(tensor) is not None if tag is None else tag.weights_only
+
+    def _sources(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor]) -> _Sources:
+        users: dict[Layer, None] = {}
         found: Tag | None = None
         tensor: Tensor | None = None
-        weights_only = bool(arguments)
+        gates = False
+        # A parameter that a layer takes for its input, as learned queries are, is data.
+        weights_only = bool(arguments) and not (
+            op in _MAKES_FEATURES and _TAKES_DATA.search(getattr(func, "__name__", "")) is not None
+        )
         for argument in arguments:
             layer = self._layers.owner(argument)
             if layer is not None:
@@ -123,11 +147,15 @@ class Flow:
                     self._layers.use(layer)
             else:
                 tag = self._tags.get(argument)
-                if tag is not None and tag.weights_only:
+                if tag is None:
+                    weights_only = weights_only and self._layers.is_constant(argument)
+                elif tag.weights_only:
                     layer = tag.layer
                 else:
                     weights_only = False
-                    if found is None and tag is not None:
+                    gates = gates or tag.gate is not None
+                    if found is None:
                         found, tensor = tag, argument
-            user = user or layer
-        return _Sources(user, found, tensor, weights_only and user is not None)
+            if layer is not None:
+                users[layer] = None
+        return _Sources(next(iter(users), None), tuple(users), found, tensor, weights_only, gates)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
     Vertex = TypeVar("Vertex", bound=Hashable)
+    Made = TypeVar("Made")
 
 MOST_NODES = 1_000_000
 """Nodes that a walk enters at most. To go back through so many takes the user's own backward pass several seconds; the walk
@@ -91,13 +92,15 @@ class Walk:
     def gather(
         self,
         root: Vertex,
-        gathered: dict[Vertex, int],
+        gathered: dict[Vertex, Made],
         *,
         following: Callable[[Vertex], Sequence[tuple[Vertex | None, object]]],
         leaf: type,
-        finish: Callable[[Vertex, int], int],
-    ) -> int:
-        """Return what `finish` makes of a node and of all that the nodes it follows from were made into, in one set of bits.
+        nothing: Made,
+        union: Callable[[Made, Made], Made],
+        finish: Callable[[Vertex, Made], Made],
+    ) -> Made:
+        """Return what `finish` makes of a node and of all that the nodes it follows from were made into, put together.
 
         Args:
             root: The node.
@@ -105,12 +108,14 @@ class Walk:
                 also one whose own turn hasn't come: what leads back to it adds nothing.
             following: The edges of a node.
             leaf: Nodes that aren't looked at.
+            nothing: What a node follows from that has no edges.
+            union: Puts together what two nodes were made into.
             finish: Called with a node and the union of what it follows from.
         """
         if root in gathered:
             return gathered[root]
-        path = [_Visit(root, following(root))]
-        gathered[root] = 0
+        path = [_Visit(root, following(root), nothing)]
+        gathered[root] = nothing
         while path:  # no recursion: graphs are deeper than Python's stack
             visit = path[-1]
             for earlier, _ in visit.edges:
@@ -118,11 +123,11 @@ class Walk:
                     continue
                 found = gathered.get(earlier)
                 if found is not None:
-                    visit.found |= found
+                    visit.found = found if visit.found is nothing else union(visit.found, found)
                 elif self._left > 0:
                     self._left -= 1
-                    gathered[earlier] = 0
-                    path.append(_Visit(earlier, following(earlier)))
+                    gathered[earlier] = nothing
+                    path.append(_Visit(earlier, following(earlier), nothing))
                     break
                 else:
                     self.whole = False
@@ -130,7 +135,8 @@ class Walk:
                 path.pop()
                 made = gathered[visit.node] = finish(visit.node, visit.found)
                 if path:
-                    path[-1].found |= made
+                    visit = path[-1]
+                    visit.found = made if visit.found is nothing else union(visit.found, made)
         return gathered[root]
 
 
@@ -139,10 +145,10 @@ class _Visit:
 
     __slots__ = ("edges", "found", "node")
 
-    def __init__(self, node: Hashable, edges: Sequence[tuple[object, object]]) -> None:
+    def __init__(self, node: Hashable, edges: Sequence[tuple[object, object]], found: Any) -> None:
         self.node: Any = node
         self.edges: Any = iter(edges)
-        self.found = 0
+        self.found = found
 
 
 def edges(node: Node) -> tuple[tuple[Node | None, int], ...]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 
+from lightning_gradwatch.measure.path import Path
 from lightning_gradwatch.measure.shards import placed
 from lightning_gradwatch.record import LayerInfo, LostGradient, NotCovered
 
@@ -20,9 +22,14 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
+    from lightning_gradwatch.measure.sites import Site
+
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_OTHER_WAY_ROUND = "Conv1D"
+"""The linear layer of transformers whose matrix has a column, not a row, for each output."""
+_PARAMETRIZED = re.compile(r"(?:^|\.)parametrizations\.[^.]+$")
 _FABRIC = "_forward_module"
 """Under which Lightning Fabric's wrapper holds what its forward pass runs."""
 
@@ -45,9 +52,18 @@ class Layer:
     normalizes: bool = False
     """Whether it is an embedding or a norm, whose matrices are no weight layer's."""
     parameters: list[nn.Parameter] = field(default_factory=list)
+    """Those that were being trained at some time; none of a layer that has been frozen from the start."""
+    outputs: int = 0
+    """Rows of the first matrix of a layer that has been frozen from the start."""
     used: bool = False
     step: int = 0
     """The measured step (`Layers.step`) whose forward pass used it last."""
+    number: int = 0
+    """By which the `Path` knows it; 0 until a forward pass used it."""
+    place: int = 0
+    """How many layers were listed before it; its curves are numbered so, as its column may change."""
+    feeds: Site | None = None
+    """The first site on the path that it feeds through no other."""
     lacks: bool = False
     """Whether it had no gradient, or one of 0, in the last measured step that it was in."""
     lost: LostGradient | None = None
@@ -78,11 +94,12 @@ class Layer:
 
     @property
     def features(self) -> int:
-        """How many output features it makes, as the rows of its first matrix have it; 0 without one."""
-        return next((parameter.shape[0] for parameter in self.matrices), 0)
+        """How many output features it makes, as its first matrix has it; 0 without one."""
+        axis = -1 if self.kind == _OTHER_WAY_ROUND else 0
+        return next((parameter.shape[axis] for parameter in self.matrices), self.outputs)
 
-    def info(self, *, seen: bool) -> LayerInfo:
-        """Describe the layer; `seen` says whether the forward pass can be watched at all."""
+    def info(self, column: int, *, seen: bool) -> LayerInfo:
+        """Describe the layer, in a column; `seen` says whether the forward pass can be watched at all."""
         known = [parameter for parameter in self.parameters if not is_lazy(parameter)]
         return LayerInfo(
             name=self.name,
@@ -92,6 +109,8 @@ class Layer:
             weight=self.weight,
             used=True if self.used else (False if seen else None),
             lost=self.lost,
+            feeds=self.feeds.name if self.feeds is not None else "",
+            place=self.place if self.place != column else None,
         )
 
 
@@ -100,14 +119,22 @@ Owned: TypeAlias = tuple[Layer, nn.Parameter]
 
 
 class Layers:
-    """All layers of a model, in the order of their first use; a layer once in the list keeps its place."""
+    """All layers of a model, in the order of the data's path through it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, path: Path | None = None) -> None:
         self._model = unwrapped(model)
+        self._path = path or Path()
         self._by_name: dict[str, Layer] = {}
+        self._frozen: dict[str, Layer] = {}
+        """By name, those of which nothing was trained so far; they are no layers of the run, and feed sites like any."""
+        self._of_frozen: dict[int, tuple[weakref.ref[nn.Parameter], Layer]] = {}
         self._by_parameter: dict[int, Layer] = {}
+        self._buffers: dict[int, weakref.ref[torch.Tensor]] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self.ordered: list[Layer] = []
+        """Those that were used, along the path, and behind them those that weren't, in registration order."""
+        self.places: dict[str, int] = {}
+        """By name, how many layers were listed before each; those of a checkpoint too."""
         self._sharded = False
         self._gathered: dict[int, tuple[weakref.ref[nn.Parameter], Layer | None]] = {}
         """What stands in for sharded parameters while a module runs, by its `id`."""
@@ -126,23 +153,22 @@ class Layers:
         A layer is the same one as before while a parameter of it is; where all of them were replaced, while its name is.
         """
         modules = {qualified_name(f"{name}."): module for name, module in self._model.named_modules()}
-        held = self._held()
+        held, frozen = self._held()
         owned: dict[str, list[nn.Parameter]] = {}
         for full, parameter in held.items():
-            prefix, _, own = full.rpartition(".")
-            owned.setdefault(prefix or own, []).append(parameter)
+            owned.setdefault(_owner_name(full), []).append(parameter)
         earlier, self._by_name = self._by_name, {}
         left = set(earlier.values())
+        thawed = set(self._frozen.values())
         for name, parameters in owned.items():
             layer = self._same(earlier.get(name), parameters, left, set(map(id, held.values())))
             if layer is None:
-                layer = Layer(name=name, kind="Parameter")
+                layer = self._same_frozen(self._frozen.get(name), parameters, thawed) or Layer(name=name, kind="")
                 self.unused += 1
             left.discard(layer)
-            module = modules.get(f"{name}.")
-            layer.name, layer.parameters = name, parameters
-            layer.kind = "Parameter" if module is None else type(module).__name__.removeprefix("Lazy")
-            layer.normalizes = isinstance(module, _NOT_WEIGHT)
+            thawed.discard(layer)
+            layer.parameters = parameters
+            _describe(layer, name, modules)
             self._by_name[name] = layer
         self._parameters = held
         self._by_parameter = {id(each): layer for layer in self._by_name.values() for each in layer.parameters}
@@ -150,6 +176,8 @@ class Layers:
         self.unused -= sum(not layer.used for layer in left)
         self._listed -= left
         self.ordered = [layer for layer in self.ordered if layer in self._listed]
+        self._take_frozen(frozen, modules, thawed)
+        self._buffers = {id(each): weakref.ref(each) for each in self._model.buffers()}
         self.changes += 1
 
     def _same(
@@ -164,21 +192,54 @@ class Layers:
             return namesake
         return None
 
-    def _held(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that make layers, by name: those that are trained, and those that were once."""
+    def _same_frozen(self, namesake: Layer | None, parameters: list[nn.Parameter], left: set[Layer]) -> Layer | None:
+        """Return the layer, frozen from the start, that some parameters belong to, or else the one of their name."""
+        for parameter in parameters:
+            layer = self._owner_of_frozen(parameter)
+            if layer in left:
+                return layer
+        return namesake if namesake in left else None
+
+    def _held(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """Return the parameters that make layers, by name: those that are trained or once were, and those that never were."""
         held: dict[str, nn.Parameter] = {}
+        frozen: dict[str, nn.Parameter] = {}
         for name, parameter in self._model.named_parameters():
-            if not (parameter.requires_grad or id(parameter) in self._by_parameter):
-                continue
             if not (is_lazy(parameter) or parameter.numel()):
                 continue  # one without entries trains nothing, so it makes no layer
             full = qualified_name(name)
+            if not (parameter.requires_grad or id(parameter) in self._by_parameter):
+                frozen[full] = parameter
+                continue
             before = self._parameters.get(full)
             if before is not None and placed(before) is not None and placed(parameter) is None:
                 held[full] = before  # what is there stands in for its shards, as after a validation pass
                 continue
             held[full] = parameter
-        return held
+        return held, frozen
+
+    def _take_frozen(
+        self, parameters: Mapping[str, nn.Parameter], modules: Mapping[str, nn.Module], left: set[Layer]
+    ) -> None:
+        """Know the owners of the parameters that were never trained; the parameters themselves are left to the model."""
+        earlier, self._frozen = self._frozen, {}
+        of_frozen: dict[int, tuple[weakref.ref[nn.Parameter], Layer]] = {}
+        for full, parameter in parameters.items():
+            name = _owner_name(full)
+            layer = self._by_name.get(name) or self._frozen.get(name)
+            if layer is None:
+                layer = self._same_frozen(earlier.get(name), [parameter], left) or Layer(name=name, kind="")
+                left.discard(layer)
+                _describe(layer, name, modules)
+                self._frozen[name] = layer
+            if is_matrix(parameter):
+                layer.outputs = layer.outputs or parameter.shape[-1 if layer.kind == _OTHER_WAY_ROUND else 0]
+            of_frozen[id(parameter)] = weakref.ref(parameter), layer
+        self._of_frozen = of_frozen
+
+    def _owner_of_frozen(self, parameter: object) -> Layer | None:
+        found = self._of_frozen.get(id(parameter))
+        return found[1] if found is not None and found[0]() is parameter else None
 
     def __contains__(self, parameter: nn.Parameter) -> bool:
         # One without entries trains nothing, so it makes no layer.
@@ -192,9 +253,18 @@ class Layers:
     def owner(self, parameter: object) -> Layer | None:
         """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
         layer = self._by_parameter.get(id(parameter))
-        if layer is None and self._sharded and isinstance(parameter, nn.Parameter):
-            return self._owner_of_gathered(parameter)
+        if layer is None:
+            layer = self._owner_of_frozen(parameter)
+            if layer is None and self._sharded and isinstance(parameter, nn.Parameter):
+                return self._owner_of_gathered(parameter)
         return layer
+
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor of which nothing else is known is no data: a buffer of the model, or a single number."""
+        if tensor.requires_grad:
+            return False
+        buffer = self._buffers.get(id(tensor))
+        return not tensor.dim() or (buffer is not None and buffer() is tensor)
 
     def unknown(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer trains something that isn't taken in yet."""
@@ -216,14 +286,18 @@ class Layers:
         found = self._gathered.get(id(parameter))
         if found is None or found[0]() is not parameter:
             names = (name for name, held in self._model.named_parameters() if held is parameter)
-            prefix, _, own = qualified_name(next(names, "")).rpartition(".")
-            found = self._gathered[id(parameter)] = weakref.ref(parameter), self._by_name.get(prefix or own)
+            name = _owner_name(qualified_name(next(names, "")))
+            found = self._gathered[id(parameter)] = (
+                weakref.ref(parameter),
+                self._by_name.get(name, self._frozen.get(name)),
+            )
         return found[1]
 
     def use(self, layer: Layer) -> None:
         """Note that the forward pass of this step uses a layer."""
         layer.step = self.step
-        if not layer.used:
+        layer.number = layer.number or self._path.add_layer(layer)
+        if not layer.used and layer.parameters:
             layer.used = True
             self.unused -= 1
             self._list(layer)
@@ -238,10 +312,26 @@ class Layers:
             for layer in self._by_name.values():
                 self._list(layer)
 
+    def arrange(self, sites: Iterable[Site]) -> bool:
+        """Put the layers in the order of the path; return whether that, or which of the sites they feed, has changed.
+
+        Args:
+            sites: All of them, in that order.
+        """
+        ranks = self._path.ranks
+        ordered = sorted(self.ordered, key=lambda layer: ranks[layer.number] if layer.used else len(ranks))
+        fed = self._path.first_fed(sites)
+        same = ordered == self.ordered and all(layer.feeds is fed.get(layer) for layer in ordered)
+        self.ordered = ordered
+        for layer in ordered:
+            layer.feeds = fed.get(layer)
+        return not same
+
     def _list(self, layer: Layer) -> None:
         if layer not in self._listed:
             self._listed.add(layer)
             self.ordered.append(layer)
+            layer.place = self.places.setdefault(layer.name, len(self.places))
 
     def without_optimizer(self, optimizers: Sequence[Optimizer]) -> Iterator[NotCovered]:
         """Yield the layers with trainable parameters that no optimizer holds."""
@@ -249,6 +339,24 @@ class Layers:
         for layer in self.ordered:
             if not any(id(parameter) in held for parameter in layer.parameters):
                 yield NotCovered(layer.name, "no optimizer holds its parameters")
+
+
+def _owner_name(full: str) -> str:
+    """Return the name of the layer that a parameter belongs to, given its fully qualified name."""
+    prefix, _, own = full.rpartition(".")
+    return prefix or own
+
+
+def _describe(layer: Layer, name: str, modules: Mapping[str, nn.Module]) -> None:
+    layer.name = name
+    module = modules.get(f"{name}.")
+    kind = "" if module is None else type(module).__name__
+    if isinstance(module, ParametrizationList):  # of the kind of what it makes a weight for
+        outer = _PARAMETRIZED.sub("", name)
+        module = modules.get(f"{outer}." if outer else "")
+        kind = type(module).__name__.removeprefix("Parametrized")
+    layer.kind = kind.removeprefix("Lazy") or "Parameter"
+    layer.normalizes = isinstance(module, _NOT_WEIGHT)
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:

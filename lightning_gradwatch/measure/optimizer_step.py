@@ -114,7 +114,7 @@ class OptimizerSteps:
         if self._told:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None or self._index in self._meter.steps:
+        if closure is None or (self._index in self._meter.steps and not self._meter.is_early(self._index)):
             self._measure()
             return None
         self._meter.remember_weights(self._optimizer, self._index)
@@ -132,7 +132,7 @@ class OptimizerSteps:
 
     def _measure(self, again: bool = False) -> None:
         with self._meter.harmless:
-            if again or self._index not in self._meter.steps:
+            if again or self._index not in self._meter.steps or self._meter.is_early(self._index):
                 self._before(again)
 
     def _ended(self) -> None:

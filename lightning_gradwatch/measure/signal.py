@@ -28,6 +28,23 @@ if TYPE_CHECKING:
 
 Grads: TypeAlias = "tuple[Tensor | None, ...]"
 
+_BY_OUTPUT = frozenset(
+    [
+        "relu",
+        "leaky_relu",
+        "relu6",
+        "hardtanh",
+        "threshold",
+        "hardshrink",
+        "softshrink",
+        "sigmoid",
+        "tanh",
+        "softmax",
+        "log_softmax",
+    ]
+)
+"""Functions whose derivative autograd computes from the output, or is constant in pieces: what comes back through a derivative
+goes through the function's own node, or is 0."""
 _LARGEST_COMPOSITE = 40
 """Nodes that a hand-written activation function has at most (the tanh form of GELU has ten)."""
 
@@ -61,17 +78,26 @@ class SignalHooks:
         self._off = off
         self._handles: list[RemovableHandle] = []
         self.ignoring = False
+        self.doubling = False
+        """Whether the backward pass that is left out makes a graph, through which the step's own may come back."""
 
     @contextmanager
-    def ignored(self) -> Iterator[None]:
-        """Leave out a backward pass that isn't the step's own, such as a gradient penalty's."""
-        before, self.ignoring = self.ignoring, True
+    def ignored(self, *, doubling: bool = False) -> Iterator[None]:
+        """Leave out a backward pass that isn't the step's own, such as a gradient penalty's.
+
+        Where it makes a graph, the step's own pass differentiates that too: what a derivative that depends on z gets of it
+        goes to z past the activation's own node, so that its signal isn't all there.
+        """
+        before = self.ignoring, self.doubling
+        self.ignoring, self.doubling = True, doubling
         try:
             yield
         finally:
-            self.ignoring = before
+            self.ignoring, self.doubling = before
 
-    def watch(self, sums: SiteSums, output: Tensor, node: Node | None, origin: Origin) -> list[RemovableHandle]:
+    def watch(
+        self, sums: SiteSums, output: Tensor, node: Node | None, origin: Origin, *, turn: int
+    ) -> list[RemovableHandle]:
         """Add ‖δ‖ and ‖dL/da‖ of a call to `sums` when the backward pass gets there.
 
         Args:
@@ -79,6 +105,7 @@ class SignalHooks:
             output: What the activation function returned.
             node: That the call made (see `node_of`).
             origin: Of its argument z, made before the call (an in-place function changes it).
+            turn: The call's number (`SiteSums.turn`).
 
         Returns:
             The handles, for a call that turns out to be a step inside a larger function.
@@ -90,14 +117,14 @@ class SignalHooks:
             return []
         edges = node.next_functions
         if node is not output.grad_fn or (len(edges) == 1 and origin.takes(*edges[0])):
-            handle = node.register_hook(_Single(self, self._faults, sums))
+            handle = node.register_hook(_Single(self, self._faults, sums, turn))
             self._handles.append(handle)
             return [handle]
         ends = _ends(node, origin)
         if not ends:
             sums.signal_complete = False
             return []
-        seen = _Parts(sums, len(ends))
+        seen = _Parts(sums, len(ends), turn)
         handles = [end.register_hook(self._hook(seen, places)) for end, places in ends]
         handles.append(node.register_hook(self._arriving_hook(sums)))
         self._handles += handles
@@ -119,6 +146,8 @@ class SignalHooks:
         def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
             del grad_outputs
             if self.ignoring or not self._faults.on("signal"):
+                if self.doubling:
+                    parts.spoil()
                 return
             with self._guard, unobserved():
                 parts.take([grad_inputs[place] for place in places])
@@ -162,16 +191,19 @@ class _Single:
     No closure, whose cells would be four times as many objects for the garbage collector to walk.
     """
 
-    __slots__ = ("_faults", "_fired", "_hooks", "_sums")
+    __slots__ = ("_faults", "_fired", "_hooks", "_sums", "_turn")
 
-    def __init__(self, hooks: SignalHooks, faults: Faults, sums: SiteSums) -> None:
+    def __init__(self, hooks: SignalHooks, faults: Faults, sums: SiteSums, turn: int) -> None:
         self._hooks = hooks
         self._faults = faults
         self._sums = sums
+        self._turn = turn
         self._fired = False
 
     def __call__(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
         if self._hooks.ignoring or not self._faults.on("signal"):
+            if self._hooks.doubling and self._sums.site.function not in _BY_OUTPUT:
+                self._sums.signal_complete = False
             return
         try:  # not a guard: a deep net has hundreds of these
             if self._fired:  # see `_Parts.take`
@@ -186,17 +218,22 @@ class _Single:
             self._faults.report("signal", error)
 
     def _measure(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
-        self._sums.add_signal(grad_inputs[0])
+        self._sums.add_signal(grad_inputs[0], self._turn)
         self._sums.add_arriving(grad_outputs[0])
 
 
 class _Parts:
     """The gradients that a call's nodes pass on to z, until all of them came."""
 
-    def __init__(self, sums: SiteSums, nodes: int) -> None:
+    def __init__(self, sums: SiteSums, nodes: int, turn: int) -> None:
         self._sums = sums
+        self._turn = turn
         self._missing = nodes
         self._delta: Tensor | None = None
+
+    def spoil(self) -> None:
+        """Note that a part of the signal will go another way."""
+        self._sums.signal_complete = False
 
     def take(self, gradients: list[Tensor | None]) -> None:
         self._missing -= 1
@@ -208,7 +245,7 @@ class _Parts:
             if gradient is not None:
                 self._delta = gradient.detach() if self._delta is None else self._delta + gradient.detach()
         if self._missing == 0 and self._delta is not None:
-            self._sums.add_signal(self._delta)
+            self._sums.add_signal(self._delta, self._turn)
             self._delta = None
 
 

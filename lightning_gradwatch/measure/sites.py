@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.graph import Walk, edges
 from lightning_gradwatch.measure.location import spelled
 from lightning_gradwatch.measure.names import SiteNames
+from lightning_gradwatch.measure.path import Path
+from lightning_gradwatch.measure.spans import EMPTY
 from lightning_gradwatch.record import Role, SiteInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from torch.autograd.graph import Node
 
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.location import Location
-
-GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "relu6", "softplus"})
-"""Functions that gate when their output multiplies another tensor.
-
-Softplus makes a positive scale, as the step of a state space model, which starts near 0, on the flat side.
-"""
+    from lightning_gradwatch.measure.spans import Span
 
 
 @dataclass(eq=False)
@@ -42,8 +41,14 @@ class Site:
     part: bool = False
     """Whether it turned out to be a step inside a hand-written function, and so no site."""
     name: str = ""
-    predecessors: set[Site] = field(default_factory=set)
-    """Sites whose outputs reached this one's argument through no other site, in any step so far."""
+    place: int = 0
+    """How many sites were named before it; its curves are numbered so, as its column may change."""
+    number: int = 0
+    """By which the `Path` knows it."""
+    feeding: Span = EMPTY
+    """Numbers of the sites whose outputs reached this one's argument through no other site, in any step so far."""
+    past_unseen: bool = False
+    """Whether something that isn't seen lay between, in any step so far."""
 
     @property
     def key(self) -> str:
@@ -53,19 +58,19 @@ class Site:
 
 
 class Sites:
-    """All sites of a model, in the order of their first call; a site once named keeps its place."""
+    """All sites of a model, in the order of the data's path through it; a site once named keeps its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or Path()
         self._by_call: dict[tuple[Any, ...], Site] = {}
         self._names = SiteNames()
         self.ordered: list[Site] = []
         """Those with a name and a role."""
+        self.places: dict[str, int] = {}
+        """By name, how many sites were named before each; those of a checkpoint too."""
         self._fresh: dict[Site, None] = {}
-
-    @property
-    def connections(self) -> int:
-        """How many pairs of a site and a predecessor are known."""
-        return sum([len(site.predecessors) for site in self.ordered])
+        self.corrections = 0
+        """How often a site turned out to play another role than its first pass showed."""
 
     def infos(self) -> tuple[SiteInfo, ...]:
         """Describe the sites, column by column."""
@@ -76,10 +81,30 @@ class Sites:
                 function=site.composite or site.function,
                 role=site.role or "hidden",
                 units=site.units,
-                predecessors=tuple(before.name for before in sorted(site.predecessors, key=column.__getitem__)),
+                predecessors=self._names_of(self._path.sites(site.feeding), column),
+                past_unseen=self._names_of(self._path.led_to_unseen(site), column) if site.past_unseen else (),
+                place=site.place if site.place != column[site] else None,
             )
             for site in self.ordered
         )
+
+    def _names_of(self, sites: Iterable[Site], column: Mapping[Site, int]) -> tuple[str, ...]:
+        return tuple(site.name for site in sorted(sites, key=column.__getitem__))
+
+    def arrange(self) -> bool:
+        """Put the sites in the order of the path; return whether that has changed.
+
+        What a layer follows that was first used later is no output.
+        """
+        ranks = self._path.ranks
+        ordered = sorted(self.ordered, key=lambda site: ranks[site.number])
+        same = ordered == self.ordered
+        self.ordered = ordered
+        followed = self._path.led_to_layers() if any(site.role == "output" for site in ordered) else ()
+        for site in ordered:
+            if site.role == "output" and site.number in followed:
+                self.correct(site, "hidden")
+        return not same
 
     @property
     def unsettled(self) -> bool:
@@ -105,8 +130,15 @@ class Sites:
                 layer=layer.name if layer else "",
                 features=source.features if source else 0,
             )
+            site.number = self._path.add_site(site)
             self._fresh[site] = None
         return site
+
+    def correct(self, site: Site, role: Role) -> None:
+        """Give a site the role that a later pass showed."""
+        if site.role != role:
+            site.role = role
+            self.corrections += 1
 
     def drop(self, site: Site) -> None:
         """Leave a site out that turned out to be a step inside a hand-written function."""
@@ -121,6 +153,8 @@ class Sites:
         for site in fresh:
             site.role = roles.of(site)
         self._names.give(fresh)
+        for site in fresh:
+            site.place = self.places.setdefault(site.name, len(self.places))
         self.ordered += fresh
 
 

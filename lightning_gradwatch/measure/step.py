@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from lightning_gradwatch.measure import faults as internal
 from lightning_gradwatch.measure.activations import Activations
 from lightning_gradwatch.measure.aside import stepping_aside
 from lightning_gradwatch.measure.audit import Audit, AuditedTracer
+from lightning_gradwatch.measure.by_hand import Held
 from lightning_gradwatch.measure.collect import Collected, SiteSums
 from lightning_gradwatch.measure.connections import Connections
 from lightning_gradwatch.measure.gradients import OptimizerGradients
@@ -26,7 +27,7 @@ from lightning_gradwatch.measure.trail import Trail, TrailedTracer
 from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
     from torch.optim import Optimizer
@@ -34,10 +35,18 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.layers import Layer, Layers, Owned
     from lightning_gradwatch.measure.location import ModuleNames
+    from lightning_gradwatch.measure.path import Path
     from lightning_gradwatch.measure.sites import Site, Sites
     from lightning_gradwatch.measure.staging import Staging
     from lightning_gradwatch.measure.unseen import Unseen
     from lightning_gradwatch.measure.updates import Snapshots, WeightSnapshot
+
+
+class EarlyMeasuring(Protocol):
+    """Measures what an optimizer is going to use before it begins to step."""
+
+    def __call__(self, index: int, *, again: bool) -> object:
+        """Do it for the optimizer of an index; again, where it was measured."""
 
 
 class OptimizerStep:
@@ -70,7 +79,9 @@ class Measured:
         self.sums: list[SiteSums] = list(step.collected.sites.values()) if step.faults.on("activations") else []
         self.losses = step.losses
         self.scale = step.scale
+        self.scaled_losses = step.scaled_losses
         self.segments = step.segments
+        self.chains = step.chains
         self.trail = step.trail
         self.pending: Pending = step.pack.send()
 
@@ -117,6 +128,7 @@ class StepMeter:
         *,
         layers: Layers,
         sites: Sites,
+        path: Path,
         faults: Faults,
         names: ModuleNames,
         staging: Staging,
@@ -128,12 +140,20 @@ class StepMeter:
         unseen: Unseen,
         audited: bool = False,
         suspects: Sequence[Layer] = (),
+        measure_early: EarlyMeasuring,
+        optimizers: Callable[[], Sequence[Optimizer]],
     ) -> None:
         self.faults = faults
         self.fault: Exception | None = None
         """What ended the measuring of this step; for whoever closes it to raise, where the run's measuring can be ended."""
         self.harmless = _Harmless(self)
         self._remembered: dict[int, WeightSnapshot] = {}
+        self._early: dict[int, bool] = {}
+        """The optimizers that haven't begun to step and whose gradients were measured, each with whether there are more now."""
+        self._clipped_by_hand: set[int] = set()
+        self._held: Held | None = None
+        self.scaled_losses = False
+        """Whether the losses are multiplied by the scale."""
         self.pack = Pack()
         self._staging = staging
         staging.begin(self.pack)
@@ -143,6 +163,9 @@ class StepMeter:
         self.scale: Slot | None = None
         self.activations_only = activations_only
         self.segments: dict[Site, Site] = {}
+        self.chains: Mapping[Site, Sequence[Sequence[int]]] = {}
+        self._measure_early = measure_early
+        self._optimizers = optimizers
         self._layers = layers
         self._snapshots = snapshots
         self._spacious = spacious
@@ -150,7 +173,7 @@ class StepMeter:
         self._processes = processes
         self._tags = Tags()
         self.hooks = SignalHooks(faults, off=activations_only)
-        self._connections = Connections(off=activations_only)
+        self._connections = Connections(path, off=activations_only)
         self.activations = Activations(
             sites=sites,
             collected=self.collected,
@@ -161,7 +184,7 @@ class StepMeter:
             unseen=unseen,
         )
         self.takes_losses = True
-        self._audit = Audit(unseen) if audited and not suspects else None
+        self._audit = Audit(unseen, layers) if audited and not suspects else None
         self.trail: Trail | None = None
         """Follows layers that had no gradient, if there are any."""
         if suspects and faults.on("signal"):
@@ -175,6 +198,7 @@ class StepMeter:
             "tags": self._tags,
             "faults": faults,
             "before_backward": self._saw_backward,
+            "gradients": self,
         }
         self.tracer: Tracer
         if self.trail is not None:
@@ -221,12 +245,17 @@ class StepMeter:
         return self._connections.lost
 
     @_harmless
-    def end_pass(self, loss: Any = None) -> None:
-        """Close a forward pass; `loss` is what it computed and is about to be propagated back, where that is known."""
+    def end_pass(self, loss: Any = None, *, retained: bool = False) -> None:
+        """Close a forward pass.
+
+        Args:
+            loss: What it computed and is about to be propagated back, where that is known.
+            retained: The graph stays for another pass to go on from.
+        """
         with self.faults.guard("activations"):
             self.activations.end_pass()
         with self.faults.guard("signal"):
-            self._connections.end_pass(loss)
+            self._connections.end_pass(loss, retained=retained)
             if self.trail is not None:
                 self.trail.note_loss(loss)
         if self._audit is not None:
@@ -234,8 +263,10 @@ class StepMeter:
                 self._audit.check(loss)
 
     @_harmless
-    def _saw_backward(self, loss: Any) -> None:
-        self.end_pass(loss)
+    def _saw_backward(self, loss: Any, retained: bool) -> None:
+        self.end_pass(loss, retained=retained)
+        self._held = None
+        self._early = dict.fromkeys(self._early, True)
         if self.takes_losses:
             self.add_loss(loss)
 
@@ -248,7 +279,7 @@ class StepMeter:
             scale: What it is multiplied by.
             late: It belongs to the step although the gradients were measured before.
         """
-        if self.steps and not late:
+        if len(self.steps) > len(self._early) and not late:
             return
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]
@@ -260,6 +291,43 @@ class StepMeter:
     def set_scale(self, scale: Tensor) -> None:
         """Take the factor by which the loss, and so every signal of this step, is multiplied."""
         self.scale = self.pack.add(scale)
+
+    # -- what is done with gradients before the optimizer steps
+
+    @_harmless
+    def unscaled(self, gradients: Sequence[Tensor], inverse: Tensor) -> None:
+        """Measure gradients that a scaler has just unscaled, and take its scale out of losses and signals."""
+        if self.activations_only or self.fault is not None:
+            return
+        for index in self._holders(gradients):
+            if index not in self.steps or index in self._early:
+                self._early[index] = False
+                self._measure_early(index, again=index in self.steps)
+        if self.scale is None:
+            self.scale = self.pack.add(inverse.detach().double().reciprocal())
+            self.scaled_losses = self.takes_losses
+
+    @_harmless
+    def clipped(self, gradients: Sequence[Tensor]) -> None:
+        """Measure gradients before they are clipped."""
+        if self.activations_only:
+            return
+        for index in self._holders(gradients):
+            stale = self._early.get(index)
+            if index not in self.steps or stale:
+                self._early[index] = False
+                self._measure_early(index, again=bool(stale))
+            if index in self._early:
+                self._clipped_by_hand.add(index)
+
+    def _holders(self, gradients: Sequence[Tensor]) -> set[int]:
+        if self._held is None:
+            self._held = Held(self._optimizers())
+        return self._held.of(gradients)
+
+    def is_early(self, index: int) -> bool:
+        """Whether an optimizer that hasn't begun to step was measured."""
+        return index in self._early
 
     @_harmless
     def remember_weights(self, optimizer: Optimizer, index: int) -> None:
@@ -276,18 +344,24 @@ class StepMeter:
             self._remembered[index] = self._snapshots.take(index, owned, self.pack, processes=self._processes)
 
     @_harmless
-    def before_optimizer_step(self, optimizer: Optimizer, index: int, *, again: bool = False) -> bool:
+    def before_optimizer_step(
+        self, optimizer: Optimizer, index: int, *, again: bool = False, early: bool = False
+    ) -> bool:
         """Measure the gradients an optimizer is about to use and remember its weights; the first time in a step only.
 
         Args:
             optimizer: The optimizer.
             index: Its place in the run's list.
             again: Drop what was measured before: there are more gradients now.
+            early: It is still to be clipped, or to step at all.
 
         Returns:
             Whether it was measured, so that `after_optimizer_step` is wanted.
         """
-        if index in self.steps and not again:
+        stale = self._early.pop(index, None) if index in self.steps and not early else None
+        if stale is False and not again:
+            return True
+        if index in self.steps and not (again or stale):
             return False
         before = self.steps.get(index)
         step = self.steps[index] = OptimizerStep(optimizer)
@@ -318,6 +392,7 @@ class StepMeter:
         if step.snapshot is not None and self.faults.on("updates"):
             with self.faults.guard("updates"):
                 step.snapshot.measure(self.pack)
+        clipped = clipped or index in self._clipped_by_hand
         if clipped and step.gradients is not None and self.faults.on("gradients"):
             with self.faults.guard("gradients"):
                 owned = self._layers.trained_by(step.optimizer)
@@ -331,6 +406,9 @@ class StepMeter:
             step.found_inf = self.pack.add(found_inf.detach().clone())
         if isinstance(scale, Tensor) and step.gradients is not None:
             step.gradients.scale = self.pack.add(scale.detach().clone())
+            if self.scale is None:
+                self.scale = self.pack.add(scale.detach().clone())
+                self.scaled_losses = self.takes_losses
 
     def finish(self) -> Measured:
         """Take every hook away and start the transfer."""
@@ -339,6 +417,7 @@ class StepMeter:
             self._staging.end()
         with self.faults.guard("signal"):
             self.segments = self._connections.segments()
+            self.chains = self._connections.chains()
         return Measured(self)
 
     @_harmless

@@ -116,12 +116,14 @@ class Tag:
     """What `root` is multiplied by to make it; None for any other function of it."""
     scale = 1.0
     """What the output of `call`, or the error function's, is multiplied by; NaN where the device alone knows."""
+    gate: SiteCall | None = None
+    """The activation call of whose output this is a function, and of nothing else, where it may turn out to be a gate's."""
     ended: Ended | None = None
     """Where it is a hand-written function but for a constant that is still to come."""
     shifted = False
     """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
     weights_only = False
-    """Whether it was made from parameters alone, as a normalised weight is."""
+    """Whether it was made without data: from parameters, as a normalised weight is, and from buffers and numbers."""
 
     def __init__(self, tensor: Tensor, axis: int | None, layer: Layer | None) -> None:
         self.ref = weakref.ref(tensor)

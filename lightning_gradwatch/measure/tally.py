@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.gradients import OptimizerGradients
@@ -67,7 +67,7 @@ class OfSite(IntEnum):
     ARRIVING = 2
     """dL/da, in the same way."""
     FIRST_CALL = 3
-    """δ of a pass's first call, where there are several."""
+    """δ of the first call of a chain of several that follow each other, as the turns of a loop do."""
     LAST_CALL = 4
     OUTPUT_ENTRIES = 5
     EITHER = 6
@@ -80,9 +80,9 @@ class OfSite(IntEnum):
     SEEN = 10
     """Whether the site was called."""
     CALLS = 11
-    """Calls in the passes that called the site several times."""
+    """Calls in such chains."""
     LOOPS = 12
-    """How many passes those are."""
+    """How many chains those are."""
     LOST = 13
     """Whether the numbers of several processes can't be put together."""
 
@@ -155,12 +155,13 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
     starts: list[int | None] = [None] * len(columns.sites)
     # A step inside a hand-written function is no site.
     seen = [(place, sums) for sums in measured.sums if (place := columns.place.get(sums.site)) is not None]
-    _add_sites(of_sites, seen, values)
+    _add_sites(of_sites, seen, values, measured.chains)
     for place, sums in seen:
         chunks[place] = sums.chunk(values)
     for site, start in measured.segments.items():
         if (place := columns.place.get(site)) is not None:
             starts[place] = columns.place.get(start)
+    scale = 1.0 if measured.scale is None else float(values[measured.scale][0])
     return Tally(
         layers=of_layers,
         sites=of_sites,
@@ -168,10 +169,10 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
         starts=starts,
         unreadable=any(step.gradients is not None and step.gradients.unreadable for step in measured.steps.values()),
         clipped=math.hypot(*clipped) if clipped else math.nan,
-        loss=math.fsum(float(values[slot][0]) for slot in measured.losses)
+        loss=math.fsum(float(values[slot][0]) for slot in measured.losses) / (scale if measured.scaled_losses else 1.0)
         if measured.losses and optimizers == 1
         else math.nan,
-        scale=1.0 if measured.scale is None else float(values[measured.scale][0]),
+        scale=scale,
         stepped=tuple(sorted(index for index, step in measured.steps.items() if step.taken(values))),
         skipped=any(not step.taken(values) for step in measured.steps.values()),
         learning_rates=tuple(
@@ -207,7 +208,9 @@ def _add_moves(rows: Rows, snapshot: WeightSnapshot, values: Values, columns: Co
         np.add.at(rows[:, OfLayer.WEIGHT_ENTRIES], places, moves.entries)
 
 
-def _add_sites(rows: Rows, seen: Sequence[tuple[int, SiteSums]], values: Values) -> None:
+def _add_sites(
+    rows: Rows, seen: Sequence[tuple[int, SiteSums]], values: Values, chains: Mapping[Site, Sequence[Sequence[int]]]
+) -> None:
     places = [place for place, _ in seen]
     complete = [(place, sums) for place, sums in seen if sums.signal_complete]
     _add_norms(rows[:, OfSite.OUTPUT], [(place, sums.output) for place, sums in seen], values)
@@ -221,9 +224,9 @@ def _add_sites(rows: Rows, seen: Sequence[tuple[int, SiteSums]], values: Values)
     rows[places, OfSite.INCOMPLETE] = [not sums.signal_complete for _, sums in seen]
     rows[places, OfSite.SEEN] = 1
     for place, sums in complete:
-        if loops := sums.loops():
-            _add_norms(rows[:, OfSite.FIRST_CALL], [(place, [calls[-1] for calls in loops])], values)
-            _add_norms(rows[:, OfSite.LAST_CALL], [(place, [calls[0] for calls in loops])], values)
+        if loops := sums.loops(chains.get(sums.site, ())):
+            _add_norms(rows[:, OfSite.FIRST_CALL], [(place, [calls[0] for calls in loops])], values)
+            _add_norms(rows[:, OfSite.LAST_CALL], [(place, [calls[-1] for calls in loops])], values)
             rows[place, [OfSite.CALLS, OfSite.LOOPS]] = sum(map(len, loops)), len(loops)
 
 

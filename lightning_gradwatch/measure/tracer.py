@@ -8,12 +8,13 @@ module. It is entered for a measured step's forward pass only. Calls made inside
 from __future__ import annotations
 
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from lightning_gradwatch.measure.by_hand import UNSCALES, changes_gradients, clipped_by
 from lightning_gradwatch.measure.flow import Flow
 from lightning_gradwatch.measure.functions import ERF
 from lightning_gradwatch.measure.identify import identify
@@ -27,12 +28,12 @@ from lightning_gradwatch.measure.unobserved import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.activations import Activations
     from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.layers import Layer, Layers
 
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
@@ -42,6 +43,16 @@ _VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _ops: dict[Any, Op] = {}
 _in_place: set[Any] = set()
 """Of those that compute values, the functions that change an argument."""
+
+
+class OnGradients(Protocol):
+    """Hears what is done with gradients before an optimizer steps."""
+
+    def unscaled(self, gradients: Sequence[Tensor], inverse: Tensor) -> None:
+        """Take that a gradient scaler has multiplied gradients by the inverse of its scale."""
+
+    def clipped(self, gradients: Sequence[Tensor]) -> None:
+        """Take that tensors, which may be gradients, are about to be clipped."""
 
 
 class Tracer(TorchFunctionMode):
@@ -54,7 +65,8 @@ class Tracer(TorchFunctionMode):
         activations: Activations,
         tags: Tags,
         faults: Faults,
-        before_backward: Callable[[Any], None],
+        before_backward: Callable[[Any, bool], None],
+        gradients: OnGradients,
     ) -> None:
         super().__init__()
         self.recording = False
@@ -66,6 +78,9 @@ class Tracer(TorchFunctionMode):
         self.harmless = faults.guard("activations")
         """A block in which an exception is a fault of ours."""
         self._before_backward = before_backward
+        self._gradients = gradients
+        self._used: Sequence[Layer] = ()
+        """The layers of the activation call that is running."""
         self._crowded = False
         """Whether the user has a function mode around it, which would see what we compute."""
 
@@ -114,6 +129,8 @@ class Tracer(TorchFunctionMode):
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
         if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
             return func(*args, **kwargs)
+        if changes_gradients(func):
+            return self._run_on_gradients(func, args, kwargs)
         op = _op(func)
         if op is _IGNORE:
             return func(*args, **kwargs)
@@ -126,16 +143,40 @@ class Tracer(TorchFunctionMode):
             or is_traced_by_jit()
         ):
             return func(*args, **kwargs) if is_traced() else self._run_unobserved(op, func, args, kwargs)
+        return self._run_observed(op, func, args, kwargs)
+
+    def _run_observed(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         seen = self._before(op, func, args, kwargs)
         result = func(*args, **kwargs)
         self._after(op, func, seen, result)
         return result
 
+    def _run_on_gradients(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a call that may change gradients that are there."""
+        if func is UNSCALES:
+            result = func(*args, **kwargs)
+            with self.harmless:
+                self._gradients.unscaled(args[0], args[2])
+            return result
+        with self.harmless:
+            if clipped := clipped_by(func, args):
+                self._gradients.clipped(clipped)
+        if self._crowded or dispatch_modes() or is_traced_by_jit():
+            return func(*args, **kwargs) if is_traced() else self._run_unobserved(_op(func), func, args, kwargs)
+        return self._run_observed(_op(func), func, args, kwargs)
+
     def _run_backward(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if op is _GRAD:
-            with self._activations.hooks.ignored():
+            doubling = False
+            with self.harmless:
+                self._activations.takes_gradients(args[1] if len(args) > 1 else kwargs.get("inputs"))
+                doubling = _makes_graph(args, kwargs)
+            with self._activations.hooks.ignored(doubling=doubling):
                 return func(*args, **kwargs)
-        self._before_backward(args[0] if args else kwargs.get("tensors"))
+        retained = False
+        with self.harmless:
+            retained = retains(args, kwargs)
+        self._before_backward(args[0] if args else kwargs.get("tensors"), retained)
         return func(*args, **kwargs)
 
     def _run_unobserved(
@@ -153,8 +194,8 @@ class Tracer(TorchFunctionMode):
         """Look at a call that is about to run."""
         # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         try:
-            if op is _KEEP and (call := identify(func, args, kwargs)) is not None:
-                self._flow.use(args)
+            if op is _KEEP and (call := identify(func, args, kwargs)) is not None and not self._flow.is_weight(call.z):
+                self._used = self._flow.use(args)
                 return self._activations.before(call)
             if op in _VALUES:
                 tensors: list[Tensor] = operands_of(func, args, kwargs)
@@ -175,9 +216,21 @@ class Tracer(TorchFunctionMode):
             elif seen is not None and isinstance(result, Tensor):
                 self._activations.after(seen, result)
                 if seen.site.function == "prelu":  # an activation function and a layer in one
-                    self._activations.parameterised(result)
+                    self._activations.parameterised(result, self._used)
         except Exception as error:  # noqa: BLE001 - a fault of ours
             self._faults.report("activations", error)
+
+
+def retains(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a backward pass of these arguments leaves its graph for another one."""
+    given = dict(zip(("retain_graph", "create_graph"), args[2:], strict=False)) | dict(kwargs)
+    retain = given.get("retain_graph")
+    return bool(given.get("create_graph") if retain is None else retain)
+
+
+def _makes_graph(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether ``autograd.grad`` of these arguments makes a graph of what it does."""
+    return bool(args[4] if len(args) > 4 else kwargs.get("create_graph"))
 
 
 def _op(func: Callable[..., Any]) -> Op:

@@ -131,7 +131,7 @@ class _Call:
         """Of the largest tensor that it made."""
         self.recorded = torch.is_grad_enabled()
         self.operands: list[tuple[_Value | None, str, Slot]] = []
-        """Of a product: each operand's value, if it is one, its layer's name, if it's a parameter, and whether it isn't all 0."""
+        """Of a product: each operand's value, if it is one, its layer's name, if that is or was trained, and whether it isn't all 0."""
         self.single = False
         """Whether a softmax or a norm is over a single entry."""
         self.surest: Slot | None = None
@@ -280,7 +280,7 @@ class Trail:
             call.zero = call.name in _FACTORS and any(type(each) in (int, float) and each == 0 for each in arguments)
             for tensor in tensors[1:] if call.name in _ADDING else tensors[:2]:
                 owner = self._layers.owner(tensor)
-                name = "" if owner is None else owner.name
+                name = "" if owner is None or not owner.parameters else owner.name
                 call.operands.append((self._value(tensor), name, self._pack.add(_is_anything(tensor))))
         elif call.name == "embedding" and len(tensors) > 1:
             padding = next((each for each in arguments if type(each) is int), None)

@@ -41,6 +41,9 @@ _ALONE = {
 }
 _ENTANGLED = "its signal can't be told from others in the autograd graph"
 _UNMASKED = "all of its positions count: its shape isn't the mask's"
+BY_GRAD = (
+    "gradients are taken by torch.autograd.grad, so neither the loss nor a signal is measured; call loss.backward()"
+)
 NOT_PASSED = "no backward pass goes through it"
 
 

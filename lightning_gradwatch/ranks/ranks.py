@@ -114,7 +114,7 @@ class Ranks:
         while True:
             layout = Layout.of(self._table, self._optimizers)
             parts = layout.empty()
-            if tally is not None:
+            if tally is not None and not news:  # by columns that the others don't know yet
                 fill(parts, layout, rank, tally)
             parts.head[rank, Head.STATUS] = Status.WAITING if tally is None else Status.STEPPED
             parts.head[rank, Head.NEWS], parts.head[rank, Head.STEP] = len(news), step

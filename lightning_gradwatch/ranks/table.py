@@ -1,19 +1,22 @@
 """The columns that all ranks agree on: what each of them describes, made one description.
 
 Ranks may see different sites and use layers in another order (a branch by `if`), so a record of all ranks has the columns
-of each. Every rank builds the table from the same messages in the same order, so that it's the same on all of them.
+of each, in an order that is as far as possible that of each. Every rank builds the table from the same messages in the same
+order, so that it's the same on all of them.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.coverage import NOT_CALLED
 from lightning_gradwatch.measure.names import FreeNames
 from lightning_gradwatch.measure.unseen import NOT_PASSED
 from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo, SiteInfo
+from lightning_gradwatch.segments import path_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,9 +88,14 @@ class Table:
         """What some rank has switched off, and so all have, and why."""
         self._notes: dict[NotCovered, None] = {}
         self._layers: dict[str, int] = {}
+        """The column of each layer by name, and of each site by its key; in the order in which they were told."""
         self._sites: dict[str, int] = {}
-        self._names: list[str] = []
+        self._names: dict[str, str] = {}
+        """What each site is called, by its key."""
         self._free = FreeNames()
+        self._layer_places: dict[str, int] = {}
+        """By which number the curves of each layer go, and of each site by its key: as the first rank had it that told."""
+        self._site_places: dict[str, int] = {}
 
     def update(self, described: Sequence[Description | None]) -> None:
         """Take in what ranks say anew, in the order of the ranks; None for those that have nothing to say."""
@@ -96,12 +104,17 @@ class Table:
             for part, why in () if new is None else new.faults.items():
                 self.off.setdefault(part, f"on rank {rank}: {why}")
         for each in self._known():
-            for layer in each.info.layers:
+            for layer, place in zip(each.info.layers, each.info.layer_places, strict=True):
                 self._layers.setdefault(layer.name, len(self._layers))
-            for site, key in zip(each.info.sites, each.keys, strict=True):
+                self._layer_places.setdefault(layer.name, place)
+            for site, key, place in zip(each.info.sites, each.keys, each.info.site_places, strict=True):
                 if key not in self._sites:
                     self._sites[key] = len(self._sites)
-                    self._names.append(self._free.take(site.name.partition("#")[0]))
+                    self._names[key] = self._free.take(site.name.partition("#")[0])
+                    self._site_places[key] = place
+        used = [[layer.name for layer in each.info.layers if layer.used is not False] for each in self._known()]
+        self._layers = _in_one_order(self._layers, used)
+        self._sites = _in_one_order(self._sites, [each.keys for each in self._known()])
         self._describe()
 
     def note(self, name: str, reason: str) -> None:
@@ -137,16 +150,23 @@ class Table:
         sites: dict[int, SiteInfo] = {}
         features: dict[int, int] = {}
         for each in known:
+            named = {site.name: self._names[key] for site, key in zip(each.info.sites, each.keys, strict=True)}
             for layer in each.info.layers:
                 place = self._layers[layer.name]
+                layer = replace(  # noqa: PLW2901 - the same, by the names and numbers that all ranks use
+                    layer,
+                    feeds=named.get(layer.feeds, ""),
+                    place=_place(self._layer_places[layer.name], place),
+                )
                 layers[place] = _merge_layers(layers.get(place, layer), layer)
-            named = {
-                site.name: self._names[self._sites[key]] for site, key in zip(each.info.sites, each.keys, strict=True)
-            }
             for site, key, before in zip(each.info.sites, each.keys, each.features, strict=True):
                 place = self._sites[key]
-                site = replace(  # noqa: PLW2901 - the same, by the names that all ranks use
-                    site, name=named[site.name], predecessors=tuple(named[name] for name in site.predecessors)
+                site = replace(  # noqa: PLW2901 - as above
+                    site,
+                    name=named[site.name],
+                    predecessors=tuple(named[name] for name in site.predecessors),
+                    past_unseen=tuple(named[name] for name in site.past_unseen),
+                    place=_place(self._site_places[key], place),
                 )
                 sites[place] = _merge_sites(sites.get(place, site), site)
                 features[place] = features.get(place, 0) or before
@@ -184,8 +204,31 @@ _OF_THE_PATH = (NOT_CALLED, NOT_PASSED)
 """What some ranks didn't come by, others did."""
 
 
+def _in_one_order(columns: Mapping[str, int], orders: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Return the columns in an order that keeps what each rank has one after the other; of what contradicts, the first told.
+
+    Args:
+        columns: By name, in the order in which they were told.
+        orders: Those of each rank that have a place on its path; any others come last.
+    """
+    names = list(columns)
+    number = {name: place for place, name in enumerate(names)}
+    before: list[list[int]] = [[] for _ in names]
+    for order in orders:
+        for earlier, later in pairwise(order):
+            before[number[later]].append(number[earlier])
+    placed = {number[name] for order in orders for name in order}
+    ordered = sorted(path_order(before), key=lambda each: each not in placed)
+    found = {names[each]: column for column, each in enumerate(ordered)}
+    return {name: found[name] for name in names}
+
+
+def _place(place: int, column: int) -> int | None:
+    return place if place != column else None
+
+
 def _merge_layers(one: LayerInfo, other: LayerInfo) -> LayerInfo:
-    chosen = other if other.used and not one.used else one
+    chosen = other if (other.used and not one.used) or (other.feeds and not one.feeds) else one
     return replace(chosen, lost=one.lost or other.lost)
 
 
@@ -194,6 +237,7 @@ def _merge_sites(one: SiteInfo, other: SiteInfo) -> SiteInfo:
         one,
         role=min(one.role, other.role, key=_ROLES.index),
         predecessors=tuple(dict.fromkeys((*one.predecessors, *other.predecessors))),
+        past_unseen=tuple(dict.fromkeys((*one.past_unseen, *other.past_unseen))),
     )
 
 

@@ -61,12 +61,12 @@ class Attribution(NamedTuple):
 
 
 def attribute(record: StepRecord, info: RunInfo, hidden: npt.NDArray[np.intp]) -> Attribution | None:
-    """Split up the fading over some hidden sites, in execution order.
+    """Split up the fading over some hidden sites, along the path.
 
     None where gains weren't measured, where they don't account for the fading (a net whose branches have none), and where
     nothing fades.
     """
-    steps = _steps(record, info, int(hidden[-1])) if len(hidden) else []
+    steps = _steps(record, info, int(hidden[-1]), int(hidden[0])) if len(hidden) else []
     if len(steps) < _LEAST_STEPS:
         return None
     norms = record.metrics["signal_norm"]
@@ -90,14 +90,17 @@ def attribute(record: StepRecord, info: RunInfo, hidden: npt.NDArray[np.intp]) -
     )
 
 
-def _steps(record: StepRecord, info: RunInfo, last: int) -> list[tuple[int, float, float]]:
-    """Return column, activation gain and the gain of the weights behind it for each site before `last`, as far as known."""
+def _steps(record: StepRecord, info: RunInfo, last: int, first: int) -> list[tuple[int, float, float]]:
+    """Return column, activation gain and the gain of the weights behind it for each site from `last` back to `first`.
+
+    As far as they are known.
+    """
     activation, weight = record.metrics.get("activation_gain"), record.metrics.get("weight_gain")
     steps: list[tuple[int, float, float]] = []
     if activation is None or weight is None:
         return steps
     column = last
-    while (before := info.segment_starts[column]) is not None:
+    while column != first and (before := info.segment_starts[column]) is not None:
         gains = float(activation[before]), float(weight[column])
         if not all(0 < gain < math.inf for gain in gains):
             break  # where a layer is dead, or a number format ends; what is behind it says why

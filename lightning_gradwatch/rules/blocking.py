@@ -134,7 +134,9 @@ def _underflow(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     if ended is None:
         return None
     signal = site_values(record, info, "signal_norm")
-    columns = np.array([column for column, _ in hidden_sites(info) if signal[column] >= 0], dtype=np.intp)
+    paths = [path[signal[path] >= 0] for path in info.site_paths.along(signal)]
+    # The one at whose beginning nothing is left.
+    columns = next((path for path in paths if len(path) and signal[path[0]] == 0), np.empty(0, dtype=np.intp))
     found = diagnose(record, info, columns, float("nan"))
     unscaled = _wider(info) if info.precision.startswith("16") and record.gradient_scale == 1 else None
     if unscaled is not None and found.gains is None:

@@ -203,7 +203,8 @@ def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "LeakyReLU")
     cure.initialize()
-    if sites[0] is info.sites[info.hidden_columns[0]] and look_up(sites[0].function).two_sided:
+    firsts = [info.sites[column] for column in info.site_paths.firsts]
+    if any(site in firsts and look_up(site.function).two_sided for site in sites):
         cure.normalize_inputs()
     if how.thrown:
         cure.slow_down(how.update)

@@ -1,4 +1,4 @@
-"""How the gradient signal changes from the last hidden site to the first, and whether it does so site by site."""
+"""How the gradient signal changes along a path from the last hidden site to the first, and whether it does so site by site."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ _STEADY_SHARE = 0.75
 
 
 class Depth(NamedTuple):
-    """The signal over the hidden sites that passed one on, in one step."""
+    """The signal over the hidden sites of one path that passed one on, in one step."""
 
     columns: npt.NDArray[np.intp]
-    """Of the sites, in execution order."""
+    """Of the sites, along the path."""
     norms: FloatVector
     """‖δ‖ there, above 0."""
+    several: bool = False
+    """Whether the step has more than one such path."""
 
     @property
     def attenuation(self) -> float:
@@ -59,13 +61,23 @@ class Depth(NamedTuple):
 
     def ends(self, info: RunInfo) -> str:
         """Return what readings must share to be compared."""
-        return ends(info, self.columns)
+        names = info.site_names
+        return f"{names[self.columns[0]]}\n{names[self.columns[-1]]}\n{len(self.columns)}"
 
+    def seen(self, info: RunInfo, factor: str, *, at: str = "", was: bool = False) -> str:
+        """Say what the signal at the first site is of that at the last, and on which path where there are several."""
+        verb = "was" if was else "is"
+        first, last = (info.site_names[column] for column in self.columns[[0, -1]])
+        if self.several:
+            path = f"n the path from {last} back to {first}, one of several in this net"
+            return f"{f'{at}, o' if at else 'O'}{path}, the gradient signal at {first} {verb} {factor} that at {last}"
+        signal = f"he gradient signal at the first hidden site, {first}"
+        return f"{f'{at}, t' if at else 'T'}{signal}, {verb} {factor} that at the last, {last}"
 
-def ends(info: RunInfo, columns: npt.NDArray[np.intp]) -> str:
-    """Return what readings of the signal over these sites must share to be compared."""
-    names = info.site_names
-    return f"{names[columns[0]]}\n{names[columns[-1]]}\n{len(columns)}"
+    def layers(self, info: RunInfo) -> tuple[str, ...]:
+        """Return the weight layers that it is about: those of the path, in a net that has several."""
+        own = info.layers_on(self.columns) if self.several else ()
+        return tuple(info.layer_names[column] for column in own) or info.weight_names or info.layer_names
 
 
 def gains_sentence(record: StepRecord, info: RunInfo, depth: Depth) -> str:
@@ -84,14 +96,29 @@ def gains_sentence(record: StepRecord, info: RunInfo, depth: Depth) -> str:
     return f" Measured, {' and '.join(said)}."
 
 
-def read_depth(record: StepRecord, info: RunInfo) -> Depth | str:
-    """Return the signal over depth, or why it can't be judged."""
+def read_depths(record: StepRecord, info: RunInfo, *, ended: bool = False) -> list[Depth] | str:
+    """Return the signal over depth on each path that has enough sites, or why it can't be judged.
+
+    Args:
+        record: The step.
+        info: Describes its columns.
+        ended: Take in sites whose signal is exactly 0, too.
+    """
     hidden = len(info.hidden_columns)
     if hidden < LEAST_SITES:
         had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
         return f"can't judge: attenuation needs {LEAST_SITES} hidden activation sites, the run has {had}"
     norms = hidden_values(record, info, "signal_norm")
-    columns = (norms > 0).nonzero()[0] if norms is not None else np.empty(0, dtype=np.intp)
-    if norms is None or len(columns) < LEAST_SITES:
-        return f"can't judge: a signal was measured at {counted(len(columns), 'hidden activation site')} only"
-    return Depth(columns, norms[columns])
+    measured = np.zeros(0, dtype=bool) if norms is None else (norms >= 0 if ended else norms > 0)
+    if ended and norms is not None and "softmax" in info.hidden_functions:
+        # Over a single key it passes back exactly 0, into queries and keys alone.
+        measured = measured & ((norms > 0) | [site.function != "softmax" for site in info.sites])
+    count = int(np.count_nonzero(measured))
+    if norms is None or count < LEAST_SITES:
+        return f"can't judge: the signal was measured at {counted(count, 'hidden activation site')} only"
+    paths = [path[measured[path]] for path in info.site_paths.along(norms)]
+    several = sum(len(path) > 1 for path in paths) > 1
+    depths = [Depth(path, norms[path], several=several) for path in paths if len(path) >= LEAST_SITES]
+    if depths:
+        return depths
+    return f"can't judge: attenuation needs {LEAST_SITES} hidden activation sites on one path, and no path has as many"

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Remedy, Severity
-from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depth
+from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depths
 from lightning_gradwatch.rules.loops import loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import count_hit, weight_layers
@@ -34,9 +34,9 @@ _HUGE_NORM = 1e4
 class ExplodingGradient(Rule):
     """The gradient explodes on its way to the early layers, or from step to step.
 
-    What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, in the
-    median of the last five readings, and grows by more than ``gain`` from one site to the one before on average, with most
-    sites taking part; or did so in one step, and within twenty readings the signal there is down to one part in ``ratio``: one
+    What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, along one
+    path from the loss to the input, in the median of the last five readings, and grows by more than ``gain`` from one site to
+    the one before on average, with most sites taking part; where towers part, each is a path. Or it did so in one step, and within twenty readings the signal there is down to one part in ``ratio``: one
     step has wrecked the net. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time,
     after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median of the 20 readings before, and
     beyond three standard deviations of their logarithms, while the loss is twice its own median and back where the run
@@ -88,7 +88,7 @@ class ExplodingGradient(Rule):
         """Judge the signal over depth and the gradient norm over time."""
         if record.skipped:
             return Verdict(unjudged="not yet: the optimizer step was skipped")
-        depth = read_depth(record, info)
+        depth = self._read(record, info, state)
         streaks = state.setdefault("streaks", {})
         surge = self._surge(record, state, lasting="time" in streaks)
         hits: dict[str, _Hit] = {}
@@ -113,6 +113,17 @@ class ExplodingGradient(Rule):
         if surge is None:  # else it would become the measure of itself
             note_reading(state, record)
         return surge
+
+    def _read(self, record: StepRecord, info: RunInfo, state: State) -> Depth | str:
+        """Return the path on which the signal grows most, else the one on which it did, or why it can't be judged."""
+        depths = read_depths(record, info)
+        if isinstance(depths, str):
+            return depths
+        grew = state.get("exploded", {}).get("ends")
+        return max(
+            depths,
+            key=lambda each: (each.gain > self.gain and each.steady, each.ends(info) == grew, each.attenuation),
+        )
 
     def _over_depth(self, record: StepRecord, info: RunInfo, state: State, depth: Depth) -> _Hit | None:
         """See the signal grow on its way to the early layers, or that it did until a step wrecked the net."""
@@ -143,7 +154,7 @@ class ExplodingGradient(Rule):
 
         def write(trend: LossTrend) -> Sentences:
             sites = depth.sites(info)
-            start = read_start(record, info, sites)
+            start = read_start(record, info, sites, depth.layers(info))
             remedy = starting_remedy(info, sites)
             measured = gains_sentence(record, info, depth) if now is None else ""
             then = (
@@ -158,13 +169,12 @@ class ExplodingGradient(Rule):
                     (*remedy.actions, Action("clip_gradients", (), (("norm", 1.0),))),
                 ),
                 message=(
-                    f"The gradient signal at the first hidden site, {sites[0].name}, {'is' if now is None else 'was'} {number(value)} "
-                    f"times that at the last, {sites[-1].name}: a factor of {number(gain)} at each of {len(sites) - 1} steps between "
-                    f"sites. Reported above {number(self.ratio)}. {then}"
+                    f"{depth.seen(info, f'{number(value)} times', was=now is not None)}: a factor of {number(gain)} at each of "
+                    f"{len(sites) - 1} steps between sites. Reported above {number(self.ratio)}. {then}"
                 ),
             )
 
-        return _Hit(value, self.ratio, _layers(info), write, since=since)
+        return _Hit(value, self.ratio, depth.layers(info), write, since=since)
 
     def _over_loop(self, record: StepRecord, info: RunInfo) -> _Hit | None:
         """See the signal grow on its way to the first call of an unrolled loop."""

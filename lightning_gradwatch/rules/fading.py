@@ -58,25 +58,31 @@ class Diagnosis(NamedTuple):
     """Whether most units of the first hidden site are saturated already: then the inputs may be to blame."""
 
 
-def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float) -> Diagnosis:
-    """Say what takes the signal.
+def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float, *, alone: bool = False) -> Diagnosis:
+    """Say what takes the signal along a path.
 
     Args:
         record: One in which the signal fades.
         info: Describes its columns.
-        columns: Hidden sites with a signal, in execution order; the last one's is above 0.
+        columns: Hidden sites with a signal, along the path; the last one's is above 0.
         gain: Mean factor from site to site.
+        alone: Leave out what isn't on the path, as it may be on another.
     """
+    others = columns.tolist() if alone else [column for column, _ in hidden_sites(info)]
     from_the_first = _median(record, info, "saturated_fraction", columns[:1].tolist()) >= _MOSTLY
     blocking = blocking_sites(record, info) if gain == 0 else ()
+    if alone:
+        blocking = tuple(site for site in _sites(info, others) if site in blocking)
     if blocking:
         return Diagnosis((Blame("blocked", blocking, 0.0),), gain, None, from_the_first)
     found = attribute(record, info, columns)
-    blamed = _judge(record, info, columns, found) if found else [_guess(record, info, columns)]
+    blamed = _judge(record, info, columns, others, found) if found else [_guess(record, info, columns)]
     return Diagnosis(tuple(blamed), gain, found, from_the_first)
 
 
-def _judge(record: StepRecord, info: RunInfo, columns: Places, found: Attribution) -> list[Blame]:
+def _judge(
+    record: StepRecord, info: RunInfo, columns: Places, others: Sequence[int], found: Attribution
+) -> list[Blame]:
     """Blame what takes most of the signal, by the measured gains."""
     blamed = []
     large = found.weight_gain >= _LARGE_FACTOR * found.asked_gain
@@ -97,12 +103,12 @@ def _judge(record: StepRecord, info: RunInfo, columns: Places, found: Attributio
             kind = "large"
         elif saturated >= _MOSTLY:
             kind, affected = "saturated", saturated
-        blamed.append(Blame(kind, _all_of(info, part.function), part.gain, affected))
+        blamed.append(Blame(kind, _all_of(info, others, part.function), part.gain, affected))
     if found.weight_share >= _BLAMED_SHARE:
         blamed.append(Blame("small", _sites(info, columns.tolist()), found.gain))
     if not blamed:
         most = found.parts[0]
-        blamed.append(Blame("flat", _all_of(info, most.function), most.gain))
+        blamed.append(Blame("flat", _all_of(info, others, most.function), most.gain))
     return blamed
 
 
@@ -210,9 +216,9 @@ def _sites(info: RunInfo, columns: Sequence[int]) -> tuple[SiteInfo, ...]:
     return tuple(info.sites[column] for column in columns)
 
 
-def _all_of(info: RunInfo, function: Function) -> tuple[SiteInfo, ...]:
-    """Return the hidden sites with a function: the last one's own gain isn't a part of the fading, yet it is the same."""
-    return tuple(site for _, site in hidden_sites(info) if look_up(site.function) == function)
+def _all_of(info: RunInfo, columns: Sequence[int], function: Function) -> tuple[SiteInfo, ...]:
+    """Return the sites with a function: the last one's own gain isn't a part of the fading, yet it is the same."""
+    return tuple(site for site in _sites(info, columns) if look_up(site.function) == function)
 
 
 def _median(record: StepRecord, info: RunInfo, metric: str, columns: Sequence[int]) -> float:

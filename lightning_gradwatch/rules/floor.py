@@ -42,7 +42,8 @@ def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -
     value = float(kept[_RMS, lowest])
 
     def write() -> Sentences:
-        hidden = np.array(info.hidden_columns, dtype=np.intp)
+        path = info.site_paths.along(record.values("signal_norm", len(info.sites)))
+        hidden = path[0] if path else np.empty(0, dtype=np.intp)
         return Sentences(
             cause=(
                 f"The gradient of {listed(names, 'early weight layer')} is below the plain threshold min_grad_rms that was "

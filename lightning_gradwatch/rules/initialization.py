@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lightning_gradwatch.findings import InitializationWarning, Severity
-from lightning_gradwatch.rules.depth import LEAST_SITES, Depth, gains_sentence, read_depth
+from lightning_gradwatch.rules.depth import LEAST_SITES, Depth, gains_sentence, read_depths
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values, weight_layers
+from lightning_gradwatch.rules.readings import hidden_values
 from lightning_gradwatch.rules.starting import Start, log_passed, read_start, starting_cause, starting_remedy
 from lightning_gradwatch.rules.wording import number
 
@@ -78,24 +78,33 @@ class Initialization(Rule):
             none = f"can't judge: no signal at the hidden sites in the first {_FIRST_STEPS} steps"
             state["settled"] = state.get("lacking", none)
             return Verdict(unjudged=state["settled"])
-        depth = read_depth(record, info)
-        if isinstance(depth, str):
+        depths = read_depths(record, info)
+        if isinstance(depths, str):
             signal = hidden_values(record, info, "signal_norm")
             if len(info.hidden_columns) < LEAST_SITES or (signal is not None and np.count_nonzero(signal > 0)):
-                state["lacking"] = depth  # it isn't the signal that is lacking
-            return Verdict(unjudged=depth)
+                state["lacking"] = depths  # it isn't the signal that is lacking
+            return Verdict(unjudged=depths)
         state["settled"] = ""
-        found = self._sighting(record, info, depth)
-        return HEALTHY if found is None else Verdict({"weights": found})
+        # The path on which the signal is furthest beyond its limit says it for all.
+        for depth in sorted(depths, key=lambda each: -self._beyond(info, each)):
+            found = self._sighting(record, info, depth)
+            if found is not None:
+                return Verdict({"weights": found})
+        return HEALTHY
+
+    def _beyond(self, info: RunInfo, depth: Depth) -> float:
+        """Return how far beyond its limit the signal at the first site is: above 1, too far."""
+        low, high = self._limits(info)
+        return low / depth.attenuation if depth.attenuation < 1 else depth.attenuation / high
 
     def _sighting(self, record: StepRecord, info: RunInfo, depth: Depth) -> Sighting | None:
         value = depth.attenuation
         low = value < 1
         limit = self._limits(info)[0 if low else 1]
-        beyond = limit / value if low else value / limit
+        beyond = self._beyond(info, depth)
         if beyond <= 1 or self.gain <= depth.gain <= 1 / self.gain or not depth.steady:
             return None
-        start = read_start(record, info, depth.sites(info))
+        start = read_start(record, info, depth.sites(info), depth.layers(info))
         if not start.strays(low=low) or not _is_weights_doing(info, depth, low=low):
             return None
         severity = Severity.ERROR if beyond > _ERROR_FACTOR else Severity.WARNING
@@ -104,7 +113,7 @@ class Initialization(Rule):
         def write() -> Sentences:
             return _sentences(record, info, depth, start, limit)
 
-        return Sighting(severity, tuple(weight_layers(info) or info.layer_names), step, step, value, limit, write)
+        return Sighting(severity, depth.layers(info), step, step, value, limit, write)
 
     def _limits(self, info: RunInfo) -> tuple[float, float]:
         """Return the attenuation below which, and above which, this run's signal can't be trained by."""
@@ -116,9 +125,8 @@ def _sentences(record: StepRecord, info: RunInfo, depth: Depth, start: Start, li
     sites = depth.sites(info)
     outputs = record.forward_rms[depth.columns]
     seen = (
-        f"At step {record.step}, the gradient signal at the first hidden site, {sites[0].name}, is "
-        f"{number(depth.attenuation)} times that at the last, {sites[-1].name}: a factor of {number(depth.gain)} at each of "
-        f"{len(sites) - 1} steps between sites"
+        f"{depth.seen(info, f'{number(depth.attenuation)} times', at=f'At step {record.step}')}: a factor of "
+        f"{number(depth.gain)} at each of {len(sites) - 1} steps between sites"
     )
     if np.isfinite(outputs[[0, -1]]).all():
         seen += f". On the way there, the rms of the outputs goes from {number(outputs[0])} to {number(outputs[-1])}"

@@ -33,7 +33,7 @@ class Lasting(NamedTuple):
     """Names of all columns."""
 
     def names(self) -> tuple[str, ...]:
-        """Return the names of those where it holds, in execution order; a method, as seldom anyone asks."""
+        """Return the names of those where it holds, along the path; a method, as seldom anyone asks."""
         return tuple(compress(self.columns, self.where.tolist()))
 
 
@@ -79,7 +79,7 @@ class Columns:
         self.layout = layout
 
     def names_where(self, where: Mask) -> tuple[str, ...]:
-        """Return the names of some of the layout's columns, in execution order."""
+        """Return the names of some of the layout's columns, along the path."""
         return tuple(compress(self.names, where.tolist()))
 
     def plain(self) -> dict[str, list[float | None]]:

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def hidden_sites(info: RunInfo) -> list[tuple[int, SiteInfo]]:
-    """Return the hidden sites with their columns, in execution order."""
+    """Return the hidden sites with their columns, along the path."""
     return [(column, info.sites[column]) for column in info.hidden_columns]
 
 
 def measured_sites(record: StepRecord, info: RunInfo, metric: str) -> list[tuple[SiteInfo, float]]:
-    """Return the hidden sites where a metric was measured and finite, with its values, in execution order."""
+    """Return the hidden sites where a metric was measured and finite, with its values, along the path."""
     # Plain floats: a rule visits each site of each record, and numpy's scalars cost ten times as much there.
     values = record.values(metric, len(info.sites)).tolist()
     return [(info.sites[column], values[column]) for column in info.hidden_columns if math.isfinite(values[column])]
@@ -40,21 +40,17 @@ def hidden_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector
 
 
 def weight_layers(info: RunInfo) -> tuple[str, ...]:
-    """Return the names of the weight layers, in execution order."""
+    """Return the names of the weight layers, along the path."""
     return info.weight_names
 
 
 def early_mask(info: RunInfo) -> Mask:
-    """Return which layers are early weight layers, shape [L]."""
+    """Return which layers are early weight layers, shape [L]: of each path, where towers part."""
     early = np.zeros(len(info.layers), dtype=bool)
-    early[list(info.weight_columns[: max(1, len(info.weight_columns) // 3)])] = True
+    paths = [columns for path in info.site_paths.along(None) if (columns := info.layers_on(path))]
+    for columns in paths if len(paths) > 1 else [info.weight_columns]:
+        early[list(columns[: max(1, len(columns) // 3)])] = True
     return early
-
-
-def early_layers(info: RunInfo) -> tuple[str, ...]:
-    """Return the names of the first third of the weight layers, at least one of them."""
-    names = info.weight_names
-    return names[: max(1, len(names) // 3)]
 
 
 def site_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector:

@@ -122,7 +122,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
         return _Reason("rate", f"{outside}. {how.sentence()}")
     gains = site_values(record, info, "weight_gain")[due]
     gains = gains[np.isfinite(gains) & (gains > 0)]
-    first = info.hidden_columns[0]
+    at_first = bool(due[list(info.site_paths.firsts)].any())
     if len(gains):
         gain = float(np.exp(np.mean(np.log(gains))))
         asked = look_up(sites[-1].function).asked_gain
@@ -132,10 +132,10 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
         )
         if gain >= _LARGE_FACTOR * asked:
             return _Reason("weights", f"{outside}: the weights are too large, {measured}.")
-        if not due[first]:
+        if not at_first:
             return _Reason("biases", f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are.")
     return _Reason(
-        "inputs" if due[first] else "biases",
+        "inputs" if at_first else "biases",
         f"{outside}: inputs that aren't scaled, weights that start too large, or biases far from 0.",
     )
 

@@ -43,9 +43,14 @@ class Start(NamedTuple):
         return not (off >= _STRAYS_BELOW if low else off <= _STRAYS_ABOVE)
 
 
-def read_start(record: StepRecord, info: RunInfo, sites: Sequence[SiteInfo]) -> Start:
-    """Compare the weights of a record with what the activation functions at some sites ask for."""
+def read_start(
+    record: StepRecord, info: RunInfo, sites: Sequence[SiteInfo], layers: Sequence[str] | None = None
+) -> Start:
+    """Compare the weights of some layers of a record, None: of all, with what the functions at some sites ask for."""
     rms = layer_values(record, info, "weight_rms")
+    if layers is not None:
+        own = frozenset(layers)
+        rms = np.where([name in own for name in info.layer_names], rms, np.nan)
     variance = DEFAULT_VARIANCE * (rms / info.default_rms) ** 2
     known = np.flatnonzero(np.isfinite(variance) & (variance > 0))
     wanted = 1.0 if sites and all(look_up(site.function).linear for site in sites) else 2.0

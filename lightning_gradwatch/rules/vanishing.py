@@ -5,48 +5,40 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import numpy as np
-
 from lightning_gradwatch.findings import Severity, VanishingGradientWarning
-from lightning_gradwatch.rules.depth import ends
+from lightning_gradwatch.rules.depth import Depth, read_depths
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, early_layers, has_gone, hidden_values, weight_layers
+from lightning_gradwatch.rules.readings import count_hit, has_gone
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.record import RunInfo, StepRecord
 
 _READINGS = 5
-_LEAST_SITES = 3
 _ERROR_FACTOR = 100
 _SGD_RATIO = 3e-3
 _LAX_RATIO = 1e-4
 
 
 class _Signal(NamedTuple):
-    """One reading of the signal over the hidden sites that were measured."""
+    """The signal along the path on which it fades most."""
 
-    columns: npt.NDArray[np.intp]
-    norms: FloatVector
+    depth: Depth
     attenuation: float
+    """Of this reading, or the median of the latest."""
 
     @property
     def gain(self) -> float:
         """Mean factor from one site to the next."""
-        return float(self.attenuation ** (1 / (len(self.columns) - 1)))
-
-    def ends(self, info: RunInfo) -> str:
-        """What readings must share to be compared."""
-        return ends(info, self.columns)
+        return float(self.attenuation ** (1 / (len(self.depth.columns) - 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +46,8 @@ class VanishingGradient(Rule):
     """The gradient vanishes on its way to the early layers.
 
     What: the signal is the gradient of the loss at an activation function's input. Its attenuation is the norm at the
-    first hidden site over that at the last. The rule fires where the median of the last five readings is below ``ratio``
+    first hidden site over that at the last, along one path from the loss to the input; where towers part, each is a path.
+    The rule fires where the median of the last five readings is below ``ratio``
     and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
     falls, below where it began, and silent once it has converged; what no longer holds for ``patience`` readings has healed.
@@ -143,33 +136,29 @@ class VanishingGradient(Rule):
         return _SGD_RATIO if info.steps_follow_gradient else _LAX_RATIO
 
     def _read(self, record: StepRecord, info: RunInfo) -> _Signal | str:
-        """Return the signal, or why it can't be judged."""
-        hidden = len(info.hidden_columns)
-        if hidden < _LEAST_SITES:
-            had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
-            return f"can't judge: attenuation needs {_LEAST_SITES} hidden activation sites, the run has {had}"
-        norms = hidden_values(record, info, "signal_norm")
-        columns = np.empty(0, dtype=np.intp) if norms is None else (norms >= 0).nonzero()[0]
-        if norms is not None and "softmax" in info.hidden_functions:
-            # Over a single key it passes back exactly 0, into queries and keys alone.
-            columns = np.array(
-                [each for each in columns if norms[each] > 0 or info.sites[each].function != "softmax"], int
-            )
-        if norms is None or len(columns) < _LEAST_SITES:
-            return f"can't judge: the signal was measured at {counted(len(columns), 'hidden activation site')} only"
-        first, last = float(norms[columns[0]]), float(norms[columns[-1]])
-        if last == 0:
+        """Return the signal on the path on which it fades most, or why it can't be judged."""
+        depths = read_depths(record, info, ended=True)
+        if isinstance(depths, str):
+            return depths
+        signals = [
+            _Signal(depth, float(depth.norms[0]) / float(depth.norms[-1])) for depth in depths if depth.norms[-1] > 0
+        ]
+        if not signals:
             return "can't judge: no signal at the last hidden activation site"
-        return _Signal(columns, norms, first / last)
+        threshold = self.threshold_for(info)
+        # Of a long path less may be left than of a short one, and yet most at each site.
+        return min(
+            signals, key=lambda each: (each.attenuation >= threshold or each.gain >= self.gain, each.attenuation)
+        )
 
     def _judge_ratio(self, record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> Sighting | None:
         # Steps of different optimizers (a GAN's) see different sites: only like is compared with like.
-        ends = signal.ends(info)
+        ends = signal.depth.ends(info)
         readings = state.setdefault("readings", [])
         readings.append([ends, signal.attenuation])
         del readings[:-_READINGS]
         median = middle(sorted([value for other, value in readings if other == ends]))
-        signal = _Signal(signal.columns, signal.norms, median)
+        signal = signal._replace(attenuation=median)
         threshold = self.threshold_for(info)
         if signal.attenuation >= threshold or signal.gain >= self.gain:
             state["streak"] = 0
@@ -186,7 +175,7 @@ class VanishingGradient(Rule):
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
         def write() -> Sentences:
-            found = diagnose(record, info, signal.columns, signal.gain)
+            found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
             ended = underflow(record, info) if signal.attenuation == 0 else None
             return Sentences(
                 cause=" ".join([fading_cause(found), *([ended.sentence()] if ended else [])]),
@@ -232,18 +221,15 @@ class VanishingGradient(Rule):
         )
 
     def _message(self, info: RunInfo, signal: _Signal, threshold: float, trend: LossTrend) -> str:
-        first, last = info.sites[signal.columns[0]].name, info.sites[signal.columns[-1]].name
-        steps = len(signal.columns) - 1
+        depth = signal.depth
         limit = ""
         if signal.attenuation == 0:
-            seen = (
-                f"The gradient signal at the first hidden site, {first}, is exactly 0, that at the last, {last}, isn't"
-            )
+            seen = f"{depth.seen(info, 'exactly 0,')}, isn't"
         else:
             seen = (
-                f"The gradient signal at the first hidden site, {first}, is {number(signal.attenuation)} of that at the last, "
-                f"{last}: a factor of {number(signal.gain)} at each of {steps} steps between sites, so it falls by e every "
-                f"{number(-1 / math.log(signal.gain))} of them"
+                f"{depth.seen(info, f'{number(signal.attenuation)} of')}: a factor of {number(signal.gain)} at each of "
+                f"{len(depth.columns) - 1} steps between sites, so it falls by e every {number(-1 / math.log(signal.gain))} of "
+                "them"
             )
             limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden sites fall below it"
         names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
@@ -257,10 +243,16 @@ def _depth_limit(gain: float, threshold: float) -> int:
 
 
 def _faded_layers(info: RunInfo, signal: _Signal, threshold: float) -> tuple[str, ...]:
-    """Return the weight layers from the first to where the signal is back above the threshold."""
-    layers = weight_layers(info)
-    norms = signal.norms[signal.columns]
-    faded = int((norms >= threshold * norms[-1]).argmax())
-    # A record doesn't say which layer feeds which site; in a chain of n sites the k-th of n + 1 layers does.
-    count = faded * len(layers) // (len(norms) + 1)
-    return layers[: max(count, len(early_layers(info)))]
+    """Return the weight layers of the path from the first to where the signal is back above the threshold."""
+    depth = signal.depth
+    faded = int((depth.norms >= threshold * depth.norms[-1]).argmax())
+    own = depth.layers(info)
+    early = own[: max(1, len(own) // 3)]
+    if info.knows_feeds:
+        names = {info.layer_names[column] for column in info.layers_on(depth.columns[:faded])}
+        return tuple(name for name in own if name in names or name in early)
+    # An older run doesn't say which layer feeds which site; in a chain of n sites the k-th of n + 1 layers does, unless some
+    # came late, which stand behind in such a run.
+    if any(later < earlier for earlier, later in pairwise(depth.columns.tolist())):
+        return own
+    return own[: max(faded * len(own) // (len(depth.norms) + 1), len(early))]

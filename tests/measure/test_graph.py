@@ -1,6 +1,7 @@
 """Walks over a graph end, whatever it looks like, and say when they had to stop."""
 
 import itertools
+import operator
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from torch import nn
 
 from lightning_gradwatch.measure import graph
 from lightning_gradwatch.measure.graph import Walk
+
+BITS = {"nothing": 0, "union": operator.or_}
 
 
 @dataclass(eq=False)
@@ -76,6 +79,7 @@ def test_gathering_enters_each_node_once_and_finds_all_where_there_is_no_circle(
             gathered,
             following=following_counted(visits),
             leaf=Leaf,
+            **BITS,
             finish=lambda each, found: found | 1 << each.name,
         )
     assert len(visits) == len(vertices)
@@ -104,7 +108,7 @@ def test_walks_stop_at_their_bound_and_say_so(most):
     assert not walk.whole
     visits.clear()
     walk = Walk(most)
-    walk.gather(start, {}, following=following_counted(visits), leaf=Leaf, finish=lambda _, found: found)
+    walk.gather(start, {}, following=following_counted(visits), leaf=Leaf, **BITS, finish=lambda _, found: found)
     assert len(visits) == most + 1
     assert not walk.whole
 
@@ -114,7 +118,12 @@ def test_leaves_are_not_looked_at():
     seen = []
     root = Vertex(0, [(leaf, 0)])
     Walk().gather(
-        root, {}, following=lambda each: seen.append(each) or each.edges, leaf=Leaf, finish=lambda _, found: found
+        root,
+        {},
+        following=lambda each: seen.append(each) or each.edges,
+        leaf=Leaf,
+        **BITS,
+        finish=lambda _, found: found,
     )
     assert seen == [root]
 

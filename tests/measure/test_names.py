@@ -1,8 +1,7 @@
 """Naming sites takes as long again for as many sites again."""
 
-import sys
-
 import pytest
+from lines import lines_run
 
 from lightning_gradwatch.measure.location import Location
 from lightning_gradwatch.measure.names import FreeNames
@@ -20,24 +19,6 @@ class Counted(str):
         return str.__eq__(self, other)
 
     __hash__ = str.__hash__
-
-
-def lines(action):
-    """Return how many lines of Python an action runs."""
-    count = 0
-
-    def trace(frame, event, argument):
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        action()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 FUNCTIONAL = Location("net", False, None, None)
@@ -60,7 +41,7 @@ def test_the_work_is_in_proportion_to_the_sites(location):
     for count in (500, 2000):
         sites, name = settle(location, count)
         Counted.comparisons = 0
-        work.append((lines(name), Counted.comparisons))
+        work.append((lines_run(name), Counted.comparisons))
         assert len({site.name for site in sites.ordered}) == count
     (few, compared), (many, compared_of_many) = work
     assert many <= 4.1 * few

@@ -241,7 +241,7 @@ def test_a_block_called_at_two_lines_is_one_place_whoever_wrote_its_forward(meas
         assert {site.fill for site in result.sites.values()} == {0.5}
 
 
-def test_a_site_called_later_is_appended(measure):
+def test_a_site_called_later_that_nothing_orders_comes_last(measure):
     model = Root(lambda m, x: m.c(m.act(m.a(x)) if m.act.training else torch.tanh(m.b(x))), act=nn.ReLU())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     result = measure(model, X, optimizer=optimizer)

@@ -65,7 +65,7 @@ class TestOnce:
         [
             (2, [0.1, 0.3], "attenuation needs 3 hidden activation sites, the run has 2 hidden activation sites"),
             (0, [], "attenuation needs 3 hidden activation sites, the run has no hidden activation site"),
-            (4, [np.nan, np.nan, 0.1, 0.3], "a signal was measured at 2 hidden activation sites only"),
+            (4, [np.nan, np.nan, 0.1, 0.3], "the signal was measured at 2 hidden activation sites only"),
             (4, [0.0] * 4, "no signal at the hidden sites in the first 10 steps"),
         ],
     )

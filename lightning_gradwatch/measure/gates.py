@@ -1,0 +1,120 @@
+"""Which activation calls gate: what their output multiplies is another tensor, of which something is learned through it.
+
+The output of a call is followed through whatever is a function of it alone (a mean, a clamp, a slice, a dropout), until it meets
+other data. A product makes a gate of it; a sum, as around a residual block, ends it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lightning_gradwatch.measure.tags import Op
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lightning_gradwatch.measure.composites import SiteCall
+    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.measure.tags import Tag, Tags
+
+GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "relu6", "softplus"})
+"""Functions that gate when their output multiplies another tensor.
+
+Softplus makes a positive scale, as the step of a state space model, which starts near 0, on the flat side.
+"""
+_SUMMED = frozenset({"sigmoid", "hardsigmoid"})
+"""Those that gate where the products are added up over their units too, as in sigmoid attention; of the others the output is
+more likely a feature, whose products with another one's make a similarity."""
+_DIVISIONS = frozenset(
+    ["div", "true_divide", "divide", "div_", "divide_", "__truediv__", "__itruediv__", "__rtruediv__", "__div__"]
+)
+_PRODUCTS = frozenset(["outer", "ger", "kron"])
+_LIKE_ANOTHER = frozenset(("type_as", "to"))
+"""Calls that take another argument for what it is like, as those that change the shape do."""
+_LERP_TO = 3
+"""Arguments of a linear interpolation whose weight, the last of them, is a tensor."""
+_SUMMING = frozenset(
+    ["einsum", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "vdot", "inner", "tensordot"]
+)
+
+
+class _Made(NamedTuple):
+    function: str
+    """Of the site."""
+    shape: torch.Size
+    """Of what the call made."""
+
+
+def may_gate(site: Site) -> bool:
+    """Whether a site computes a function that gates."""
+    return site.function in GATES
+
+
+def follow(
+    op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], tags: Tags, result: Tensor
+) -> tuple[list[Site], SiteCall | None]:
+    """Follow the outputs of activation calls through a call.
+
+    Args:
+        op: What the call does to the unit axis.
+        func: The torch function.
+        arguments: Its tensors, of which at least one is made of an activation call's output.
+        tags: What is known of them.
+        result: What it made.
+
+    Returns:
+        The sites that turn out to gate, and the activation call that the result is a function of, if it's one alone.
+    """
+    name = getattr(func, "__name__", "")
+    if op is Op.RESHAPE or name in _LIKE_ANOTHER:
+        arguments = arguments[:1]
+    known = [tags.get(argument) for argument in arguments]
+    data = [place for place, each in enumerate(arguments) if each.dim() and not _is_weight(each, known[place])]
+    calls = {place: tag.gate for place in data if (tag := known[place]) is not None and tag.gate is not None}
+    others = {place: [other for other in data if calls.get(other) is not call] for place, call in calls.items()}
+    if not any(others.values()):
+        return [], next(iter(calls.values()), None)
+    gating = [
+        call.site
+        for place, call in calls.items()
+        if any(
+            _multiplies(op, name, (place, other), arguments, _Made(call.site.function, result.shape))
+            and (
+                arguments[other].requires_grad
+                or not torch.is_grad_enabled()
+                or call.site.function == "softplus"  # data, too: a positive scale is meant to start small
+            )
+            for other in others[place]
+        )
+    ]
+    if gating:
+        return gating, None
+    # What gets no gradient, as a padding mask or a dropout's, lets nothing be learnt through the factor beside it.
+    learned = {place for place in data if arguments[place].requires_grad and place not in calls}
+    alone = len({id(call) for call in calls.values()}) == 1 and not learned and torch.is_grad_enabled()
+    return [], next(iter(calls.values())) if alone else None
+
+
+def _multiplies(op: Op, name: str, pair: tuple[int, int], arguments: Sequence[Tensor], made: _Made) -> bool:
+    """Whether a call multiplies a pair of its arguments, the first of which is made of a site's output."""
+    place, other = pair
+    if name in _SUMMING:
+        each = made.shape == arguments[place].shape == arguments[other].shape
+        return made.function in _SUMMED or (name == "einsum" and each)
+    return (
+        op is Op.MULTIPLY
+        or name in _PRODUCTS
+        or (name in _DIVISIONS and (place == 1 or name == "__rtruediv__"))
+        or (name.startswith("addcmul") and {place, other} == {1, 2})
+        or (name.startswith("addcdiv") and (place, other) == (2, 1))
+        or (name.startswith("lerp") and len(arguments) == _LERP_TO and 2 in (place, other))
+    )
+
+
+def _is_weight(tensor: Tensor, tag: Tag | None) -> bool:
+    return isinstance(tensor, nn.Parameter) or (tag is not None and tag.weights_only)
