@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lightning_gradwatch.findings import DeadUnitsWarning, Severity
+from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
@@ -21,7 +22,6 @@ from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
 
 _READINGS = 5
 _LEAST_LOSSES = 3

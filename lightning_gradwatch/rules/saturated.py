@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
+from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import Lasting, count_hits, holds, lasting, streaks
@@ -18,7 +19,6 @@ from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
 
 _LARGE_FACTOR = 2.0

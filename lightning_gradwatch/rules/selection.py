@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.rules.protocol import Rule
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
+def from_configuration(given: Any) -> Any:
+    """Return what a configuration of OmegaConf's holds, and anything else as it is.
+
+    Hydra hands to what it builds lists of its own kind, in which each dataclass, as a rule is one, has become a table.
+    """
+    omegaconf = sys.modules.get("omegaconf")
+    if omegaconf is None or not omegaconf.OmegaConf.is_config(given):
+        return given
+    return omegaconf.OmegaConf.to_object(given)
+
+
 def resolve_rules(rules: Sequence[Rule] = (), ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
     """Return the default rules with `rules` put in by code, without those whose code starts with one of `ignore`.
 
@@ -20,7 +32,7 @@ def resolve_rules(rules: Sequence[Rule] = (), ignore: Sequence[str] = ()) -> tup
         TypeError: an entry isn't a rule, or isn't a code.
         ValueError: a code is given twice, matches nothing, or is both given and ignored.
     """
-    given = _by_code(rules)
+    given = _by_code(from_configuration(rules))
     chosen = {rule.code: rule for rule in DEFAULT_RULES} | given
     for prefix in check_prefixes(ignore, "ignore", chosen):
         clash = next((code for code in given if code.startswith(prefix)), None)

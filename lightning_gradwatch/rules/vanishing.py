@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import Severity, VanishingGradientWarning
+from lightning_gradwatch.record import RunInfo, StepRecord
 from lightning_gradwatch.rules.depth import ends
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
@@ -23,7 +24,7 @@ from lightning_gradwatch.rules.zeros import underflow
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.record import FloatVector
 
 _READINGS = 5
 _LEAST_SITES = 3
