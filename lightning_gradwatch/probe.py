@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.layers import Layer
 
 
+_MOST_INFOS = 100
+
+
 class Probe:
     """Measure one training step of a module: the forward and backward passes and the optimizer's step in the block.
 
@@ -98,6 +101,8 @@ class Probe:
         self._estimated = False
         self._record: StepRecord | None = None
         self._info: RunInfo | None = None
+        self._infos: dict[str, RunInfo] = {}
+        """By layout."""
         self._layout = ""
         self._described: tuple[object, ...] = ()
         self._compiled = 0
@@ -176,6 +181,10 @@ class Probe:
             self.abort()
         assert record is not None  # only a step of activations alone makes none
         self._record, self._info, self._layout = record, pending.info, record.layout
+        self._infos.pop(record.layout, None)
+        self._infos[record.layout] = pending.info
+        if len(self._infos) > _MOST_INFOS:
+            del self._infos[next(iter(self._infos))]
         self._described = self._known()
         self.step += 1
 
@@ -213,6 +222,11 @@ class Probe:
         if self._info is None:
             self._info = self._describe()
         return self._info
+
+    @property
+    def infos(self) -> tuple[RunInfo, ...]:
+        """One description for each list of layers and sites that measured steps had, the newest last (at most 100)."""
+        return tuple(self._infos.values()) or (self.info,)
 
     # -- the parts of a step, for a loop that calls back
 

@@ -61,7 +61,8 @@ class Run:
         Args:
             records: In the order in which they were measured: ``probe.record`` of each step. Where their steps don't rise, as
                 those of a new `Probe` a step don't, they are numbered from 0 on.
-            info: What describes them: ``probe.info``. Where layers or sites came up in mid-run, that of each step.
+            info: What describes them: ``probe.infos``, or ``probe.info`` where no layer or site came up in mid-run; of several
+                probes those of all.
 
         Raises:
             TypeError: something else was given.
@@ -72,8 +73,8 @@ class Run:
         for record in taken:
             if record.layout not in infos:
                 raise ValueError(
-                    f"step {record.step} was measured with other layers or sites than info describes; give the info of each "
-                    "step: info=[probe.info, …]"
+                    f"step {record.step} was measured with other layers or sites than info describes; give "
+                    "all that the probe had: info=probe.infos"
                 )
             check_lengths(record, infos[record.layout])
         return cls(path=Path("the records"), info=infos[taken[-1].layout], infos=infos, records=taken)

@@ -76,7 +76,7 @@ def test_a_run_that_changes_takes_a_description_of_each_layout():
     assert set(run.infos) == {info.layout, other.layout}
     assert run.info.layout == other.layout
     with pytest.raises(
-        ValueError, match=r"step 3 was measured with other layers or sites than info describes.*info=\["
+        ValueError, match=r"step 3 was measured with other layers or sites than info describes.*info=probe.infos"
     ):
         Run.from_records([*records, *later], info)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.findings import Severity
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.verdict import Comparison
 
-__all__ = ["RunVerdict", "change_text", "consequence_text", "outcome", "summary_text", "verdict_text", "warning_text"]
+__all__ = [
+    "RunVerdict",
+    "change_text",
+    "check_command",
+    "consequence_text",
+    "line_text",
+    "outcome",
+    "summary_text",
+    "verdict_text",
+    "warning_text",
+]
 
 _WIDTH = 80
 _LABEL = 11
@@ -91,14 +102,41 @@ def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = Fal
     return "\n".join(lines)
 
 
-def summary_text(verdicts: Sequence[RunVerdict], *, width: int = _WIDTH, colour: bool = False) -> str:
-    """Render one line on several runs, and a table of those that aren't healthy."""
+def line_text(verdict: RunVerdict, *, colour: bool = False) -> str:
+    """Say in one line, however long, what a check says about one run of many."""
+    roots = dict.fromkeys(
+        f"{each.code} {each.name}"
+        for each in verdict.sorted_findings
+        if verdict.fails(each) and not each.consequence_of
+    )
+    line = escape(f"{verdict.path}: {outcome(verdict)}" + (f": {', '.join(roots)}" if roots else ""))
+    return paint(line, STYLES[verdict.outcome]) if colour else line
+
+
+def summary_text(
+    verdicts: Sequence[RunVerdict],
+    *,
+    listed: Sequence[RunVerdict] | None = None,
+    width: int = _WIDTH,
+    colour: bool = False,
+) -> str:
+    """Render one line on several runs, and a table of those that aren't healthy.
+
+    Args:
+        verdicts: On all runs.
+        listed: Those that are told of in the table; None: all. Of the others a command says more.
+        width: Columns of the terminal.
+        colour: Whether to use a terminal's colours.
+    """
     words = {"healthy": "healthy", "passed": "passed", "failed": "failed", "cannot-judge": "can't be judged"}
     counts = {word: sum(verdict.outcome == key for verdict in verdicts) for key, word in words.items()}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     lines = _wrap(f"{counted(len(verdicts), 'run')}: {told}", width, "", "  ")
     lines.extend(_settings_lines(verdicts, width))
-    ill = [verdict for verdict in verdicts if verdict.exit_code]
+    ill = [verdict for verdict in (verdicts if listed is None else listed) if verdict.exit_code]
+    further = [verdict for verdict in verdicts if verdict.exit_code and listed is not None and verdict not in ill]
+    if further:
+        lines.append(escape(f"  more: {check_command(further[0].path)}"))  # in one piece, to be copied
     if ill:
         rows = [(verdict, outcome(verdict)) for verdict in ill]
         lines.extend(f"  {line}" for line in runs_table(rows, width=width - 2, colour=colour))
@@ -108,6 +146,15 @@ def summary_text(verdicts: Sequence[RunVerdict], *, width: int = _WIDTH, colour:
 def _settings_lines(verdicts: Sequence[RunVerdict], width: int) -> list[str]:
     files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
     return [line for file in files for line in _wrap(f"settings: {file}", width, "  ", "    ")]
+
+
+def check_command(path: str) -> str:
+    """Return the command that tells all of a run.
+
+    >>> check_command("logs/version 0")
+    "gradwatch check 'logs/version 0'"
+    """
+    return f"gradwatch check {shlex.quote(path)}"
 
 
 def change_text(change: Change) -> str:
