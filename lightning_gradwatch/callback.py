@@ -265,6 +265,7 @@ class GradWatch(Telling):
     def _make_fit(self, trainer: AnyTrainer, pl_module: AnyModule, ranks: Ranks | None) -> Fit:
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
+        sinks = self._make_sinks(trainer)
         return Fit(
             probe=Probe(
                 pl_module,
@@ -277,7 +278,8 @@ class GradWatch(Telling):
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
-            sinks=self._make_sinks(trainer),
+            sinks=sinks,
+            nowhere="written nowhere (fast_dev_run)" if getattr(trainer, "fast_dev_run", False) else "",
             describe=lambda info: describe(
                 info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
             ),

@@ -85,7 +85,8 @@ class Telling(AnyCallback):
             judged = len(fit.evaluator.rules) - len(unjudged)
             coverage = () if fit.info is None else fit.info.coverage
             told = Outcome(self._own_findings, tuple(fit.records), fit.info, coverage, judged, unjudged)
-        faults = (NotCovered("", why) for why in self._faults.told)
+        unwritten = "" if fit is None else fit.unwritten
+        faults = (NotCovered("", why) for why in (*self._faults.told, *([unwritten] if unwritten else [])))
         return replace(told, coverage=(*told.coverage, *faults), path=self._written_to)
 
     @property

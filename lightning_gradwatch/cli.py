@@ -159,8 +159,8 @@ def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_
             )
             _say(f"\n{text}" if place and not in_a_line.issuperset(runs[place - 1 : place + 1]) else text)
     if to_terminal and len(runs) > 1:
-        told = [verdict for verdict in verdicts if verdict.path not in in_a_line]
-        _say("\n" + summary_text(verdicts, listed=told, width=width, colour=colour))
+        listed = [verdict for verdict in verdicts if verdict.path not in in_a_line]
+        _say("\n" + summary_text(verdicts, listed=listed, width=width, colour=colour))
     _report(verdicts, arguments, settings, to_terminal=to_terminal)
     return max(verdict.exit_code for verdict in verdicts)
 

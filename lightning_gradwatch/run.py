@@ -21,6 +21,7 @@ from lightning_gradwatch.description import check_lengths
 from lightning_gradwatch.findings import Finding
 from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.remote import is_remote, local_path
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.run_files import Problems, Written, read_files, tell_missing_fits
 
@@ -107,7 +108,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: there is no such run, no GradWatch record in it, or it is damaged before the first one.
     """
-    path = Path(path)
+    if is_remote(path):
+        raise RunError(
+            f"{os.fspath(path)} is remote, and event files are read from a disk: copy the run here first, as with "
+            "fsspec.filesystem(…).get(…, recursive=True) or the provider's own command"
+        )
+    path = local_path(path)
     try:
         return _read(path)
     except OSError as error:
@@ -193,7 +199,7 @@ def evaluate(
     return found
 
 
-def _described(info: RunInfo | Iterable[RunInfo]) -> dict[str, RunInfo]:
+def _described(info: Any) -> dict[str, RunInfo]:
     """Return descriptions by layout, each with rules to judge by; those of a plain loop have none.
 
     Raises:
@@ -211,7 +217,7 @@ def _described(info: RunInfo | Iterable[RunInfo]) -> dict[str, RunInfo]:
     return infos
 
 
-def _numbered(records: Iterable[StepRecord]) -> list[StepRecord]:
+def _numbered(records: Any) -> list[StepRecord]:
     """Return records as a list, by steps that rise.
 
     Raises:

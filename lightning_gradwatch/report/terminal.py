@@ -23,6 +23,7 @@ __all__ = [
     "change_text",
     "check_command",
     "consequence_text",
+    "ending",
     "line_text",
     "outcome",
     "summary_text",
@@ -146,6 +147,26 @@ def summary_text(
 def _settings_lines(verdicts: Sequence[RunVerdict], width: int) -> list[str]:
     files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
     return [line for file in files for line in _wrap(f"settings: {file}", width, "  ", "    ")]
+
+
+def ending(verdict: RunVerdict) -> str:
+    """Say in one line what came out of a fit: as `outcome`, with the root causes by name and how many rules judged."""
+    if verdict.failure:
+        return f"can't judge: {verdict.failure}"
+    told = counted(verdict.judged, "rule")
+    if verdict.unjudged:
+        told = f"{verdict.judged} of {counted(verdict.judged + len(verdict.unjudged), 'rule')}"
+    told += f" judged {verdict.measured}"
+    open_ = [each for each in verdict.sorted_findings if each.severity > Severity.INFO]
+    if not open_:
+        infos = len(verdict.findings)
+        return f"healthy: {told}, {f'{infos} info' if infos else 'nothing found'}"
+    roots = dict.fromkeys(
+        f"{each.code} {each.name} ({each.severity.label})" for each in open_ if not each.consequence_of
+    )
+    rest = sum(bool(each.consequence_of) for each in open_)
+    follows = f", and {counted(rest, 'finding')} that {'follows' if rest == 1 else 'follow'} from it" if rest else ""
+    return f"not healthy: {', '.join(roots)}{follows}; {told}"
 
 
 def check_command(path: str) -> str:

@@ -202,10 +202,11 @@ def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
 def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "LeakyReLU")
+    if how.thrown:  # the start was good: what the steps have done isn't mended by another one
+        cure.slow_down(how.update)
+        return cure.remedy()
     cure.initialize()
     if sites[0] is info.sites[info.hidden_columns[0]] and look_up(sites[0].function).two_sided:
         cure.normalize_inputs()
-    if how.thrown:
-        cure.slow_down(how.update)
     cure.deepen()
     return cure.remedy()
