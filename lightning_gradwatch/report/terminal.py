@@ -153,20 +153,23 @@ def ending(verdict: RunVerdict) -> str:
     """Say in one line what came out of a fit: as `outcome`, with the root causes by name and how many rules judged."""
     if verdict.failure:
         return f"can't judge: {verdict.failure}"
-    told = counted(verdict.judged, "rule")
+    rules = counted(verdict.judged, "rule")
     if verdict.unjudged:
-        told = f"{verdict.judged} of {counted(verdict.judged + len(verdict.unjudged), 'rule')}"
-    told += f" judged {verdict.measured}"
+        rules = f"{verdict.judged} of {counted(verdict.judged + len(verdict.unjudged), 'rule')}"
     open_ = [each for each in verdict.sorted_findings if each.severity > Severity.INFO]
     if not open_:
         infos = len(verdict.findings)
-        return f"healthy: {told}, {f'{infos} info' if infos else 'nothing found'}"
+        return f"healthy by {rules} in {verdict.measured}{f'; {infos} info' if infos else ''}"
     roots = dict.fromkeys(
         f"{each.code} {each.name} ({each.severity.label})" for each in open_ if not each.consequence_of
     )
     rest = sum(bool(each.consequence_of) for each in open_)
-    follows = f", and {counted(rest, 'finding')} that {'follows' if rest == 1 else 'follow'} from it" if rest else ""
-    return f"not healthy: {', '.join(roots)}{follows}; {told}"
+    follows = (
+        f", and {counted(rest, 'finding')} that {'follows' if rest == 1 else 'follow'} from {'it' if len(roots) == 1 else 'them'}"
+        if rest
+        else ""
+    )
+    return f"not healthy: {', '.join(roots)}{follows}; {rules} judged {verdict.measured}"
 
 
 def check_command(path: str) -> str:
