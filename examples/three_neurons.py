@@ -8,12 +8,11 @@ import argparse
 import math
 import textwrap
 from collections import OrderedDict
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from lightning_gradwatch import DEFAULT_RULES, Finding, Probe, Run, VanishingGradient, evaluate
+from lightning_gradwatch import DEFAULT_RULES, Finding, Probe, VanishingGradient, evaluate
 
 X, Y = 1.0, 1.0  # the one example: input and target
 LEARNING_RATE = 1.0
@@ -95,9 +94,8 @@ def show(title: str, net: nn.Sequential, *, steps: int, plain_threshold: bool = 
     change = "the same, to the last bit" if after == before else f"{after:.6g} ({after / before - 1:+.2g} of it)"
     print(f"  w1 is {before:g}, and after {steps} steps {change}")
 
-    run = Run(path=Path(), info=probe.info, infos={probe.info.layout: probe.info}, records=records)
     rules = [PLAIN_THRESHOLD if plain_threshold and rule.code == "GW101" else rule for rule in DEFAULT_RULES]
-    findings = evaluate(run, rules)
+    findings = evaluate(records, rules, info=probe.infos)
     for finding in findings:
         print(f"\n  {finding.code} {finding.name}, {finding.severity.label} since step {finding.first_step}")
         for text in (finding.message, finding.cause):

@@ -6,9 +6,12 @@ of that one instance, gone when the batch ends) and listens to Lightning's own h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_gradwatch.arguments import check_choice, check_count, check_function
 from lightning_gradwatch.batch_hooks import BatchHooks
@@ -18,8 +21,9 @@ from lightning_gradwatch.fit import Fit, Speaks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.compiled import has_compiled_step
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.mask import mask_of
+from lightning_gradwatch.measure.mask import Mask, mask_of
 from lightning_gradwatch.outcome import Outcome
+from lightning_gradwatch.packages import AnyModule, AnyTrainer
 from lightning_gradwatch.probe import Probe
 from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
 from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
@@ -34,13 +38,6 @@ from lightning_gradwatch.trainer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from pytorch_lightning import LightningModule, Trainer
-    from torch import Tensor
-    from torch.optim import Optimizer
-
-    from lightning_gradwatch.measure.mask import Mask
     from lightning_gradwatch.ranks.ranks import Ranks
 
 FailOn = Literal["warning", "error"]
@@ -97,18 +94,18 @@ class GradWatch(Telling):
 
     # -- Lightning's hooks
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
         self._faults = Faults(speaks=trainer.is_global_zero)  # what failed in an earlier fit may work in this one
         self._start(trainer, pl_module)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: AnyTrainer, pl_module: AnyModule, batch: Any, batch_idx: int) -> None:
         # First of all, and in nearly all batches all of it: whatever is touched between two steps of a net is cold.
         self._rest -= 1
         if self._rest <= 0:
             self._begin_batch(trainer, pl_module, batch)
 
     @guarded()
-    def _begin_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def _begin_batch(self, trainer: AnyTrainer, pl_module: AnyModule, batch: Any) -> None:
         self._release()
         fit = self._fit
         if fit is None:
@@ -137,23 +134,23 @@ class GradWatch(Telling):
             )
 
     @guarded(while_open=True)
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: AnyTrainer, pl_module: AnyModule, loss: Tensor) -> None:
         self._open_fit.meter.add_loss(loss, current_scale(trainer, loss))
 
     @guarded(while_open=True)
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_after_backward(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
         meter = self._open_fit.meter
         if meter.scale is None and (scale := current_scale(trainer, pl_module)) is not None:
             meter.set_scale(scale)
 
     @guarded(while_open=True)
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: AnyTrainer, pl_module: AnyModule, optimizer: Optimizer) -> None:
         for index, known in enumerate(trainer.optimizers):
             if known is optimizer:
                 self._before_step(trainer, optimizer, index)
 
     @guarded(while_open=True)
-    def _before_step(self, trainer: Trainer, optimizer: Optimizer, index: int, again: bool = False) -> None:
+    def _before_step(self, trainer: AnyTrainer, optimizer: Optimizer, index: int, again: bool = False) -> None:
         """Measure what an optimizer is about to use, and have it say when it has stepped."""
         fit = self._open_fit
         meter = fit.meter
@@ -173,13 +170,13 @@ class GradWatch(Telling):
             meter.after_optimizer_step(index, clipped=self._clipped)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: AnyTrainer, pl_module: AnyModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._rest <= 0:
             self._end_batch(trainer, pl_module, batch_idx)
 
     @guarded()
-    def _end_batch(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
+    def _end_batch(self, trainer: AnyTrainer, pl_module: AnyModule, batch_idx: int) -> None:
         self._release()
         if (fit := self._fit) is None:
             return
@@ -205,15 +202,15 @@ class GradWatch(Telling):
         self._live = fit.open is not None or self._outside
         self._rest = fit.rest(self._step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
         self._end()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: AnyTrainer, pl_module: AnyModule, exception: BaseException) -> None:
         # The Trainer calls no teardown after an exception; what was measured before it is still worth having.
         self._end(alone=True)
         self._leave_outcome()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: AnyTrainer, pl_module: AnyModule, stage: str) -> None:
         self._end()
         self._leave_outcome()
 
@@ -247,7 +244,7 @@ class GradWatch(Telling):
         return self._fit
 
     @guarded()
-    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
         self._end()
         self._fit, self._received = None, Outcome()
         self._kin.begin(self)
@@ -265,9 +262,10 @@ class GradWatch(Telling):
             self._fit.load_state_dict(self._restored)
             self._restored = None
 
-    def _make_fit(self, trainer: Trainer, pl_module: LightningModule, ranks: Ranks | None) -> Fit:
+    def _make_fit(self, trainer: AnyTrainer, pl_module: AnyModule, ranks: Ranks | None) -> Fit:
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
+        sinks = self._make_sinks(trainer)
         return Fit(
             probe=Probe(
                 pl_module,
@@ -280,7 +278,8 @@ class GradWatch(Telling):
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
-            sinks=self._make_sinks(trainer),
+            sinks=sinks,
+            nowhere="written nowhere (fast_dev_run)" if getattr(trainer, "fast_dev_run", False) else "",
             describe=lambda info: describe(
                 info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
             ),
@@ -289,13 +288,13 @@ class GradWatch(Telling):
             ranks=ranks,
         )
 
-    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
+    def _make_sinks(self, trainer: AnyTrainer) -> Sinks | None:
         """Open what this fit's records are written to; None where nothing is."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return None
         return Sinks(trainer.loggers, folder_of(trainer), max_curves=self._max_curves, faults=self._faults)
 
-    def _speaks(self, trainer: Trainer) -> Speaks:
+    def _speaks(self, trainer: AnyTrainer) -> Speaks:
         """Whether this process warns and announces."""
         return "aloud" if trainer.is_global_zero else "errors"
 

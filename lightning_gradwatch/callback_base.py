@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 
-from lightning_gradwatch.findings import GradWatchError, GradWatchWarning
+from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarning
 from lightning_gradwatch.kin import Kin
 from lightning_gradwatch.measure.faults import Faults, GivenUp
 from lightning_gradwatch.outcome import Handover, Outcome
 from lightning_gradwatch.packages import AnyCallback
-from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.record import NotCovered, RunInfo, StepRecord
 from lightning_gradwatch.report.announce import tell_unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.fit import Fit
-    from lightning_gradwatch.record import RunInfo, StepRecord
 
 
 class Telling(AnyCallback):
@@ -87,7 +85,8 @@ class Telling(AnyCallback):
             judged = len(fit.evaluator.rules) - len(unjudged)
             coverage = () if fit.info is None else fit.info.coverage
             told = Outcome(self._own_findings, tuple(fit.records), fit.info, coverage, judged, unjudged)
-        faults = (NotCovered("", why) for why in self._faults.told)
+        unwritten = "" if fit is None else fit.unwritten
+        faults = (NotCovered("", why) for why in (*self._faults.told, *([unwritten] if unwritten else [])))
         return replace(told, coverage=(*told.coverage, *faults), path=self._written_to)
 
     @property

@@ -20,6 +20,7 @@ from lightning_gradwatch.record import LAYER_METRICS, LayerState
 from lightning_gradwatch.report.coverage import columns_text
 from lightning_gradwatch.rules import RULE_BY_CODE, RULES, relate, replay, rules_from_settings
 from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.run_folders import holds_event_files, is_event_file, natural, runs_below
 from lightning_gradwatch.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison, IgnoredLayers, RunVerdict
 
 if TYPE_CHECKING:
@@ -37,15 +38,21 @@ _WILD = re.compile(r"[*?\[]")
 def find_runs(argument: str) -> list[str]:
     """Return the runs that an argument of the command line means, in natural order.
 
-    A glob means the run folders among what it matches, and event files that lie in none of them. What is no glob, or
-    matches nothing, is returned as it is: reading it says what is wrong.
+    A folder that is no run means the runs below it. A glob means the run folders among what it matches, and event files that
+    lie in none of them. What is neither, or matches nothing, is returned as it is: reading it says what is wrong.
+
+    Raises:
+        CannotJudgeError: a folder has more below it than is looked through.
     """
     if not _WILD.search(argument) or os.path.exists(argument):  # noqa: PTH110 - Path's raises where a folder can't be read
+        path = Path(argument)
+        if os.path.isdir(argument) and not holds_event_files(path):  # noqa: PTH112 - as above
+            return [str(each) for each in runs_below(path)] or [argument]
         return [argument]
     matches = [Path(match) for match in glob.glob(argument, recursive=True)]  # noqa: PTH207 - Path's takes no absolute patterns
-    folders = {path for path in matches if path.is_dir() and _holds_event_files(path)}
-    files = {path for path in matches if _is_event_file(path) and path.parent not in folders}
-    return [str(path) for path in sorted(folders | files, key=_natural)] or [argument]
+    folders = {path for path in matches if path.is_dir() and holds_event_files(path)}
+    files = {path for path in matches if is_event_file(path) and path.parent not in folders}
+    return [str(path) for path in sorted(folders | files, key=natural)] or [argument]
 
 
 def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVerdict:
@@ -227,6 +234,7 @@ def _compare(run: Run, judged: _Judged, settings: Settings) -> Comparison:
 
     path = str(settings.baseline)
     try:
+        path = _only_run(path)
         base = read_run(path)
         found = _judge_run(base, settings).findings
     except (CannotJudgeError, *DATA_ERRORS) as error:
@@ -236,6 +244,18 @@ def _compare(run: Run, judged: _Judged, settings: Settings) -> Comparison:
         return compare_runs(base, run, path, (found, judged.findings), ignored)
     except (CannotJudgeError, *DATA_ERRORS) as error:
         return Comparison(baseline=path, failure=f"not comparable with {path}: {reason_of(error)}")
+
+
+def _only_run(path: str) -> str:
+    """Return the run that a path means.
+
+    Raises:
+        CannotJudgeError: there are several below it.
+    """
+    runs = find_runs(path) if os.path.isdir(path) else [path]  # noqa: PTH112 - Path's raises where a folder can't be read
+    if len(runs) == 1:
+        return runs[0]
+    raise CannotJudgeError(f"there are {len(runs)} runs below {path}, the last of them {runs[-1]}: name one")
 
 
 def _match(run: Run, ignore: LayerIgnore) -> IgnoredLayers:
@@ -292,19 +312,3 @@ def _measured(run: Run) -> str:
     counts = _counts(run)
     span = f" ({counts['first_step']} to {counts['last_step']})" if counts["steps"] else ""
     return f"{counted(counts['steps'], 'measured step')}{span}, {columns_text(run.info)}"
-
-
-def _holds_event_files(folder: Path) -> bool:
-    """Tell whether a folder is a run; one that can't be listed is, so that reading it says so."""
-    try:
-        return any(map(_is_event_file, folder.iterdir()))
-    except OSError:
-        return True
-
-
-def _is_event_file(path: Path) -> bool:
-    return "tfevents" in path.name and path.is_file()
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part[:18]), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", str(path))]

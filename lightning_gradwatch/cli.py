@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING
 from lightning_gradwatch.check import cannot_judge, find_runs, judge
 from lightning_gradwatch.cli_options import build_parser, terminal_width
 from lightning_gradwatch.config import load_settings
+from lightning_gradwatch.reasons import CannotJudgeError
 from lightning_gradwatch.report.cells import wants_colour, write
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.explain import explain_text, rules_text
 from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.report.terminal import summary_text, verdict_text
-from lightning_gradwatch.rules import RULE_BY_CODE, RULES
+from lightning_gradwatch.report.terminal import line_text, summary_text, verdict_text
+from lightning_gradwatch.rules import RULE_BY_CODE, RULES, code_of, nearest_rule
 from lightning_gradwatch.settings import ConfigError, told
 from lightning_gradwatch.verdict import CANNOT_JUDGE, HEALTHY
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lightning_gradwatch.settings import Settings
     from lightning_gradwatch.verdict import RunVerdict
@@ -37,6 +38,11 @@ _INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code. Every failure is a line on stderr, never a traceback."""
+    with _closed_streams_filled():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     thresholds = gc.get_threshold()
     gc.set_threshold(_FEW_COLLECTIONS, *thresholds[1:])
     try:
@@ -48,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return CANNOT_JUDGE
     except (ConfigError, OSError) as error:  # of a run that can't be read there is a verdict
+        _give_up_output()
         code = _complain(
             f"{error.filename or 'the output'}: {error.strerror}" if isinstance(error, OSError) else str(error)
         )
@@ -64,6 +70,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         gc.set_threshold(*thresholds)
     return code
+
+
+@contextlib.contextmanager
+def _closed_streams_filled() -> Iterator[None]:
+    """Let go to nowhere what is told to a stream that a shell has closed (``>&-``): the exit code is what is asked for.
+
+    Python has None in its place then, and the next file that is opened would have the stream's number.
+    """
+    with contextlib.ExitStack() as filled:
+        for name in ("stdin", "stdout", "stderr"):
+            if getattr(sys, name) is None:
+                mode = "r" if name == "stdin" else "w"
+                setattr(sys, name, filled.enter_context(Path(os.devnull).open(mode, encoding="utf-8")))
+                filled.callback(setattr, sys, name, None)
+        yield
+
+
+def _give_up_output() -> None:
+    """Have Python print nothing more at its end, where it would fail on what the output didn't take."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -81,15 +111,33 @@ def _settings(arguments: argparse.Namespace, *more: str) -> Settings:
     return load_settings(
         given,
         environment=os.environ,
-        folder=Path.cwd(),
+        folder=_here(),
         file="" if arguments.no_config else arguments.config,
     )
+
+
+def _here() -> Path | None:
+    """Return the current folder; None where it is gone."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
 
 
 def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_needed: bool) -> int:
     if "" in arguments.runs:  # a variable that isn't set; as a path it would mean this folder
         raise ConfigError("RUN: is empty; give a run folder, an event file or a glob")
-    runs = [run for argument in arguments.runs for run in find_runs(argument)]
+    runs: list[str] = []
+    in_a_line: set[str] = set()
+    """Runs below a folder, which nobody has named."""
+    for argument in arguments.runs:
+        try:
+            found = find_runs(argument)
+        except CannotJudgeError as error:
+            raise ConfigError(str(error)) from error
+        runs += found
+        if len(found) > 1 and Path(argument).is_dir():
+            in_a_line.update(found)
     to_terminal = settings.format == "text" or arguments.output is not None
     colour = wants_colour(sys.stdout)
     width = terminal_width()
@@ -102,12 +150,17 @@ def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_
         if to_terminal:
             text = _told(
                 verdicts,
-                lambda those: verdict_text(those[-1], width=width, colour=colour, brief=len(runs) > 1),
+                lambda those: (
+                    line_text(those[-1], colour=colour)
+                    if those[-1].path in in_a_line
+                    else verdict_text(those[-1], width=width, colour=colour, brief=len(runs) > 1)
+                ),
                 settings,
             )
-            _say(f"\n{text}" if place else text)
+            _say(f"\n{text}" if place and not in_a_line.issuperset(runs[place - 1 : place + 1]) else text)
     if to_terminal and len(runs) > 1:
-        _say("\n" + summary_text(verdicts, width=width, colour=colour))
+        listed = [verdict for verdict in verdicts if verdict.path not in in_a_line]
+        _say("\n" + summary_text(verdicts, listed=listed, width=width, colour=colour))
     _report(verdicts, arguments, settings, to_terminal=to_terminal)
     return max(verdict.exit_code for verdict in verdicts)
 
@@ -147,9 +200,9 @@ def _told(verdicts: list[RunVerdict], tell: Callable[[Sequence[RunVerdict]], str
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    rule = RULE_BY_CODE.get(arguments.code.strip().upper())
+    rule = RULE_BY_CODE.get(code_of(arguments.code))
     if rule is None:
-        return _complain(f"no rule has the code {told(arguments.code)}; there are {', '.join(RULE_BY_CODE)}")
+        return _complain(f"no rule has the code or the name {told(arguments.code)}; {nearest_rule(arguments.code)}")
     _say(explain_text(rule, width=terminal_width()))
     return HEALTHY
 
@@ -177,7 +230,8 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str) -> int:
-    write(sys.stderr, f"gradwatch: {escape(text)}\n")
+    with contextlib.suppress(OSError):  # nobody is left to be told; the exit code says it
+        write(sys.stderr, f"gradwatch: {escape(text)}\n")
     return CANNOT_JUDGE
 
 

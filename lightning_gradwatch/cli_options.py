@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     Command = Callable[[argparse.Namespace], int]
 
-_CHECK = """RUN is a run folder, an event file, or a glob such as 'logs/version_*'; several runs may be given.
+_CHECK = """RUN is a run folder, an event file, a folder that runs are in, or a glob such as
+'logs/version_*'; several may be given. Of several runs in a folder each is told
+in a line.
 
 exit codes:
   0  judged and healthy
@@ -91,7 +93,7 @@ def _add_check(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> ar
         epilog=_CHECK,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, event file or glob")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, event file, folder of runs or glob")
     _add_rule_options(parser)
     parser.add_argument("--require", metavar="CODES", help="rules that have to be able to judge, else exit 2")
     parser.add_argument(
@@ -110,7 +112,7 @@ def _add_compare(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("base", metavar="BASE", help="the known good run")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, event file or glob")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, event file, folder of runs or glob")
     _add_rule_options(parser)
     _add_output_options(parser, "lowest severity of a new finding that counts (default: warning)")
     return parser
@@ -118,7 +120,7 @@ def _add_compare(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_rule_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--select", metavar="CODES", help="judge these rules only: codes or their beginnings, GW1,GW201"
+        "--select", metavar="CODES", help="judge these rules only: codes, their beginnings or names, GW1,dead-units"
     )
     parser.add_argument("--ignore", metavar="CODES", help="leave these rules out")
     parser.add_argument(
@@ -146,7 +148,7 @@ def _add_output_options(parser: argparse.ArgumentParser, fail_on: str) -> None:
 
 def _add_explain(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = adder.add_parser("explain", help="print the page of a rule", description="Print the page of a rule.")
-    parser.add_argument("code", metavar="CODE", help="such as GW101")
+    parser.add_argument("code", metavar="RULE", help="its code, number or name: GW101, 101, vanishing-gradient")
     return parser
 
 

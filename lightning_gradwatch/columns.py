@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.record import (
-        FloatVector,
         LayerInfo,
         NotCovered,
         OptimizerInfo,
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
         SiteInfo,
         StepRecord,
     )
+
+FloatVector: TypeAlias = npt.NDArray[np.float64]
 
 _MOST_ABSENT = 16
 """Times as many places as values."""
@@ -37,10 +38,11 @@ DEFAULT_VARIANCE = 1 / 3
 class RunColumns:
     """The columns of a run's layers and sites; `RunInfo` is the one that has them."""
 
-    layers: tuple[LayerInfo, ...]
-    sites: tuple[SiteInfo, ...]
-    optimizers: tuple[OptimizerInfo, ...]
-    coverage: tuple[NotCovered, ...]
+    if TYPE_CHECKING:  # else who asks a run's description for its types would be given names that aren't known here
+        layers: tuple[LayerInfo, ...]
+        sites: tuple[SiteInfo, ...]
+        optimizers: tuple[OptimizerInfo, ...]
+        coverage: tuple[NotCovered, ...]
 
     @cached_property
     def weight_columns(self) -> tuple[int, ...]:

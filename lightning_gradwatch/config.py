@@ -8,7 +8,10 @@ The search for a file ends at the repository's root: what lies above, in a folde
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "GRADWATCH_"
+_MOST_BYTES = 1 << 20
+"""Of a settings file."""
 
 
 def load_settings(
-    given: Mapping[str, Any], *, environment: Mapping[str, str], folder: Path, file: str | None = None
+    given: Mapping[str, Any], *, environment: Mapping[str, str], folder: Path | None, file: str | None = None
 ) -> Settings:
     """Merge the settings of all places.
 
@@ -46,6 +51,7 @@ def load_settings(
         given: Values from the command line by key, such as ``fail-on``; None for an option that wasn't given.
         environment: Such as `os.environ`.
         folder: Where the search for a file starts; it goes on upwards to the repository's root, and not at all without one.
+            None: it is gone, and nothing is searched.
         file: A file to use instead of searching; an empty text for none.
 
     Raises:
@@ -53,7 +59,7 @@ def load_settings(
     """
     if file is None:
         file = environment.get(f"{PREFIX}CONFIG")
-    path, notes = _find_file(folder) if file is None else (Path(file) if file else None, ())
+    path, notes = _find_file(folder) if file is None and folder is not None else (Path(file) if file else None, ())
     places = [_from_command_line(given), _from_environment(environment), _from_file(path)]
     chosen: dict[str, Any] = {}
     thresholds: dict[str, dict[str, Threshold]] = {}
@@ -116,17 +122,22 @@ def _find_file(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
 
 
 def _file_in(folder: Path) -> Path | None:
+    """Return the settings file of a folder; what bears its name and is none is told when it is read."""
     own, project = folder / "gradwatch.toml", folder / "pyproject.toml"
-    if own.is_file():
+    # A link that leads nowhere is there too: a check must not get laxer by it.
+    if os.path.lexists(own) and not own.is_dir():
         return own
-    return project if project.is_file() and _table(project) is not None else None
+    return project if os.path.lexists(project) and not project.is_dir() and _table(project) is not None else None
 
 
 def _is_strangers(path: Path, folder: Path) -> bool:
     """Whether a file, or what it links to, is neither this user's nor the system's nor that of the folder's owner."""
     own = os.geteuid() if hasattr(os, "geteuid") else 0  # Windows has no such owners
     known = {own, 0, folder.stat().st_uid}
-    return not {path.stat().st_uid, path.lstat().st_uid} <= known
+    owners = {path.lstat().st_uid}
+    with contextlib.suppress(OSError):  # it leads nowhere, which is told when it is read
+        owners.add(path.stat().st_uid)
+    return not owners <= known
 
 
 def _from_file(path: Path | None) -> dict[str, tuple[Any, str]]:
@@ -150,12 +161,29 @@ def _from_file(path: Path | None) -> dict[str, tuple[Any, str]]:
     return values
 
 
+def _bytes_of(path: Path) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        OSError: it can't be read, isn't a file (a pipe or a device may have no end), or is larger than settings are.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:  # noqa: PTH123 - of a handle
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {_MOST_BYTES >> 20} MB")
+    return content
+
+
 def _table(path: Path) -> Any:
     """Return the file's own table; None for a pyproject.toml that has none."""
     try:
-        data = tomllib.loads(path.read_bytes().decode())
+        data = tomllib.loads(_bytes_of(path).decode("utf-8-sig"))  # as Notepad and PowerShell write it
     except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+        target = f" (a link to {path.readlink()})" if path.is_symlink() else ""
+        raise ConfigError(f"{path}{target} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} isn't TOML: {error}") from error
     except RecursionError as error:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarning, Severity
 from lightning_gradwatch.measure.faults import GivenUp
 from lightning_gradwatch.measure.unobserved import unobserved
-from lightning_gradwatch.report.announce import announce, tell, warn
+from lightning_gradwatch.report.announce import announce, conclude, tell, warn
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.report.terminal import warning_text
 from lightning_gradwatch.rules import Evaluator, settings_of
+from lightning_gradwatch.rules.wording import counted
 from lightning_gradwatch.saved import StateError, mapping_of, places_of
 from lightning_gradwatch.schedule import Schedule
+from lightning_gradwatch.verdict import RunVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +79,7 @@ class Fit:
             filters make an error of happens here too, at the same step.
         fail_on: Severity from which on a finding ends the run.
         ranks: The other processes that train the model; None where there are none.
+        nowhere: Why nothing is written where there are no sinks.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Fit:
         speaks: Speaks,
         fail_on: Severity | None,
         ranks: Ranks | None = None,
+        nowhere: str = "",
     ) -> None:
         self.probe = probe
         self.evaluator = evaluator
@@ -105,7 +109,12 @@ class Fit:
         self._fail_on = fail_on
         self._ranks = ranks
         self._pending: deque[PendingRecord | SharedRecord] = deque()
-        self._begun_anew = False
+        self._begun_anew = self._announces = self._ended = False
+        self._measured = self._first_step = 0
+        self._path_of_run = ""
+        self._nowhere = nowhere
+        self.unwritten = "" if sinks is None else sinks.refused
+        """Why there is no event file; empty where there is one, and where none was wanted."""
 
     @property
     def meter(self) -> StepMeter:
@@ -193,6 +202,7 @@ class Fit:
             if self._ranks is not None:
                 self._ranks.leave()
             self._pending.clear()
+            self._ended = True  # a warning has said why
             self._close()
 
     def drain(self, *, wait: bool) -> None:
@@ -213,12 +223,37 @@ class Fit:
             self.drain(wait=True)
         finally:
             self._close()
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """Say once how it ended; of a fit that `fail_on` ended the exception has said it."""
+        if self._ended or self._speaks != "aloud":
+            return
+        self._ended = True
+        unjudged = self.evaluator.unjudged
+        judged = len(self.evaluator.rules) - len(unjudged)
+        failure = "" if judged else "no rule could judge this run"
+        if not self._measured:
+            failure = "no step was measured"
+        if not self.faults.on("rules"):
+            failure = "the rules are switched off"
+        first, last = self._first_step, self.records[-1].step if self.records else 0
+        verdict = RunVerdict(
+            path="",
+            findings=self.evaluator.findings,
+            unjudged=unjudged,
+            judged=judged,
+            measured=counted(self._measured, "measured step") + (f" ({first} to {last})" if last > first else ""),
+            failure=failure,
+        )
+        conclude(verdict, self._path_of_run)
 
     def _close(self) -> None:
         if self._ranks is not None:
             self._ranks.close()
         if self._sinks is not None:
             sinks, self._sinks = self._sinks, None
+            self._path_of_run = sinks.path_of_run
             try:
                 self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings))
             finally:
@@ -229,11 +264,12 @@ class Fit:
         if described is not self._described:
             self._described = described
             info = self._describe(replace(described, rules=settings_of(self.evaluator.rules)))
-            if self._speaks == "aloud" and self.info is None:
-                announce(info)
+            self._announces = self._speaks == "aloud" and self.info is None
             self.info = self.infos[record.layout] = info
         info = self.infos[record.layout]
         self.records.append(record)
+        self._first_step = record.step if not self._measured else self._first_step
+        self._measured += 1
         told: list[Finding] = []
         self._try("rules", lambda: told.extend(self.evaluator.feed(record, info)))
         for reason in self.evaluator.begun_anew.values():
@@ -244,6 +280,9 @@ class Fit:
         if self._sinks is not None:
             sinks = self._sinks
             self._try("writing", lambda: sinks.write(self.records, self.infos, self.evaluator))
+        if self._announces:
+            self._announces = False
+            announce(info, self._nowhere if self._sinks is None else self._sinks.told)
         self._warn([finding for finding in told if finding.severity >= Severity.WARNING])
         self._fail()
 
@@ -260,6 +299,7 @@ class Fit:
         failing = [finding for finding in found if finding.severity >= level]
         leading = {finding.consequence_of or finding.code for finding in failing}
         told = [each for each in found if each in failing or (not each.consequence_of and each.code in leading)]
+        self._ended = True
         raise GradWatchError(
             "\n\n".join([f"GradWatch stops this run (fail_on={level.label!r}):", *map(warning_text, told)]), told
         )

@@ -11,19 +11,26 @@ import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import TypeAlias
 
-    from pytorch_lightning import Callback
+    import lightning.pytorch as lightning
+    import pytorch_lightning
 
-    class AnyCallback(Callback):
-        """As far as types go, one package is enough."""
+    AnyTrainer: TypeAlias = lightning.Trainer | pytorch_lightning.Trainer
+    AnyModule: TypeAlias = lightning.LightningModule | pytorch_lightning.LightningModule
+
+    # A type checker that finds one of the packages only takes the other's class for Any, and so the callback for one of both.
+    class AnyCallback(lightning.Callback, pytorch_lightning.Callback):  # type: ignore[misc]  # hooks of two Trainers
+        """What a type checker sees: a callback of both packages."""
 
 else:
+    AnyTrainer = AnyModule = Any  # what reads annotations while a program runs needn't have either package
 
     class _Plain:
         """What it derives from until there is a package: classes that derive from nothing can't change that."""

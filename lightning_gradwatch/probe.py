@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import Self
 
 from lightning_gradwatch.measure.aside import may_need_space
 from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
@@ -29,15 +31,13 @@ from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.measure.unseen import BY_GRAD, Note, Unseen
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.measure.windows import Windows
+from lightning_gradwatch.record import RunInfo, StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.record import RunInfo, StepRecord
+
+
+_MOST_INFOS = 100
 
 
 class Probe:
@@ -55,6 +55,8 @@ class Probe:
         mask: True where a position of the batch is a sample, False where it is padding: a tensor shaped as the activations
             without their unit axis, such as [batch, length]; or one by module name for the modules that need each. The
             units' observations then are the samples. An attribute, to be set anew for each batch.
+        step: The number of the first measured step. An attribute, which counts measured steps; set it to the loop's own where
+            not all are measured: the rules go by steps.
         faults: Where faults of its own are reported; one of its own, by default.
         processes: How many processes train the model together and combine what their probes measure.
 
@@ -72,6 +74,7 @@ class Probe:
         batch_elements: int = 32,
         compiled: Literal["skip", "eager"] = "skip",
         mask: Mask | None = None,
+        step: int = 0,
         faults: Faults | None = None,
         processes: int = 1,
     ) -> None:
@@ -95,10 +98,12 @@ class Probe:
         self.mask = mask
         self._meter: StepMeter | None = None
         self._block = ExitStack()
-        self._step = 0
+        self.step = step
         self._estimated = False
         self._record: StepRecord | None = None
         self._info: RunInfo | None = None
+        self._infos: dict[str, RunInfo] = {}
+        """By layout."""
         self._layout = ""
         self._described: tuple[object, ...] = ()
         self._arranged = 0
@@ -181,11 +186,15 @@ class Probe:
             self.abort()
         assert record is not None  # only a step of activations alone makes none
         self._record, self._info, self._layout = record, pending.info, record.layout
+        self._infos.pop(record.layout, None)
+        self._infos[record.layout] = pending.info
+        if len(self._infos) > _MOST_INFOS:
+            del self._infos[next(iter(self._infos))]
         self._described = self._known()
-        self._step += 1
+        self.step += 1
 
     def _facts(self) -> StepFacts:
-        return StepFacts(step=self._step, batch_idx=self._step, optimizers=len(self._optimizers))
+        return StepFacts(step=self.step, batch_idx=self.step, optimizers=len(self._optimizers))
 
     def _hear(self, optimizer: Optimizer, index: int, meter: StepMeter) -> OptimizerSteps:
         """Have an optimizer tell when it steps."""
@@ -218,6 +227,11 @@ class Probe:
         if self._info is None:
             self._info = self._describe()
         return self._info
+
+    @property
+    def infos(self) -> tuple[RunInfo, ...]:
+        """One description for each list of layers and sites that measured steps had, the newest last (at most 100)."""
+        return tuple(self._infos.values()) or (self.info,)
 
     # -- the parts of a step, for a loop that calls back
 

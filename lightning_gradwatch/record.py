@@ -11,20 +11,18 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.columns import FloatVector as FloatVector  # noqa: PLC0414 - others have it from here
 from lightning_gradwatch.columns import RunColumns
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-FloatVector: TypeAlias = npt.NDArray[np.float64]
 Role: TypeAlias = Literal["hidden", "gate", "output"]
 
 SCHEMA_VERSION = 1

@@ -6,26 +6,24 @@ A file may be cut off, damaged, foreign or hostile: what is good is kept, what i
 from __future__ import annotations
 
 import itertools
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from lightning_gradwatch import columns
 from lightning_gradwatch.description import check_lengths
+from lightning_gradwatch.findings import Finding
 from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
+from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.remote import is_remote, local_path
 from lightning_gradwatch.report.escape import escape
 from lightning_gradwatch.run_files import Problems, Written, read_files, tell_missing_fits
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import numpy as np
-    import numpy.typing as npt
-
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
 
 _MOST_GONE = 4_000_000
 
@@ -57,6 +55,31 @@ class Run:
     earlier_findings: tuple[Finding, ...] = ()
     """What earlier fits reported last about steps that none of the later ones measured again."""
 
+    @classmethod
+    def from_records(cls, records: Iterable[StepRecord], info: RunInfo | Iterable[RunInfo]) -> Run:
+        """Build a run from records in memory, such as a plain loop has collected from its `Probe`.
+
+        Args:
+            records: In the order in which they were measured: ``probe.record`` of each step. Where their steps don't rise, as
+                those of a new `Probe` a step don't, they are numbered from 0 on.
+            info: What describes them: ``probe.infos``, or ``probe.info`` where no layer or site came up in mid-run; of several
+                probes those of all.
+
+        Raises:
+            TypeError: something else was given.
+            ValueError: there is no record, or one that no description fits.
+        """
+        infos = _described(info)
+        taken = _numbered(records)
+        for record in taken:
+            if record.layout not in infos:
+                raise ValueError(
+                    f"step {record.step} was measured with other layers or sites than info describes; give "
+                    "all that the probe had: info=probe.infos"
+                )
+            check_lengths(record, infos[record.layout])
+        return cls(path=Path("the records"), info=infos[taken[-1].layout], infos=infos, records=taken)
+
     def names(self, metric: str) -> tuple[str, ...]:
         """Return a metric's columns: the newest layout's in order, then those that only older ones have.
 
@@ -85,7 +108,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: there is no such run, no GradWatch record in it, or it is damaged before the first one.
     """
-    path = Path(path)
+    if is_remote(path):
+        raise RunError(
+            f"{os.fspath(path)} is remote, and event files are read from a disk: copy the run here first, as with "
+            "fsspec.filesystem(…).get(…, recursive=True) or the provider's own command"
+        )
+    path = local_path(path)
     try:
         return _read(path)
     except OSError as error:
@@ -122,18 +150,44 @@ def _read(path: Path) -> Run:
     )
 
 
-def evaluate(run: Run, rules: Sequence[Any] | None = None) -> tuple[Finding, ...]:
-    """Judge a stored run.
+@overload
+def evaluate(run: Run, rules: Sequence[Any] | None = None) -> tuple[Finding, ...]: ...
+
+
+@overload
+def evaluate(
+    run: Iterable[StepRecord], rules: Sequence[Any] | None = None, *, info: RunInfo | Iterable[RunInfo]
+) -> tuple[Finding, ...]: ...
+
+
+def evaluate(
+    run: Run | Iterable[StepRecord],
+    rules: Sequence[Any] | None = None,
+    *,
+    info: RunInfo | Iterable[RunInfo] | None = None,
+) -> tuple[Finding, ...]:
+    """Judge a run, or the records of a plain loop.
 
     Args:
-        run: What `read_run` gave.
-        rules: None: the rules and thresholds stored in the run, which gives the live findings again.
+        run: What `read_run` gave; or records that a `Probe` measured, with `info`.
+        rules: None: the rules and thresholds stored in the run, which gives the live findings again; the default ones for
+            records of a plain loop.
+        info: What describes the records, as `Run.from_records` takes it.
 
     Raises:
         RunError: it holds what can't be judged.
+        TypeError, ValueError: records without what describes them.
     """
     from lightning_gradwatch.rules import evaluate_records, rules_from_settings  # noqa: PLC0415 - reading needs no rules
+    from lightning_gradwatch.rules.selection import from_configuration  # noqa: PLC0415 - as above
 
+    if not isinstance(run, Run):
+        if info is None:
+            raise TypeError("evaluate: records are judged with what describes them: evaluate(records, info=probe.info)")
+        run = Run.from_records(run, info)
+    elif info is not None:
+        raise TypeError("evaluate: info goes with records; a run has its own")
+    rules = from_configuration(rules)
     try:
         chosen = rules_from_settings(run.info.rules) if rules is None else tuple(rules)
     except (AttributeError, TypeError, ValueError) as error:
@@ -143,6 +197,42 @@ def evaluate(run: Run, rules: Sequence[Any] | None = None) -> tuple[Finding, ...
     except CannotJudgeError as error:
         raise RunError(f"{run.path}: {error}") from error
     return found
+
+
+def _described(info: Any) -> dict[str, RunInfo]:
+    """Return descriptions by layout, each with rules to judge by; those of a plain loop have none.
+
+    Raises:
+        TypeError: something isn't a description.
+    """
+    from lightning_gradwatch.rules import DEFAULT_RULES, settings_of  # noqa: PLC0415 - reading needs no rules
+
+    infos: dict[str, RunInfo] = {}
+    for each in info if isinstance(info, Iterable) and not isinstance(info, str) else (info,):
+        if not isinstance(each, RunInfo):
+            raise TypeError(
+                f"info must be what describes the records, probe.info, or several of them; it has {each!r:.100}"
+            )
+        infos[each.layout] = each if each.rules else replace(each, rules=settings_of(DEFAULT_RULES))
+    return infos
+
+
+def _numbered(records: Any) -> list[StepRecord]:
+    """Return records as a list, by steps that rise.
+
+    Raises:
+        TypeError: something isn't a record.
+        ValueError: there is none.
+    """
+    taken = list(records) if isinstance(records, Iterable) and not isinstance(records, (str, bytes)) else [records]
+    for each in taken:
+        if not isinstance(each, StepRecord):
+            raise TypeError(f"records must be what was measured, [probe.record, …]; there is {each!r:.100}")
+    if not taken:
+        raise ValueError("there is no record to judge: collect probe.record of each measured step")
+    if all(one.step < two.step for one, two in itertools.pairwise(taken)):
+        return taken
+    return [replace(record, step=step) for step, record in enumerate(taken)]
 
 
 def _event_files(path: Path) -> list[Path]:

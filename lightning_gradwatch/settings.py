@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.rules import RULE_BY_CODE, check_prefixes
+from lightning_gradwatch.rules import RULE_BY_CODE, check_prefixes, code_of, nearest_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -138,14 +138,14 @@ def read_thresholds(value: Any, where: str) -> dict[str, dict[str, Threshold]]:
 
 
 def _code(text: str, where: str) -> str:
-    code = text.strip().upper()
+    code = code_of(text)
     if code not in RULE_BY_CODE:
-        raise ConfigError(f"{where}: no rule has the code {told(text)}; {nearest(code, RULE_BY_CODE)}")
+        raise ConfigError(f"{where}: no rule has the code or the name {told(text)}; {nearest_rule(text)}")
     return code
 
 
 def _field(code: str, name: str, where: str) -> str:
-    code = code.strip().upper()
+    code = code_of(code)
     names = [entry.name for entry in dataclasses.fields(RULE_BY_CODE[code])]
     if name not in names:
         raise ConfigError(f"{where}: {code} has no threshold {told(name)}; {nearest(name, names)}")

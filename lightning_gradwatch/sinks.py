@@ -17,6 +17,7 @@ from lightning_gradwatch.heatmap import heatmap_png
 from lightning_gradwatch.logger_files import AppendedFile, QueuedFile, appended_path
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.number_loggers import OtherLogger
+from lightning_gradwatch.remote import is_remote, local_path
 from lightning_gradwatch.summaries import summaries
 
 if TYPE_CHECKING:
@@ -57,9 +58,17 @@ class Sinks:
     ) -> None:
         self._destinations: list[Destination] = [_destination_of(logger) for logger in loggers]
         self._own: OwnFile | None = None
+        self._refused = ""
         if not any(each.takes_events for each in self._destinations):
-            self._own = OwnFile(Path(folder))
-            self._destinations.insert(0, self._own)
+            if is_remote(folder):
+                # Appending is what keeps a run that is killed; what is stored remotely can only be written as a whole.
+                self._refused = (
+                    f"no event file is written: {folder} is remote, where a file can't grow by appending; give the Trainer a "
+                    "local default_root_dir, or a TensorBoardLogger"
+                )
+            else:
+                self._own = OwnFile(local_path(folder))
+                self._destinations.insert(0, self._own)
         self._max_curves = max_curves
         self._faults = Faults() if faults is None else faults
         self._described_by: RunInfo | None = None
@@ -67,6 +76,29 @@ class Sinks:
         self._findings: tuple[Finding, ...] = ()
         self._outline: tuple[tuple[Any, ...], ...] = ()
         self._written = 0
+
+    @property
+    def told(self) -> str:
+        """Where records go, or why nowhere."""
+        others = ", ".join(each.where for each in self._destinations if not each.takes_events)
+        files = ", ".join(each.where for each in self._destinations if each.takes_events)
+        numbers = f"summaries go to {others}" if others else ""
+        return "; ".join(
+            filter(None, (f"written to {files}" if files else self._refused or "written nowhere", numbers))
+        )
+
+    @property
+    def refused(self) -> str:
+        """Why there is no event file; empty where there is one."""
+        return self._refused
+
+    @property
+    def path_of_run(self) -> str:
+        """The folder on this machine that `gradwatch check` reads; empty where there is none."""
+        for each in self._destinations:
+            if each.takes_events and each.is_local and Path(each.where).is_dir():
+                return each.where
+        return ""
 
     @property
     def path(self) -> Path | None:

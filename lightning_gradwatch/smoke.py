@@ -11,26 +11,23 @@ import random
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from lightning_gradwatch.findings import Finding, GradWatchError, Severity
+from lightning_gradwatch.measure.mask import Mask
+from lightning_gradwatch.record import RunInfo, StepRecord
 from lightning_gradwatch.report.training import training_text
+from lightning_gradwatch.rules import Rule
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
 from lightning_gradwatch.testing.watch import Watch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from lightning_gradwatch.measure.mask import Mask
-    from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.rules import Rule
 
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 _CHATTY = (*_PACKAGES, "lightning_fabric", "lightning.fabric", "lightning")

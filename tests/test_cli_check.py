@@ -76,7 +76,7 @@ def check(arguments):
         ("logs/nothing*", 2),
         ("logs/*/events*", 1),
         ("**", 1),
-        ("logs", 2),
+        ("logs", 1),
     ],
 )
 def test_exit_codes(arguments, code, capsys):

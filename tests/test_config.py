@@ -243,7 +243,7 @@ def test_empty_variables_and_others_are_no_settings(load):
         ("baseline = 1", "baseline: must be text"),
         ("rules = 1", "rules: must be a table of rules"),
         ("rules.GW101 = 1", "rules.GW101: must be a table of thresholds"),
-        ("rules.GW999.x = 1", r"rules\.GW999: no rule has the code 'GW999'; the nearest is"),
+        ("rules.GW999.x = 1", r"rules\.GW999: no rule has the code or the name 'GW999'; the nearest is"),
         ("rules.GW101.ration = 1", r"rules\.GW101\.ration: GW101 has no threshold 'ration'; the nearest is ratio"),
         ("rules.GW101.ratio = true", r'rules\.GW101\.ratio: must be a number or "none", not True'),
         ("rules.GW101.ratio = 'much'", "must be a number"),
@@ -304,7 +304,10 @@ class TestSchema:
     def test_it_is_a_schema_and_knows_every_key_rule_and_threshold(self):
         jsonschema.Draft202012Validator.check_schema(self.SCHEMA)
         assert set(self.SCHEMA["properties"]) == set(KEYS)
-        assert set(self.SCHEMA["properties"]["rules"]["properties"]) == set(RULE_BY_CODE)
+        assert set(self.SCHEMA["properties"]["rules"]["properties"]) == {
+            *RULE_BY_CODE,
+            *(rule.name for rule in RULES),
+        }
 
     def test_the_shipped_file_follows_the_rules(self):
         """Else: python -m lightning_gradwatch.schemas."""
@@ -339,3 +342,63 @@ class TestSchema:
     )
     def test_what_is_refused_is_refused(self, toml):
         assert not self.accepts(toml)
+
+
+class TestOddFiles:
+    """Settings that can't be read end a check: it must not get laxer by a link that leads nowhere."""
+
+    @pytest.mark.parametrize("name", ["gradwatch.toml", "pyproject.toml"])
+    def test_a_link_that_leads_nowhere_is_told(self, name, tmp_path):
+        (tmp_path / name).symlink_to("../shared/settings.toml")
+        with pytest.raises(
+            ConfigError, match=rf"{name} \(a link to ../shared/settings.toml\) can't be read: No such file"
+        ):
+            load_settings({}, environment={}, folder=tmp_path)
+
+    @pytest.mark.parametrize("name", ["gradwatch.toml", "pyproject.toml"])
+    def test_a_pipe_and_a_device_are_no_files(self, name, tmp_path):
+
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ConfigError, match="it is no file"):
+            load_settings({}, environment={}, folder=tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/dev/zero")
+        with pytest.raises(ConfigError, match=r"a link to /dev/zero\) can't be read: it is no file"):
+            load_settings({}, environment={}, folder=tmp_path)
+
+    def test_a_file_has_a_largest_size(self, tmp_path):
+        (tmp_path / "gradwatch.toml").write_bytes(b"#" * (1 << 20) + b"\n")
+        with pytest.raises(ConfigError, match="it has more than 1 MB"):
+            load_settings({}, environment={}, folder=tmp_path)
+
+    def test_a_byte_order_mark_is_none_of_the_text(self, tmp_path):
+        (tmp_path / "gradwatch.toml").write_bytes(b'\xef\xbb\xbffail-on = "error"\n')
+        assert load_settings({}, environment={}, folder=tmp_path).fail_on == Severity.ERROR
+
+    def test_a_folder_that_is_gone_has_no_file(self):
+        assert load_settings({}, environment={}, folder=None).file is None
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["GW201", "gw201", "201", "dead-units", "Dead_Units", "DeadUnits", " dead units "])
+    def test_a_rule_is_known_by_code_number_and_name(self, name, tmp_path):
+        assert load_settings({"select": name}, environment={}, folder=tmp_path).select == ("GW201",)
+        told = load_settings({"rules": [f"{name}.error=0.8"]}, environment={}, folder=tmp_path)
+        assert told.thresholds["GW201"]["error"].value == 0.8
+        told = load_settings({"ignore-layers": [f"{name}:head.*"]}, environment={}, folder=tmp_path)
+        assert told.ignore_layers[0].rule == "GW201"
+
+    def test_numbers_may_be_the_beginning_of_codes(self, tmp_path):
+        assert load_settings({"select": "1,20"}, environment={}, folder=tmp_path).select == ("GW1", "GW20")
+
+    @pytest.mark.parametrize("name", ["dead", "dead-unit", "9", "2011", "-", "٢٠١"])
+    def test_what_is_no_name_is_refused_with_the_nearest(self, name, tmp_path):
+        with pytest.raises(ConfigError, match="nor is one called so; the nearest is GW"):
+            load_settings({"select": name}, environment={}, folder=tmp_path)
+
+    def test_a_file_may_use_names(self, tmp_path):
+        text = 'select = ["dead-units"]\n[rules.dead-units]\nerror = 0.8\n'
+        (tmp_path / "gradwatch.toml").write_text(text)
+        told = load_settings({}, environment={}, folder=tmp_path)
+        assert told.select == ("GW201",)
+        assert TestSchema().accepts(text)

@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Mask: TypeAlias = "Tensor | Mapping[str, Tensor]"
+Mask: TypeAlias = Tensor | Mapping[str, Tensor]
 """True where a position is a sample, shaped as the activations without their unit axis, or as the first of those axes;
 one for all modules, or by module name for what is inside each."""
 

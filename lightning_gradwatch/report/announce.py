@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from lightning_gradwatch.report.coverage import coverage_line
 from lightning_gradwatch.report.escape import Place, escape
-from lightning_gradwatch.report.terminal import warning_text
+from lightning_gradwatch.report.terminal import check_command, ending, warning_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.record import RunInfo
+    from lightning_gradwatch.verdict import RunVerdict
 
 _INTERNAL = (
     "lightning_gradwatch.",
@@ -52,12 +55,28 @@ def tell(text: str, category: type[Warning]) -> None:
     warnings.warn_explicit(text, category, filename=frame.f_code.co_filename, lineno=frame.f_lineno, registry={})
 
 
-def announce(info: RunInfo) -> None:
-    """Say in one line what is measured and what isn't."""
+def announce(info: RunInfo, where: str) -> None:
+    """Say in one line what is measured and what isn't, and where it is written."""
+    _inform(coverage_line(info, where=where))
+
+
+def conclude(verdict: RunVerdict, path: str, notes: Sequence[str] = ()) -> None:
+    """Say in one line what came out: healthy or not, how many rules judged, and what says more.
+
+    Args:
+        verdict: What a check of the run would say.
+        path: Its folder; empty where nothing is written.
+        notes: What must be known beside it.
+    """
+    line = f"GradWatch: {'; '.join((ending(verdict), *notes))}"
+    _inform(f"{line}. More: {check_command(path)}" if path else line)
+
+
+def _inform(line: str) -> None:
     _have_a_handler()
     if _log.level == logging.NOTSET:
         _log.setLevel(logging.INFO)
-    _log.info(escape(coverage_line(info), Place.LOG))
+    _log.info(escape(line, Place.LOG))
 
 
 def tell_unwatched() -> None:

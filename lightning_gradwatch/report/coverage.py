@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.rules.wording import counted, ordinal
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo
@@ -25,20 +25,38 @@ def columns_text(info: RunInfo) -> str:
     return f"{counted(len(info.layers), 'layer')}, {f'{seen} of {sites}' if known > seen else sites}"
 
 
-def coverage_line(info: RunInfo) -> str:
-    """Say in one line what is measured and what isn't: each reason once, with the first place it holds for.
+def coverage_line(info: RunInfo, *, where: str = "") -> str:
+    """Say in one line what is measured and when, where it is written, and what isn't measured.
+
+    Each reason is told once, with the first place that it holds for.
 
     >>> from lightning_gradwatch.record import NotCovered, RunInfo
     >>> coverage_line(RunInfo(coverage=(NotCovered("a", "fused", 1), NotCovered("b", "fused", 1))))
     'GradWatch: 0 layers, 0 of 2 activation sites; not covered: `a` and 1 more (fused)'
     """
     line = f"GradWatch: {columns_text(info)}"
+    if info.every_n_steps:
+        line += f", {_told_steps(info.every_n_steps)}"
+    line += f"; {where}" if where else ""
     places: dict[str, list[str]] = {}
     for entry in info.coverage:
         places.setdefault(entry.reason, []).append(entry.name)
     told = [_told(reason, names) for reason, names in list(places.items())[:_NAMED]]
     rest = sum(len(names) for names in list(places.values())[_NAMED:])
     return line + (f"; not covered: {', '.join(told)}" if told else "") + (f" and {rest} more" if rest else "")
+
+
+def _told_steps(every: int) -> str:
+    """Say which steps are measured.
+
+    >>> _told_steps(1), _told_steps(2), _told_steps(50)
+    ('each step', 'each 2nd step and steps 0, 1', 'each 50th step and steps 0, 1, 2, 4, …')
+    """
+    if every == 1:
+        return "each step"
+    early = [step for step in (0, 1, 2, 4) if step < every]
+    more = ", …" if every > 8 else ""
+    return f"each {ordinal(every)} step and steps {', '.join(map(str, early))}{more}"
 
 
 def _told(reason: str, names: list[str]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
+import sys
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 def explain_text(rule: type[Rule], *, width: int = 80) -> str:
     """Render the page that ``gradwatch explain`` prints: what the rule sees, why it matters, what to do, thresholds."""
-    page, _, attributes = inspect.cleandoc(rule.__doc__ or "").replace("``", "`").partition("\n\nAttributes:\n")
+    page, _, attributes = _docstring(rule).replace("``", "`").partition("\n\nAttributes:\n")
     blocks = [f"{rule.code} {rule.name}", *(_fill(paragraph, width) for paragraph in page.split("\n\n"))]
     defaults = {entry.name: entry.default for entry in dataclasses.fields(rule)}
     thresholds = [
@@ -32,9 +34,19 @@ def explain_text(rule: type[Rule], *, width: int = 80) -> str:
 
 def rules_text(rules: Iterable[type[Rule]]) -> str:
     """Render one line a rule: code, name, and what it sees."""
-    return "\n".join(
-        f"{rule.code}  {rule.name:<20}  {inspect.cleandoc(rule.__doc__ or '').partition(chr(10))[0]}" for rule in rules
-    )
+    return "\n".join(f"{rule.code}  {rule.name:<20}  {_docstring(rule).partition(chr(10))[0]}" for rule in rules)
+
+
+def _docstring(rule: type[Rule]) -> str:
+    """Return a rule's page; `python -OO` throws docstrings away, and dataclasses put their own in their place."""
+    if sys.flags.optimize < 2:
+        return inspect.cleandoc(rule.__doc__ or "")
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(rule))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        tree = None
+    page = ast.get_docstring(tree) if isinstance(tree, ast.ClassDef) else None
+    return page or "The pages of the rules are left out by python -OO; without it they are shown."
 
 
 def _attributes(section: str) -> list[tuple[str, str]]:

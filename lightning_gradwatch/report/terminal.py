@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.findings import Severity
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.verdict import Comparison
 
-__all__ = ["RunVerdict", "change_text", "consequence_text", "outcome", "summary_text", "verdict_text", "warning_text"]
+__all__ = [
+    "RunVerdict",
+    "change_text",
+    "check_command",
+    "consequence_text",
+    "ending",
+    "line_text",
+    "outcome",
+    "summary_text",
+    "verdict_text",
+    "warning_text",
+]
 
 _WIDTH = 80
 _LABEL = 11
@@ -91,14 +103,41 @@ def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = Fal
     return "\n".join(lines)
 
 
-def summary_text(verdicts: Sequence[RunVerdict], *, width: int = _WIDTH, colour: bool = False) -> str:
-    """Render one line on several runs, and a table of those that aren't healthy."""
+def line_text(verdict: RunVerdict, *, colour: bool = False) -> str:
+    """Say in one line, however long, what a check says about one run of many."""
+    roots = dict.fromkeys(
+        f"{each.code} {each.name}"
+        for each in verdict.sorted_findings
+        if verdict.fails(each) and not each.consequence_of
+    )
+    line = escape(f"{verdict.path}: {outcome(verdict)}" + (f": {', '.join(roots)}" if roots else ""))
+    return paint(line, STYLES[verdict.outcome]) if colour else line
+
+
+def summary_text(
+    verdicts: Sequence[RunVerdict],
+    *,
+    listed: Sequence[RunVerdict] | None = None,
+    width: int = _WIDTH,
+    colour: bool = False,
+) -> str:
+    """Render one line on several runs, and a table of those that aren't healthy.
+
+    Args:
+        verdicts: On all runs.
+        listed: Those that are told of in the table; None: all. Of the others a command says more.
+        width: Columns of the terminal.
+        colour: Whether to use a terminal's colours.
+    """
     words = {"healthy": "healthy", "passed": "passed", "failed": "failed", "cannot-judge": "can't be judged"}
     counts = {word: sum(verdict.outcome == key for verdict in verdicts) for key, word in words.items()}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     lines = _wrap(f"{counted(len(verdicts), 'run')}: {told}", width, "", "  ")
     lines.extend(_settings_lines(verdicts, width))
-    ill = [verdict for verdict in verdicts if verdict.exit_code]
+    ill = [verdict for verdict in (verdicts if listed is None else listed) if verdict.exit_code]
+    further = [verdict for verdict in verdicts if verdict.exit_code and listed is not None and verdict not in ill]
+    if further:
+        lines.append(escape(f"  more: {check_command(further[0].path)}"))  # in one piece, to be copied
     if ill:
         rows = [(verdict, outcome(verdict)) for verdict in ill]
         lines.extend(f"  {line}" for line in runs_table(rows, width=width - 2, colour=colour))
@@ -108,6 +147,38 @@ def summary_text(verdicts: Sequence[RunVerdict], *, width: int = _WIDTH, colour:
 def _settings_lines(verdicts: Sequence[RunVerdict], width: int) -> list[str]:
     files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
     return [line for file in files for line in _wrap(f"settings: {file}", width, "  ", "    ")]
+
+
+def ending(verdict: RunVerdict) -> str:
+    """Say in one line what came out of a fit: as `outcome`, with the root causes by name and how many rules judged."""
+    if verdict.failure:
+        return f"can't judge: {verdict.failure}"
+    rules = counted(verdict.judged, "rule")
+    if verdict.unjudged:
+        rules = f"{verdict.judged} of {counted(verdict.judged + len(verdict.unjudged), 'rule')}"
+    open_ = [each for each in verdict.sorted_findings if each.severity > Severity.INFO]
+    if not open_:
+        infos = len(verdict.findings)
+        return f"healthy by {rules} in {verdict.measured}{f'; {infos} info' if infos else ''}"
+    roots = dict.fromkeys(
+        f"{each.code} {each.name} ({each.severity.label})" for each in open_ if not each.consequence_of
+    )
+    rest = sum(bool(each.consequence_of) for each in open_)
+    follows = (
+        f", and {counted(rest, 'finding')} that {'follows' if rest == 1 else 'follow'} from {'it' if len(roots) == 1 else 'them'}"
+        if rest
+        else ""
+    )
+    return f"not healthy: {', '.join(roots)}{follows}; {rules} judged {verdict.measured}"
+
+
+def check_command(path: str) -> str:
+    """Return the command that tells all of a run.
+
+    >>> check_command("logs/version 0")
+    "gradwatch check 'logs/version 0'"
+    """
+    return f"gradwatch check {shlex.quote(path)}"
 
 
 def change_text(change: Change) -> str:

@@ -12,7 +12,14 @@ from lightning_gradwatch.rules.oversized import OversizedUpdate
 from lightning_gradwatch.rules.protocol import Rule, Verdict
 from lightning_gradwatch.rules.registry import DEFAULT_RULES, RULE_BY_CODE, RULES
 from lightning_gradwatch.rules.saturated import SaturatedUnits
-from lightning_gradwatch.rules.selection import check_prefixes, resolve_rules, rules_from_settings, settings_of
+from lightning_gradwatch.rules.selection import (
+    check_prefixes,
+    code_of,
+    nearest_rule,
+    resolve_rules,
+    rules_from_settings,
+    settings_of,
+)
 from lightning_gradwatch.rules.stalled import StalledUpdate
 from lightning_gradwatch.rules.unreached import UnreachedLayer
 from lightning_gradwatch.rules.vanishing import VanishingGradient
@@ -34,7 +41,9 @@ __all__ = [
     "VanishingGradient",
     "Verdict",
     "check_prefixes",
+    "code_of",
     "evaluate_records",
+    "nearest_rule",
     "relate",
     "replay",
     "resolve_rules",

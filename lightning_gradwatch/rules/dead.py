@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lightning_gradwatch.findings import DeadUnitsWarning, Severity
+from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
@@ -21,7 +22,6 @@ from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
 
 _READINGS = 5
 _LEAST_LOSSES = 3
@@ -202,11 +202,12 @@ def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
 def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "LeakyReLU")
+    if how.thrown:  # the start was good: what the steps have done isn't mended by another one
+        cure.slow_down(how.update)
+        return cure.remedy()
     cure.initialize()
     firsts = [info.sites[column] for column in info.site_paths.firsts]
     if any(site in firsts and look_up(site.function).two_sided for site in sites):
         cure.normalize_inputs()
-    if how.thrown:
-        cure.slow_down(how.update)
     cure.deepen()
     return cure.remedy()

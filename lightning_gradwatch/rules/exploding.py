@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Remedy, Severity
+from lightning_gradwatch.record import RunInfo, StepRecord
 from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depths
 from lightning_gradwatch.rules.loops import loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
@@ -21,8 +22,6 @@ from lightning_gradwatch.rules.wreck import note_explosion, read_wreck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from lightning_gradwatch.record import RunInfo, StepRecord
 
 _READINGS = 5
 _ERROR_FACTOR = 100

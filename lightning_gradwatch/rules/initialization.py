@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from lightning_gradwatch.findings import InitializationWarning, Severity
+from lightning_gradwatch.record import RunInfo, StepRecord
 from lightning_gradwatch.rules.depth import LEAST_SITES, Depth, gains_sentence, read_depths
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import hidden_values
 from lightning_gradwatch.rules.starting import Start, log_passed, read_start, starting_cause, starting_remedy
 from lightning_gradwatch.rules.wording import number
-
-if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
 
 _ERROR_FACTOR = 100
 _SGD, _LAX = (1e-3, 1e2), (1e-6, 1e3)

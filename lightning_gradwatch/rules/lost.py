@@ -53,6 +53,10 @@ def spelled(place: LostGradient) -> str:
 
 def reason(place: LostGradient) -> str:
     """Return text that is the same for layers that lose their gradient for the same reason."""
+    if (
+        place.kind == "cut" and place.operation == "no_grad"
+    ):  # each module that runs under it is a place, and it is one cause
+        return f"{place.kind}|{place.operation}"
     if place.kind == "zero-weights":
         return f"{place.kind}|{place.module}"
     return f"{place.kind}|{place.operation}|{place.module}" if place.kind in _BY_PLACE else place.kind
@@ -129,6 +133,14 @@ def _escaped(lost: Lost) -> tuple[str, Remedy]:
 
 
 def _cut(lost: Lost) -> tuple[str, Remedy]:
+    if lost.places[0].operation == "no_grad":  # it is known what ran under it, not where it begins
+        return (
+            "The loss depends on it, and no gradient comes back: the graph is cut by torch.no_grad(), under which it ran.",
+            Remedy(
+                f"Call {lost.where} outside of torch.no_grad(), inference_mode() and the like.",
+                (Action("reconnect_graph", lost.names),),
+            ),
+        )
     return (
         f"The loss depends on it, and no gradient comes back: the graph is cut by {lost.operation}, called in {lost.where}.",
         Remedy(

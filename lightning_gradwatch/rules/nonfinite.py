@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from lightning_gradwatch.findings import NonFiniteGradientWarning, Severity
-from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.overflow import find_beginning, note_heading, write_beginning, write_skipped
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sighting, State, Verdict
-
-if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
 
 _MASKED = "log_softmax"
 _NON_FINITE = int(LayerState.NON_FINITE)  # numpy takes ten times as long to compare with an enumeration

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Remedy, Severity
+from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
 from lightning_gradwatch.rules.memory import count_hits, lasting, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import rate_factor, rates_of
@@ -18,7 +19,6 @@ from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Columns, Lasting, Mask
 
 _ERROR_FACTOR = 10

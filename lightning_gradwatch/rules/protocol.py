@@ -11,15 +11,13 @@ import dataclasses
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from lightning_gradwatch.findings import Finding, GradWatchWarning, Remedy, Severity
-    from lightning_gradwatch.record import RunInfo, StepRecord
+from lightning_gradwatch.findings import Finding, GradWatchWarning, Remedy, Severity
+from lightning_gradwatch.record import RunInfo, StepRecord
 
 State: TypeAlias = dict[str, Any]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
+from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import Lasting, count_hits, holds, lasting, streaks
@@ -18,7 +19,6 @@ from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
 
 _LARGE_FACTOR = 2.0
@@ -142,13 +142,14 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
 
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
+    if reason.kind == "rate":  # the start was good: what the steps have done isn't mended by another one
+        cure.slow_down(how.update)
+        return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):
         cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "ReLU")
     cure.initialize()
     if reason.kind == "inputs":
         cure.normalize_inputs()
-    if reason.kind == "rate":
-        cure.slow_down(how.update)
     cure.deepen()
     return cure.remedy()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.rules.protocol import Rule
@@ -13,6 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
+def from_configuration(given: Any) -> Any:
+    """Return what a configuration of OmegaConf's holds, and anything else as it is.
+
+    Hydra hands to what it builds lists of its own kind, in which each dataclass, as a rule is one, has become a table.
+    """
+    omegaconf = sys.modules.get("omegaconf")
+    if omegaconf is None or not omegaconf.OmegaConf.is_config(given):
+        return given
+    return omegaconf.OmegaConf.to_object(given)
+
+
+_MOST_COMPARED = 200
+
+
 def resolve_rules(rules: Sequence[Rule] = (), ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
     """Return the default rules with `rules` put in by code, without those whose code starts with one of `ignore`.
 
@@ -20,7 +36,7 @@ def resolve_rules(rules: Sequence[Rule] = (), ignore: Sequence[str] = ()) -> tup
         TypeError: an entry isn't a rule, or isn't a code.
         ValueError: a code is given twice, matches nothing, or is both given and ignored.
     """
-    given = _by_code(rules)
+    given = _by_code(from_configuration(rules))
     chosen = {rule.code: rule for rule in DEFAULT_RULES} | given
     for prefix in check_prefixes(ignore, "ignore", chosen):
         clash = next((code for code in given if code.startswith(prefix)), None)
@@ -32,10 +48,39 @@ def resolve_rules(rules: Sequence[Rule] = (), ignore: Sequence[str] = ()) -> tup
     return tuple(chosen[code] for code in sorted(chosen))
 
 
+def code_of(text: str) -> str:
+    """Return the code, or its beginning, that a text means: a code in any case, its number alone, or a rule's name.
+
+    >>> code_of("gw101"), code_of("101"), code_of("dead-units"), code_of("DeadUnits")
+    ('GW101', 'GW101', 'GW201', 'GW201')
+    """
+    text = text.strip()
+    if re.fullmatch(r"[0-9]{1,3}", text):
+        return f"GW{text}"
+    return _CODE_BY_NAME.get(_letters(text), text.upper())
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+_CODE_BY_NAME = {_letters(name): code for code, rule in RULE_BY_CODE.items() for name in (rule.name, rule.__name__)}
+
+
+def nearest_rule(text: str, codes: Iterable[str] = tuple(RULE_BY_CODE)) -> str:
+    """Say which rule's code or name is most like a text, and which codes there are."""
+    codes = sorted(codes)
+    known = {code.lower(): code for code in codes}
+    known |= {RULE_BY_CODE[code].name: code for code in codes if code in RULE_BY_CODE}
+    near = known[difflib.get_close_matches(text.strip().lower()[:_MOST_COMPARED], known, n=1, cutoff=0.0)[0]]
+    named = f" ({RULE_BY_CODE[near].name})" if near in RULE_BY_CODE else ""
+    return f"the nearest is {near}{named}, all are {', '.join(codes)}"
+
+
 def check_prefixes(
     prefixes: Sequence[str], argument: str, codes: Iterable[str] = tuple(RULE_BY_CODE)
 ) -> tuple[str, ...]:
-    """Return code prefixes in upper case; `argument` is where they came from, for the error.
+    """Return code prefixes in upper case, names as the codes they stand for; `argument` is where they came from, for the error.
 
     Raises:
         TypeError: not a sequence of strings.
@@ -49,11 +94,10 @@ def check_prefixes(
     for prefix in prefixes:
         if not isinstance(prefix, str):
             raise TypeError(f"{argument} must hold codes or their beginnings, such as 'GW202'; it has {prefix!r}")
-        upper = prefix.strip().upper()
+        upper = code_of(prefix)
         if not upper or not any(code.startswith(upper) for code in codes):
-            near = difflib.get_close_matches(upper, codes, n=1, cutoff=0.0)
             raise ValueError(
-                f"{argument}: no rule's code starts with {prefix!r}; the nearest is {near[0]}, all are {', '.join(codes)}"
+                f"{argument}: no rule's code starts with {prefix!r:.200}, nor is one called so; {nearest_rule(prefix, codes)}"
             )
         checked.append(upper)
     return tuple(checked)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.findings import Severity, StalledUpdateWarning
-from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
 from lightning_gradwatch.rules.pace import credible, note_start, read_pace, told_of_pace, wakes_up, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
@@ -20,7 +20,6 @@ from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Columns, Mask
 
 _OK = int(LayerState.OK)  # numpy takes ten times as long to compare with an enumeration

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,6 @@ from lightning_gradwatch.rules.memory import (
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import has_gone
 from lightning_gradwatch.rules.wording import counted, listed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _ROOTS = "roots"
 _FEW = "few"

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.findings import Severity, VanishingGradientWarning
+from lightning_gradwatch.record import RunInfo, StepRecord
 from lightning_gradwatch.rules.depth import Depth, read_depths
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
@@ -20,7 +21,7 @@ from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    pass
 
 _READINGS = 5
 _ERROR_FACTOR = 100

@@ -41,6 +41,16 @@ def listed(names: Sequence[str], noun: str = "layer") -> str:
     return f"{names[0]} … {names[-1]} ({counted(len(names), noun)})"
 
 
+def ordinal(number: int) -> str:
+    """Spell the place of something in a row.
+
+    >>> [ordinal(number) for number in (1, 2, 3, 4, 11, 22, 113)]
+    ['1st', '2nd', '3rd', '4th', '11th', '22nd', '113th']
+    """
+    ending = "th" if number % 100 in {11, 12, 13} else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def counted(count: int, noun: str) -> str:
     """Give a number with its noun in the right form.
 

@@ -22,14 +22,20 @@ def read_schema(name: str) -> dict[str, Any]:
 
 def config_schema() -> dict[str, Any]:
     """Return the schema of the settings in a file, made from the rules as they are."""
-    codes = {"type": "array", "items": {"type": "string", "pattern": "^[Gg][Ww][0-9]{0,3}$"}}
+    codes = {
+        "type": "array",
+        "items": {
+            "type": "string",
+            "pattern": f"^([Gg][Ww][0-9]{{0,3}}|[0-9]{{1,3}}|{'|'.join(rule.name for rule in RULES)})$",
+        },
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of gradwatch check: gradwatch.toml, or [tool.gradwatch] in pyproject.toml",
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "select": {**codes, "description": "Judge these rules only: codes or their beginnings."},
+            "select": {**codes, "description": "Judge these rules only: codes, their beginnings, or names."},
             "ignore": {**codes, "description": "Leave these rules out."},
             "require": {**codes, "description": "Rules that have to be able to judge."},
             "fail-on": {"enum": list(LEVELS), "description": "Lowest severity that makes the check fail."},
@@ -57,7 +63,7 @@ def config_schema() -> dict[str, Any]:
                 "type": "object",
                 "additionalProperties": False,
                 "description": "Thresholds, by code and name; gradwatch explain CODE describes them.",
-                "properties": {rule.code: _thresholds(rule) for rule in RULES},
+                "properties": {key: _thresholds(rule) for rule in RULES for key in (rule.code, rule.name)},
             },
         },
     }

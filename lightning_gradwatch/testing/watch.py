@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from pytorch_lightning import LightningModule, Trainer
-
     from lightning_gradwatch.findings import Finding
     from lightning_gradwatch.fit import Speaks
     from lightning_gradwatch.measure.mask import Mask
+    from lightning_gradwatch.packages import AnyModule, AnyTrainer
     from lightning_gradwatch.rules import Rule
 
 
@@ -54,7 +53,7 @@ class Watch(GradWatch):
         """Folder of the run that was written; None where nothing was."""
         return self.outcome.path
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
         """Start, unless the user's own GradWatch does."""
         self._delivered.clear()
         # Only now is it known: a module can bring callbacks of its own (`configure_callbacks`).
@@ -64,13 +63,13 @@ class Watch(GradWatch):
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: AnyTrainer, pl_module: AnyModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the batch in, and deliver what was found."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self.deliver_new()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
         """Take in what is left, and deliver what was found."""
         super().on_train_end(trainer, pl_module)
         self.deliver_new()
@@ -92,7 +91,7 @@ class Watch(GradWatch):
                 self._delivered.add(finding.code)
                 self._deliver(finding, next(rule.warning for rule in self._rules if rule.code == finding.code))
 
-    def _make_sinks(self, trainer: Trainer) -> Sinks | None:
+    def _make_sinks(self, trainer: AnyTrainer) -> Sinks | None:
         if self._folder is None or not trainer.is_global_zero:
             return None
         self._opened = Sinks((), self._folder, max_curves=self._max_curves, faults=self._faults)
@@ -106,6 +105,6 @@ class Watch(GradWatch):
     def _written_to(self) -> Path | None:
         return super()._written_to if self._opened is None else self._opened.path
 
-    def _speaks(self, trainer: Trainer) -> Speaks:
+    def _speaks(self, trainer: AnyTrainer) -> Speaks:
         del trainer
         return "never"

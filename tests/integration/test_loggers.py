@@ -234,7 +234,8 @@ def test_the_start_says_what_is_measured(tmp_path, caplog):
     with caplog.at_level("INFO", logger="lightning_gradwatch"):
         fit(tmp_path, GradWatch(every_n_steps=1))
     lines = [entry.message for entry in caplog.records if entry.name == "lightning_gradwatch"]
-    assert lines == ["GradWatch: 3 layers, 2 activation sites"]
+    assert lines[0].startswith("GradWatch: 3 layers, 2 activation sites, each step; written to ")
+    assert len(lines) == 2
 
 
 class Grows(Classifier):

@@ -293,7 +293,7 @@ def told_at_the_start(info):
     log = logging.getLogger("lightning_gradwatch")
     log.addHandler(handler)
     try:
-        announce(info)
+        announce(info, f"written to {info.layers[0].name if info.layers else ''}")
     finally:
         log.removeHandler(handler)
     (line,) = lines

@@ -126,7 +126,12 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("rules", "ignore", "error", "message"),
         [
-            ((), ("GW9",), ValueError, "ignore: no rule's code starts with 'GW9'; the nearest is GW"),
+            (
+                (),
+                ("GW9",),
+                ValueError,
+                "ignore: no rule's code starts with 'GW9', nor is one called so; the nearest is GW",
+            ),
             ((), ("",), ValueError, "ignore: no rule's code starts with ''"),
             ((), "GW101", TypeError, r"must be a sequence of codes: ignore=\('GW101',\)"),
             ((), (101,), TypeError, "it has 101"),

@@ -519,3 +519,17 @@ def test_more_root_causes_are_still_told_apart_by_kind(runs):
     fed = judged(runs, [states] * 4, info=info)
     assert sorted(len(finding.layers) for finding in fed.findings) == [200, 200]
     assert len({finding.cause for finding in fed.findings}) == 2
+
+
+def test_what_runs_under_one_no_grad_is_one_finding():
+    """Where it begins isn't known, so no place is named as that; what runs under it is."""
+    from lightning_gradwatch.record import LostGradient  # noqa: PLC0415 - here alone
+    from lightning_gradwatch.rules.lost import Lost, lost_cause, reason  # noqa: PLC0415 - as above
+
+    places = tuple(LostGradient("cut", "no_grad", f"backbone.{number}") for number in range(3))
+    assert len({reason(place) for place in places}) == 1
+    cause, remedy = lost_cause(Lost(("backbone.0", "backbone.1", "backbone.2"), places), everything=False)
+    assert "cut by torch.no_grad(), under which it ran." in cause
+    assert "called in" not in cause
+    assert remedy.text.startswith("Call backbone.0, backbone.1, backbone.2 outside of torch.no_grad()")
+    assert len({reason(LostGradient("cut", "detach", f"backbone.{number}")) for number in range(3)}) == 3
