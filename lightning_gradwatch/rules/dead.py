@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.findings import DeadUnitsWarning, Severity
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
+from lightning_gradwatch.rules.fullness import unread
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, lasting, shift_in, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
@@ -21,6 +22,7 @@ from lightning_gradwatch.rules.wording import counted, listed, percent
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
     from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.rules.functions import Function
 
 _READINGS = 5
 _WORST_FIRST = tuple(reversed(Severity))
@@ -51,8 +53,9 @@ class DeadUnits(Rule):
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps not to be stalled.
         converged: share of the loss at the start below which the loss isn't called stalled.
-        observations: observations that fill a window.
-        batch_elements: batch elements that a window must hold as well.
+        observations: observations that a window holds, as far as the net stays as it is.
+        least_observations: observations that fill a window.
+        batch_elements: batch elements that a full window must hold as well.
     """
 
     code: ClassVar[str] = "GW201"
@@ -67,11 +70,12 @@ class DeadUnits(Rule):
     loss_fall: float = 0.05
     converged: float = 0.01
     observations: int = 1024
+    least_observations: int = 256
     batch_elements: int = 32
 
     def __post_init__(self) -> None:
         self._require_between(0, 1, "error", "warn", "inform", "rise", "loss_fall", "converged")
-        self._require_count(1, "patience", "observations", "batch_elements")
+        self._require_count(1, "patience", "observations", "least_observations", "batch_elements")
         if not self.inform <= self.warn <= self.error:
             raise ValueError(
                 f"DeadUnits(inform={self.inform}, warn={self.warn}, error={self.error}): must rise in this order"
@@ -84,16 +88,20 @@ class DeadUnits(Rule):
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
         note_update(state, record, info)
+        missing = unread(record, info, state, patience=self.patience, asks=_can_die)
         fractions = hidden_values(record, info, "dead_fraction")
         if fractions is None:
-            return Verdict(unjudged=why_no_fraction(record, info, "dead"))
+            return Verdict(
+                unjudged=missing.reason if missing.lapsed else why_no_fraction(record, info, "dead"),
+                lapsed=missing.lapsed,
+            )
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
         note_first(state, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not np.count_nonzero(wrong):
-            return HEALTHY
+            return Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         hit = fractions >= self._limits
         trend = LossTrend()
         if np.count_nonzero(hit[Severity.INFO]) > np.count_nonzero(hit[Severity.WARNING]):
@@ -115,7 +123,10 @@ class DeadUnits(Rule):
         return Verdict(
             findings=findings,
             confirming=pending,
-            unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else "",
+            unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+            if pending
+            else missing.reason,
+            lapsed=missing.lapsed,
         )
 
     def _sighting(
@@ -160,6 +171,10 @@ class DeadUnits(Rule):
             f"{percent(value)} of the units of {worst} are dead: inactive in every observation of a full window.{others}"
             f"{limits if value >= self.warn else f'{limits} {trend.sentence(self.loss_fall)}'}"
         )
+
+
+def _can_die(function: Function) -> bool:
+    return function.flat_zero
 
 
 def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:

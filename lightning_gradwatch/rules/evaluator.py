@@ -114,7 +114,7 @@ class _Entry:
                 told.append(kept)
             elif kept.take(seen):
                 told.append(kept)
-        self.judged = self.judged or not verdict.unjudged
+        self.judged = (self.judged and not verdict.lapsed) or not verdict.unjudged
         self.reason = verdict.unjudged
         self.confirming = verdict.confirming and self.confirmations < _MOST_CONFIRMATIONS
         self.confirmations += self.confirming

@@ -150,6 +150,31 @@ class TestCause:
             runs, [{"net.0": ZERO}] * 3, dead_fraction=np.nan, inactive_share=[1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
         ).only
         assert finding.cause.startswith("Dead layer: each unit of ReLU at net.1 ")
+        assert "is inactive in every observation of this step, so its derivative is exactly 0" in finding.cause
+        assert "Whether they stay so GW201 says once their window is full." in finding.cause
+
+    def test_a_layer_that_is_silent_now_and_not_dead_by_its_window(self, runs):
+        """GW201 reads 6 %: then GW104 doesn't call the layer dead."""
+        states = [{}] + [{"net.0": ZERO}] * 3
+        share = {"inactive_share": [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]}
+        finding = judged(runs, states, dead_fraction=[0.06, 0.0, 0.0, 0.0, 0.0, 0.0], **share).only
+        assert finding.cause == (
+            "Silent layer: each unit of ReLU at net.1 is inactive in every observation of this step, so its derivative is "
+            "exactly 0 and nothing passes back through it. Over the window of the last steps, no more than 6 % of them are "
+            "dead (GW201): the others are seldom active, or were last active some steps ago."
+        )
+        assert finding.remedy.actions[0].targets == ("net.1",)
+
+    def test_of_several_layers_each_is_called_what_its_window_says(self, runs):
+        cause = judged(
+            runs,
+            [{"net.0": ZERO}] * 3,
+            dead_fraction=[1.0, np.nan, 0.25, 0.0, 0.0, 0.0],
+            inactive_share=[1.0, 1.0, 1.0, 0.5, 0.5, 0.5],
+        ).only.cause
+        dead, open_, silent = cause.index("at net.1 "), cause.index("at net.3 "), cause.index("at net.5 ")
+        assert dead < cause.index("(GW201).") < open_ < cause.index("once their window is full") < silent
+        assert "no more than 25 %" in cause
 
     def test_underflow(self, runs):
         info = runs.stack()
