@@ -33,8 +33,10 @@ class DeadUnits(Rule):
     """Units of a hidden layer are dead.
 
     What: a dead unit sits where the derivative of its activation function is exactly 0, in every observation of a full
-    window: ``observations`` inputs (batch, positions and calls together) from at least ``batch_elements`` elements of a
-    batch. The rule fires in ``patience`` measured steps in a row. A share of zero outputs isn't death: a healthy ReLU net
+    window: the last ``observations`` inputs (batch, positions and calls together), or as many as there are since units seem
+    to have died, at least ``least_observations`` from ``batch_elements`` elements of a batch. A site whose window isn't full
+    is not judged. A unit that is active in 2 % of independent observations is called dead by less than one window of a
+    hundred. The rule fires in ``patience`` measured steps in a row. A share of zero outputs isn't death: a healthy ReLU net
     shows 50 to 90 % zeros. A unit of a convolution is a channel over all its positions. Smooth functions and LeakyReLU
     can't be dead.
 
