@@ -370,6 +370,27 @@ class TestCause:
         assert finding.cause.startswith("Dead layer: each unit of ReLU at net.3 ")
         assert finding.remedy.actions[0].targets == ("net.3",)
 
+    @pytest.mark.parametrize("dead", [np.nan, 0.06])
+    def test_of_a_layer_that_is_silent_now_nothing_is_said_that_its_window_does_not(self, runs, dead):
+        """Not full, or 6 % dead by it (GW201): a few samples may leave all units inactive."""
+        share = {"inactive_share": [1.0, 0.5, 0.5, 0.5, 0.5, 0.5], "dead_fraction": [dead, 0.0, 0.0, 0.0, 0.0, 0.0]}
+        assert judged(runs, [{"net.0": ZERO}] * 5, **share).findings == ()
+        share["dead_fraction"][0] = 1.0
+        assert judged(runs, [{"net.0": ZERO}] * 5, **share).only.cause.startswith("Dead layer: each unit of ReLU ")
+
+    def test_of_several_layers_each_is_called_what_its_window_says(self, runs):
+        cause = judged(
+            runs,
+            [{"net.0": ZERO}] * 3,
+            dead_fraction=[1.0, np.nan, 0.25, 0.0, 0.0, 0.0],
+            inactive_share=[1.0, 1.0, 1.0, 0.5, 0.5, 0.5],
+        ).only.cause
+        dead, open_, silent = cause.index("at net.1 "), cause.index("at net.3 "), cause.index("at net.5 ")
+        assert (
+            dead < cause.index("in every observation, so") < open_ < cause.index("once their window is full") < silent
+        )
+        assert "no more than 25 %" in cause
+
     def test_underflow(self, runs):
         info = runs.stack()
         signal = [0.0, 0.0, 1e-43, 1e-30, 1e-15, 1.0]
@@ -508,14 +529,14 @@ def test_cant_judge_without_a_measured_layer(runs):
 def test_more_root_causes_than_anyone_reads_share_a_finding(runs, count, found):
     """A file can describe a hundred thousand layers of which every other has no gradient."""
     info = runs.stack(depth=2 * count)
-    fed = judged(runs, [{f"net.{4 * place}": ZERO for place in range(count)}] * 4, info=info)
+    fed = judged(runs, [{f"net.{4 * place}": NONE for place in range(count)}] * 4, info=info)
     assert len(fed.findings) == found
     assert sum(len(finding.layers) for finding in fed.findings) == count
 
 
 def test_more_root_causes_are_still_told_apart_by_kind(runs):
-    info = runs.stack(depth=400)
-    states = {f"net.{4 * place}": (ZERO, NONE)[place % 2] for place in range(200)}
+    info = runs.stack(depth=404)
+    states = {f"net.{4 * place}": (ZERO, NONE)[place % 2] for place in range(202)}
     fed = judged(runs, [states] * 4, info=info)
-    assert sorted(len(finding.layers) for finding in fed.findings) == [100, 100]
+    assert sorted(len(finding.layers) for finding in fed.findings) == [101, 101]
     assert len({finding.cause for finding in fed.findings}) == 2
