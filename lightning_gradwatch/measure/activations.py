@@ -87,6 +87,7 @@ class Activations:
         if alone:
             self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
+        seen.height = call.zones.height
         seen.samples = self._samples(site, z, axis)
         if not site.part:
             if site.composite is not None:
@@ -128,6 +129,10 @@ class Activations:
         self._last_layer = layer
         if self._sites.unsettled:
             self.roles.parameterised(output.grad_fn)
+
+    def leaves_out(self, function: str, reason: str) -> None:
+        """Note a call that may be an activation function, and isn't known to be one."""
+        self._unseen.call(locate(self._names, above=3), function, reason)
 
     def hides(self, function: str, *, trained: bool) -> None:
         """Note a torch call that holds activation functions of its own, out of sight."""

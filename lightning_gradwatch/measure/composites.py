@@ -39,6 +39,9 @@ class SiteCall:
     """Where the argument's gradient goes; until the function has run."""
     handles: Sequence[RemovableHandle] = ()
 
+    height = math.nan
+    """Its upper bound, for a function that is 0 below 0 and constant from some bound on; NaN for any other."""
+
     def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None, *, in_place: bool) -> None:
         self.site = site
         self.sums = sums
@@ -91,7 +94,8 @@ def _completed(factor: Tag, other: Tag | None, root: Origin) -> Composite | None
     if multiple is None or function is None:
         return None
     inner = "erf" if factor.call is None else factor.call.site.function
-    constant = _CONSTANTS.get((function, inner), 1.0)
+    height = math.nan if factor.call is None or inner == "hardsigmoid" else factor.call.height
+    constant = 1 / height if height > 0 else _CONSTANTS.get((function, inner), 1.0)
     return Composite(function, factor.call, factor.u, root, constant / (multiple * factor.scale or math.nan))
 
 
@@ -117,7 +121,7 @@ def _note_gates(operands: Sequence[Tensor], known: Sequence[Tag | None], roles: 
                 roles.gates(factor.call.site)
 
 
-_CONSTANTS = {("gelu", "tanh"): 0.5, ("gelu", "erf"): 0.5, ("hardswish", "relu6"): 1 / 6}
+_CONSTANTS = {("gelu", "tanh"): 0.5, ("gelu", "erf"): 0.5}
 """What the product of z and the inner function's output is multiplied by; 1 where nothing is said."""
 
 
@@ -136,4 +140,4 @@ def _function(factor: Tag) -> str | None:
     if site.function == "tanh":
         inner = factor.call.inner
         return "mish" if inner is not None and inner.site.function == "softplus" else None
-    return {"sigmoid": "silu", "relu6": "hardswish", "hardsigmoid": "hardswish"}.get(site.function)
+    return "hardswish" if factor.call.height > 0 else {"sigmoid": "silu", "hardsigmoid": "hardswish"}.get(site.function)

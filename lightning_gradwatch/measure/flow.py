@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
-_KEEP, _LAST, _ERF = Op.KEEP, Op.LAST, Op.ERF  # by name, as in `tracer`
+_KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
 class _Sources(NamedTuple):
@@ -34,6 +34,10 @@ class _Sources(NamedTuple):
     """That argument."""
     weights_only: bool
     """Whether there is nothing but parameters and what was made from them, as in weight normalisation."""
+
+
+class Compared(list[Any]):
+    """The tensor and the number of a comparison; empty for one of two tensors."""
 
 
 class Flow:
@@ -59,8 +63,18 @@ class Flow:
             if layer is not None and layer.step != self._layers.step:
                 self._layers.use(layer)
 
-    def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Any) -> None:
+    def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Any], result: Any) -> None:
         """Hand what is known of a call's arguments on to its results."""
+        if op is _COMPARE:
+            if arguments:
+                z, bound = arguments
+                self._tags.comparisons.compared(func, z, bound, result)
+            return
+        if op is _ZEROS:
+            self._tags.comparisons.made_zeros(result)
+            return
+        if self._tags.comparisons and arguments:
+            self._tags.comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
             return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.measure.comparisons import Comparisons
 from lightning_gradwatch.measure.signal import Origin
 
 if TYPE_CHECKING:
@@ -49,17 +50,21 @@ class Op(IntEnum):
     GRAD = 9
     """``autograd.grad``: whatever backward it runs isn't the step's own."""
     BACKWARD = 10
+    CUT = 13
+    """KEEP, and an activation function where it cuts its argument off (see `cuts`)."""
+    COMPARE = 14
+    ZEROS = 15
 
 
 _LAST = Op.LAST  # by name, as in `tracer`
 _NAMES: dict[Op, str] = {
     Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
     "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "
-    "register_hook retain_grad detach_ cpu_ isnan isinf isfinite eq ne lt le gt ge equal allclose argmax argmin "
+    "register_hook retain_grad detach_ cpu_ isnan isinf isfinite eq ne equal allclose argmax argmin "
     "__len__ __bool__ __float__ __int__ __repr__ __format__ __hash__ __contains__ __get__ __set__ __delete__ "
-    "zeros ones empty rand randn full arange zeros_like ones_like empty_like rand_like randn_like "
+    "ones empty rand randn full arange ones_like empty_like rand_like randn_like "
     "_set_grad_enabled is_grad_enabled set_grad_enabled _record_function_enter_new _record_function_exit "
-    "new_zeros new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
+    "new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
     Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
     Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
@@ -72,6 +77,10 @@ _NAMES: dict[Op, str] = {
     "batch_norm group_norm instance_norm native_batch_norm native_group_norm local_response_norm",
     Op.RESHAPE: "view reshape flatten unflatten view_as reshape_as squeeze unsqueeze expand expand_as ravel "
     "_unsafe_view squeeze_ unsqueeze_ repeat",
+    Op.CUT: "clamp clip clamp_min clamp_max clamp_ clip_ clamp_min_ clamp_max_ maximum max fmax minimum min fmin where masked_fill "
+    "masked_fill_",
+    Op.COMPARE: "gt ge lt le greater greater_equal less less_equal",
+    Op.ZEROS: "zeros zeros_like new_zeros",
     Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
 }
 _OP_OF_NAME = {name: op for op, names in _NAMES.items() for name in names.split()}
@@ -136,6 +145,7 @@ class Tags:
         self._tags: dict[int, Tag] = {}
         self._untagged: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         """Origins of tensors of which nothing else is known."""
+        self.comparisons = Comparisons()
 
     def get(self, tensor: object) -> Tag | None:
         """Return what is known of a tensor; an id that was reused by another tensor is not it."""
@@ -150,6 +160,7 @@ class Tags:
         """Forget all."""
         self._tags.clear()
         self._untagged.clear()
+        self.comparisons.clear()
 
     def root(self, tensor: Tensor) -> Origin:
         """Return the origin of the value of which a tensor is an arithmetic function (of its own, where of none).

@@ -72,6 +72,7 @@ _FUNCTIONS = {
         Function("Tanhshrink", flat_middle=True, saturates=False),
         Function("GLU"),
         Function("Softmax"),
+        Function("Softmin"),
         Function("LogSoftmax"),
     )
 }
