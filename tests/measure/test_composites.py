@@ -134,7 +134,7 @@ def test_no_observation_is_counted_twice(name):
             with probe:
                 model(torch.randn(50, 6)).sum().backward()
                 optimizer.step()
-        assert probe.record.window_fill.tolist() == [steps * len(z) / 1024]
+        assert probe.record.window_fill.tolist() == [steps * len(z) / 256]
 
 
 def test_a_shared_module_written_by_hand_is_a_site_a_place(measure):
