@@ -88,6 +88,7 @@ class Activations:
             self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
         seen.height = call.zones.height
+        seen.centred = site.function == "relu6" and tag is not None and 2 * tag.shift == seen.height
         seen.samples = self._samples(site, z, axis)
         if not site.part:
             if site.composite is not None:
@@ -151,9 +152,9 @@ class Activations:
             self._complete_without_site(done, output, axis, layer)
             return
         site = done.call.site
-        if site.composite is None:
+        if site.composite != done.function:
             self._rename(site, done)
-        self._end(site, self._collected.of(site), done, output, axis)
+        done.call.ended = self._end(site, self._collected.of(site), done, output, axis)
 
     def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
         assert done.u is not None
@@ -166,12 +167,13 @@ class Activations:
         sums.count(counts, done.u, axis, self._samples(site, done.u, axis))
         self._end(site, sums, done, output, axis)
 
-    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
+    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> Ended:
         ended = Ended(site, sums, done.root, axis, done.missing)
         self._read(ended, output)
         tag = self._tags.get(output)
         if tag is not None and not math.isclose(done.missing, 1.0, rel_tol=1e-3):
             tag.ended = ended
+        return ended
 
     def extend(self, ended: Ended, output: Tensor) -> None:
         """Take what a constant has made of a hand-written function's output for the output."""
@@ -195,8 +197,11 @@ class Activations:
         """Turn a new site into what it computes, counted by that function's intervals."""
         assert done.call is not None
         site.composite = done.function
-        for handle in done.call.handles:
+        before = done.call.ended
+        for handle in (*done.call.handles, *(() if before is None else before.handles)):
             handle.remove()
+        if before is not None:
+            self._connections.forget(before.node)
         self._collected.sites[site] = self._collected.supposed(site, done.function)
         inner = done.call.inner
         if done.function == "mish" and inner is not None:

@@ -203,6 +203,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
     Activation("log_softmax", _always("log_softmax", fractions=False)),
 )
 
+_OUTSIDE = (Region("<=", 0.0), Region(">=", 6.0))
 COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
     # x * sigmoid(u) with u = c * x is silu(u) / c, so SiLU's own bound holds for every c; the other arguments grow with x.
     ("silu", "sigmoid"): Zones("silu", saturated=(Region("<", SILU_BOUND),)),
@@ -210,6 +211,7 @@ COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
     ("gelu", "erf"): Zones("gelu", saturated=(Region("<", GELU_ERF_ARGUMENT),)),
     # Where the inner function is 0 the product is, whatever was added to x; where it is constant above, the product is linear.
     ("hardswish", "relu6"): Zones("hardswish", (Region("<=", 0.0),)),
+    ("hardsigmoid", "relu6"): Zones("hardsigmoid", _OUTSIDE, _OUTSIDE),
     ("hardswish", "hardtanh"): Zones("hardswish", (Region("<=", 0.0),)),
     ("hardswish", "hardsigmoid"): Zones("hardswish", (Region("<=", -3.0),)),
     ("mish", "tanh"): Zones("mish", saturated=(Region("<", MISH_ARGUMENT),)),

@@ -127,6 +127,8 @@ class Tag:
     """What the output of `call`, or the error function's, is multiplied by; NaN where the device alone knows."""
     ended: Ended | None = None
     """Where it is a hand-written function but for a constant that is still to come."""
+    shift = 0.0
+    """The constant that was added to make it; NaN where it isn't known, 0 where none was."""
     shifted = False
     """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
     weights_only = False
@@ -195,7 +197,7 @@ class Operands(list["Tensor"]):
     """The tensors among the arguments of a call that computes values."""
 
     constant = math.nan
-    """What its one tensor is multiplied by; NaN where that is something else than a plain number."""
+    """What its one tensor is multiplied by, or what is added to it; NaN where that is something else than a plain number."""
 
 
 def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operands:
@@ -204,14 +206,14 @@ def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     name = getattr(func, "__name__", "")
     if "neg" in name:
         operands.constant = -1.0
-    elif "div" not in name and "mul" not in name:
+    elif "div" not in name and "mul" not in name and "add" not in name:
         operands.constant = 1.0  # a cast or a copy; of what else there is nobody asks
     elif (
         len(args) == 2
         and not kwargs
         and (number := args[1] if isinstance(args[0], Tensor) else args[0]).__class__ in (int, float)
     ):
-        operands.constant = number if "mul" in name else (1.0 / number if number else math.nan)
+        operands.constant = (1.0 / number if number else math.nan) if "div" in name else number
     return operands
 
 
