@@ -93,27 +93,29 @@ class Activations:
         if not site.part:
             if site.composite is not None:
                 counts = counter(site_zones(site), z.dtype, z.dim(), axis)
-            sums.count(counts, z, axis, seen.samples)
+            seen.columns = tag is not None and tag.columns
+            sums.count(counts, z, axis, seen.samples, columns=seen.columns)
             if site.role is None and site.composite is None:
-                self._count_as_inner_step(site, z, axis, seen.samples)
+                self._count_as_inner_step(seen, z)
         inner = seen.inner
         within = inner is not None and inner.site.function == "softplus"
         seen.of = tag.of if tag is not None and within else self._tags.root(z)
         seen.origin = Origin(z)
         return seen
 
-    def _count_as_inner_step(self, site: Site, z: Tensor, axis: int, samples: Samples | None) -> None:
+    def _count_as_inner_step(self, seen: SiteCall, z: Tensor) -> None:
         """Count a new site's call by what it may turn out to compute: by then its argument may have been overwritten."""
-        for zones in OUTER.get(site.function, ()):
-            counts = counter(zones, z.dtype, z.dim(), axis)
-            self._collected.supposed(site, zones.name).count(counts, z, axis, samples)
+        for zones in OUTER.get(seen.site.function, ()):
+            counts = counter(zones, z.dtype, z.dim(), seen.axis)
+            supposed = self._collected.supposed(seen.site, zones.name)
+            supposed.count(counts, z, seen.axis, seen.samples, columns=seen.columns)
 
     def after(self, seen: SiteCall, output: Tensor) -> None:
         """Measure a call's output and ask for its signal."""
         site = seen.site
         origin, seen.origin = seen.origin, None
         tag = Tag(output, seen.axis, seen.layer)
-        tag.call, tag.of = seen, seen.of
+        tag.call, tag.of, tag.columns = seen, seen.of, seen.columns
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
             seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))

@@ -40,6 +40,8 @@ class SiteCall:
     """Where the argument's gradient goes; until the function has run."""
     handles: Sequence[RemovableHandle] = ()
 
+    columns = False
+    """Whether the batch is the last axis."""
     centred = False
     """Whether half of `height` was added to make the argument, as in a hard sigmoid."""
     ended: Ended | None = None

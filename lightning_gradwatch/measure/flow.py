@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from lightning_gradwatch.measure.composites import Composite, combine
-from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, unit_axis
+from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, axis_of_products, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.layers import Layer, Layers
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
-_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
+_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
+_PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
@@ -98,6 +99,10 @@ class Flow:
             sources.user or (None if tag is None else tag.layer),
         )
         new.weights_only = sources.weights_only
+        if sources.user is not None and op in _MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
+            self._turn(new, arguments, result)
+        elif tag is not None and tag.columns:
+            new.columns = op not in _MAKES_FEATURES and op not in _MOVES
         done: Composite | None = None
         # Before the result has its tag: it may be an argument, changed in place.
         if op is _ERF:
@@ -115,6 +120,18 @@ class Flow:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
+
+    def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
+        """Find the features of a product of weights and data where its form says that they aren't last."""
+        weights = [self._layers.owner(each) is not None or self._made_of_weights(each) for each in arguments]
+        axis = axis_of_products(arguments, weights, result)
+        if axis is not None:
+            new.axis = axis
+            new.columns = axis == 0 and result.dim() == 2
+
+    def _made_of_weights(self, tensor: Tensor) -> bool:
+        tag = self._tags.get(tensor)
+        return tag is not None and tag.weights_only
 
     def _awaits(self, op: Op, arguments: Operands) -> Ended | None:
         """Return the hand-written function whose last constant a call multiplies in, if it does."""

@@ -52,6 +52,8 @@ class Op(IntEnum):
     BACKWARD = 10
     CUT = 13
     """KEEP, and an activation function where it cuts its argument off (see `cuts`)."""
+    EINSUM = 16
+    """Makes features along the axis that its output string has from the weights."""
     COMPARE = 14
     ZEROS = 15
 
@@ -70,7 +72,8 @@ _NAMES: dict[Op, str] = {
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
     "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
-    Op.LAST: "linear einsum matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
+    Op.EINSUM: "einsum",
+    Op.LAST: "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
     "embedding_bag scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh rnn_relu lstm_cell "
     "gru_cell rnn_tanh_cell rnn_relu_cell scaled_mm _scaled_mm grouped_mm _grouped_mm native_layer_norm",
     Op.CHANNEL: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution "
@@ -129,6 +132,8 @@ class Tag:
     """Where it is a hand-written function but for a constant that is still to come."""
     shift = 0.0
     """The constant that was added to make it; NaN where it isn't known, 0 where none was."""
+    columns = False
+    """Whether the samples are its columns, as in ``W @ X``."""
     shifted = False
     """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
     weights_only = False
@@ -215,6 +220,51 @@ def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     ):
         operands.constant = (1.0 / number if number else math.nan) if "div" in name else number
     return operands
+
+
+class Einsum(list["Tensor"]):
+    """The tensors of an ``einsum``, and what it does with their axes."""
+
+    equation = ""
+
+
+def einsum_of(args: Sequence[Any]) -> Einsum:
+    """Return the operands of an ``einsum``; without its equation where that isn't a text."""
+    operands = Einsum(tensors_in(args))
+    if args and isinstance(args[0], str):
+        operands.equation = args[0]
+    return operands
+
+
+def axis_of_products(arguments: Sequence[Tensor], weights: Sequence[bool], result: Tensor) -> int | None:
+    """Return which axis of a product of tensors has the features that weights have made; None where nothing tells.
+
+    Args:
+        arguments: The tensors.
+        weights: Which of them are parameters, or made from parameters alone.
+        result: The product.
+
+    In ``W @ x`` that is the last axis but one; of an ``einsum``, the last one that its output has from weights alone.
+    """
+    if not any(weights) or all(weights):
+        return None
+    rank = result.dim()
+    if not isinstance(arguments, Einsum):
+        *_, first, second = weights if len(weights) > 1 else (False, *weights)  # the bias of `addmm` stands before both
+        left = first and not second and arguments[-2].dim() > 1
+        return max(rank - 1 - (arguments[-1].dim() > 1), 0) if left else None
+    inputs, arrow, output = arguments.equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow or len(terms) != len(weights):
+        return None
+    data = {label for term, weight in zip(terms, weights, strict=True) if not weight for label in term}
+    behind = output.rpartition("...")[2]
+    made = [place for place, label in enumerate(behind) if label not in data]
+    if made:
+        return rank - len(behind) + made[-1]
+    before = output.partition("...")[0] if "..." in output else ""
+    made = [place for place, label in enumerate(before) if label not in data]
+    return made[-1] if made else None
 
 
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:

@@ -19,7 +19,7 @@ from lightning_gradwatch.measure.cuts import cut
 from lightning_gradwatch.measure.flow import Compared, Flow
 from lightning_gradwatch.measure.functions import ERF
 from lightning_gradwatch.measure.identify import identify
-from lightning_gradwatch.measure.tags import Op, Tags, classify, is_in_place, operands_of, tensors_in
+from lightning_gradwatch.measure.tags import Op, Tags, classify, einsum_of, is_in_place, operands_of, tensors_in
 from lightning_gradwatch.measure.unobserved import (
     dispatch_modes,
     function_modes,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
 _IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
-_CUT, _MULTIPLY, _COMPARE = Op.CUT, Op.MULTIPLY, Op.COMPARE
+_CUT, _MULTIPLY, _COMPARE, _EINSUM = Op.CUT, Op.MULTIPLY, Op.COMPARE, Op.EINSUM
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
 _VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _ops: dict[Any, Op] = {}
@@ -169,6 +169,8 @@ class Tracer(TorchFunctionMode):
                     return self._activations.before(found)
             if op is _COMPARE:
                 return Compared(bound_of(args) or ())
+            if op is _EINSUM:
+                return einsum_of(args)
             if op in _VALUES:
                 tensors: list[Tensor] = operands_of(func, args, kwargs)
                 if func in _in_place:
