@@ -61,6 +61,7 @@ def _judged(z: Tensor, tags: Tags) -> bool:
     return tag is None or not (tag.weights_only or (tag.call is not None and tag.call.site.function in _ENDS))
 
 
+_PIECES = "a function of two pieces that isn't known: its units aren't counted"
 _Found: TypeAlias = "tuple[Zones, Tensor] | str | None"
 
 
@@ -103,11 +104,10 @@ def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags, *, small
     for z, bound in ((one, other), (other, one)):
         if (number := tags.comparisons.number(bound)) is not None and z.dim() >= bound.dim():
             return _bounded(None, number, z) if smaller else _bounded(number, None, z)
-        slope = _slope(bound, z, tags)
-        if slope is not None and 0 < slope < 1 and not smaller:
+        if _slope(bound, z, tags) not in (None, 0.0, 1.0):
             return Zones("leaky_relu"), z
-    if one.requires_grad is other.requires_grad:
-        return None  # the larger of two that are trained
+    if one.requires_grad and other.requires_grad:  # of two that are trained, or of two pieces of one function
+        return _PIECES if tags.root(one) is tags.root(other) and _judged(one, tags) else None
     return _unknown(one if one.requires_grad else other, tags)
 
 
@@ -160,7 +160,7 @@ def _off(z: Tensor, off: Region, constant: object, tags: Tags) -> _Found:
         slope = _slope(constant, z, tags)
         if slope and off.bound == 0:
             return Zones("leaky_relu"), z
-        return "a function of two pieces that isn't known: its units aren't counted" if _judged(z, tags) else None
+        return _PIECES if _judged(z, tags) else None
     below = off.comparison in ("<", "<=")
     if tags.comparisons.number(constant) == off.bound == 0:
         return Zones("relu", (off,)), z

@@ -172,3 +172,58 @@ def test_weights_that_are_clamped_are_no_site():
     with probe:
         model(torch.randn(8, 6)).sum().backward()
     assert not probe.info.sites
+
+
+def random_cut(draw):
+    """A function of u by one of the named operations, of constants that are drawn, in torch and as its inactive region."""
+    low, high = draw.choice([0.0, -0.5, -1.0, -2.0]), draw.choice([0.5, 1.0, 3.0, 6.0])
+    above, other = bool(draw.integers(2)), float(draw.normal())
+    taken = torch.gt if above else torch.lt
+    return [
+        lambda u: u.clamp(low, high),
+        lambda u: torch.clamp(u, min=low) if above else torch.clamp(u, max=high),
+        lambda u: torch.maximum(u, torch.tensor(low)),
+        lambda u: torch.minimum(torch.tensor(high), u),
+        lambda u: torch.where(taken(u, low), u, other),
+        lambda u: torch.where(taken(u, high), other, u),
+        lambda u: torch.where(taken(u, low), u, torch.zeros_like(u)),
+        lambda u: u * taken(u, low),
+        lambda u: taken(u, high).to(u.dtype) * u,
+        lambda u: u.masked_fill(taken(u, low), other),
+        lambda u: F.hardtanh(u, low, high),
+        lambda u: F.threshold(u, low, other),
+        lambda u: torch.where(u > 0, u, other * u),
+        lambda u: torch.max(u, other * u),
+    ][draw.integers(14)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_expressions(seed):
+    """What is counted is what autograd says, up to the kinks; what isn't is in coverage."""
+    draw = np.random.default_rng(seed)
+    cut, (scale, after) = random_cut(draw), draw.choice([-1.5, 0.5, 2.0], 2)
+    shift, last = draw.normal(size=2)
+    seen = {}
+
+    def act(x):
+        seen["u"] = u = x * float(scale) + float(shift)
+        return cut(u) * float(after) + float(last)
+
+    model, probe, x = measured(act)
+    if not probe.info.sites:
+        assert probe.info.coverage
+        return
+    ((site,), record) = probe.info.sites, probe.record
+    assert (site.role, site.units) == ("hidden", 12)
+    model(x)
+    u = seen["u"].detach().requires_grad_()
+    y = cut(u)
+    (slope,) = torch.autograd.grad(y.sum(), u, retain_graph=True)
+    out = y * float(after) + float(last)
+    of_u, of_y = torch.autograd.grad(model.last(out).square().mean(), [u, y])
+    off = (slope == 0).double().mean(0)
+    assert record.metrics["inactive_share"][0] == pytest.approx(off.mean().item(), abs=1e-9)
+    assert record.metrics["dead_fraction"][0] == pytest.approx((off == 1).double().mean().item())
+    assert record.forward_rms[0] == pytest.approx(y.detach().square().mean().sqrt().item(), rel=1e-5)
+    assert record.metrics["signal_norm"][0] == pytest.approx(of_u.norm().item(), rel=1e-5)
+    assert record.metrics["activation_gain"][0] == pytest.approx((of_u.norm() / of_y.norm()).item(), rel=1e-5)
