@@ -28,6 +28,12 @@ def mlp():
     return nn.Sequential(*layers, nn.Linear(64, 10)), torch.randn(64, 64)
 
 
+def small():
+    """Return a 20-layer MLP of width 64 and a batch of 8: it takes 32 steps to fill a window."""
+    layers = [layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.GELU())]
+    return nn.Sequential(*layers, nn.Linear(64, 1)), torch.randn(8, 64)
+
+
 def cnn():
     """Return a residual CNN of 2.8 M parameters and a batch of 64 images of 32x32."""
     blocks = [
@@ -50,4 +56,4 @@ def transformer():
     return nn.Sequential(encoder, nn.Linear(256, 10)), torch.randn(16, 128, 256)
 
 
-NETS = {"mlp": mlp, "cnn": cnn, "transformer": transformer}
+NETS = {"mlp": mlp, "small": small, "cnn": cnn, "transformer": transformer}

@@ -1,10 +1,11 @@
 """What GradWatch costs: ratios to the plain step, all kinds of step interleaved in one fit of a real Trainer.
 
-    python benchmarks/overhead.py [--nets mlp cnn transformer] [--rounds 30] [--peers]
+    python benchmarks/overhead.py [--nets mlp small cnn transformer] [--rounds 30] [--peers]
 
 A round is one step of each kind, in turn, so that a slow moment of the machine hits all of them. Timed is what a user
 waits for: from the first callback's `on_train_batch_start` to the last one's `on_train_batch_end`, with the transfer, the
-rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured.
+rules and the event file. "plain" leaves out every hook of the callback, "idle" runs them on a step that isn't measured,
+"watched" counts units alone, as in the first steps and after some seem to have died.
 TensorBoard writes in a thread of its own, which takes its time from the step after; so what a plain step that follows a
 measured one takes longer than usual counts as the measured one's. "idle hooks" is the time inside our own hooks in an idle
 step: differences of whole steps are noisier than that.
@@ -33,8 +34,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import GradWatch
 
-KINDS = ("plain", "idle", "gradients", "after gradients", "all", "after all")
-MEASURED = ("gradients", "all")
+KINDS = ("plain", "idle", "watched", "after watched", "gradients", "after gradients", "all", "after all")
+MEASURED = ("watched", "gradients", "all")
 PEERS = ("Lightning grad_norm", *(["wandb.watch"] if importlib.util.find_spec("wandb") else []))
 EVERY_N_STEPS = 50
 
@@ -93,8 +94,9 @@ class Switched(GradWatch):
         super().on_train_start(trainer, pl_module)
         schedule = self._fit._schedule
         due = schedule.due  # asked all the same, as it is part of what an idle step costs
-        schedule.due = lambda step, *, confirming: [due(step, confirming=confirming)] and self.current in MEASURED
+        schedule.due = lambda step, *, confirming: [due(step, confirming=confirming)] and self.current in MEASURED[1:]
         schedule.fills_windows = lambda: False
+        schedule.looks = lambda step, wanted: self.current == "watched"
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.current = self.clock.kind(batch_idx)

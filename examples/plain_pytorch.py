@@ -56,7 +56,7 @@ def main() -> None:
         )
     print("\nsite        signal norm    saturated units")
     for column, site in enumerate(info.sites):
-        saturated = last.metrics["saturated_fraction"][column]  # NaN until 1,024 examples were seen
+        saturated = last.metrics["saturated_fraction"][column]  # NaN until 256 examples were seen
         print(f"{site.name:<10} {last.metrics['signal_norm'][column]:>14.3g} {saturated:>16.0%}")
 
     findings = evaluate(Run(path=Path(), info=info, infos={info.layout: info}, records=records), DEFAULT_RULES)

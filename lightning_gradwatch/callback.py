@@ -271,6 +271,7 @@ class GradWatch(Telling):
                 pl_module,
                 trainer.optimizers,
                 observations=window.observations,
+                least_observations=window.least_observations,
                 batch_elements=window.batch_elements,
                 compiled=self._compiled,
                 faults=self._faults,

@@ -140,9 +140,19 @@ class Fit:
             self.drain(wait=True)  # what the last step showed decides what is looked for in this one
         if self._schedule.due(step, confirming=self.evaluator.confirming):
             self.open = OpenStep(self.probe.begin(optimizers=optimizers), step)
-        elif not self.probe.windows.full and self._schedule.fills_windows():
+        elif self._watches_units(step):
             self.open = OpenStep(self.probe.begin(activations_only=True, optimizers=optimizers), step)
         return self.open
+
+    def _watches_units(self, step: int) -> bool:
+        """Whether the units are watched in a step that isn't due: to fill the first windows, or as some may have died."""
+        windows = self.probe.windows
+        if not windows.full and self._schedule.fills_windows():
+            return True
+        if self._schedule.looks(step, windows.wanted):
+            windows.look()
+            return True
+        return False
 
     def rest(self, step: int) -> int:
         """Return for how many batches from this one on none has to be looked at, this one having had that step; 0: each has.
@@ -151,9 +161,9 @@ class Fit:
         """
         if self.open is not None or self._pending or self._ranks is not None:
             return 0
-        schedule = self._schedule
-        asked = (self.evaluator.confirming and schedule.confirms) or (not self.probe.windows.full and schedule.watches)
-        return 0 if asked else schedule.gap(step)
+        schedule, windows = self._schedule, self.probe.windows
+        asked = (self.evaluator.confirming and schedule.confirms) or (not windows.full and schedule.watches)
+        return 0 if asked else schedule.next_look(step, windows.wanted) - step
 
     def end(self, facts: StepFacts) -> None:
         """Close the open step, and take in what has arrived of it and of earlier ones.

@@ -49,7 +49,8 @@ class Probe:
     Args:
         model: The module that is trained.
         optimizer: The optimizer, or several, that hold its parameters.
-        observations: Observations of a unit that make its window full.
+        observations: Observations of a unit that its window holds, as far as the net stays as it is.
+        least_observations: Observations that make a window full.
         batch_elements: Batch elements that a full window spans at least.
         compiled: ``"eager"``: run compiled modules eagerly in a measured step, so that their activations show.
         mask: True where a position of the batch is a sample, False where it is padding: a tensor shaped as the activations
@@ -71,6 +72,7 @@ class Probe:
         optimizer: Optimizer | Sequence[Optimizer],
         *,
         observations: int = 1024,
+        least_observations: int = 256,
         batch_elements: int = 32,
         compiled: Literal["skip", "eager"] = "skip",
         mask: Mask | None = None,
@@ -84,13 +86,13 @@ class Probe:
         for each in optimizers:
             if not isinstance(each, Optimizer):
                 raise TypeError(f"optimizer={each!r} must be a torch.optim.Optimizer, not {type(each).__name__}")
-        if observations < 1 or batch_elements < 1:
+        if min(observations, least_observations, batch_elements) < 1:
             raise ValueError(
-                f"observations={observations} and batch_elements={batch_elements} must both be at least 1: "
-                "a window of none can't tell a dead unit from a live one"
+                f"observations={observations}, least_observations={least_observations} and batch_elements={batch_elements} "
+                "must all be at least 1: a window of none can't tell a dead unit from a live one"
             )
         self.faults = faults or Faults()
-        self.windows = Windows(observations, batch_elements)
+        self.windows = Windows(observations, batch_elements, least_observations)
         """Over the observations of the sites' units."""
         self._optimizers = list(optimizers)
         self._processes = processes

@@ -15,6 +15,9 @@ _FIRST_STEPS = 64
 """At most so many steps are watched, activations only, until the first windows are full."""
 _CONFIRMING_STEPS = 16
 """A rule that goes back and forth gets no more than so many extra steps between two that are due anyway."""
+_LOOKS, _STEPS_A_LOOK = 192, 200
+"""Because units may have died at most so many steps are watched, or later one of so many: with the first ones that is at
+most 1 % of a fit from 25,600 steps on. A suspicion takes up to 64 at a batch of 4, and 16 at one of 16."""
 
 
 @dataclass
@@ -28,15 +31,20 @@ class Schedule:
     every_n_steps: int
     _confirmed: int = 0
     _watched: int = 0
+    _looked: int = 0
+    _last: int = 0
+    """The last step that was due, or was watched because units may have died."""
 
     def due(self, step: int, *, confirming: bool) -> bool:
         """Whether everything is measured in a step; `confirming` asks for extra ones."""
         every = self.every_n_steps
         if (step + 1) % every == 0 or (step < every and step & (step - 1) == 0):
             self._confirmed = 0
+            self._last = step
             return True
         if confirming and self.confirms:
             self._confirmed += 1
+            self._last = step
             return True
         return False
 
@@ -64,9 +72,33 @@ class Schedule:
         self._watched += 1
         return True
 
+    def looks(self, step: int, wanted: int) -> bool:
+        """Whether a step that isn't due is watched, as units may have died and the windows lack so many steps since."""
+        if not wanted or self.next_look(step - 1, wanted) != step:
+            return False
+        self._looked += 1
+        self._last = step
+        return True
+
+    def next_look(self, step: int, wanted: int) -> int:
+        """Return the next step after this one to be measured or watched, where windows lack so many steps.
+
+        Those are spread up to the next one that is due: what is the same in all of a stretch of batches says little.
+        """
+        next_due = step + self.gap(step)
+        if not wanted or self._looked >= max(_LOOKS, step // _STEPS_A_LOOK):
+            return next_due
+        spread = self._last + max(self.gap(self._last) // wanted, 1)
+        return min(max(spread, step + 1), next_due)
+
     def state_dict(self) -> dict[str, int]:
         """Return how many extra steps were spent, so that a resumed run spends no more than one that never stopped."""
-        return {"confirmed": self._confirmed, "watched": self._watched}
+        return {
+            "confirmed": self._confirmed,
+            "watched": self._watched,
+            "looked": self._looked,
+            "last": self._last,
+        }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Restore what `state_dict` gave.
@@ -78,3 +110,4 @@ class Schedule:
         for name, number in state.items():
             count_of(number, f"{name} of the schedule")
         self._confirmed, self._watched = int(state["confirmed"]), int(state["watched"])
+        self._looked, self._last = int(state.get("looked", 0)), int(state.get("last", 0))

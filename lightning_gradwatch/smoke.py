@@ -90,7 +90,7 @@ def check_training(
     Args:
         model: A LightningModule of ``pytorch_lightning`` or ``lightning.pytorch``.
         data: What ``Trainer.fit`` takes: a DataLoader, a DataModule; None: the module's own ``train_dataloader``.
-        max_steps: Optimizer steps. The rules about units need 1,024 observations, which is 16 batches of 64.
+        max_steps: Optimizer steps. The rules about units need 256 observations, which is 4 batches of 64.
         fail_on: Raise for a finding of this severity or above, and if nothing could be judged; None: only report,
             with `ok` judged by ``"warning"``.
         rules: Rules that replace the default ones of the same code.

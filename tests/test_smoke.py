@@ -54,7 +54,7 @@ def test_healthy_module_is_ok_and_both_questions_are_answered():
 
 
 def test_ill_module_is_not_ok_and_the_report_says_why():
-    report = check_training(Classifier(vanishing_net()), batches())
+    report = check_training(Classifier(vanishing_net()), batches(8, 4))
     assert not report.ok
     assert [finding.code for finding in report.findings] == ["GW101", "GW301"]
     text = str(report)
@@ -133,11 +133,12 @@ def test_level_decides_what_is_ok():
 def test_nothing_judged_never_passes():
     model = Classifier(relu_net())
     rest = ("GW102", "GW103", "GW104", "GW3")
-    report = check_training(model, batches(), ignore=rest)
+    few = batches(8, 4)  # 32 steps of 4: half of a window
+    report = check_training(model, few, ignore=rest)
     assert not report.ok
     assert str(report).endswith("can't judge: no rule had what it needs")
     with pytest.raises(GradWatchError, match="can't judge"):
-        check_training(model, batches(), ignore=rest, fail_on="error")
+        check_training(model, few, ignore=rest, fail_on="error")
     assert not check_training(model, batches(0 + 1, 4), max_steps=1, trainer_options={"limit_train_batches": 0}).ok
 
 

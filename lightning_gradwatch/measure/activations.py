@@ -90,31 +90,35 @@ class Activations:
         if alone:
             self._unseen.alone[site] = alone
         seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
+        seen.height = call.zones.height
+        seen.centred = site.function == "relu6" and tag is not None and 2 * tag.shift == seen.height
         seen.samples = self._samples(site, z, axis)
         if not site.part:
             if site.composite is not None:
                 counts = counter(site_zones(site), z.dtype, z.dim(), axis)
-            sums.count(counts, z, axis, seen.samples)
+            seen.columns = tag is not None and tag.columns
+            sums.count(counts, z, axis, seen.samples, columns=seen.columns)
             if site.role is None and site.composite is None:
-                self._count_as_inner_step(site, z, axis, seen.samples)
+                self._count_as_inner_step(seen, z)
         inner = seen.inner
         within = inner is not None and inner.site.function == "softplus"
         seen.of = tag.of if tag is not None and within else self._tags.root(z)
         seen.origin = Origin(z)
         return seen
 
-    def _count_as_inner_step(self, site: Site, z: Tensor, axis: int, samples: Samples | None) -> None:
+    def _count_as_inner_step(self, seen: SiteCall, z: Tensor) -> None:
         """Count a new site's call by what it may turn out to compute: by then its argument may have been overwritten."""
-        for zones in OUTER.get(site.function, ()):
-            counts = counter(zones, z.dtype, z.dim(), axis)
-            self._collected.supposed(site, zones.name).count(counts, z, axis, samples)
+        for zones in OUTER.get(seen.site.function, ()):
+            counts = counter(zones, z.dtype, z.dim(), seen.axis)
+            supposed = self._collected.supposed(seen.site, zones.name)
+            supposed.count(counts, z, seen.axis, seen.samples, columns=seen.columns)
 
     def after(self, seen: SiteCall, output: Tensor) -> None:
         """Measure a call's output and ask for its signal."""
         site = seen.site
         origin, seen.origin = seen.origin, None
         tag = Tag(output, seen.axis, seen.layer)
-        tag.call, tag.of = seen, seen.of
+        tag.call, tag.of, tag.columns = seen, seen.of, seen.columns
         tag.gate = seen if may_gate(site) else None
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
@@ -152,6 +156,10 @@ class Activations:
         if weight.grad_fn is not None:
             self._connections.of_weights(weight.grad_fn)
 
+    def leaves_out(self, function: str, reason: str) -> None:
+        """Note a call that may be an activation function, and isn't known to be one."""
+        self._unseen.call(locate(self._names, above=3), function, reason)
+
     def hides(self, function: str, *, trained: bool) -> None:
         """Note a torch call that holds activation functions of its own, out of sight."""
         reason = FUSED[function] if trained or inside_function() else UNTRAINED
@@ -169,9 +177,9 @@ class Activations:
             self._complete_without_site(done, output, axis, layer)
             return
         site = done.call.site
-        if site.composite is None:
+        if site.composite != done.function:
             self._rename(site, done)
-        self._end(site, self._collected.of(site), done, output, axis)
+        done.call.ended = self._end(site, self._collected.of(site), done, output, axis)
 
     def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
         assert done.u is not None
@@ -184,12 +192,13 @@ class Activations:
         sums.count(counts, done.u, axis, self._samples(site, done.u, axis))
         self._end(site, sums, done, output, axis)
 
-    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> None:
+    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> Ended:
         ended = Ended(site, sums, done.root, axis, done.missing)
         self._read(ended, output)
         tag = self._tags.get(output)
         if tag is not None and not math.isclose(done.missing, 1.0, rel_tol=1e-3):
             tag.ended = ended
+        return ended
 
     def extend(self, ended: Ended, output: Tensor) -> None:
         """Take what a constant has made of a hand-written function's output for the output."""
@@ -214,8 +223,11 @@ class Activations:
         """Turn a new site into what it computes, counted by that function's intervals."""
         assert done.call is not None
         site.composite = done.function
-        for handle in done.call.handles:
+        before = done.call.ended
+        for handle in (*done.call.handles, *(() if before is None else before.handles)):
             handle.remove()
+        if before is not None:
+            self._connections.forget(before.node)
         self._collected.sites[site] = self._collected.supposed(site, done.function)
         inner = done.call.inner
         if done.function == "mish" and inner is not None:

@@ -40,13 +40,6 @@ class StepFacts:
     """How many optimizers the run has."""
 
 
-def fill_windows(tally: Tally, windows: Sequence[Window | None]) -> None:
-    """Add a step's counts to the windows of its sites."""
-    for chunk, window in zip(tally.chunks, windows, strict=True):
-        if chunk is not None and window is not None:
-            window.add(chunk)
-
-
 def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts: StepFacts) -> StepRecord:
     """Build the record of a step; the windows, one a site with units, must hold the step already."""
     norms = tally.layers[:, OfLayer.GRADIENT]
@@ -167,8 +160,7 @@ class PendingRecord:
     def resolve(self) -> StepRecord | None:
         """Wait for the numbers, move the windows on, and build the record, if it makes one."""
         step = self.read()
-        windows = self.windows.of(self.columns.sites)
-        fill_windows(step, windows)
+        windows = self.windows.take(self.columns.sites, step.chunks, due=not self.activations_only)
         return None if self.activations_only else assemble(step, self.info.layout, windows, self.facts)
 
     def read(self) -> Tally:

@@ -72,13 +72,25 @@ class SiteSums:
         self.site = site
         self.staging = staging
 
-    def count(self, counter: Counter, z: Tensor, unit_axis: int, samples: Samples | None = None) -> None:
-        """Count the units in the argument of a call, of which under a mask some positions are `samples`."""
+    def count(
+        self, counter: Counter, z: Tensor, unit_axis: int, samples: Samples | None = None, *, columns: bool = False
+    ) -> None:
+        """Count the units in the argument of a call, of which under a mask some positions are `samples`.
+
+        Args:
+            counter: Of its kind.
+            z: The argument.
+            unit_axis: Its axis of units.
+            samples: The positions that count; None: all.
+            columns: Whether the batch is its last axis.
+        """
         if not counter.judges:
             return
         counted = z if samples is None else samples.only(z, unit_axis, math.nan)
         self.counts += ((counter, self.staging.count(counter, counted)),)
         observations, batch_elements = counter.seen(z)
+        if columns:
+            batch_elements = z.shape[-1]
         if samples is None:
             self.observations += observations
             self.batch_of_pass = max(self.batch_of_pass, batch_elements)

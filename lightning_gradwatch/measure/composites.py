@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
+    from lightning_gradwatch.measure.activations import Ended
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.signal import Origin
@@ -34,6 +35,15 @@ class SiteCall:
     origin: Origin | None = None
     """Where the argument's gradient goes; until the function has run."""
     handles: Sequence[RemovableHandle] = ()
+
+    columns = False
+    """Whether the batch is the last axis."""
+    centred = False
+    """Whether half of `height` was added to make the argument, as in a hard sigmoid."""
+    ended: Ended | None = None
+    """Where it has been measured as a hard sigmoid, which may be a step of a hard swish yet."""
+    height = math.nan
+    """Its upper bound, for a function that is 0 below 0 and constant from some bound on; NaN for any other."""
 
     def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None, *, in_place: bool) -> None:
         self.site = site
@@ -75,6 +85,7 @@ def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | No
         tag.root, tag.factor = roots[0], None
         if len(operands) == 1 and op is not Op.POWER:
             _carry(op, arguments.constant, known[0], tag)
+            return None if op is Op.SHIFT else _hard_sigmoid(arguments.constant, known[0])
     return None
 
 
@@ -85,13 +96,30 @@ def _completed(factor: Tag, other: Tag | None, root: Origin) -> Composite | None
     if multiple is None or function is None:
         return None
     inner = "erf" if factor.call is None else factor.call.site.function
-    constant = _CONSTANTS.get((function, inner), 1.0)
+    height = math.nan if factor.call is None or inner == "hardsigmoid" else factor.call.height
+    constant = 1 / height if height > 0 else _CONSTANTS.get((function, inner), 1.0)
     return Composite(function, factor.call, factor.u, root, constant / (multiple * factor.scale or math.nan))
+
+
+def _hard_sigmoid(constant: float, known: Tag | None) -> Composite | None:
+    """Return what a constant makes of a function that is cut off at both sides: ``relu6(x + 3) / 6``."""
+    call = None if known is None else known.call
+    if known is None or call is None or not call.centred or known.shifted or known.scale != 1.0 or known.of is None:
+        return None
+    if call.site.composite not in _MAYBE or not math.isclose(constant, 1 / call.height, rel_tol=1e-3):
+        return None
+    return Composite("hardsigmoid", call, None, known.of)
+
+
+_MAYBE = (None, "hardsigmoid")
+"""What a site may be taken for that turns out to be a hard sigmoid, or a step of a hard swish."""
 
 
 def _carry(op: Op, constant: float, known: Tag | None, tag: Tag) -> None:
     """Hand on what is known of the one argument of a shift or a multiplication with a constant."""
-    if op is not Op.SHIFT:
+    if op is Op.SHIFT:
+        tag.shift = constant
+    else:
         multiple = 1.0 if known is None else known.factor
         tag.factor = None if multiple is None else multiple * constant
     if known is None or known.of is None:
@@ -101,7 +129,7 @@ def _carry(op: Op, constant: float, known: Tag | None, tag: Tag) -> None:
     tag.scale = known.scale if op is Op.SHIFT else known.scale * constant
 
 
-_CONSTANTS = {("gelu", "tanh"): 0.5, ("gelu", "erf"): 0.5, ("hardswish", "relu6"): 1 / 6}
+_CONSTANTS = {("gelu", "tanh"): 0.5, ("gelu", "erf"): 0.5}
 """What the product of z and the inner function's output is multiplied by; 1 where nothing is said."""
 
 
@@ -111,7 +139,7 @@ def _function(factor: Tag) -> str | None:
         return "gelu" if factor.shifted else None
     assert factor.call is not None
     site = factor.call.site
-    if site.composite is not None:
+    if site.composite not in _MAYBE:
         return site.composite
     if site.function == "tanh" and factor.shifted:
         return "gelu"
@@ -120,4 +148,4 @@ def _function(factor: Tag) -> str | None:
     if site.function == "tanh":
         inner = factor.call.inner
         return "mish" if inner is not None and inner.site.function == "softplus" else None
-    return {"sigmoid": "silu", "relu6": "hardswish", "hardsigmoid": "hardswish"}.get(site.function)
+    return "hardswish" if factor.call.height > 0 else {"sigmoid": "silu", "hardsigmoid": "hardswish"}.get(site.function)

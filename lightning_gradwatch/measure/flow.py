@@ -10,21 +10,23 @@ from torch import Tensor
 
 from lightning_gradwatch.measure import gates
 from lightning_gradwatch.measure.composites import Composite, combine
-from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, unit_axis
+from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, axis_of_products, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from lightning_gradwatch.measure.activations import Activations, Ended
+    from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.layers import Layer, Layers
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
-_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL))
+_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
+_PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 """Names of functions whose first argument is what a layer is given."""
-_KEEP, _LAST, _ERF = Op.KEEP, Op.LAST, Op.ERF  # by name, as in `tracer`
+_KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
 class _Sources(NamedTuple):
@@ -42,6 +44,10 @@ class _Sources(NamedTuple):
     """Whether there is no data: nothing but parameters, buffers, numbers and what was made from them, as in weight normalisation."""
     gates: bool
     """Whether one is made of the output of an activation function that may turn out to gate."""
+
+
+class Compared(list[Any]):
+    """The tensor and the number of a comparison; empty for one of two tensors."""
 
 
 class Flow:
@@ -68,8 +74,18 @@ class Flow:
                 self._layers.use(layer)
         return used
 
-    def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Any) -> None:
+    def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Any], result: Any) -> None:
         """Hand what is known of a call's arguments on to its results."""
+        if op is _COMPARE:
+            if arguments:
+                z, bound = arguments
+                self._tags.comparisons.compared(func, z, bound, result)
+            return
+        if op is _ZEROS:
+            self._tags.comparisons.made_zeros(result)
+            return
+        if self._tags.comparisons and arguments:
+            self._tags.comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
             return
@@ -93,20 +109,14 @@ class Flow:
             sources.user or (None if tag is None else tag.layer),
         )
         new.weights_only = sources.weights_only
-        done: Composite | None = None
+        if sources.user is not None and op in _MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
+            self._turn(new, arguments, result)
+        elif tag is not None and tag.columns:
+            new.columns = op not in _MAKES_FEATURES and op not in _MOVES
         # Before the result has its tag: it may be an argument, changed in place.
-        if op is _ERF:
-            kept, self._kept = self._kept, None
-            new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach() if kept is None else kept
-        elif isinstance(arguments, Operands):
-            if (ended := self._awaits(op, arguments)) is not None:
-                self._activations.extend(ended, result)
-            else:
-                done = combine(op, arguments, new, self._tags)
-        if sources.gates and done is None and not (sources.user is not None and op in _MAKES_FEATURES):
-            gating, new.gate = gates.follow(op, func, arguments, self._tags, result)
-            for site in gating:
-                self._activations.gates(site)
+        done = self._computes(op, arguments, new, result)
+        if sources.gates and not (sources.user is not None and op in _MAKES_FEATURES):
+            new.gate = self._gates(op, func, arguments, result) if done is None else gates.of_hand_written(done)
         self._tags.put(result, new)
         if sources.weights_only:
             self._activations.of_weights(result)
@@ -116,6 +126,36 @@ class Flow:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
+
+    def _computes(self, op: Op, arguments: Sequence[Tensor], new: Tag, result: Tensor) -> Composite | None:
+        """Note what arithmetic makes of one tensor; return the hand-written function of which it is the last step."""
+        if op is _ERF:
+            kept, self._kept = self._kept, None
+            new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach() if kept is None else kept
+        elif isinstance(arguments, Operands):
+            if (ended := self._awaits(op, arguments)) is None:
+                return combine(op, arguments, new, self._tags)
+            self._activations.extend(ended, result)
+        return None
+
+    def _gates(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Tensor) -> SiteCall | None:
+        """Note which sites gate; return the call that the result is a function of, if it is one alone."""
+        gating, call = gates.follow(op, func, arguments, self._tags, result)
+        for site in gating:
+            self._activations.gates(site)
+        return call
+
+    def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
+        """Find the features of a product of weights and data where its form says that they aren't last."""
+        weights = [self._layers.owner(each) is not None or self._made_of_weights(each) for each in arguments]
+        axis = axis_of_products(arguments, weights, result)
+        if axis is not None:
+            new.axis = axis
+            new.columns = axis == 0 and result.dim() == 2
+
+    def _made_of_weights(self, tensor: Tensor) -> bool:
+        tag = self._tags.get(tensor)
+        return tag is not None and tag.weights_only
 
     def _awaits(self, op: Op, arguments: Operands) -> Ended | None:
         """Return the hand-written function whose last constant a call multiplies in, if it does."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Comparison: TypeAlias = Literal["<", "<=", ">", ">="]
-Inner: TypeAlias = Literal["sigmoid", "tanh", "erf", "relu6", "hardsigmoid"]
+Inner: TypeAlias = Literal["sigmoid", "tanh", "erf", "relu6", "hardtanh", "hardsigmoid"]
 
 FLAT = math.cosh(2.0) ** -2
 """sech²(2) = 0.0706508…: an outer bounded side is flat where |f'| is below this share of its maximum."""
@@ -63,6 +63,13 @@ class Zones(NamedTuple):
     gate_dim: int | None = None
     """The axis whose second half is the gate that is judged (GLU); None: all of z is judged."""
 
+    @property
+    def height(self) -> float:
+        """Where it becomes constant, if it is 0 below 0; NaN for any other function."""
+        if self.name not in ("relu6", "hardtanh") or len(self.inactive) != 2 or self.inactive[0].bound:
+            return math.nan
+        return self.inactive[1].bound
+
 
 class Call(NamedTuple):
     """One call of an activation function."""
@@ -99,6 +106,8 @@ RELU = Zones("relu", (Region("<=", 0.0),))
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Zones:
     if (min_val, max_val) == (0.0, 6.0):  # as which nn.ReLU6 arrives
         return Zones("relu6", (Region("<=", 0.0), Region(">=", 6.0)), (Region(">=", 6.0),))
+    if min_val == 0.0 < max_val:  # a ReLU with an upper side, as ReLU6 is
+        return Zones("hardtanh", (Region("<=", 0.0), Region(">=", max_val)), (Region(">=", max_val),))
     if min_val == -max_val != 0.0:
         sides: tuple[Region, ...] = (Region(">=", max_val, absolute=True),)
     else:
@@ -190,9 +199,11 @@ ACTIVATIONS: tuple[Activation, ...] = (
     Activation("threshold", _threshold),
     Activation("glu", _glu),
     Activation("softmax", _always("softmax", fractions=False)),
+    Activation("softmin", _always("softmin", fractions=False)),
     Activation("log_softmax", _always("log_softmax", fractions=False)),
 )
 
+_OUTSIDE = (Region("<=", 0.0), Region(">=", 6.0))
 COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
     # x * sigmoid(u) with u = c * x is silu(u) / c, so SiLU's own bound holds for every c; the other arguments grow with x.
     ("silu", "sigmoid"): Zones("silu", saturated=(Region("<", SILU_BOUND),)),
@@ -200,6 +211,8 @@ COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
     ("gelu", "erf"): Zones("gelu", saturated=(Region("<", GELU_ERF_ARGUMENT),)),
     # Where the inner function is 0 the product is, whatever was added to x; where it is constant above, the product is linear.
     ("hardswish", "relu6"): Zones("hardswish", (Region("<=", 0.0),)),
+    ("hardsigmoid", "relu6"): Zones("hardsigmoid", _OUTSIDE, _OUTSIDE),
+    ("hardswish", "hardtanh"): Zones("hardswish", (Region("<=", 0.0),)),
     ("hardswish", "hardsigmoid"): Zones("hardswish", (Region("<=", -3.0),)),
     ("mish", "tanh"): Zones("mish", saturated=(Region("<", MISH_ARGUMENT),)),
 }
@@ -207,7 +220,7 @@ COMPOSITES: Mapping[tuple[str, Inner], Zones] = {
 
 OUTER: Mapping[str, tuple[Zones, ...]] = {
     inner: tuple(zones for (_, argument), zones in COMPOSITES.items() if argument == inner)
-    for inner in ("sigmoid", "tanh", "relu6", "hardsigmoid")
+    for inner in ("sigmoid", "tanh", "relu6", "hardtanh", "hardsigmoid")
 }
 """What a call of an activation function may turn out to be the inner step of, by its name."""
 

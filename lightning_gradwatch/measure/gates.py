@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.composites import SiteCall
+    from lightning_gradwatch.measure.composites import Composite, SiteCall
     from lightning_gradwatch.measure.sites import Site
     from lightning_gradwatch.measure.tags import Tag, Tags
 
@@ -53,6 +53,11 @@ class _Made(NamedTuple):
 def may_gate(site: Site) -> bool:
     """Whether a site computes a function that gates."""
     return site.function in GATES
+
+
+def of_hand_written(done: Composite) -> SiteCall | None:
+    """Return the call whose output may gate, as of what a hand-written function has made of it."""
+    return done.call if done.function in GATES else None
 
 
 def follow(

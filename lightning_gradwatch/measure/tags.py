@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.measure.comparisons import Comparisons
 from lightning_gradwatch.measure.signal import Origin
 
 if TYPE_CHECKING:
@@ -49,29 +50,40 @@ class Op(IntEnum):
     GRAD = 9
     """``autograd.grad``: whatever backward it runs isn't the step's own."""
     BACKWARD = 10
+    CUT = 13
+    """KEEP, and an activation function where it cuts its argument off (see `cuts`)."""
+    EINSUM = 16
+    """Makes features along the axis that its output string has from the weights."""
+    COMPARE = 14
+    ZEROS = 15
 
 
 _LAST = Op.LAST  # by name, as in `tracer`
 _NAMES: dict[Op, str] = {
     Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
     "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "
-    "register_hook retain_grad detach_ cpu_ isnan isinf isfinite eq ne lt le gt ge equal allclose argmax argmin "
+    "register_hook retain_grad detach_ cpu_ isnan isinf isfinite eq ne equal allclose argmax argmin "
     "__len__ __bool__ __float__ __int__ __repr__ __format__ __hash__ __contains__ __get__ __set__ __delete__ "
-    "zeros ones empty rand randn full arange zeros_like ones_like empty_like rand_like randn_like "
+    "ones empty rand randn full arange ones_like empty_like rand_like randn_like "
     "_set_grad_enabled is_grad_enabled set_grad_enabled _record_function_enter_new _record_function_exit "
-    "new_zeros new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
+    "new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
     Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
     Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
     "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
-    Op.LAST: "linear einsum matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
+    Op.EINSUM: "einsum",
+    Op.LAST: "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
     "embedding_bag scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh rnn_relu lstm_cell "
     "gru_cell rnn_tanh_cell rnn_relu_cell scaled_mm _scaled_mm grouped_mm _grouped_mm native_layer_norm",
     Op.CHANNEL: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution "
     "batch_norm group_norm instance_norm native_batch_norm native_group_norm local_response_norm",
     Op.RESHAPE: "view reshape flatten unflatten view_as reshape_as squeeze unsqueeze expand expand_as ravel "
     "_unsafe_view squeeze_ unsqueeze_ repeat",
+    Op.CUT: "clamp clip clamp_min clamp_max clamp_ clip_ clamp_min_ clamp_max_ maximum max fmax minimum min fmin where masked_fill "
+    "masked_fill_",
+    Op.COMPARE: "gt ge lt le greater greater_equal less less_equal",
+    Op.ZEROS: "zeros zeros_like new_zeros",
     Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
 }
 _OP_OF_NAME = {name: op for op, names in _NAMES.items() for name in names.split()}
@@ -120,6 +132,10 @@ class Tag:
     """The activation call of whose output this is a function, and of nothing else, where it may turn out to be a gate's."""
     ended: Ended | None = None
     """Where it is a hand-written function but for a constant that is still to come."""
+    shift = 0.0
+    """The constant that was added to make it; NaN where it isn't known, 0 where none was."""
+    columns = False
+    """Whether the samples are its columns, as in ``W @ X``."""
     shifted = False
     """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
     weights_only = False
@@ -138,6 +154,7 @@ class Tags:
         self._tags: dict[int, Tag] = {}
         self._untagged: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         """Origins of tensors of which nothing else is known."""
+        self.comparisons = Comparisons()
 
     def get(self, tensor: object) -> Tag | None:
         """Return what is known of a tensor; an id that was reused by another tensor is not it."""
@@ -152,6 +169,7 @@ class Tags:
         """Forget all."""
         self._tags.clear()
         self._untagged.clear()
+        self.comparisons.clear()
 
     def root(self, tensor: Tensor) -> Origin:
         """Return the origin of the value of which a tensor is an arithmetic function (of its own, where of none).
@@ -186,7 +204,7 @@ class Operands(list["Tensor"]):
     """The tensors among the arguments of a call that computes values."""
 
     constant = math.nan
-    """What its one tensor is multiplied by; NaN where that is something else than a plain number."""
+    """What its one tensor is multiplied by, or what is added to it; NaN where that is something else than a plain number."""
 
 
 def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operands:
@@ -195,15 +213,60 @@ def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     name = getattr(func, "__name__", "")
     if "neg" in name:
         operands.constant = -1.0
-    elif "div" not in name and "mul" not in name:
+    elif "div" not in name and "mul" not in name and "add" not in name:
         operands.constant = 1.0  # a cast or a copy; of what else there is nobody asks
     elif (
         len(args) == 2
         and not kwargs
         and (number := args[1] if isinstance(args[0], Tensor) else args[0]).__class__ in (int, float)
     ):
-        operands.constant = number if "mul" in name else (1.0 / number if number else math.nan)
+        operands.constant = (1.0 / number if number else math.nan) if "div" in name else number
     return operands
+
+
+class Einsum(list["Tensor"]):
+    """The tensors of an ``einsum``, and what it does with their axes."""
+
+    equation = ""
+
+
+def einsum_of(args: Sequence[Any]) -> Einsum:
+    """Return the operands of an ``einsum``; without its equation where that isn't a text."""
+    operands = Einsum(tensors_in(args))
+    if args and isinstance(args[0], str):
+        operands.equation = args[0]
+    return operands
+
+
+def axis_of_products(arguments: Sequence[Tensor], weights: Sequence[bool], result: Tensor) -> int | None:
+    """Return which axis of a product of tensors has the features that weights have made; None where nothing tells.
+
+    Args:
+        arguments: The tensors.
+        weights: Which of them are parameters, or made from parameters alone.
+        result: The product.
+
+    In ``W @ x`` that is the last axis but one; of an ``einsum``, the last one that its output has from weights alone.
+    """
+    if not any(weights) or all(weights):
+        return None
+    rank = result.dim()
+    if not isinstance(arguments, Einsum):
+        *_, first, second = weights if len(weights) > 1 else (False, *weights)  # the bias of `addmm` stands before both
+        left = first and not second and arguments[-2].dim() > 1
+        return max(rank - 1 - (arguments[-1].dim() > 1), 0) if left else None
+    inputs, arrow, output = arguments.equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow or len(terms) != len(weights):
+        return None
+    data = {label for term, weight in zip(terms, weights, strict=True) if not weight for label in term}
+    behind = output.rpartition("...")[2]
+    made = [place for place, label in enumerate(behind) if label not in data]
+    if made:
+        return rank - len(behind) + made[-1]
+    before = output.partition("...")[0] if "..." in output else ""
+    made = [place for place, label in enumerate(before) if label not in data]
+    return made[-1] if made else None
 
 
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from lightning_gradwatch.measure.by_hand import UNSCALES, changes_gradients, clipped_by
-from lightning_gradwatch.measure.flow import Flow
+from lightning_gradwatch.measure.comparisons import bound_of
+from lightning_gradwatch.measure.cuts import cut
+from lightning_gradwatch.measure.flow import Compared, Flow
 from lightning_gradwatch.measure.functions import ERF
 from lightning_gradwatch.measure.identify import identify
-from lightning_gradwatch.measure.tags import Op, Tags, classify, is_in_place, operands_of, tensors_in
+from lightning_gradwatch.measure.tags import Op, Tags, classify, einsum_of, is_in_place, operands_of, tensors_in
 from lightning_gradwatch.measure.unobserved import (
     dispatch_modes,
     function_modes,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
 _IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
+_CUT, _MULTIPLY, _COMPARE, _EINSUM = Op.CUT, Op.MULTIPLY, Op.COMPARE, Op.EINSUM
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
 _VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _ops: dict[Any, Op] = {}
@@ -73,6 +76,7 @@ class Tracer(TorchFunctionMode):
         self._on_stack = False
         self._thread = 0
         self._activations = activations
+        self._tags = tags
         self._flow = Flow(layers=layers, activations=activations, tags=tags)
         self._faults = faults
         self.harmless = faults.guard("activations")
@@ -197,6 +201,17 @@ class Tracer(TorchFunctionMode):
             if op is _KEEP and (call := identify(func, args, kwargs)) is not None and not self._flow.is_weight(call.z):
                 self._used = self._flow.use(args)
                 return self._activations.before(call)
+            if op is _CUT or (op is _MULTIPLY and self._tags.comparisons):
+                found = cut(func, args, kwargs, self._tags)
+                if isinstance(found, str):
+                    self._activations.leaves_out(func.__name__.rstrip("_"), found)
+                elif found is not None:
+                    self._flow.use(args)
+                    return self._activations.before(found)
+            if op is _COMPARE:
+                return Compared(bound_of(args) or ())
+            if op is _EINSUM:
+                return einsum_of(args)
             if op in _VALUES:
                 tensors: list[Tensor] = operands_of(func, args, kwargs)
                 if func in _in_place:

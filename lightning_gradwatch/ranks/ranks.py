@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.measure.assemble import assemble, fill_windows
+from lightning_gradwatch.measure.assemble import assemble
 from lightning_gradwatch.measure.faults import MEASURING, GivenUp
 from lightning_gradwatch.ranks.table import Description, Table
 from lightning_gradwatch.ranks.vector import Head, Layout, Parts, Status, fill, leave_out, read
@@ -195,6 +195,6 @@ class SharedRecord:
         if tally is None:
             return None
         info = self.ranks.info
-        windows = self.pending.windows.of(info.sites)
-        fill_windows(tally, windows)
-        return None if self.pending.activations_only else assemble(tally, info.layout, windows, self.pending.facts)
+        due = not self.pending.activations_only
+        windows = self.pending.windows.take(info.sites, tally.chunks, due=due)
+        return None if not due else assemble(tally, info.layout, windows, self.pending.facts)

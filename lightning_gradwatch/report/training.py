@@ -11,7 +11,7 @@ from lightning_gradwatch.record import LayerState
 from lightning_gradwatch.report.cells import wrapped
 from lightning_gradwatch.report.coverage import columns_text
 from lightning_gradwatch.report.terminal import warning_text
-from lightning_gradwatch.rules.wording import counted, number, percent
+from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +83,13 @@ def _death(records: Sequence[StepRecord], info: RunInfo, findings: Sequence[Find
     share = f"{percent(latest[worst])} of the units of {info.sites[worst].name} are dead"
     if any(finding.code == "GW201" and finding.severity >= Severity.WARNING for finding in findings):
         return f"Yes, see GW201: {share}."
-    return f"No: at most {share}." if latest[worst] else "No: no unit is dead."
+    said = f"at most {share}" if latest[worst] else "no unit is dead"
+    fill = np.where(info.hidden_mask, records[-1].window_fill, 1.0)
+    unread = [name for name, full in zip(info.site_names, (fill >= 1).tolist(), strict=True) if not full]
+    if unread:
+        least = percent(float(np.minimum.reduce(fill)))
+        return f"Not where that is known: {said}; the window of {listed(unread, 'site')} is {least} full."
+    return f"No: {said}."
 
 
 def _outcome(findings: Sequence[Finding], judged: int, *, ok: bool) -> str:

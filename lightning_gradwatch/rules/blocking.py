@@ -120,12 +120,14 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str,
     if unreached.since > 0:
         cure.slow_down(float("nan"))
     cure.deepen()
+    dead = site_values(record, info, "dead_fraction")
+    lasts = any(not dead[info.site_names.index(site.name)] < 1 for site in blocking)
     died = (
         f" It had a gradient before step {unreached.since}, so most likely a step that was too large killed it."
-        if unreached.since > 0
+        if unreached.since > 0 and lasts
         else ""
     )
-    return blocking_cause(blocking) + died, cure.remedy()
+    return blocking_cause(blocking, record, info) + died, cure.remedy()
 
 
 def _underflow(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:

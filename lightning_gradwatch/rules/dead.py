@@ -11,6 +11,7 @@ import numpy as np
 from lightning_gradwatch.findings import DeadUnitsWarning, Severity
 from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
+from lightning_gradwatch.rules.fullness import unread
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
 from lightning_gradwatch.rules.pace import note_start, wakes_up
@@ -22,6 +23,7 @@ from lightning_gradwatch.rules.wording import counted, listed, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
+    from lightning_gradwatch.rules.functions import Function
 
 _READINGS = 5
 _LEAST_LOSSES = 3
@@ -35,12 +37,14 @@ class DeadUnits(Rule):
     """Units of a hidden layer are dead.
 
     What: a dead unit sits where the derivative of its activation function is exactly 0, in every observation of a full
-    window: ``observations`` inputs (batch, positions and calls together) from at least ``batch_elements`` elements of a
-    batch. The rule fires in ``patience`` measured steps in a row, and what no longer holds for as many has healed. From
+    window: the last ``observations`` inputs (batch, positions and calls together), or as many as there are since units seem
+    to have died, at least ``least_observations`` from ``batch_elements`` elements of a batch. A site whose window isn't full
+    is not judged. A unit that is active in 2 % of independent observations is called dead by less than one window of a
+    hundred. The rule fires in ``patience`` measured steps in a row, and what no longer holds for as many has healed. From
     ``inform`` on it is a warning only where the share has risen over five readings, after ``warm_up_steps``, in a net whose
-    loss has stalled about where it began and whose gradient doesn't grow, as it does in one that is waking up. A share of zero outputs isn't death: a healthy ReLU net
-    shows 50 to 90 % zeros. A unit of a convolution is a channel over all its positions. Smooth functions and LeakyReLU
-    can't be dead.
+    loss has stalled about where it began and whose gradient doesn't grow, as it does in one that is waking up. A share of
+    zero outputs isn't death: a healthy ReLU net shows 50 to 90 % zeros. A unit of a convolution is a channel over all its
+    positions. Smooth functions and LeakyReLU can't be dead.
 
     Why: a dead unit passes no gradient back and its weights stop learning, mostly for good. Where all units of a layer are
     dead, nothing before that layer learns (GW104). Typical causes are one step with too high a learning rate, a strongly
@@ -58,8 +62,9 @@ class DeadUnits(Rule):
         patience: measured steps in a row that must agree.
         loss_fall: share by which the loss must have fallen since half as many steps not to be stalled.
         converged: share of the loss at the start below which the loss isn't called stalled.
-        observations: observations that fill a window.
-        batch_elements: batch elements that a window must hold as well.
+        observations: observations that a window holds, as far as the net stays as it is.
+        least_observations: observations that fill a window.
+        batch_elements: batch elements that a full window must hold as well.
     """
 
     code: ClassVar[str] = "GW201"
@@ -75,12 +80,13 @@ class DeadUnits(Rule):
     loss_fall: float = 0.05
     converged: float = 0.01
     observations: int = 1024
+    least_observations: int = 256
     batch_elements: int = 32
 
     def __post_init__(self) -> None:
         self._require_between(0, 1, "error", "warn", "inform", "rise", "loss_fall", "converged")
         self._require_count(0, "warm_up_steps")
-        self._require_count(1, "patience", "observations", "batch_elements")
+        self._require_count(1, "patience", "observations", "least_observations", "batch_elements")
         if not self.inform <= self.warn <= self.error:
             raise ValueError(
                 f"DeadUnits(inform={self.inform}, warn={self.warn}, error={self.error}): must rise in this order"
@@ -94,16 +100,20 @@ class DeadUnits(Rule):
         """Judge the dead fraction of each hidden site whose window is full."""
         note_update(state, record, info)
         note_start(record, state.setdefault("pace", {}))
+        missing = unread(record, info, state, patience=self.patience, asks=_can_die)
         fractions = hidden_values(record, info, "dead_fraction")
         if fractions is None:
-            return Verdict(unjudged=why_no_fraction(record, info, "dead"))
+            return Verdict(
+                unjudged=missing.reason if missing.lapsed else why_no_fraction(record, info, "dead"),
+                lapsed=missing.lapsed,
+            )
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
         note_first(state, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not state.get("clear") and not np.count_nonzero(wrong):
-            return HEALTHY
+            return Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         hit = fractions >= self._limits
         trend, stalled = LossTrend(), False
         if np.count_nonzero(hit[Severity.INFO]) > np.count_nonzero(hit[Severity.WARNING]):
@@ -120,7 +130,11 @@ class DeadUnits(Rule):
         if has_gone(state, "dead", holds=holds(held, level), patience=self.patience):
             state["worst"] = 0
             most = percent(float(np.fmax.reduce(fractions)))
-            return Verdict(healed={"dead": f"no more than {most} of the units of a site are dead"})
+            return Verdict(
+                healed={"dead": f"no more than {most} of the units of a site are dead"},
+                unjudged=missing.reason,
+                lapsed=missing.lapsed,
+            )
         severity = next((each for each in _WORST_FIRST if lasting(held, self.patience, each)), None)
         due = None if severity is None else lasting(held, self.patience, min(severity, Severity.WARNING))
         if severity is not None and due is not None:
@@ -133,7 +147,10 @@ class DeadUnits(Rule):
         return Verdict(
             findings=findings,
             confirming=pending,
-            unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else "",
+            unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+            if pending
+            else missing.reason,
+            lapsed=missing.lapsed,
         )
 
     def _stalled(self, trend: LossTrend) -> bool:
@@ -184,6 +201,10 @@ class DeadUnits(Rule):
             f"{percent(value)} of the units of {worst} are dead: inactive in every observation of a full window.{others}"
             f"{limits if value >= self.warn else f'{limits} {trend.sentence(self.loss_fall)}'}"
         )
+
+
+def _can_die(function: Function) -> bool:
+    return function.flat_zero
 
 
 def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:

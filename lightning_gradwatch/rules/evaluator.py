@@ -174,7 +174,7 @@ class _Entry:
         for key, shown_by in verdict.healed.items():
             if key in self.kept and key not in verdict.findings:
                 self.kept[key].heal(step, shown_by)
-        self.judged = self.judged or not verdict.unjudged
+        self.judged = (self.judged and not verdict.lapsed) or not verdict.unjudged
         self.reason = verdict.unjudged
         self.confirming = verdict.confirming and self.confirmations < _MOST_CONFIRMATIONS
         self.confirmations += self.confirming

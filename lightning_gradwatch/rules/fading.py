@@ -45,6 +45,8 @@ class Blame(NamedTuple):
     """Share of the signal that such a site passes back; NaN where it wasn't measured."""
     affected: float = 0.0
     """Share of the units of the median site that are dead, or saturated."""
+    sentence: str = ""
+    """What is said of it, where that takes the record."""
 
 
 class Diagnosis(NamedTuple):
@@ -74,7 +76,8 @@ def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float, *,
     if alone:
         blocking = tuple(site for site in _sites(info, others) if site in blocking)
     if blocking:
-        return Diagnosis((Blame("blocked", blocking, 0.0),), gain, None, from_the_first)
+        blame = Blame("blocked", blocking, 0.0, sentence=blocking_cause(blocking, record, info))
+        return Diagnosis((blame,), gain, None, from_the_first)
     found = attribute(record, info, columns)
     blamed = _judge(record, info, columns, others, found) if found else [_guess(record, info, columns)]
     return Diagnosis(tuple(blamed), gain, found, from_the_first)
@@ -178,7 +181,7 @@ def _told(blame: Blame, found: Diagnosis) -> str:
         measured = passes if found.gains else f"a site can pass back no more than {number(steepest)} of the signal"
         return f"The derivative of {spelled}, at {listed([site.name for site in blame.sites], 'site')}, is at most {bound}: {measured}."
     if blame.kind == "blocked":
-        return blocking_cause(blame.sites)
+        return blame.sentence
     if blame.kind == "dead":
         return f"{percent(blame.affected)} of the units of the median {spelled} site are dead (GW201): {passes}."
     if blame.kind == "saturated":

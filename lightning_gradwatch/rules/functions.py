@@ -20,6 +20,8 @@ class Function(NamedTuple):
     """Whether it is bounded on both sides."""
     flat_middle: bool = False
     """Whether the derivative is 0 at 0, so that what is small is passed on in neither direction."""
+    saturates: bool = True
+    """Whether it has a flat outer side on which it is bounded."""
 
     @property
     def linear(self) -> bool:
@@ -45,17 +47,17 @@ class Function(NamedTuple):
 _FUNCTIONS = {
     function.module.lower(): function
     for function in (
-        Function("ReLU", flat_zero=True),
+        Function("ReLU", flat_zero=True, saturates=False),
         Function("ReLU6", flat_zero=True),
-        Function("Threshold", flat_zero=True),
-        Function("Hardswish", 1.5, flat_zero=True),
+        Function("Threshold", flat_zero=True, saturates=False),
+        Function("Hardswish", 1.5, flat_zero=True, saturates=False),
         Function("Hardtanh", flat_zero=True, two_sided=True),
         Function("Hardsigmoid", 1 / 6, flat_zero=True, two_sided=True),
-        Function("Hardshrink", flat_zero=True, flat_middle=True),
-        Function("Softshrink", flat_zero=True, flat_middle=True),
-        Function("LeakyReLU"),
-        Function("PReLU"),
-        Function("RReLU"),
+        Function("Hardshrink", flat_zero=True, flat_middle=True, saturates=False),
+        Function("Softshrink", flat_zero=True, flat_middle=True, saturates=False),
+        Function("LeakyReLU", saturates=False),
+        Function("PReLU", saturates=False),
+        Function("RReLU", saturates=False),
         Function("ELU"),
         Function("CELU"),
         Function("SELU", 1.76),
@@ -67,9 +69,10 @@ _FUNCTIONS = {
         Function("Sigmoid", 0.25, two_sided=True),
         Function("Tanh", two_sided=True),
         Function("Softsign", two_sided=True),
-        Function("Tanhshrink", flat_middle=True),
+        Function("Tanhshrink", flat_middle=True, saturates=False),
         Function("GLU"),
         Function("Softmax"),
+        Function("Softmin"),
         Function("LogSoftmax"),
     )
 }

@@ -60,6 +60,8 @@ class Verdict(NamedTuple):
     """The rule has hit and lacks patience: the next steps would settle it."""
     unjudged: str = ""
     """Why this record couldn't be judged: starts with ``can't judge`` (an input is missing) or ``not yet``."""
+    lapsed: bool = False
+    """What earlier records were judged by is no longer known to hold, so that the rule doesn't count as having judged."""
 
 
 HEALTHY = Verdict()

@@ -10,6 +10,7 @@ import numpy as np
 from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
 from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
 from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
+from lightning_gradwatch.rules.fullness import unread
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.memory import Lasting, count_hits, holds, lasting, streaks
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
@@ -19,6 +20,7 @@ from lightning_gradwatch.rules.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.findings import Remedy
+    from lightning_gradwatch.rules.functions import Function
     from lightning_gradwatch.rules.memory import Mask
 
 _LARGE_FACTOR = 2.0
@@ -63,24 +65,31 @@ class SaturatedUnits(Rule):
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the saturated fraction of each hidden site whose window is full."""
         note_update(state, record, info)
+        missing = unread(record, info, state, patience=self.patience, asks=_can_saturate)
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
-            return Verdict(unjudged=why_no_fraction(record, info, "saturated"))
+            return Verdict(
+                unjudged=missing.reason if missing.lapsed else why_no_fraction(record, info, "saturated"),
+                lapsed=missing.lapsed,
+            )
         hit = fractions >= self.fraction
         note_first(state, hit)
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         held = streaks(state, "streaks", info, "sites")
         count_hits(held, hit, fractions < self.fraction, record.step)
+        quiet = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         if has_gone(state, "saturated", holds=holds(held), patience=self.patience):
             most = percent(float(np.fmax.reduce(fractions)))
-            return Verdict(healed={"saturated": f"no more than {most} of the units of a hidden site are saturated"})
+            gone = f"no more than {most} of the units of a hidden site are saturated"
+            return quiet._replace(healed={"saturated": gone})
         due = lasting(held, self.patience)
         if due is not None:
             state["reported"] = True
-            return Verdict({"saturated": self._sighting(record, info, fractions, due, drift(state))})
+            sighting = self._sighting(record, info, fractions, due, drift(state))
+            return quiet._replace(findings={"saturated": sighting})
         if state.get("reported", False) or not np.count_nonzero(hit):
-            return HEALTHY
+            return quiet
         return Verdict(
             confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
         )
@@ -105,6 +114,10 @@ class SaturatedUnits(Rule):
             )
 
         return Sighting(Severity.WARNING, due.names, due.since, int(record.step), value, self.fraction, write)
+
+
+def _can_saturate(function: Function) -> bool:
+    return function.saturates
 
 
 class _Reason(NamedTuple):

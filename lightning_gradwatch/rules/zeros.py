@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.readings import hidden_sites, site_values
-from lightning_gradwatch.rules.wording import listed, number
+from lightning_gradwatch.rules.wording import listed, number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
@@ -26,13 +27,36 @@ def blocking_sites(record: StepRecord, info: RunInfo) -> tuple[SiteInfo, ...]:
     )
 
 
-def blocking_cause(sites: tuple[SiteInfo, ...]) -> str:
-    """Say that layers are dead."""
+def blocking_cause(sites: tuple[SiteInfo, ...], record: StepRecord, info: RunInfo) -> str:
+    """Say that layers are dead, as far as the windows of their units say so too: GW201 is told by those."""
+    dead = dict(zip(info.site_names, site_values(record, info, "dead_fraction").tolist(), strict=True))
+    whole = [site for site in sites if dead[site.name] == 1]
+    open_ = [site for site in sites if math.isnan(dead[site.name])]
+    lately = [site for site in sites if dead[site.name] < 1]
+    told = []
+    if whole:
+        told.append(f"Dead layer: each unit of {_where(whole)} is inactive in every observation{_BLOCKED} (GW201).")
+    if open_:
+        told.append(
+            f"Dead layer: each unit of {_where(open_)} is inactive in every observation of this step{_BLOCKED}. Whether "
+            "they stay so GW201 says once their window is full."
+        )
+    if lately:
+        share = percent(max(dead[site.name] for site in lately))
+        told.append(
+            f"Silent layer: each unit of {_where(lately)} is inactive in every observation of this step{_BLOCKED}. Over "
+            f"the window of the last steps, no more than {share} of them are dead (GW201): the others are seldom active, or "
+            "were last active some steps ago."
+        )
+    return " ".join(told)
+
+
+_BLOCKED = ", so its derivative is exactly 0 and nothing passes back through it"
+
+
+def _where(sites: list[SiteInfo]) -> str:
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
-    return (
-        f"Dead layer: each unit of {functions} at {listed([site.name for site in sites], 'site')} is inactive in every "
-        "observation, so its derivative is exactly 0 and nothing passes back through it (GW201)."
-    )
+    return f"{functions} at {listed([site.name for site in sites], 'site')}"
 
 
 class Underflow(NamedTuple):

@@ -75,6 +75,17 @@ class Classifier(pl.LightningModule):
         return self.make_optimizer(self.parameters())
 
 
+class CountsPatches(pl.Callback):
+    """Notes the batches that ran under the monitor, by what it puts on the strategy."""
+
+    def __init__(self):
+        self.watched = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if "training_step" in vars(trainer.strategy):
+            self.watched.append(trainer.fit_loop.total_batch_idx)
+
+
 def relu_net(width=8):
     return nn.Sequential(
         nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, CLASSES)

@@ -93,6 +93,15 @@ def fit_counting_collectives(rank, **settings):
             setattr(dist, name, original)
 
 
+class Dies(Classifier):
+    """Most units of a layer are killed before a step, on one rank as on the other."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.global_step == 60:
+            with torch.no_grad():
+                self.net[0].bias[:7].fill_(-100.0)
+
+
 def fit_watched_on_rank_0(rank, *, patience, **settings):
     """Train with a callback on rank 0 only, which waits so long for the others."""
     original, exchange._TIMEOUT = exchange._TIMEOUT, timedelta(seconds=patience)
@@ -119,8 +128,8 @@ def fit_with_scaler(rank, **settings):
     return ranked.fit(rank, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)], **settings)
 
 
-def fit_with_lag(rank, *, lag, **settings):
-    """Train with exchanges as late as on a device."""
+def fit_with_lag(rank, *, lag, counted=False, **settings):
+    """Train with exchanges as late as on a device; `counted`: and say in which batch there were some."""
     original = ranks_module.Ranks.__init__
 
     def lagging(self, *args, **kwargs):
@@ -128,7 +137,7 @@ def fit_with_lag(rank, *, lag, **settings):
 
     ranks_module.Ranks.__init__ = lagging
     try:
-        return ranked.fit(rank, **settings)
+        return (fit_counting_collectives if counted else ranked.fit)(rank, **settings)
     finally:
         ranks_module.Ranks.__init__ = original
 

@@ -191,6 +191,30 @@ def test_one_collective_a_measured_step_and_none_between(processes):
     assert filling
 
 
+@pytest.mark.parametrize("lag", [0, 2])
+def test_units_that_die_are_looked_at_in_the_same_further_steps_on_all_ranks(lag, processes):
+    """Each rank sees 8 rows a batch: it's the windows over all of them that ask, also where they are exchanged later."""
+    answers = processes(
+        rank_situations.fit_with_lag,
+        lag=lag,
+        kind=rank_situations.Dies,
+        net="relu",
+        size=8,
+        count=240,
+        steps=115,
+        counted=True,
+        watch={"every_n_steps": 20, "ignore": ["GW1", "GW3", "GW4"]},
+    )
+    agree(answers)
+    assert answers[0]["collectives"] == answers[1]["collectives"]
+    found = {record["step"]: record["metrics"]["dead_fraction"][0] for record in answers[0]["records"]}
+    assert found[59] < 0.2
+    assert np.isnan(found[79])
+    assert found[99] == 7 / 8
+    exchanged = {batch for batch, _ in answers[0]["collectives"]}
+    assert len([batch for batch in range(82, 99) if batch in exchanged]) > 10
+
+
 def test_what_is_exchanged_later_is_the_same(processes):
     """On a device, numbers are put together two batches later; the records are those of an exchange at once."""
     later, once = (

@@ -206,7 +206,7 @@ def test_a_state_of_other_rules_and_of_another_net_is_taken_in_as_far_as_it_goes
     assert len(watch.records) == STEPS
     assert not [finding for finding in watch.findings if finding.code.startswith("GW1")]
     # net.1 was a sigmoid of as many units: nothing of it counts for the ReLU that is there now.
-    assert watch.records[0].window_fill[0] == pytest.approx(16 / 1024)
+    assert watch.records[0].window_fill[0] == pytest.approx(16 / 256)
 
 
 @pytest.mark.filterwarnings("error::lightning_gradwatch.GradWatchWarning")

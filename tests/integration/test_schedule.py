@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pytorch_lightning as pl
 import torch
-from integration.nets import Classifier, Gan, batches, relu_net, seed, trainer, vanishing_net
+from integration.nets import Classifier, CountsPatches, Gan, batches, relu_net, seed, trainer, vanishing_net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -15,17 +15,6 @@ from lightning_gradwatch.schedule import Schedule
 
 def steps(watch):
     return [record.step for record in watch.records]
-
-
-class CountsPatches(pl.Callback):
-    """Notes the batches that ran under the monitor, by what it puts on the strategy."""
-
-    def __init__(self):
-        self.watched = []
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if "training_step" in vars(trainer.strategy):
-            self.watched.append(trainer.fit_loop.total_batch_idx)
 
 
 def test_measured_are_powers_of_two_and_then_every_n_th(tmp_path):
@@ -79,21 +68,21 @@ def test_records_stand_at_the_steps_at_which_the_loss_is_logged(make, settings, 
 
 
 def test_windows_fill_before_the_first_steps_that_are_due(tmp_path):
-    """64 batches of 8 would be a half; a full window of 1,024 takes 128 batches: watched are the first 64 in between."""
+    """A full window of 256 takes 128 batches of 2: watched are the first 64 in between."""
     counts = CountsPatches()
     watch = GradWatch(every_n_steps=1000)
-    trainer(tmp_path, watch, counts, max_steps=100).fit(Classifier(), batches())
+    trainer(tmp_path, watch, counts, max_steps=100).fit(Classifier(), batches(8, 2))
     due = [0, 1, 2, 4, 8, 16, 32, 64]
     assert steps(watch) == due
     others = [step for step in range(100) if step not in due][:64]
     assert counts.watched == sorted(due + others)
-    assert watch.records[-1].window_fill.tolist() == [8 * 65 / 1024] * 2
+    assert watch.records[-1].window_fill.tolist() == [2 * 65 / 256] * 2
 
 
 def test_watching_ends_with_the_last_full_window(tmp_path):
     counts = CountsPatches()
     watch = GradWatch(every_n_steps=1000)
-    trainer(tmp_path, watch, counts, max_steps=40).fit(Classifier(), batches(4, 128))
+    trainer(tmp_path, watch, counts, max_steps=40).fit(Classifier(), batches(4, 32))
     assert counts.watched == [0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 32]
     assert watch.records[-1].window_fill.tolist() == [1.0, 1.0]
 
@@ -117,6 +106,59 @@ def test_extra_steps_are_bounded():
     schedule = Schedule(100)
     confirmed = [step for step in range(100, 300) if schedule.due(step, confirming=True)]
     assert confirmed == [*range(100, 116), 199, *range(200, 216), 299]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [(0, []), (1, []), (2, [74]), (3, [65, 82]), (7, [56, 63, 70, 77, 84, 91]), (64, list(range(50, 99)))],
+)
+def test_steps_that_windows_want_are_spread_up_to_the_next_one_that_is_due(wanted, expected):
+    """The one that is due is the last of them."""
+    schedule = Schedule(50)
+    assert schedule.due(49, confirming=False)
+    seen = []
+    for step in range(50, 99):
+        if schedule.looks(step, wanted - len(seen)):
+            seen.append(step)
+    assert seen == expected
+
+
+def looked(schedule, steps, wanted):
+    """The steps that are watched where windows always want so many more."""
+    return [step for step in steps if not schedule.due(step, confirming=False) and schedule.looks(step, wanted)]
+
+
+def test_steps_that_windows_want_are_at_most_192_and_later_one_of_200():
+    schedule = Schedule(50)
+    spent = looked(schedule, range(400_000), 64)
+    assert 1990 < len(spent) <= 2000
+    assert spent[191] < 300
+    assert all(number <= max(192, step // 200) for number, step in enumerate(spent, start=1))
+    first = 64  # until the windows are full for the first time
+    assert first + len([step for step in spent if step < 25_600]) <= 0.01 * 25_600
+    resumed = Schedule(50)
+    resumed.load_state_dict(schedule.state_dict())
+    assert looked(resumed, range(400_000, 400_200), 64) == looked(schedule, range(400_000, 400_200), 64) != []
+
+
+def test_a_state_of_a_release_that_wanted_no_further_steps_is_read():
+    schedule = Schedule(50)
+    schedule.load_state_dict({"confirmed": 3, "watched": 64})
+    assert schedule.state_dict() == {"confirmed": 3, "watched": 64, "looked": 0, "last": 0}
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 7, 15, 31, 64])
+def test_no_step_that_is_due_or_watched_goes_by_without_a_look(wanted):
+    schedule = Schedule(50)
+    step = 0
+    seen = []
+    while step < 600:
+        if schedule.due(step, confirming=False) or schedule.looks(step, wanted):
+            seen.append(step)
+        step = schedule.next_look(step, wanted)
+    asked = Schedule(50)
+    each = [step for step in range(600) if asked.due(step, confirming=False) or asked.looks(step, wanted)]
+    assert seen == each
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 7, 50, 64, 100])

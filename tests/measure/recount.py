@@ -25,6 +25,7 @@ CASES = {
         lambda z: (z <= -0.1) | (z >= 0.7),
         lambda z: (z <= -0.1) | (z >= 0.7),
     ),
+    "capped": (lambda z: identify(F.hardtanh, (z, 0.0, 4.0), {}), lambda z: (z <= 0) | (z >= 4), lambda z: z >= 4),
     "one point": (lambda z: identify(F.hardtanh, (z, 0.5, 0.5), {}), lambda z: z == z, lambda z: z == z),  # noqa: PLR0124 - true but for NaN
     "sigmoid": (lambda z: identify(torch.sigmoid, (z,), {}), None, lambda z: abs(z) > 4),
     "gelu": (lambda z: identify(F.gelu, (z,), {}), None, lambda z: z < -2.0507762548328534),

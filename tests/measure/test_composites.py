@@ -61,6 +61,11 @@ WRITTEN = {
     "hard swish, constant inside": (lambda x: x * (F.relu6(x + 3) * (1 / 6)), "hardswish", F.hardswish),
     "hard swish of hardtanh": (lambda x: x * F.hardtanh(x + 3, 0.0, 6.0) / 6.0, "hardswish", F.hardswish),
     "hard swish in place": (lambda x: x.mul_(F.relu6(x + 3.0).div_(6.0)), "hardswish", F.hardswish),
+    "hard sigmoid": (lambda x: F.relu6(x + 3) / 6, "hardsigmoid", F.hardsigmoid),
+    "hard sigmoid, constant first": (lambda x: (1 / 6) * F.relu6(3 + x), "hardsigmoid", F.hardsigmoid),
+    "hard sigmoid of hardtanh": (lambda x: F.hardtanh(x + 3, 0.0, 6.0).mul(1 / 6), "hardsigmoid", F.hardsigmoid),
+    "hard sigmoid of clamp in place": (lambda x: x.add_(3.0).clamp_(0.0, 6.0).div_(6.0), "hardsigmoid", F.hardsigmoid),
+    "hard swish of a hard sigmoid": (lambda x: x * (F.relu6(x + 3) / 6), "hardswish", F.hardswish),
     "x * hardsigmoid(x)": (lambda x: x * F.hardsigmoid(x), "hardswish", F.hardswish),
     "erf_ of a copy": (lambda x: x * (0.5 * (1 + (x / math.sqrt(2)).erf_())), "gelu", F.gelu),
     "tanh_ of a copy": (lambda x: x * F.softplus(x).tanh_(), "mish", F.mish),
@@ -115,7 +120,7 @@ def test_a_function_written_out_is_one_site_counted_as_torchs_own(name, steps):
     for metric in ("dead_fraction", "saturated_fraction", "inactive_share"):
         assert np.array_equal(probe.record.metrics[metric], other.record.metrics[metric], equal_nan=True), metric
     assert 0.1 < probe.record.metrics["inactive_share"][0] < 0.9
-    assert probe.record.metrics["saturated_fraction"][0] > 0 or function == "hardswish"
+    assert probe.record.metrics["saturated_fraction"][0] > 0 or function in ("hardswish", "hardsigmoid")
     assert probe.record.metrics["signal_norm"][0] == pytest.approx(own_delta, rel=1e-6)
     if not math.isnan(delta):
         assert delta == pytest.approx(own_delta, rel=1e-7)  # as exact as the constants of torch's own
@@ -134,7 +139,7 @@ def test_no_observation_is_counted_twice(name):
             with probe:
                 model(torch.randn(50, 6)).sum().backward()
                 optimizer.step()
-        assert probe.record.window_fill.tolist() == [steps * len(z) / 1024]
+        assert probe.record.window_fill.tolist() == [steps * len(z) / 256]
 
 
 def test_a_shared_module_written_by_hand_is_a_site_a_place(measure):

@@ -124,6 +124,8 @@ def written_out(name, inner):
         ("gelu", "erf"): (lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2, lambda x: x / math.sqrt(2)),
         ("mish", "tanh"): (lambda x: x * torch.tanh(F.softplus(x)), F.softplus),
         ("hardswish", "relu6"): (lambda x: x * F.relu6(x + 3) / 6, lambda x: x + 3),
+        ("hardsigmoid", "relu6"): (lambda x: F.relu6(x + 3) / 6, lambda x: x + 3),
+        ("hardswish", "hardtanh"): (lambda x: x * F.hardtanh(x + 1.7013, 0.0, 4.0) / 4, lambda x: x + 1.7013),
         ("hardswish", "hardsigmoid"): (lambda x: x * F.hardsigmoid(x), lambda x: x),
     }[name, inner]
 

@@ -152,7 +152,7 @@ def test_functions_written_by_hand(written, steps):
     }
 
 
-@pytest.mark.parametrize("row", [row for row in ACTIVATIONS if "softmax" not in row.name], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ACTIVATIONS if "softm" not in row.name], ids=lambda row: row.name)
 def test_every_function(row):
     function = nn.PReLU(8) if row.name == "prelu" else getattr(F, row.name)
     extra = {"threshold": (0.1, 2.0)}.get(row.name, ())

@@ -74,7 +74,13 @@ def test_activations_out_of_sight_are_not_the_weights_gain():
 @pytest.mark.parametrize("row", ACTIVATIONS, ids=lambda row: row.name)
 def test_the_node_of_every_function_is_known_as_such(row):
     z = torch.randn(4, 8, requires_grad=True) * 1.0
-    extra = {"threshold": (0.1, 2.0), "softmax": (-1,), "log_softmax": (-1,), "prelu": (torch.ones(1),)}
+    extra = {
+        "threshold": (0.1, 2.0),
+        "softmax": (-1,),
+        "softmin": (-1,),
+        "log_softmax": (-1,),
+        "prelu": (torch.ones(1),),
+    }
     node = getattr(F, row.name)(z, *extra.get(row.name, ())).grad_fn
     # Softsign is made of arithmetic; tanhshrink subtracts a tanh.
     kinds = {type(each) for each in (node, *(edge for edge, _ in node.next_functions))}

@@ -62,6 +62,7 @@ SPELLINGS = [
     ("threshold", [nn.Threshold(0.1, 2.0), lambda z: F.threshold(z, 0.1, 2.0), lambda z: torch.threshold(z, 0.1, value=2)]),
     ("glu", [nn.GLU(), F.glu, NN.glu, lambda z: F.glu(z, 0), lambda z: F.glu(z, dim=-2)]),
     ("softmax", [nn.Softmax(-1), *(lambda z, f=f: f(z, 1) for f in (F.softmax, torch.softmax, T.softmax, torch.special.softmax))]),
+    ("softmin", [nn.Softmin(-1), lambda z: F.softmin(z, 1)]),
     ("log_softmax", [nn.LogSoftmax(1), *(lambda z, f=f: f(z, 1) for f in (F.log_softmax, torch.log_softmax, T.log_softmax, torch.special.log_softmax))]),
 ]  # fmt: skip
 IN_PLACE = [

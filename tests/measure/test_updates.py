@@ -78,7 +78,7 @@ def test_an_optimizer_that_calls_a_closure_is_measured_over_its_whole_step(resul
     # Gradients, activations and the loss are those where the step began: of the closure's first call.
     assert result.record.global_grad_norm == pytest.approx(calls[0], rel=1e-5)
     assert list(result.sites) == ["1"]
-    assert result.record.window_fill[0] == 9 / 1024
+    assert result.record.window_fill[0] == 9 / 256
     assert result.record.loss > 0
 
 

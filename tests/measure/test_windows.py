@@ -120,7 +120,7 @@ def test_tiny_steps_may_share_a_chunk_but_the_window_holds_enough_and_hardly_mor
             dead = dead_fraction(window) == 1.0
             assert dead <= all(seen[-40:])  # never dead when one of the last 40 was alive
             assert dead >= all(seen[-40 - 36 :])  # and dead at the latest when the chunks before it are gone
-    assert len(window._chunks) <= 1 + 40 // 16 + 1
+    assert len(window.chunks) <= 1 + 40 // 16 + 1 + 16  # the newest ones stay apart
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,25 @@ def test_it_is_full_with_1024_observations_of_32_batch_elements(steps, full):
     assert (window.fill == 1.0) is full
     assert math.isnan(dead_fraction(window)) is not full
     assert math.isnan(saturated_fraction(window))  # not applicable, full or not
+
+
+@pytest.mark.parametrize(
+    ("steps", "fill"),
+    [([(255, 32)], 255 / 256), ([(256, 31)], 31 / 32), ([(256, 32)], 1.0), ([(2048, 16)], 0.5), ([(2048, 32)], 1.0)],
+)
+def test_full_is_from_256_observations_on_though_1024_are_wanted(steps, fill):
+    window = Window(1024, 32, 256)
+    for step in steps:
+        window.add(all_inactive(*step))
+    assert (window.full, window.fill) == (fill == 1.0, fill)
+    assert math.isnan(dead_fraction(window)) is (fill < 1)
+
+
+def test_a_full_window_goes_on_growing_to_what_is_wanted():
+    window = Window(1024, 32, 256)
+    for _ in range(20):
+        window.add(all_inactive(64, 64))
+    assert window.total.observations == 1024
 
 
 def test_it_is_empty_at_first():

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lightning_gradwatch.findings import DeadUnitsWarning, SaturatedUnitsWarning, Severity
+from lightning_gradwatch.measure.functions import ACTIVATIONS
 from lightning_gradwatch.rules import DeadUnits, SaturatedUnits
+from lightning_gradwatch.rules.functions import look_up
 
 
 def dead(runs, fractions, *, losses=None, **given):
@@ -142,6 +144,80 @@ def test_a_window_that_isnt_full_is_not_yet_judged(runs):
     info = runs.stack(function="relu")
     fed = runs.feed(DeadUnits(), [runs.measure(info, 0, dead_fraction=np.nan, fill=0.25)], info)
     assert fed.evaluator.unjudged == {"GW201": "not yet: the fullest window of a hidden site is 25 % full"}
+
+
+RULES = {
+    DeadUnits(): ("relu", "dead_fraction"),
+    SaturatedUnits(): ("tanh", "saturated_fraction"),
+}
+
+
+def with_fills(runs, rule, fills, *, functions=None, start=10):
+    """Feed records of a net of three sites in which nothing is wrong, by how full their windows are."""
+    function, metric = RULES[rule]
+    info = runs.stack(depth=3, function=function)
+    sites = tuple(
+        dataclasses.replace(site, function=other)
+        for site, other in zip(info.sites, functions or [function] * 3, strict=True)
+    )
+    info = dataclasses.replace(info, sites=sites)
+    records = []
+    for step, fill in enumerate(fills, start=start):
+        row = np.array(fill, dtype=np.float64)
+        record = runs.measure(info, step, **{metric: np.where(row < 1, np.nan, 0.0)})
+        records.append(dataclasses.replace(record, window_fill=row))
+    return runs.feed(rule, records, info).evaluator.unjudged.get(rule.code, "")
+
+
+@pytest.mark.parametrize("row", ACTIVATIONS, ids=lambda row: row.name)
+def test_what_the_rules_know_of_a_function_is_what_is_measured_of_it(row):
+    zones = row.judge(*((0.0, 0.0) if row.name == "threshold" else ()))
+    known = look_up(row.name)
+    assert known.flat_zero is bool(zones.inactive)
+    assert known.saturates is (zones.saturated is not None) or not zones.fractions
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+class TestWindowsThatArentFull:
+    def test_a_rule_has_judged_once_each_window_was_full(self, runs, rule):
+        unread = "not yet: the window of net.5 is 28 % full (1 of 3 hidden sites)"
+        assert with_fills(runs, rule, [[1, 1, 0.28]]) == unread
+        assert with_fills(runs, rule, [[1, 1, 0.1]] * 9 + [[1, 1, 0.28]]) == unread
+        assert with_fills(runs, rule, [[1, 1, 0.28], [1, 1, 1]]) == ""
+        assert with_fills(runs, rule, [[1, 0.5, 0.28], [1, 1, 0.9]]) == "not yet: the window of net.5 is 90 % full (1 of 3 hidden sites)"  # fmt: skip
+        assert with_fills(runs, rule, [[1, 0.5, 0.28]]) == "not yet: the window of net.3, net.5 is 28 % full (2 of 3 hidden sites)"  # fmt: skip
+
+    def test_they_needn_t_be_full_at_the_same_time(self, runs, rule):
+        assert with_fills(runs, rule, [[1, 1, 0.28], [1, 0.5, 1]]) == ""
+
+    def test_a_window_in_doubt_for_long_is_judged_no_more(self, runs, rule):
+        """For up to three records in a row, what was read before still stands."""
+        doubt = [[1, 0.4, 1]]
+        assert with_fills(runs, rule, [[1, 1, 1], *doubt * 2]) == ""
+        lapsed = "can't judge: units of net.3 fell silent, and what was seen since fills 40 % of a window (1 of 3 hidden sites)"
+        assert with_fills(runs, rule, [[1, 1, 1], *doubt * 3]) == lapsed
+        assert with_fills(runs, rule, [[1, 1, 1], *doubt * 9]) == lapsed
+        assert with_fills(runs, rule, [[1, 1, 1], *doubt * 9, [1, 1, 1]]) == ""
+        assert with_fills(runs, rule, [[1, 1, 1], *doubt * 2, [1, 1, 1], *doubt * 2]) == ""
+        assert with_fills(runs, rule, [[1, 1, 1], *[[0.4, 0.4, 0.4]] * 3]).startswith("can't judge: units of net.1, net.3, net.5 fell silent")  # fmt: skip
+
+    def test_functions_that_the_rule_has_no_say_about_don_t_count(self, runs, rule):
+        other = {"relu": "gelu", "tanh": "relu"}[RULES[rule][0]]
+        own = RULES[rule][0]
+        assert with_fills(runs, rule, [[1, 1, 0.28]], functions=[own, own, other]) == ""
+        assert "net.5" in with_fills(runs, rule, [[1, 1, 0.28]], functions=[other, own, own])
+
+    def test_a_finding_elsewhere_stands(self, runs, rule):
+        function, metric = RULES[rule]
+        info = runs.stack(depth=3, function=function)
+        fill = np.array([1, 1, 0.28])
+        records = [
+            dataclasses.replace(runs.measure(info, step, **{metric: [1.0, 0.0, np.nan]}), window_fill=fill)
+            for step in range(10, 14)
+        ]
+        fed = runs.feed(rule, records, info)
+        assert fed.only.layers == ("net.1",)
+        assert "the window of net.5 is 28 % full" in fed.evaluator.unjudged[rule.code]
 
 
 @pytest.mark.parametrize(("rule", "metric"), [(DeadUnits(), "dead_fraction"), (SaturatedUnits(), "saturated_fraction")])

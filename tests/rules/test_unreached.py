@@ -370,6 +370,27 @@ class TestCause:
         assert finding.cause.startswith("Dead layer: each unit of ReLU at net.3 ")
         assert finding.remedy.actions[0].targets == ("net.3",)
 
+    @pytest.mark.parametrize("dead", [np.nan, 0.06])
+    def test_of_a_layer_that_is_silent_now_nothing_is_said_that_its_window_does_not(self, runs, dead):
+        """Not full, or 6 % dead by it (GW201): a few samples may leave all units inactive."""
+        share = {"inactive_share": [1.0, 0.5, 0.5, 0.5, 0.5, 0.5], "dead_fraction": [dead, 0.0, 0.0, 0.0, 0.0, 0.0]}
+        assert judged(runs, [{"net.0": ZERO}] * 5, **share).findings == ()
+        share["dead_fraction"][0] = 1.0
+        assert judged(runs, [{"net.0": ZERO}] * 5, **share).only.cause.startswith("Dead layer: each unit of ReLU ")
+
+    def test_of_several_layers_each_is_called_what_its_window_says(self, runs):
+        cause = judged(
+            runs,
+            [{"net.0": ZERO}] * 3,
+            dead_fraction=[1.0, np.nan, 0.25, 0.0, 0.0, 0.0],
+            inactive_share=[1.0, 1.0, 1.0, 0.5, 0.5, 0.5],
+        ).only.cause
+        dead, open_, silent = cause.index("at net.1 "), cause.index("at net.3 "), cause.index("at net.5 ")
+        assert (
+            dead < cause.index("in every observation, so") < open_ < cause.index("once their window is full") < silent
+        )
+        assert "no more than 25 %" in cause
+
     def test_underflow(self, runs):
         info = runs.stack()
         signal = [0.0, 0.0, 1e-43, 1e-30, 1e-15, 1.0]

@@ -1,0 +1,107 @@
+"""Which tensors of a pass came from comparing another with a number, and which are zeros: without reading any."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.measure.functions import Comparison, Region
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_COMPARISONS: Mapping[str, Comparison] = {
+    "gt": ">",
+    "ge": ">=",
+    "lt": "<",
+    "le": "<=",
+    "greater": ">",
+    "greater_equal": ">=",
+    "less": "<",
+    "less_equal": "<=",
+}
+_CASTS = frozenset(("float", "half", "bfloat16", "double", "to", "type", "type_as", "clone", "contiguous", "detach"))
+"""What a mask remains itself through."""
+_HOST = frozenset((torch.float16, torch.float32, torch.float64, torch.int32, torch.int64))
+
+
+class _Mask(NamedTuple):
+    """What a comparison of a tensor with a number has made."""
+
+    ref: weakref.ref[Tensor]
+    of: weakref.ref[Tensor]
+    """The tensor that was compared."""
+    version: int
+    """Which state of it: one that is changed in place afterwards is another."""
+    where: Region
+
+
+class Comparisons:
+    """The masks and the zeros of one pass."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, _Mask] = {}
+        self._zeros: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether there is any mask."""
+        return bool(self._masks)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._masks.clear()
+        self._zeros.clear()
+
+    def compared(self, func: Callable[..., Any], z: Tensor, bound: float, result: object) -> None:
+        """Note a comparison of a tensor with a number."""
+        comparison = _COMPARISONS[func.__name__]
+        if isinstance(result, Tensor) and z.requires_grad:
+            where = Region(comparison, bound)
+            self._masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, where)  # noqa: SLF001 - it has no public name
+
+    def cast(self, func: Callable[..., Any], source: object, result: object) -> None:
+        """Note that a mask has become another tensor of the same entries."""
+        mask = self._masks.get(id(source))
+        if mask is not None and mask.ref() is source and isinstance(result, Tensor) and func.__name__ in _CASTS:
+            self._masks[id(result)] = mask._replace(ref=weakref.ref(result))
+
+    def made_zeros(self, result: object) -> None:
+        """Note a tensor that was made of zeros."""
+        if isinstance(result, Tensor) and not result.requires_grad and not result.is_inference():
+            self._zeros[id(result)] = weakref.ref(result), result._version  # noqa: SLF001 - as above
+
+    def of(self, mask: object, z: object) -> Region | None:
+        """Return where a mask is True, if it was made by comparing this very tensor; None otherwise."""
+        found = self._masks.get(id(mask))
+        if found is None or found.ref() is not mask or found.of() is not z:
+            return None
+        return found.where if isinstance(z, Tensor) and found.version == z._version else None  # noqa: SLF001 - as above
+
+    def number(self, value: object) -> float | None:
+        """Return what a number, or a tensor that is everywhere the same, holds; None where that isn't known."""
+        if isinstance(value, Tensor):
+            known = self._zeros.get(id(value))
+            if known is not None and known[0]() is value and known[1] == value._version:  # noqa: SLF001 - as above
+                return 0.0
+        return plain_number(value)
+
+
+def plain_number(value: object) -> float | None:
+    """Return a number, also that of a tensor without axes on the host; None for anything else."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if type(value) is Tensor and not value.dim() and value.device.type == "cpu" and not value.requires_grad:
+        # Not `item`, which a dispatch mode of the user's would see.
+        return float(value.numpy()) if value.dtype in _HOST else None
+    return None
+
+
+def bound_of(args: Sequence[Any]) -> tuple[Tensor, float] | None:
+    """Return the tensor and the number that a comparison is given; None for anything else."""
+    if len(args) != 2 or not isinstance(args[0], Tensor):
+        return None
+    number = plain_number(args[1])
+    return None if number is None else (args[0], number)

@@ -1,0 +1,279 @@
+"""Whether units have fallen silent: how much the newest observations speak for it, given how active each unit was before.
+
+A window is right about a net that stays as it is. When units die, what it holds of the time before hides it, at small
+batches for thousands of steps. So two explanations of the newest steps are held against each other: nothing has changed,
+or some of the units have died. How much more likely the second makes what was seen is the evidence, as a logarithm.
+A unit that was active in many observations and isn't in any of the newest ones speaks for it, one that is seen to be
+active against it.
+
+The units are taken to be independent of each other. Where they aren't, chance alone reaches a given evidence more often:
+so it has to exceed what the steps before would have been, and where it still leads to steps watched in vain, the bar is
+raised. Positions of one batch element (pixels, tokens) are taken to be one observation: they are alike, and how much so
+isn't known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lightning_gradwatch.saved import StateError, count_of, instance_of, mapping_of, numbers_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.measure.windows import Chunk, UnitCounts, Window
+    from lightning_gradwatch.record import FloatVector
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+SATURATED_PERCENT = 95
+"""A unit is saturated when at least this share of the window's observations is; in integers, so that it is exact."""
+RECENT = 16
+"""So many of a window's newest steps stay apart, as units may have died in front of each."""
+_COMPARED = 32
+"""As many steps before are compared with the newest."""
+_FEW = 1 / 8
+"""Share of a site's units that isn't worth a further step: what a window says is off by so much at most."""
+_SHARE = 1 / 3
+"""Share of the units that have died, by the second explanation; it is made for a half, and a tenth still shows."""
+_DIED, _LIVES = math.log(_SHARE), math.log1p(-_SHARE)
+_ONE_IN = 3.0
+"""If nothing has changed, the evidence reaches the bar in one look of so many at most, over all sites together; far fewer
+where units are many."""
+
+
+def bar(sites: int) -> float:
+    """Return the evidence from which on units of a site are suspected to have died, where so many are looked at."""
+    return math.log(_ONE_IN * max(sites, 1))
+
+
+def evidence(
+    active: npt.NDArray[np.int64],
+    silent: Mask,
+    observations: npt.NDArray[np.int64],
+    before: npt.NDArray[np.int64],
+    since: npt.NDArray[np.int64],
+) -> FloatVector:
+    """Return for each site how much its newest steps speak for units that have died, as a logarithm of a likelihood ratio.
+
+    Args:
+        active: Observations in which each unit was active, shape [S, U].
+        silent: Which units were active before and in none of the newest observations, shape [S, U].
+        observations: All of a site but the newest, shape [S, 1].
+        before: Batch elements of those, shape [S, 1].
+        since: Batch elements of the newest, shape [S, 1].
+
+    That a unit which was active in k of n batch elements isn't in the next m is as likely as (1 + m / n) ** -(k + 1/2),
+    if activity comes at a constant rate that the n alone tell of: a few observations before prove little.
+
+    >>> alive = np.array([[512, 512, 512, 512]])
+    >>> first_two = np.array([[True, True, False, False]])
+    >>> evidence(alive, first_two, *np.array([[[1024]], [[1024]], [[16]]])).round(1)
+    array([12.9])
+    """
+    rate = active / observations * before
+    unlikely = (rate + 0.5) * np.log1p(since / before)
+    gained = np.logaddexp(_LIVES, _DIED + unlikely)
+    lost = np.count_nonzero(active > 0, axis=1) - np.count_nonzero(silent, axis=1)
+    total: FloatVector = (gained * silent).sum(axis=1) + _LIVES * lost
+    return total
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """That units have died in front of the newest chunks of a window, which then are all that it should hold."""
+
+    chunks: int
+    """How many those are."""
+    silent: Mask
+    """The units that were active before, and in none of them; shape [U]."""
+    observations: int
+    batch_elements: int
+    evidence: float = 0.0
+    """The most there was, above what it takes."""
+    hidden: bool = True
+    """Whether it is about a hidden site, for which it is worth to watch further steps: else it is settled at once or dropped."""
+    looks: int = 0
+    """Steps that were watched because of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {**{each: getattr(self, each) for each in self.__slots__}, "silent": torch.from_numpy(self.silent)}
+
+    @classmethod
+    def from_state(cls, state: Any, *, units: int, most: int) -> Suspicion:
+        """Build from what `state_dict` gave.
+
+        Args:
+            state: What that gave.
+            units: Units of the window.
+            most: Chunks of the window.
+
+        Raises:
+            StateError: it isn't what that gives.
+        """
+        what = "the suspicion of a window"
+        mapping_of(state, what, required=cls.__slots__)
+        silent = np.asarray(state["silent"])
+        if silent.shape != (units,) or silent.dtype != bool:
+            raise StateError(f"{what} is about units of shape {list(silent.shape)}, not [{units}]")
+        chunks = count_of(state["chunks"], f"the chunks of {what}", most=most)
+        if not chunks:
+            raise StateError(f"{what} has no chunk")
+        (evidence,) = numbers_of([state["evidence"]], f"the evidence of {what}", most=1)
+        return cls(
+            chunks=chunks,
+            silent=silent.copy(),
+            observations=count_of(state["observations"], f"the observations of {what}"),
+            batch_elements=count_of(state["batch_elements"], f"the batch elements of {what}"),
+            evidence=float(evidence),
+            hidden=instance_of(state["hidden"], f"whether {what} is hidden", bool),
+            looks=count_of(state["looks"], f"the looks of {what}"),
+        )
+
+    @property
+    def matters(self) -> bool:
+        """Whether it is about more than a few of the units."""
+        return bool(np.count_nonzero(self.silent) > _FEW * self.silent.size)
+
+    def date_from(self, chunks: Sequence[Chunk]) -> None:
+        """Take it that units died in front of these chunks, the newest ones: a suspicion of its own."""
+        active = np.add.reduce([chunk.observations - chunk.flat for chunk in chunks])
+        self.chunks, self.silent = len(chunks), active == 0
+        self.observations = sum(chunk.observations for chunk in chunks)
+        self.batch_elements = sum(chunk.batch_elements for chunk in chunks)
+        self.looks = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in the next chunk."""
+        self.chunks += 1
+        self.silent &= chunk.flat == chunk.observations
+        self.observations += chunk.observations
+        self.batch_elements += chunk.batch_elements
+
+
+class Moved(NamedTuple):
+    """A filled window that has just taken in a step."""
+
+    window: Window
+    hidden: bool
+    """Whether it is a hidden site's: only for those further steps are watched."""
+
+
+def examine(moved: Sequence[Moved], height: float) -> None:
+    """See whether units of some windows have died, which have as many units each; `height` is the evidence that it takes."""
+    totals = [window.total for window, _ in moved if window.total is not None]
+    seen = np.array([[total.observations, total.batch_elements] for total in totals])
+    active = active_counts(totals)
+    newest = [window.chunks[-1] for window, _ in moved]
+    flat = _stacked_flat(newest) == np.array([[chunk.observations] for chunk in newest])
+    silent: Mask = flat & (active > 0)
+    fresh = []
+    # Nearly always each unit that was active in the window is so in the newest step, and all is said.
+    for place, anything in enumerate(np.count_nonzero(silent, axis=1).tolist()):
+        if moved[place].window.suspicion is not None:
+            moved[place].window.reconsider(height)
+        elif anything:
+            fresh.append(place)
+    if fresh:
+        _look_back([moved[place] for place in fresh], seen[fresh], active[fresh], height)
+
+
+def _look_back(
+    moved: Sequence[Moved], seen: npt.NDArray[np.int64], active: npt.NDArray[np.int64], height: float
+) -> None:
+    """Look for the latest step in front of which units of a window have died."""
+    bars = np.array([height + window.caution for window, _ in moved])
+    silent = active > 0
+    since = np.zeros_like(seen)
+    left = np.arange(len(moved))
+    for back in range(1, RECENT + 1):
+        more = np.array([len(moved[place].window.chunks) > back for place in left.tolist()], dtype=bool)
+        left = left[more & silent[left].any(axis=1)]
+        if not left.size:
+            return
+        chunks = [moved[place].window.chunks[-back] for place in left.tolist()]
+        counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
+        since[left] += counts
+        silent[left] &= _stacked_flat(chunks) == counts[:, :1]
+        before = np.maximum(seen[left] - since[left], 1)
+        found = evidence(active[left], silent[left], before[:, :1], before[:, 1:], since[left, 1:])
+        settled = []
+        for place, much in zip(left.tolist(), found.tolist(), strict=True):
+            if much < bars[place]:
+                continue
+            window, hidden = moved[place]
+            usual = _usual_evidence(window.chunks[:-back], active[place], seen[place])
+            if much < bars[place] + usual:
+                continue
+            observations, batch_elements = since[place].tolist()
+            suspicion = Suspicion(
+                back, silent[place].copy(), observations, batch_elements, much - height - usual, hidden
+            )
+            if (hidden and suspicion.matters) or window.settles(suspicion):
+                window.suspect(suspicion, height)
+                settled.append(place)
+        if settled:
+            left = left[~np.isin(left, settled)]
+
+
+def died_later(chunks: Sequence[Chunk], height: float) -> int:
+    """Return how many of the chunks, the newest, were seen since further units died; 0 where none seem to have.
+
+    Args:
+        chunks: Those since units were first thought to have died.
+        height: The evidence that it takes.
+    """
+    counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
+    flat = _stacked_flat(chunks)
+    inactive = np.logical_and.accumulate((flat == counts[:, :1])[::-1])[::-1][1:]
+    active = np.cumsum(counts[:, :1] - flat, axis=0)[:-1]
+    before = np.maximum(np.cumsum(counts, axis=0)[:-1], 1)
+    since = np.cumsum(counts[::-1], axis=0)[::-1][1:, 1:]
+    found = evidence(active, inactive & (active > 0), before[:, :1], before[:, 1:], since)
+    place = int(found.argmax()) if len(found) else 0
+    if not len(found) or found[place] < height + math.log(len(found)):
+        return 0
+    return len(chunks) - 1 - place
+
+
+def _usual_evidence(chunks: Sequence[Chunk], active: UnitCounts, seen: UnitCounts) -> float:
+    """Return how much evidence steps before would have been, taken for the newest: the most but one, which came by chance.
+
+    Units that follow each other are silent together: forty that go by one feature of the inputs are no more than one.
+    """
+    chunks = chunks[-_COMPARED:]
+    counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
+    silent = (_stacked_flat(chunks) == counts[:, :1]) & (active > 0)
+    before = np.maximum(seen - counts, 1)
+    found = evidence(np.broadcast_to(active, silent.shape), silent, before[:, :1], before[:, 1:], counts[:, 1:])
+    return max(float(np.sort(found)[-min(2, len(found))]), 0.0)
+
+
+def _stacked_flat(chunks: Sequence[Chunk]) -> UnitCounts:
+    """Return `Chunk.flat` of chunks of one function or its like, shape [S, U]."""
+    inactive: UnitCounts = np.array([chunk.inactive for chunk in chunks])
+    if chunks[0].saturated is None:
+        return inactive
+    flat: UnitCounts = np.maximum(inactive, np.array([chunk.saturated for chunk in chunks]))
+    return flat
+
+
+def active_counts(totals: Sequence[Chunk]) -> UnitCounts:
+    """Return how often each unit was neither inactive nor saturated, shape [S, U].
+
+    It is 0 for a unit that counts as saturated: what a window says already is no news.
+    """
+    observations = np.array([[total.observations] for total in totals])
+    flat = _stacked_flat(totals)
+    active: UnitCounts = observations - flat
+    if totals[0].saturated is not None:
+        never_inactive = np.array([total.inactive for total in totals]) == 0
+        active[never_inactive & (100 * flat >= SATURATED_PERCENT * observations)] = 0
+    return active
