@@ -116,9 +116,10 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str,
         return None
     cure = Prescription(info)
     cure.replace(blocking, "LeakyReLU")
-    cure.initialize()
     if unreached.since > 0:
         cure.slow_down(float("nan"))
+    else:
+        cure.initialize()
     cure.deepen()
     died = (
         f" It had a gradient before step {unreached.since}, so most likely a step that was too large killed it."

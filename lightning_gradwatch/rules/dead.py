@@ -202,7 +202,8 @@ def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
 def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "LeakyReLU")
-    cure.initialize()
+    if not how.thrown:
+        cure.initialize()
     if sites[0] is info.sites[info.hidden_columns[0]] and look_up(sites[0].function).two_sided:
         cure.normalize_inputs()
     if how.thrown:

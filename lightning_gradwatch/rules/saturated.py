@@ -145,10 +145,11 @@ def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):
         cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "ReLU")
-    cure.initialize()
-    if reason.kind == "inputs":
-        cure.normalize_inputs()
     if reason.kind == "rate":
         cure.slow_down(how.update)
+    else:
+        cure.initialize()
+    if reason.kind == "inputs":
+        cure.normalize_inputs()
     cure.deepen()
     return cure.remedy()

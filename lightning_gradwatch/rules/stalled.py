@@ -15,7 +15,7 @@ from lightning_gradwatch.rules.pace import credible, note_start, read_pace, told
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
 from lightning_gradwatch.rules.readings import count_hit, has_gone, of_full_weights, weight_layers
-from lightning_gradwatch.rules.slowness import spelled_rates, why_behind, why_slow
+from lightning_gradwatch.rules.slowness import spelled_rates, weight_size, why_behind, why_slow
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
@@ -110,6 +110,8 @@ class StalledUpdate(Rule):
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         phase = schedule_phase(record, state.setdefault("rates", {}))
         _mark(record, info, state)
+        if "size" not in state:
+            state["size"] = weight_size(record, info, info.weight_mask)
         note_start(record, state.setdefault("pace", {}))
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
@@ -145,7 +147,7 @@ class StalledUpdate(Rule):
         if (due := lasting(held, self.patience, _STALLED)) is not None:
             findings["stalled"] = self._stalled(reading, due, trend)
         if (due := lasting(held, self.patience, _SLOW)) is not None:
-            findings["slow"] = self._slow(reading, due, trend)
+            findings["slow"] = self._slow(reading, due, trend, state["size"])
         healed = {
             key: _HEALED[key]
             for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
@@ -221,8 +223,8 @@ class StalledUpdate(Rule):
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
         )
 
-    def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend) -> Sighting:
-        """Tell of a net that doesn't move."""
+    def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend, at_first: float) -> Sighting:
+        """Tell of a net that doesn't move, whose weights had the size `at_first` in the first measured step."""
         record, value = reading.record, reading.top
 
         def write() -> Sentences:
@@ -230,7 +232,7 @@ class StalledUpdate(Rule):
                 f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names())}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
-            cause, remedy = why_slow(record, reading.info, reading.judged, reading.top)
+            cause, remedy = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
             return Sentences(cause, remedy, message)
 
         return Sighting(

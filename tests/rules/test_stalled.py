@@ -191,14 +191,20 @@ class TestSlow:
     def test_and_none_is_behind_then(self, runs):
         assert judged(runs, ratios(1e-12, high=9e-6)).only.layers == NAMES
 
-    def test_weights_that_were_thrown_out_arent_the_rates_fault(self, runs):
+    def test_weights_that_start_large_are_to_be_started_anew(self, runs):
         finding = judged(runs, 1e-9, weight_rms=20.0).only
         assert "times as large as PyTorch's default" in finding.cause
-        assert [action.kind for action in finding.remedy.actions] == [
-            "replace_activation",
-            "initialize",
-            "set_learning_rate",
+        assert "they were nearly as large in the first measured step" in finding.cause
+        assert [action.kind for action in finding.remedy.actions] == ["replace_activation", "initialize"]
+
+    def test_weights_that_steps_threw_out_ask_for_a_lower_rate_and_no_other_start(self, runs):
+        info = runs.stack()
+        records = [
+            runs.measure(info, step, update_ratio=1e-9, weight_rms=20.0 if step > 10 else 0.2) for step in range(10, 16)
         ]
+        finding = runs.feed(StalledUpdate(), records, info).only
+        assert "steps that were too large threw them there, from 0.98 times in the first measured step" in finding.cause
+        assert [action.kind for action in finding.remedy.actions] == ["set_learning_rate", "clip_gradients"]
 
     def test_the_rest_of_a_dead_net_says_nothing(self, runs):
         assert not judged(runs, 1e-9, states=dict.fromkeys(NAMES[:5], LayerState.ZERO)).findings
