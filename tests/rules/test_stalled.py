@@ -83,6 +83,12 @@ class TestBehind:
         assert not judged(runs, update, weight_rms=weights).findings
         assert judged(runs, update).findings
 
+    def test_weights_that_are_given_nothing_but_zeros_are_not_behind(self, runs):
+        """A covariate that this data set lacks: the weights' gradient is exactly 0, and the bias learns."""
+        behind = ratios(0.0, behind=NAMES[:1])
+        assert not judged(runs, behind, grad_rms={NAMES[0]: 0.0}).findings
+        assert judged(runs, behind, grad_rms={NAMES[0]: 1e-40}).only.layers == NAMES[:1]
+
     def test_a_layer_is_not_compared_with_itself(self, runs):
         """All but the last are dead, and that one doesn't move: no other layer is there to be behind."""
         assert not judged(runs, 0.0, states=dict.fromkeys(NAMES[:-1], LayerState.ZERO)).findings
