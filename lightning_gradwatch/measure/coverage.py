@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lightning_gradwatch.measure.audit import UNSEEN_USE
 from lightning_gradwatch.measure.compiled import COMPILED, is_compiled
 from lightning_gradwatch.measure.layers import parameters_of, qualified_name
 from lightning_gradwatch.measure.unseen import UNTRAINED
@@ -60,7 +61,8 @@ def not_covered(
     hidden = sum(inside for reason, inside in closed.values() if reason == _SCRIPTED)
     trained = _trained(model, optimizers)
     called = {site.location.module for site in sites.ordered}
-    yield from _merged(_told(unseen, modules, sites, trained=trained, hidden=hidden))
+    notes = [note for note in unseen if note.reason is not UNSEEN_USE or not _within(note.name, closed)]
+    yield from _merged(_told(notes, unseen.outside, modules, sites, trained=trained, hidden=hidden))
     if layers.step:
         reason = NOT_CALLED if any(layer.used for layer in layers.ordered) else _OUT_OF_SIGHT
         # What the training step calls itself says nothing about the modules, though all are within it.
@@ -118,20 +120,26 @@ def _with_ancestors(names: Iterable[str]) -> set[str]:
 
 
 def _told(
-    unseen: Unseen, modules: Mapping[str, nn.Module], sites: Sites, *, trained: Collection[str], hidden: int
+    notes: Iterable[Note],
+    outside: Note | None,
+    modules: Mapping[str, nn.Module],
+    sites: Sites,
+    *,
+    trained: Collection[str],
+    hidden: int,
 ) -> Iterator[Note]:
     """Yield the notes as a reader wants them: a frozen part once, nothing that was seen after all."""
     busy = {*trained, *_with_ancestors(site.location.module for site in sites.ordered)}
     seen = {site.location for site in sites.ordered}
     owners = {"", *_functions(modules)}
     owners |= {name for name, module in modules.items() if next(module.parameters(), None) is not None}
-    for note in unseen:
+    for note in notes:
         location = note.location
         if note.reason is UNTRAINED and location is not None:
             if location in seen or not _is_part(location, owners):
                 continue
             yield note._replace(name=_outermost(location.module, busy) or note.name)
-        elif note is unseen.outside and hidden:
+        elif note is outside and hidden:
             if note.sites > hidden:
                 yield note._replace(sites=note.sites - hidden)
         else:

@@ -116,9 +116,10 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str,
         return None
     cure = Prescription(info)
     cure.replace(blocking, "LeakyReLU")
-    cure.initialize()
     if unreached.since > 0:
         cure.slow_down(float("nan"))
+    else:
+        cure.initialize()
     cure.deepen()
     dead = site_values(record, info, "dead_fraction")
     lasts = any(not dead[info.site_names.index(site.name)] < 1 for site in blocking)

@@ -239,6 +239,10 @@ def _read_losses(data: Any) -> Losses:
     start = numbers_of(data["start"], "the first losses", most=_MOST_LOSSES)
     losses = numbers_of(data["losses"], "losses", most=_MOST_LOSSES)
     steps = numbers_of(data["steps"], "steps of the losses", most=_MOST_LOSSES, whole=True)
+    counts = numbers_of(data["counts"], "numbers of steps of the losses", most=_MOST_LOSSES, whole=True)
+    means = numbers_of(data["means"], "means of the losses", most=_MOST_LOSSES)
+    if {len(means), len(counts)} != {len(losses)} or min(counts, default=1) < 1:
+        raise StateError("the losses aren't each of one step or more")
     if len(steps) != len(losses) or list(steps) != sorted(steps) or bool(start) != bool(losses):
         raise StateError("the losses aren't one a step, in order")
     return Losses(data)

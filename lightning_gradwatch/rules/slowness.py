@@ -17,26 +17,47 @@ if TYPE_CHECKING:
     from lightning_gradwatch.rules.memory import Mask
 
 _LARGE_WEIGHTS = 10
+_THROWN = 2.0
+"""How many times larger weights have become that their steps, and not how they started, made large."""
 _COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
 
 
-def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float) -> tuple[str, Remedy]:
-    """Say why no layer moves: weights that were thrown far out, a coarse number format, or the learning rate."""
-    weights = layer_values(record, info, "weight_rms")
-    growths = weights[judged] / info.default_rms[judged]
-    known = growths[np.isfinite(growths)]
-    grown = float(np.median(known)) if len(known) else 1.0
-    if grown > _LARGE_WEIGHTS:
-        start = starting_remedy(info, [site for _, site in hidden_sites(info)])
-        remedy = Remedy(
-            f"{start.text} Lower the learning rate to a tenth.",
-            (*start.actions, Action("set_learning_rate", (), (("factor", 0.1),))),
+def weight_size(record: StepRecord, info: RunInfo, judged: Mask) -> float:
+    """Return how many times as large as PyTorch's default initialisation makes them the median layer's weights are."""
+    sizes = layer_values(record, info, "weight_rms")[judged] / info.default_rms[judged]
+    known = sizes[np.isfinite(sizes)]
+    return float(np.median(known)) if len(known) else 1.0
+
+
+def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float, *, at_first: float) -> tuple[str, Remedy]:
+    """Say why no layer moves: weights that are large, from the start or by their steps, a coarse format, or the learning rate.
+
+    Args:
+        record: One in which none moves.
+        info: Describes its columns.
+        judged: Which layers take part.
+        top: The largest update ratio.
+        at_first: The `weight_size` of the first measured step.
+    """
+    size = weight_size(record, info, judged)
+    if size > _LARGE_WEIGHTS:
+        large = (
+            f"The weights are {number(size)} times as large as PyTorch's default initialisation makes them, so a step is a small "
+            "part of them"
         )
-        cause = (
-            f"The weights are {number(grown)} times as large as PyTorch's default initialisation makes them, so a step is a small "
-            "part of them: they started so, or steps that were too large threw them there."
+        if at_first > size / _THROWN:
+            start = starting_remedy(info, [site for _, site in hidden_sites(info)])
+            return f"{large}: they were nearly as large in the first measured step.", start
+        return (
+            f"{large}: steps that were too large threw them there, from {number(at_first)} times in the first measured step.",
+            Remedy(
+                "Multiply the learning rate by 0.1, or warm it up; clip the gradient norm to 1.",
+                (
+                    Action("set_learning_rate", (), (("factor", 0.1),)),
+                    Action("clip_gradients", (), (("norm", 1.0),)),
+                ),
+            ),
         )
-        return cause, remedy
     cause = f"No weight layer moves: the learning rate ({spelled_rates(record)}) is too small for these weights and gradients."
     return cause, _rounding(info) or _faster(info, top)
 

@@ -14,8 +14,8 @@ from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds
 from lightning_gradwatch.rules.pace import credible, note_start, read_pace, told_of_pace, wakes_up, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
-from lightning_gradwatch.rules.readings import count_hit, has_gone, of_full_weights, weight_layers
-from lightning_gradwatch.rules.slowness import spelled_rates, why_behind, why_slow
+from lightning_gradwatch.rules.readings import count_hit, has_gone, layer_values, of_full_weights, weight_layers
+from lightning_gradwatch.rules.slowness import spelled_rates, weight_size, why_behind, why_slow
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend
 from lightning_gradwatch.rules.wording import counted, listed, number
 
@@ -56,7 +56,7 @@ class StalledUpdate(Rule):
     optimizer. The rule fires where it is below ``ratio`` in a weight layer and ``spread`` times higher in another; or below
     ``ratio`` in all of them, which is a learning rate that is too small. It must hold in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A tenth of ``ratio`` is an error. Left out are layers without a gradient (GW104), frozen
-    ones, weights that are all 0, layers at rest, and those whose ratio has doubled since half as many steps or fewer, as
+    ones, weights that are all 0 or are given nothing but zeros, layers at rest, and those whose ratio has doubled since half as many steps or fewer, as
     they are on their way. A learning rate of its own that a layer's parameter group has is taken into account; while the
     learning rate rises, or after it was lowered to less than half, nothing is judged. The rule fires too where every layer
     moves, and yet the planned steps (200 or more) can't take off the share ``reach`` of the loss even if each were straight
@@ -109,6 +109,8 @@ class StalledUpdate(Rule):
             return Verdict(unjudged="not yet: the optimizer step was skipped")
         phase = schedule_phase(record, state.setdefault("rates", {}))
         _mark(record, info, state)
+        if "size" not in state:
+            state["size"] = weight_size(record, info, info.weight_mask)
         note_start(record, state.setdefault("pace", {}))
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
@@ -117,7 +119,7 @@ class StalledUpdate(Rule):
         ratios = record.metrics.get("update_ratio")
         if ratios is None:
             return Verdict(unjudged=_NOTHING_MEASURED)
-        judged = np.isfinite(ratios) & info.weight_mask & (record.layer_state == _OK)
+        judged = np.isfinite(ratios) & info.weight_mask & (record.layer_state == _OK) & ~_given_zeros(record, info)
         held = streaks(state, "streaks", info, "layers", levels=2)
         if held.blank and not state.get("clear") and not np.count_nonzero(judged & (ratios < self.ratio)):
             return (
@@ -144,7 +146,7 @@ class StalledUpdate(Rule):
         if (due := lasting(held, self.patience, _STALLED)) is not None:
             findings["stalled"] = self._stalled(reading, due, trend)
         if (due := lasting(held, self.patience, _SLOW)) is not None:
-            findings["slow"] = self._slow(reading, due, trend)
+            findings["slow"] = self._slow(reading, due, trend, state["size"])
         healed = {
             key: _HEALED[key]
             for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
@@ -220,8 +222,8 @@ class StalledUpdate(Rule):
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
         )
 
-    def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend) -> Sighting:
-        """Tell of a net that doesn't move."""
+    def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend, at_first: float) -> Sighting:
+        """Tell of a net that doesn't move, whose weights had the size `at_first` in the first measured step."""
         record, value = reading.record, reading.top
 
         def write() -> Sentences:
@@ -229,12 +231,17 @@ class StalledUpdate(Rule):
                 f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names())}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
-            cause, remedy = why_slow(record, reading.info, reading.judged, reading.top)
+            cause, remedy = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
             return Sentences(cause, remedy, message)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
         )
+
+
+def _given_zeros(record: StepRecord, info: RunInfo) -> Mask:
+    """Return the layers whose weights alone have a gradient of exactly 0: all that they are given is 0, and biases learn."""
+    return np.asarray(layer_values(record, info, "grad_rms") == 0)
 
 
 def _trend(record: StepRecord, info: RunInfo, state: State) -> LossTrend:

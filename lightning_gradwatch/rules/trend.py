@@ -24,6 +24,12 @@ LOSSES = "losses"
 
 _KEPT = 40
 _COMPARED = 5
+_FEWEST = 10
+"""Losses on either side from which on all are compared, where a handful is too noisy to tell: as those of tiny batches are."""
+_SURE = 2.5
+"""Standard errors by which the mean of all must have fallen: by chance it has in one case of 160."""
+_DENSE = 10
+"""Latest losses that are all kept, however often the run is measured."""
 _STARTING = 3
 _COME_DOWN = 0.5
 
@@ -88,15 +94,17 @@ def middle(values: Sequence[float]) -> float:
 
 
 class Losses:
-    """The losses of a run, whose older half gets sparser as the run gets longer; one, shared by all rules of an evaluator."""
+    """The losses of a run, evenly spread over its steps beside the latest; one, shared by all rules of an evaluator."""
 
-    __slots__ = ("_losses", "_start", "_steps", "_trend")
+    __slots__ = ("_counts", "_losses", "_means", "_start", "_steps", "_trend")
 
     def __init__(self, plain: Mapping[str, list[Any]] = MappingProxyType({})) -> None:
         """Take what `plain` gave."""
         self._start: list[float] = [*plain.get("start", ())]
         self._steps: list[int] = [*plain.get("steps", ())]
         self._losses: list[float] = [*plain.get("losses", ())]
+        self._means: list[float] = [*plain.get("means", ())]
+        self._counts: list[int] = [*plain.get("counts", ())]
         self._trend: LossTrend | None = None
 
     def note(self, record: StepRecord) -> None:
@@ -109,9 +117,22 @@ class Losses:
         steps, losses = self._steps, self._losses
         steps.append(int(record.step))
         losses.append(float(record.loss))
+        self._means.append(float(record.loss))
+        self._counts.append(1)
         if len(losses) > _KEPT:
-            steps[: _KEPT // 2] = steps[: _KEPT // 2 : 2]
-            losses[: _KEPT // 2] = losses[: _KEPT // 2 : 2]
+            self._merge()
+
+    def _merge(self) -> None:
+        """Let go of the loss that leaves the smallest gap; it stays in the mean that goes with the next.
+
+        Halving the older ones again and again would leave only the first of them.
+        """
+        steps, means, counts = self._steps, self._means, self._counts
+        gone = min(range(1, _KEPT - _DENSE), key=lambda place: steps[place + 1] - steps[place - 1])
+        count = counts[gone] + counts[gone + 1]
+        means[gone + 1] += (means[gone] - means[gone + 1]) * (counts[gone] / count)
+        counts[gone + 1] = count
+        del steps[gone], self._losses[gone], means[gone], counts[gone]
 
     def trend(self, info: RunInfo) -> LossTrend:
         """Say whether the loss falls."""
@@ -123,7 +144,23 @@ class Losses:
 
     def plain(self) -> dict[str, list[Any]]:
         """Return them as plain JSON data."""
-        return {"start": [*self._start], "steps": [*self._steps], "losses": [*self._losses]}
+        return {
+            "start": [*self._start],
+            "steps": [*self._steps],
+            "losses": [*self._losses],
+            "means": [*self._means],
+            "counts": [*self._counts],
+        }
+
+    def _read_many(self, place: int, now: float, then: float) -> tuple[float, float, bool]:
+        """Compare the means of all losses from a place on and before it; return those of a handful where they don't tell either."""
+        if min(place, len(self._losses) - place) < _FEWEST:
+            return now, then, False
+        recent, recent_variance = _mean(self._means[place:], self._counts[place:])
+        earlier, earlier_variance = _mean(self._means[:place], self._counts[:place])
+        if earlier - recent >= _SURE * math.sqrt(recent_variance + earlier_variance):
+            return recent, earlier, True
+        return now, then, False
 
     def _read(self) -> LossTrend:
         start, steps, losses = self._start, self._steps, self._losses
@@ -144,6 +181,8 @@ class Losses:
         # Half the pairs fall by chance; three quarters of them is what noise seldom gives.
         pairs = sum([bisect_left(recent, old) for old in earlier])
         falling = pairs >= 0.75 * len(earlier) * len(recent)
+        if not falling:
+            now, then, falling = self._read_many(place, now, then)
         return LossTrend(
             fall=1 - now / then if falling and then > 0 else 0.0,
             since_step=steps[place - 1],
@@ -151,6 +190,14 @@ class Losses:
             of_first=now / start[0] if start[0] > 0 else math.inf,
             compared=min(len(recent), len(earlier)),
         )
+
+
+def _mean(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Return the mean of losses, each itself the mean of so many, and the variance of that mean."""
+    steps = sum(counts)
+    mean = math.fsum([loss * (count / steps) for loss, count in zip(losses, counts, strict=True)])
+    spread = math.fsum([(loss - mean) * (loss - mean) * count for loss, count in zip(losses, counts, strict=True)])
+    return mean, spread / (len(losses) - 1) / steps
 
 
 def loss_trend(state: State, info: RunInfo) -> LossTrend:

@@ -83,6 +83,12 @@ class TestBehind:
         assert not judged(runs, update, weight_rms=weights).findings
         assert judged(runs, update).findings
 
+    def test_weights_that_are_given_nothing_but_zeros_are_not_behind(self, runs):
+        """A covariate that this data set lacks: the weights' gradient is exactly 0, and the bias learns."""
+        behind = ratios(0.0, behind=NAMES[:1])
+        assert not judged(runs, behind, grad_rms={NAMES[0]: 0.0}).findings
+        assert judged(runs, behind, grad_rms={NAMES[0]: 1e-40}).only.layers == NAMES[:1]
+
     def test_a_layer_is_not_compared_with_itself(self, runs):
         """All but the last are dead, and that one doesn't move: no other layer is there to be behind."""
         assert not judged(runs, 0.0, states=dict.fromkeys(NAMES[:-1], LayerState.ZERO)).findings
@@ -191,14 +197,20 @@ class TestSlow:
     def test_and_none_is_behind_then(self, runs):
         assert judged(runs, ratios(1e-12, high=9e-6)).only.layers == NAMES
 
-    def test_weights_that_were_thrown_out_arent_the_rates_fault(self, runs):
+    def test_weights_that_start_large_are_to_be_started_anew(self, runs):
         finding = judged(runs, 1e-9, weight_rms=20.0).only
         assert "times as large as PyTorch's default" in finding.cause
-        assert [action.kind for action in finding.remedy.actions] == [
-            "replace_activation",
-            "initialize",
-            "set_learning_rate",
+        assert "they were nearly as large in the first measured step" in finding.cause
+        assert [action.kind for action in finding.remedy.actions] == ["replace_activation", "initialize"]
+
+    def test_weights_that_steps_threw_out_ask_for_a_lower_rate_and_no_other_start(self, runs):
+        info = runs.stack()
+        records = [
+            runs.measure(info, step, update_ratio=1e-9, weight_rms=20.0 if step > 10 else 0.2) for step in range(10, 16)
         ]
+        finding = runs.feed(StalledUpdate(), records, info).only
+        assert "steps that were too large threw them there, from 0.98 times in the first measured step" in finding.cause
+        assert [action.kind for action in finding.remedy.actions] == ["set_learning_rate", "clip_gradients"]
 
     def test_the_rest_of_a_dead_net_says_nothing(self, runs):
         assert not judged(runs, 1e-9, states=dict.fromkeys(NAMES[:5], LayerState.ZERO)).findings

@@ -1,0 +1,172 @@
+"""What holds of every finding, whatever the run: tried on runs of all kinds, made of numbers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator
+
+RUNS = 60
+STEPS = 40
+FUNCTIONS = ("relu", "sigmoid", "tanh", "gelu", "softsign", "hardtanh", "elu")
+OF_A_RATE = re.compile(r"learning rate .*is too high|a step that was too large|steps that were too large")
+TOO_SLOW = re.compile(r"learning rate .*is too small")
+CUT = re.compile(r"graph is cut|isn't used|wasn't seen to use it|sets it to None")
+
+
+def phase(generator, info):
+    """Metrics that a run may have for a while, each as it comes from some trouble or none."""
+    sites, layers = len(info.sites), len(info.layers)
+
+    def one_of(*choices):
+        return choices[generator.integers(len(choices))]
+
+    gains = one_of(1.0, 1.0, 0.1, 0.5, 3.0, 0.0)
+    fractions = one_of(0.0, 0.0, 0.6, 0.95, 1.0)
+    spread = one_of(0.0, 0.0, 6.0)
+    return {
+        "signal_norm": np.power(gains, np.arange(sites)[::-1].astype(float)),
+        "activation_gain": np.full(sites, one_of(1.0, 0.3, 0.05)),
+        "weight_gain": np.array([np.nan, *[one_of(1.0, 0.3, 3.0)] * (sites - 1)]),
+        "dead_fraction": np.full(sites, fractions) * (generator.random(sites) < 0.7),
+        "saturated_fraction": np.full(sites, one_of(0.0, 0.0, 0.8)),
+        "inactive_share": np.full(sites, max(fractions, 0.4)),
+        "update_ratio": one_of(1e-3, 1e-3, 0.5, 3.0, 1e-7) * 10.0 ** -(spread * generator.random(layers)),
+        "weight_rms": np.full(layers, one_of(0.2, 0.2, 0.01, 9.0)),
+        "grad_rms": one_of(1e-2, 1e-9) * 10.0 ** -generator.random(layers),
+        "grad_norm": np.full(layers, 1.0),
+    }
+
+
+def record_of(runs, generator, info, step, metrics, heading):
+    """A record of a phase."""
+    states = {}
+    if heading == "lost":
+        kind = LayerState.ZERO if generator.random() < 0.5 else LayerState.NONE
+        states = {layer.name: kind for layer in info.layers[: 1 + len(info.layers) // 2]}
+    if heading == "broken" and step > STEPS - 6:
+        states = {layer.name: LayerState.NON_FINITE for layer in info.layers}
+    loss, norm = {
+        "falls": (2.3 * 0.9**step, 1.0),
+        "explodes": (2.3 * 1.6**step, 2.0**step),
+        "broken": (float("nan") if states else 2.3, 1.0),
+    }.get(heading, (2.3 + 0.1 * generator.random(), 1.0))
+    return runs.measure(info, step, states=states, loss=loss, norm=norm, **metrics)
+
+
+def findings_of(runs, seed):
+    """Everything that a run's rules say, after each of its records."""
+    generator = np.random.default_rng(seed)
+    functions = [FUNCTIONS[each] for each in generator.integers(len(FUNCTIONS), size=1)]
+    info = runs.stack(
+        depth=int(generator.integers(2, 15)),
+        function=functions[0],
+        optimizers=(("SGD",), ("Adam",))[generator.integers(2)],
+        planned_steps=int(generator.integers(48, 4000)),
+    )
+    changes = int(generator.integers(1, STEPS))
+    phases = [phase(generator, info), phase(generator, info)]
+    headings = [("falls", "level", "lost", "explodes", "broken")[each] for each in generator.integers(5, size=2)]
+    evaluator = Evaluator(DEFAULT_RULES)
+    for step in range(STEPS):
+        late = int(step >= changes)
+        evaluator.feed(record_of(runs, generator, info, step, phases[late], headings[late]), info)
+        yield info, evaluator.findings
+
+
+SAID = []
+
+
+@pytest.fixture
+def said(runs):
+    """Findings, each with the others of the same moment and with what the run is made of."""
+    if not SAID:
+        for seed in range(RUNS):
+            every = {}
+            for info, findings in findings_of(runs, seed):
+                every.update(dict.fromkeys(findings, (findings, info)))
+            SAID.extend((finding, *rest) for finding, rest in every.items())
+    return SAID
+
+
+def kinds(finding):
+    return [action.kind for action in finding.remedy.actions]
+
+
+def factors(finding):
+    return [dict(each.arguments)["factor"] for each in finding.remedy.actions if each.kind == "set_learning_rate"]
+
+
+def test_a_finding_names_only_findings_that_are_there(said):
+    for finding, findings, _ in said:
+        there = {each.code for each in findings}
+        text = f"{finding.cause} {finding.message} {finding.remedy.text}"
+        assert set(re.findall(r"GW\d{3}", text)) <= there, finding
+
+
+def test_what_follows_from_a_rate_is_never_initialised_anew(said):
+    for finding, _, _ in said:
+        if OF_A_RATE.search(finding.cause):
+            assert "initialize" not in kinds(finding), finding
+            assert "nitialise" not in finding.remedy.text, finding
+            assert finding.consequence_of or any(factor < 1 for factor in factors(finding)), finding
+
+
+def test_a_consequence_has_a_root_that_is_none_itself_and_no_remedy_of_its_own(said):
+    for finding, findings, _ in said:
+        if not finding.consequence_of:
+            continue
+        assert finding.consequence_of in {each.code for each in findings if not each.consequence_of}, finding
+        assert not finding.remedy.actions, finding
+
+
+def test_cause_and_remedy_do_not_contradict_each_other(said):
+    for finding, _, _ in said:
+        assert len(factors(finding)) <= 1, finding
+        if OF_A_RATE.search(finding.cause):
+            assert all(factor < 1 for factor in factors(finding)), finding
+        if TOO_SLOW.search(finding.cause):
+            assert all(factor > 1 for factor in factors(finding)), finding
+        if CUT.search(finding.cause):
+            assert not {"initialize", "set_learning_rate"} & set(kinds(finding)), finding
+        if "the function isn't to blame" in finding.cause:
+            assert "replace_activation" not in kinds(finding), finding
+
+
+COMPARED = [
+    re.compile(r"A step changes (\S+) by \S+ of itself, and (\S+) by"),
+    re.compile(r"gradient of (\S+) has an rms of \S+ that of (\S+) "),
+    re.compile(r"gradient of (\S+) isn't weaker than that of (\S+):"),
+    re.compile(r"at the first hidden site, (\S+), .* that at the last, (\S+?)[,:]"),
+]
+
+
+def test_nothing_is_compared_with_itself(said):
+    for finding, _, _ in said:
+        for pattern in COMPARED:
+            for one, other in pattern.findall(f"{finding.message} {finding.cause}"):
+                assert one != other, finding
+
+
+def test_each_layer_that_is_named_is_in_the_run_and_named_once(said):
+    for finding, _, info in said:
+        assert set(finding.layers) <= {*info.layer_names, *info.site_names}, finding
+        assert len(set(finding.layers)) == len(finding.layers), finding
+        for action in finding.remedy.actions:
+            assert set(action.targets) <= {*info.layer_names, *info.site_names}, finding
+
+
+def test_the_runs_bring_up_what_is_to_be_tried(said):
+    """Else the tests above would hold of nothing."""
+    alone = [finding for finding, _, _ in said if not finding.consequence_of]
+    codes = {rule.code for rule in DEFAULT_RULES}
+    assert {finding.code for finding, _, _ in said if finding.severity > Severity.INFO} == codes
+    of_a_rate = {finding.code for finding in alone if OF_A_RATE.search(finding.cause)}
+    assert of_a_rate >= {"GW102", "GW201", "GW202", "GW302"}
+    for pattern in COMPARED:
+        assert any(pattern.search(f"{finding.message} {finding.cause}") for finding, _, _ in said), pattern
