@@ -66,6 +66,11 @@ class Telling(AnyCallback):
         return self._received.info if fit is None else fit.info
 
     @property
+    def infos(self) -> tuple[RunInfo, ...]:
+        """One description for each list of layers and sites that records have (``record.layout``), the newest last."""
+        return self.outcome.infos
+
+    @property
     def coverage(self) -> tuple[NotCovered, ...]:
         """What isn't measured, and why."""
         return self.outcome.coverage
@@ -84,7 +89,15 @@ class Telling(AnyCallback):
             unjudged = dict(fit.evaluator.unjudged)
             judged = len(fit.evaluator.rules) - len(unjudged)
             coverage = () if fit.info is None else fit.info.coverage
-            told = Outcome(self._own_findings, tuple(fit.records), fit.info, coverage, judged, unjudged)
+            told = Outcome(
+                self._own_findings,
+                tuple(fit.records),
+                fit.info,
+                coverage,
+                judged,
+                unjudged,
+                infos=tuple(fit.infos.values()),
+            )
         unwritten = "" if fit is None else fit.unwritten
         faults = (NotCovered("", why) for why in (*self._faults.told, *([unwritten] if unwritten else [])))
         return replace(told, coverage=(*told.coverage, *faults), path=self._written_to)

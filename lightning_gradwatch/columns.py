@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence  # noqa: TC003 - `get_type_hints` of a public class needs it
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,7 +15,7 @@ from lightning_gradwatch.reasons import CannotJudgeError
 from lightning_gradwatch.segments import segment_starts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from lightning_gradwatch.record import (
         LayerInfo,

@@ -45,6 +45,8 @@ class Outcome:
     """Rules that couldn't, by code, with the reason."""
     path: Path | None = None
     """Folder of an event file of its own."""
+    infos: tuple[RunInfo, ...] = ()
+    """A description for each list of layers and sites that measured steps had."""
 
     def to_bytes(self) -> bytes:
         """Return it as data; `from_bytes` reads it back, bit for bit.

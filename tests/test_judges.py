@@ -27,6 +27,7 @@ JUDGES_NONE = {
     "rules/test_rules.py": "judges records that are written by hand",
     "integration/test_distributed.py": "compares numbers of a few steps",
     "integration/test_distributed_faults.py": "a few steps, about the faults in them",
+    "integration/test_streams.py": "the command line, on runs that are written by hand",
     "integration/test_killed.py": "what is left of a file",
     "integration/test_lightning_packages.py": "a few steps, about what is imported",
 }

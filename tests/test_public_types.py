@@ -31,7 +31,9 @@ def test_a_public_class_tells_the_types_of_its_fields(kind):
 
 
 @pytest.mark.parametrize(
-    "function", [*FUNCTIONS, *dict.fromkeys(each for kind in CLASSES for each in methods_of(kind))], ids=repr
+    "function",
+    [*FUNCTIONS, *dict.fromkeys(each for kind in CLASSES for each in methods_of(kind))],
+    ids=lambda each: each.__qualname__,
 )
 def test_a_public_function_tells_the_types_of_its_parameters(function):
     hints = typing.get_type_hints(function)

@@ -55,8 +55,8 @@ class UnreachedLayer(Rule):
     share one finding; one whose layers have had a gradient for ``patience`` measured steps has healed. It is information
     where that may be meant: a layer that the forward pass doesn't use, whose output the loss leaves out, that is given
     zeros, whose output is multiplied by the number 0, or whose gradient is thrown away before the optimizer steps, as long
-    as others have one. A few samples may leave all units of a ReLU inactive by chance: that is told when a full window
-    (GW201) says that they are dead.
+    as others have one. A few samples may leave all units of a ReLU inactive by chance: that is an error when a full window
+    (GW201) says that they are dead, and information before, after 32 measured steps in a row.
 
     Why: such a layer doesn't learn at all. Nothing passes back through a layer whose units are all dead, through an
     operation that leaves the graph, through a softmax over a single entry or a norm of a single value, or through so many
@@ -105,10 +105,11 @@ class UnreachedLayer(Rule):
                     held.derived[_ROOTS] = roots
             for root in roots:
                 longest = int(np.maximum.reduce(counts(held)[0][root.members.where]))
-                if (root.reason == _ZERO and may_be_chance(record, info)) or (root.reason == _FEW and longest < _MANY):
+                unsure = root.reason == _ZERO and may_be_chance(record, info)
+                if (unsure or root.reason == _FEW) and longest < _MANY:
                     waiting = "not yet: so few samples may be where a derivative is 0 by chance"
                 else:
-                    findings[_key(root.number)] = self._sighting(record, info, held, root)
+                    findings[_key(root.number)] = self._sighting(record, info, held, root, unsure=unsure)
         pending = bool(np.count_nonzero(hit & (groups.values[_NUMBER] == 0)))
         judged = bool(findings) or bool(np.count_nonzero(_REACHED[codes]))
         why = waiting or (
@@ -136,7 +137,7 @@ class UnreachedLayer(Rule):
             if has_gone(state, key, holds=key in missing, patience=self.patience)
         }
 
-    def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, root: _Root) -> Sighting:
+    def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, root: _Root, *, unsure: bool) -> Sighting:
         members, since, _ = root.members
         longest = int(np.maximum.reduce(counts(held)[0][members]))
         reached = bool(np.count_nonzero(_REACHED[record.layer_state]))
@@ -155,7 +156,7 @@ class UnreachedLayer(Rule):
             return Sentences(cause, remedy, message)
 
         return Sighting(
-            severity=Severity.INFO if meant else Severity.ERROR,
+            severity=Severity.INFO if meant or unsure else Severity.ERROR,
             layers=root.members.names,
             first_step=since,
             last_step=int(record.step),

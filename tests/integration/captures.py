@@ -39,13 +39,18 @@ def matrices(own):
     return [parameter for parameter in own if parameter.dim() > 1]
 
 
-def rms(own):
-    gradients = [parameter.grad for parameter in matrices(own) if parameter.grad is not None]
+def rms(module, own):
+    gradients = [found for each in matrices(own) if (found := gradient(module, each)) is not None]
     return norm(gradients) / math.sqrt(sum(gradient.numel() for gradient in gradients)) if gradients else None
 
 
 def divided(value, scale):
     return None if value is None else value / scale
+
+
+def gradient(module, parameter):
+    """Return a gradient as the backward pass left it, where the module clips by hand and has kept it."""
+    return getattr(module, "unclipped", {}).get(id(parameter), parameter.grad)
 
 
 class Captures(pl.Callback):
@@ -90,9 +95,9 @@ class Captures(pl.Callback):
             fused = scaler._per_optimizer_states[id(optimizer)]["stage"].name == "READY"
         scale = scaler.get_scale() if fused else 1.0
         step["norms"] |= by_layer(
-            module, optimizer, lambda own: divided(norm(parameter.grad for parameter in own), scale)
+            module, optimizer, lambda own: divided(norm(gradient(module, parameter) for parameter in own), scale)
         )
-        step["rms"] |= by_layer(module, optimizer, lambda own: divided(rms(own), scale))
+        step["rms"] |= by_layer(module, optimizer, lambda own: divided(rms(module, own), scale))
         before = {id(p): dense(p).clone().double() for group in optimizer.param_groups for p in group["params"]}
         step["lr"] = optimizer.param_groups[0]["lr"]
 
@@ -111,7 +116,7 @@ class Captures(pl.Callback):
 
 
 def columns(watch, record, metric):
-    names = watch.info.names(metric)
+    names = next(info for info in watch.infos if info.layout == record.layout).names(metric)
     return dict(zip(names, record.metrics[metric].tolist(), strict=False))
 
 

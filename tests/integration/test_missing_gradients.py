@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, Severity, evaluate, read_run
 
+pytestmark = pytest.mark.judges
+
 
 class Module(pl.LightningModule):
     """A loss given as a function of the module and the inputs."""

@@ -76,6 +76,7 @@ class Manual(Classifier):
 
 class ClipsByHand(Manual):
     def step(self, optimizer, batch_idx):
+        self.unclipped = {id(each): each.grad.clone() for each in self.parameters()}
         self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
         super().step(optimizer, batch_idx)
 
