@@ -39,6 +39,9 @@ class Masked:
     """As `observations`."""
 
 
+_MIXED = -1
+
+
 class SiteSums:
     """One site over the calls and micro-batches of a step.
 
@@ -48,6 +51,8 @@ class SiteSums:
 
     counts: tuple[tuple[Counter, Sequence[Slot]], ...] = ()
     """Of each call its counter and, for each of that one's regions, the observations a unit."""
+    units = 0
+    """How many these are; `_MIXED` where the calls don't agree."""
     observations = 0
     batch_elements = 0
     batch_of_pass = 0
@@ -86,6 +91,8 @@ class SiteSums:
         """
         if not counter.judges:
             return
+        units = counter.units(z)
+        self.units = units if self.units in (0, units) else _MIXED
         counted = z if samples is None else samples.only(z, unit_axis, math.nan)
         self.counts += ((counter, self.staging.count(counter, counted)),)
         observations, batch_elements = counter.seen(z)
@@ -158,7 +165,7 @@ class SiteSums:
 
     def chunk(self, values: Values) -> Chunk | None:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
-        if not self.counts or self.site.units == 0:
+        if not self.counts or self.units != self.site.units:
             return None
         inactive: UnitCounts | None = None
         saturated: UnitCounts | None = None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SCRIPTED = "scripted: its activations aren't seen"
 NOT_CALLED = "not called in a measured step"
 _OUT_OF_SIGHT = f"{NOT_CALLED} where that shows: the forward pass runs in another thread, or inside of a compiled step"
+VARIES = "its size isn't the same from batch to batch: its units aren't counted"
 _FUNCTIONS: Mapping[str, type[nn.Module]] = {
     name: getattr(nn, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"
 }
@@ -70,6 +71,9 @@ def not_covered(
         for name in _functions(modules):
             if name not in called and not _within(name, closed) and not _within(name, noted):
                 yield NotCovered(name, reason, 1)
+    for site in sites.ordered:
+        if site.varies:
+            yield NotCovered(site.name, VARIES)
     yield from layers.without_optimizer(optimizers)
     if estimated:
         yield NotCovered("update_ratio", "estimated from a fixed part of the entries: the weights exceed 64 MB")

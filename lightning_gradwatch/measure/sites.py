@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.location import Location
     from lightning_gradwatch.measure.spans import Span
 
+_MOST_SIZES = 4
+"""A net that is grown, or fine-tuned with another head, has few."""
+
 
 @dataclass(eq=False)
 class Site:
@@ -30,6 +33,8 @@ class Site:
     function: str
     units: int
     """Size of the unit axis; 0 without unit fractions."""
+    sizes: int = 1
+    """How many times it had another size than before, and one."""
     layer: str = ""
     """Name of the layer that produced its argument, as far as the first call showed."""
     features: int = 0
@@ -54,7 +59,17 @@ class Site:
     def key(self) -> str:
         """Text that tells this place from any other, in each process that runs the program."""
         module, _, place, inner = self.location
-        return "|".join((module, spelled(place), spelled(inner), self.function, self.layer, str(self.units)))
+        return "|".join((module, spelled(place), spelled(inner), self.function, self.layer))
+
+    @property
+    def varies(self) -> bool:
+        """Whether its size depends on what the net is given, so that none of its units is the same one for long."""
+        return self.sizes > _MOST_SIZES
+
+    def resize(self, units: int) -> None:
+        """Take another size; as the layers of attention over positions have it with each batch."""
+        self.sizes += 1
+        self.units = 0 if self.varies else units
 
 
 class Sites:
@@ -70,7 +85,7 @@ class Sites:
         """By name, how many sites were named before each; those of a checkpoint too."""
         self._fresh: dict[Site, None] = {}
         self.corrections = 0
-        """How often a site turned out to play another role than its first pass showed."""
+        """How often a site turned out to be otherwise than its first pass showed: its role, or its size."""
 
     def infos(self) -> tuple[SiteInfo, ...]:
         """Describe the sites, column by column."""
@@ -119,7 +134,7 @@ class Sites:
         The layer that produced the argument tells the turns of a loop over layers apart (a net written as ``for layer in
         layers: x = relu(layer(x))`` has a site a layer), while an unrolled loop, which reuses its layers, stays one site.
         """
-        key = (location.module, location.place, location.inner, function, layer.name if layer else None, units)
+        key = (location.module, location.place, location.inner, function, layer.name if layer else None)
         site = self._by_call.get(key)
         if site is None:
             source = layer or before
@@ -132,6 +147,9 @@ class Sites:
             )
             site.number = self._path.add_site(site)
             self._fresh[site] = None
+        elif units not in (0, site.units) and not site.varies:
+            site.resize(units)
+            self.corrections += 1
         return site
 
     def correct(self, site: Site, role: Role) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.measure.coverage import NOT_CALLED
+from lightning_gradwatch.measure.coverage import NOT_CALLED, VARIES
 from lightning_gradwatch.measure.names import FreeNames
 from lightning_gradwatch.measure.unseen import NOT_PASSED
 from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo, SiteInfo
@@ -197,7 +197,12 @@ class Table:
                 entries.append(entry)
             elif entry.reason not in _OF_THE_PATH:
                 entries.append(replace(entry, reason=f"{entry.reason} (on {_ranks(on)})"))
-        return (*entries, *self._notes)
+        sizes: dict[str, set[int]] = {}
+        for each in self._known():
+            for site, key in zip(each.info.sites, each.keys, strict=True):
+                sizes.setdefault(key, set()).add(site.units)
+        differ = (NotCovered(self._names[key], VARIES) for key, found in sizes.items() if len(found) > 1)
+        return (*dict.fromkeys((*entries, *differ)), *self._notes)
 
 
 _OF_THE_PATH = (NOT_CALLED, NOT_PASSED)
@@ -236,6 +241,7 @@ def _merge_sites(one: SiteInfo, other: SiteInfo) -> SiteInfo:
     return replace(
         one,
         role=min(one.role, other.role, key=_ROLES.index),
+        units=one.units if one.units == other.units else 0,
         predecessors=tuple(dict.fromkeys((*one.predecessors, *other.predecessors))),
         past_unseen=tuple(dict.fromkeys((*one.past_unseen, *other.past_unseen))),
     )

@@ -152,7 +152,7 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
             column = places[start]
             row[[_More.STARTS, _More.START, _More.START_SQUARED]] = 1, column, column**2
         chunk = tally.chunks[local]
-        if chunk is not None:
+        if chunk is not None and chunk.inactive.size == layout.units[place]:  # else it isn't of this size on each rank
             row[[_More.CHUNKS, _More.OBSERVATIONS, _More.BATCH_ELEMENTS]] = 1, chunk.observations, chunk.batch_elements
             row[_More.SATURABLE] = chunk.saturated is not None
             mine = slice(starts[place], starts[place + 1])

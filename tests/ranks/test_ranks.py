@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ranks.meeting import Meeting, chunk, layer, pending, ranks_of, site, tally_of, together
 
 from lightning_gradwatch.measure.assemble import assemble
+from lightning_gradwatch.measure.coverage import VARIES
 from lightning_gradwatch.measure.faults import GivenUp
 from lightning_gradwatch.measure.tally import OfLayer, OfSite
 from lightning_gradwatch.record import LayerState, NotCovered
@@ -119,6 +120,20 @@ def test_coverage_says_on_which_ranks_something_is_not_measured():
     steps = [pending(layers=[layer("one")], coverage=each) for each in ([everywhere], [everywhere, here, path])]
     _, ranks = combine(Meeting(2), steps)
     assert ranks[0].info.coverage == (everywhere, NotCovered("y", "sparse (on rank 1)"))
+
+
+def test_units_of_another_size_on_each_rank_are_not_counted():
+    """Weights of attention over as many positions as the rank's part of the data has."""
+    steps = [
+        pending(sites=[site("a", units=units, key="one"), site("b")], chunks=[chunk([1] * units), chunk([1] * 4)])
+        for units in (3, 5)
+    ]
+    tallies, ranks = combine(Meeting(2), steps)
+    for tally, one in zip(tallies, ranks, strict=True):
+        assert [each.units for each in one.info.sites] == [0, 4]
+        assert tally.chunks[0] is None or not tally.chunks[0].inactive.size
+        assert tally.chunks[1].inactive.tolist() == [2, 2, 2, 2]
+        assert one.info.coverage == (NotCovered("a", VARIES),)
 
 
 def test_a_gain_is_of_ranks_that_agree_where_its_segment_starts():
