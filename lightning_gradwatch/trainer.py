@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.compiled import has_compiled_step
+from lightning_gradwatch.measure.coverage import OUT_OF_SIGHT
 from lightning_gradwatch.measure.faults import Unsupported
 from lightning_gradwatch.measure.location import mark_outermost
 from lightning_gradwatch.measure.patches import Patch
@@ -104,7 +105,7 @@ def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int,
         why = (
             'the training step is compiled: no activation is seen; pass compiled="eager" to run measured steps eagerly'
         )
-        coverage = (NotCovered("", why), *coverage)
+        coverage = (NotCovered("", why), *(entry for entry in coverage if entry.reason != OUT_OF_SIGHT))
     clipping = ""
     if trainer.gradient_clip_val is not None:
         algorithm = getattr(trainer.gradient_clip_algorithm, "value", trainer.gradient_clip_algorithm) or "norm"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SCRIPTED = "scripted: its activations aren't seen"
 NOT_CALLED = "not called in a measured step"
-_OUT_OF_SIGHT = f"{NOT_CALLED} where that shows: the forward pass runs in another thread, or inside of a compiled step"
+OUT_OF_SIGHT = f"{NOT_CALLED} where that shows: the forward pass runs in another thread, or inside of a compiled step"
 VARIES = "its size isn't the same from batch to batch: its units aren't counted"
 _FUNCTIONS: Mapping[str, type[nn.Module]] = {
     name: getattr(nn, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"
@@ -63,9 +63,11 @@ def not_covered(
     trained = _trained(model, optimizers)
     called = {site.location.module for site in sites.ordered}
     notes = [note for note in unseen if note.reason is not UNSEEN_USE or not _within(note.name, closed)]
-    yield from _merged(_told(notes, unseen.outside, modules, sites, trained=trained, hidden=hidden))
-    if layers.step:
-        reason = NOT_CALLED if any(layer.used for layer in layers.ordered) else _OUT_OF_SIGHT
+    merged = [*_merged(_told(notes, unseen.outside, modules, sites, trained=trained, hidden=hidden))]
+    yield from merged
+    used = any(layer.used for layer in layers.ordered)
+    if used or (layers.step and all(entry.name for entry in merged)):  # else what is said of the whole says it
+        reason = NOT_CALLED if used else OUT_OF_SIGHT
         # What the training step calls itself says nothing about the modules, though all are within it.
         noted = [note.location.module for note in unseen if note.location is not None and note.location.module]
         for name in _functions(modules):

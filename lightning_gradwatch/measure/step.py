@@ -222,7 +222,8 @@ class StepMeter:
                 stack.close()
             with self.harmless:
                 self.tracer.stop()
-            self.end_pass()
+            with self.harmless:
+                self.end_pass()
 
     def _watch(self, stack: ExitStack) -> None:
         if self._eager:

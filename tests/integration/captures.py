@@ -39,8 +39,8 @@ def matrices(own):
     return [parameter for parameter in own if parameter.dim() > 1]
 
 
-def rms(module, own):
-    gradients = [found for each in matrices(own) if (found := gradient(module, each)) is not None]
+def rms(own, kept):
+    gradients = [gradient for gradient in gradients_of(matrices(own), kept) if gradient is not None]
     return norm(gradients) / math.sqrt(sum(gradient.numel() for gradient in gradients)) if gradients else None
 
 
@@ -48,9 +48,9 @@ def divided(value, scale):
     return None if value is None else value / scale
 
 
-def gradient(module, parameter):
-    """Return a gradient as the backward pass left it, where the module clips by hand and has kept it."""
-    return getattr(module, "unclipped", {}).get(id(parameter), parameter.grad)
+def gradients_of(own, kept):
+    """Return gradients as the backward pass left them, which a module that clips by hand has kept."""
+    return [parameter.grad for parameter in own] if kept is None else [kept[id(parameter)] for parameter in own]
 
 
 class Captures(pl.Callback):
@@ -94,10 +94,9 @@ class Captures(pl.Callback):
         if fused:  # and the user may have unscaled by hand
             fused = scaler._per_optimizer_states[id(optimizer)]["stage"].name == "READY"
         scale = scaler.get_scale() if fused else 1.0
-        step["norms"] |= by_layer(
-            module, optimizer, lambda own: divided(norm(gradient(module, parameter) for parameter in own), scale)
-        )
-        step["rms"] |= by_layer(module, optimizer, lambda own: divided(rms(module, own), scale))
+        kept = getattr(module, "unclipped", None)
+        step["norms"] |= by_layer(module, optimizer, lambda own: divided(norm(gradients_of(own, kept)), scale))
+        step["rms"] |= by_layer(module, optimizer, lambda own: divided(rms(own, kept), scale))
         before = {id(p): dense(p).clone().double() for group in optimizer.param_groups for p in group["params"]}
         step["lr"] = optimizer.param_groups[0]["lr"]
 

@@ -85,7 +85,6 @@ def test_no_signal_is_a_silent_zero_and_each_absent_one_is_named(pair):
 
 ILL = {
     "efficientnet": ["GW101"],  # BatchNorm over two samples of one pixel is a sign function: it doesn't learn
-    "fnet": ["GW104"],  # its loss leaves the pooler out
 }
 
 
