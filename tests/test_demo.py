@@ -118,6 +118,7 @@ def test_unknown_net_and_unusable_folder_are_said(tmp_path, capsys):
     assert "steps=0" in told
 
 
+@pytest.mark.slow
 @pytest.mark.judges
 def test_short_demo_leaves_a_clean_terminal_and_two_runs(tmp_path):
     """Thirty steps are enough for the warning; nothing of Lightning's shows."""
@@ -139,6 +140,7 @@ def test_short_demo_leaves_a_clean_terminal_and_two_runs(tmp_path):
     assert "holds the runs of an earlier demo" in again.stdout
 
 
+@pytest.mark.slow
 def test_speaks_ascii_where_the_terminal_does(tmp_path):
     command = [sys.executable, "-m", "lightning_gradwatch", "demo", "--net", "three-neurons", "--steps", "3"]
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}

@@ -175,6 +175,7 @@ def _faults_are_caught(monkeypatch):
     monkeypatch.setattr(faults, "RAISE", False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_faults_are_caught")
 def test_a_plain_loop_goes_on_whichever_function_fails(monkeypatch):
     expected = steps(probed=False)

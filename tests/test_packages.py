@@ -15,6 +15,8 @@ from global_state import differences
 
 from lightning_gradwatch import GradWatch
 
+pytestmark = pytest.mark.slow  # each starts a process that imports a package
+
 PACKAGES = {"lightning.pytorch": "pytorch_lightning", "pytorch_lightning": "lightning.pytorch"}
 HERE = Path(__file__).parent
 PRELUDE = """

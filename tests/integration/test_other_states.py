@@ -253,6 +253,7 @@ def mutated(state, random):
         return state
 
 
+@pytest.mark.slow
 def test_whatever_is_in_it_training_and_measuring_go_on(half, afresh, tmp_path):
     """Hundreds of states with something odd somewhere: at most one warning, and each step is measured."""
     random_ = random.Random(3)

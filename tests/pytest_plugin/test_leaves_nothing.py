@@ -41,6 +41,7 @@ def test_this_test_can_fail(pytester):
     assert "torch" in imported_by_a_suite(pytester, "def test_it():\n    import torch\n")
 
 
+@pytest.mark.slow
 def test_package_that_the_test_imports_first_is_watched(suite, pytester):
     """Lightning is there only once the test runs; its Trainer is watched all the same, and set free afterwards."""
     pytester.makepyfile(

@@ -98,6 +98,7 @@ def told(evaluator, records, infos):
     return [(evaluator.feed(record, infos[record.layout]), evaluator.confirming) for record in records]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(stored_runs(), st.data())
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(run, data):
