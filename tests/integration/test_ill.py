@@ -35,7 +35,7 @@ def adam(rate, **settings):
     return lambda parameters: torch.optim.Adam(parameters, lr=rate, **settings)
 
 
-def train(folder, module, *, every=1, steps=24, ignore=(), loader=None, **settings):
+def train(folder, module, *, every=1, steps=24, ignore=(), loader=None, healed=False, **settings):
     """Fit, expect the findings of the file to be those of the fit; return them by code."""
     watch = GradWatch(every_n_steps=every, ignore=ignore)
     with warnings.catch_warnings():
@@ -43,7 +43,7 @@ def train(folder, module, *, every=1, steps=24, ignore=(), loader=None, **settin
         trainer(folder, watch, max_steps=steps, **settings).fit(module, batches(size=64) if loader is None else loader)
     run = read_run(folder / "gradwatch" / "version_0")
     assert run.findings == watch.findings == evaluate(run)
-    return {finding.code: finding for finding in watch.findings if finding.severity > Severity.INFO}
+    return {finding.code: finding for finding in watch.findings if healed or finding.severity > Severity.INFO}
 
 
 class TestNonFinite:
@@ -117,8 +117,8 @@ class TestStart:
     def test_weights_far_too_large_explode_over_depth(self, tmp_path):
         seed()
         net = stack(nn.Tanh, 20, width=64, fill=lambda weight: nn.init.xavier_normal_(weight, gain=4.0))
-        # One step or three, chance decides how long it lasts: that the net is wrecked then is certain.
-        found = train(tmp_path, Classifier(net, sgd(0.03)), steps=24)
+        # Chance, and so the processor's arithmetic, decides how long it lasts, and whether the loss has come down by the end.
+        found = train(tmp_path, Classifier(net, sgd(0.03)), steps=24, healed=True)
         assert {"GW102", "GW401"} <= found.keys()
         assert found["GW401"].first_step == found["GW102"].first_step == 0
         assert "too large for Tanh" in found["GW401"].cause
