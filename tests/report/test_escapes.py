@@ -23,7 +23,7 @@ from lightning_gradwatch.cli import main
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo
 from lightning_gradwatch.report.announce import announce
-from lightning_gradwatch.report.cells import wrapped
+from lightning_gradwatch.report.cells import cells_of, wrapped
 from lightning_gradwatch.report.escape import ESCAPES, Place, escape
 from lightning_gradwatch.report.formats import render
 from lightning_gradwatch.report.terminal import summary_text, verdict_text, warning_text
@@ -246,7 +246,7 @@ def test_every_place_has_a_row_and_nothing_in_it_steers(place, text):
 @given(NAMES, st.integers(21, 100))
 def test_lines_are_as_wide_as_asked_wherever_a_word_is_cut(text, width):
     lines = wrapped(text, width, "  label  ", "         ")
-    assert max(map(len, lines), default=0) <= width
+    assert max(map(cells_of, lines), default=0) <= width  # a combining mark takes no cell
     assert commands("\n".join(lines)) == []
 
 
