@@ -132,11 +132,6 @@ class RunColumns:
         return tuple(self.layers[column].name for column in self.weight_columns)
 
     @cached_property
-    def layer_used(self) -> FloatVector:
-        """Whether the forward pass uses each layer, shape [L]: 1, 0, or NaN where that can't be seen."""
-        return np.array([np.nan if layer.used is None else layer.used for layer in self.layers], dtype=np.float64)
-
-    @cached_property
     def hidden_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each site is hidden, shape [S]."""
         return np.array([site.role == "hidden" for site in self.sites], dtype=bool)

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from written import make_info, make_record, write_run
+from written import frames_of, make_info, make_record, write_run
 
 from lightning_gradwatch import evaluate, read_run
 from lightning_gradwatch.event_file import EventFile, read_payloads, write_to
@@ -34,16 +34,6 @@ def stamps(path):
 
 def losses(run):
     return {record.step: record.loss for record in run.records}
-
-
-def frames_of(path):
-    """Return the frames of a file, the one of its version first."""
-    data, at, found = path.read_bytes(), 0, []
-    while at < len(data):
-        end = at + 16 + int.from_bytes(data[at : at + 8], "little")
-        found.append(data[at:end])
-        at = end
-    return found
 
 
 def unstamped(path):

@@ -6,10 +6,10 @@ import struct
 import numpy as np
 import pytest
 from tensorboard.compat.proto import event_pb2, summary_pb2
-from written import make_info, make_record
+from written import frames_of, make_info, make_record
 
 from lightning_gradwatch import wire
-from lightning_gradwatch.event_file import MAX_EVENT_BYTES, EventFile, masked_crc32c
+from lightning_gradwatch.event_file import MAX_EVENT_BYTES, EventFile, framed, masked_crc32c
 from lightning_gradwatch.events import RUN_TAG, STEP_TAG, _seal, decode_event, findings_event, step_event
 from lightning_gradwatch.findings import Finding, Remedy, Severity
 from lightning_gradwatch.record import SCHEMA_VERSION
@@ -30,20 +30,6 @@ def write(folder, events=None):
         for event in payloads() if events is None else events:
             file.write(event)
     return file.path
-
-
-def frames_of(path):
-    data, at, found = path.read_bytes(), 0, []
-    while at < len(data):
-        end = at + 16 + int.from_bytes(data[at : at + 8], "little")
-        found.append(data[at:end])
-        at = end
-    return found
-
-
-def framed(payload):
-    header = struct.pack("<Q", len(payload))
-    return header + struct.pack("<I", masked_crc32c(header)) + payload + struct.pack("<I", masked_crc32c(payload))
 
 
 def seen(path):

@@ -66,3 +66,13 @@ def write_run(folder, info=None, *, steps=range(0, 60, 3), seed=0, **changes):
             record = make_record(info, step, random=random, **changes)
             file.write(step_event(record, info, describe=place == 0))
     return str(folder), file.path
+
+
+def frames_of(path):
+    """Return the frames of a file, the one of its version first."""
+    data, at, found = path.read_bytes(), 0, []
+    while at < len(data):
+        end = at + 16 + int.from_bytes(data[at : at + 8], "little")
+        found.append(data[at:end])
+        at = end
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +15,6 @@ if TYPE_CHECKING:
 def hidden_sites(info: RunInfo) -> list[tuple[int, SiteInfo]]:
     """Return the hidden sites with their columns, along the path."""
     return [(column, info.sites[column]) for column in info.hidden_columns]
-
-
-def measured_sites(record: StepRecord, info: RunInfo, metric: str) -> list[tuple[SiteInfo, float]]:
-    """Return the hidden sites where a metric was measured and finite, with its values, along the path."""
-    # Plain floats: a rule visits each site of each record, and numpy's scalars cost ten times as much there.
-    values = record.values(metric, len(info.sites)).tolist()
-    return [(info.sites[column], values[column]) for column in info.hidden_columns if math.isfinite(values[column])]
 
 
 def hidden_values(record: StepRecord, info: RunInfo, metric: str) -> FloatVector | None:
