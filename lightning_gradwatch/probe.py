@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from lightning_gradwatch.measure.aside import may_need_space
+from lightning_gradwatch.measure.aside import need_space
 from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
 from lightning_gradwatch.measure.compiled import is_compiled
 from lightning_gradwatch.measure.describe import describe
@@ -249,7 +249,7 @@ class Probe:
         self.trained_by(self._optimizers if optimizers is None else optimizers)
         self._names.begin_step()
         # Looked for in each step, as a module may be compiled, or put in, at any time.
-        spacious = [module for module in self._model.modules() if may_need_space(module)]
+        spacious = need_space(self._model)
         self._compiled = sum(map(is_compiled, spacious))
         self._layers.step += 1
         suspects = () if activations_only else self._suspects()

@@ -101,9 +101,11 @@ class Activations:
             if site.role is None and site.composite is None:
                 self._count_as_inner_step(seen, z)
         inner = seen.inner
-        within = inner is not None and inner.site.function == "softplus"
-        seen.of = tag.of if tag is not None and within else self._tags.root(z)
         seen.origin = Origin(z)
+        if tag is not None and inner is not None and inner.site.function == "softplus":
+            seen.of = tag.of
+        else:
+            seen.of = self._tags.root_of(z, tag, seen.origin)
         return seen
 
     def _count_as_inner_step(self, seen: SiteCall, z: Tensor) -> None:

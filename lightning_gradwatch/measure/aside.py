@@ -33,9 +33,20 @@ _MISSING = object()
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
-def may_need_space(module: nn.Module) -> bool:
-    """Whether a module is of a kind that `stepping_aside` is for."""
-    return isinstance(module, _FUSED) or is_compiled(module)
+def need_space(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model that are of a kind which `stepping_aside` is for."""
+    found: list[nn.Module] = []
+    waiting = [model]  # not `model.modules()`, which makes a name for each: this runs in every measured step
+    seen = {id(model)}
+    for module in waiting:
+        if isinstance(module, _FUSED) or is_compiled(module):
+            found.append(module)
+        if children := module._modules:  # noqa: SLF001 - what `modules()` goes through
+            for _, child in children.items():  # noqa: PERF102 - a scripted module's have no `values`
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    waiting.append(child)
+    return found
 
 
 @contextmanager

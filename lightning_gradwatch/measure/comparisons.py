@@ -43,16 +43,13 @@ class Comparisons:
     """The masks and the zeros of one pass."""
 
     def __init__(self) -> None:
-        self._masks: dict[int, _Mask] = {}
+        self.masks: dict[int, _Mask] = {}
+        """By the `id` of each."""
         self._zeros: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-
-    def __bool__(self) -> bool:
-        """Whether there is any mask."""
-        return bool(self._masks)
 
     def clear(self) -> None:
         """Forget all."""
-        self._masks.clear()
+        self.masks.clear()
         self._zeros.clear()
 
     def compared(self, func: Callable[..., Any], z: Tensor, bound: float, result: object) -> None:
@@ -60,13 +57,13 @@ class Comparisons:
         comparison = _COMPARISONS[func.__name__]
         if isinstance(result, Tensor) and z.requires_grad:
             where = Region(comparison, bound)
-            self._masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, where)  # noqa: SLF001 - it has no public name
+            self.masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, where)  # noqa: SLF001 - it has no public name
 
     def cast(self, func: Callable[..., Any], source: object, result: object) -> None:
         """Note that a mask has become another tensor of the same entries."""
-        mask = self._masks.get(id(source))
+        mask = self.masks.get(id(source))
         if mask is not None and mask.ref() is source and isinstance(result, Tensor) and func.__name__ in _CASTS:
-            self._masks[id(result)] = mask._replace(ref=weakref.ref(result))
+            self.masks[id(result)] = mask._replace(ref=weakref.ref(result))
 
     def made_zeros(self, result: object) -> None:
         """Note a tensor that was made of zeros."""
@@ -75,7 +72,7 @@ class Comparisons:
 
     def of(self, mask: object, z: object) -> Region | None:
         """Return where a mask is True, if it was made by comparing this very tensor; None otherwise."""
-        found = self._masks.get(id(mask))
+        found = self.masks.get(id(mask))
         if found is None or found.ref() is not mask or found.of() is not z:
             return None
         return found.where if isinstance(z, Tensor) and found.version == z._version else None  # noqa: SLF001 - as above

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -25,7 +26,6 @@ _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
 _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
-"""Names of functions whose first argument is what a layer is given."""
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
@@ -44,6 +44,12 @@ class _Sources(NamedTuple):
     """Whether there is no data: nothing but parameters, buffers, numbers and what was made from them, as in weight normalisation."""
     gates: bool
     """Whether one is made of the output of an activation function that may turn out to gate."""
+
+
+@cache
+def _takes_data(name: str) -> bool:
+    """Whether the first argument of functions of a name is what a layer is given."""
+    return _TAKES_DATA.search(name) is not None
 
 
 class Compared(list[Any]):
@@ -68,7 +74,8 @@ class Flow:
 
     def use(self, arguments: Iterable[Any]) -> list[Layer]:
         """Note the layers whose parameters are among arguments, and return them."""
-        used = [layer for argument in arguments if (layer := self._layers.owner(argument)) is not None]
+        owner = self._layers.owner
+        used = [layer for argument in arguments if (layer := owner(argument)) is not None]
         for layer in used:
             if layer.step != self._layers.step:
                 self._layers.use(layer)
@@ -84,7 +91,7 @@ class Flow:
         if op is _ZEROS:
             self._tags.comparisons.made_zeros(result)
             return
-        if self._tags.comparisons and arguments:
+        if self._tags.comparisons.masks and arguments:
             self._tags.comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
@@ -176,9 +183,7 @@ class Flow:
         tensor: Tensor | None = None
         gates = False
         # A parameter that a layer takes for its input, as learned queries are, is data.
-        weights_only = bool(arguments) and not (
-            op in _MAKES_FEATURES and _TAKES_DATA.search(getattr(func, "__name__", "")) is not None
-        )
+        weights_only = bool(arguments) and not (op in _MAKES_FEATURES and _takes_data(getattr(func, "__name__", "")))
         for argument in arguments:
             layer = self._layers.owner(argument)
             if layer is not None:

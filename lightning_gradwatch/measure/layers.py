@@ -254,7 +254,7 @@ class Layers:
         """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
         layer = self._by_parameter.get(id(parameter))
         if layer is None:
-            layer = self._owner_of_frozen(parameter)
+            layer = self._owner_of_frozen(parameter) if self._of_frozen else None
             if layer is None and self._sharded and isinstance(parameter, nn.Parameter):
                 return self._owner_of_gathered(parameter)
         return layer

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Place: TypeAlias = tuple[int, int]
 """The `id` of a code object and the offset of an instruction in it: two calls on one line are two places."""
 
-_CALL_IMPL = nn.Module._call_impl.__code__  # noqa: SLF001 - the frame that knows which module is being called
 _REENTRANT_CHECKPOINT = CheckpointFunction.forward.__code__
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]  # torch leaves it untyped
 _DEEPEST = 200
@@ -43,8 +42,12 @@ _LIGHTNING = (
     f"{os.sep}pytorch_lightning{os.sep}",
     f"{os.sep}lightning_fabric{os.sep}",
 )
-_is_internal: dict[int, tuple[bool, CodeType]] = {}
-"""By the `id` of a code object, which is kept so that it stays its own: hashing one reads all of its instructions."""
+_OF_USER, _PASSED, _CALLS_MODULE, _ENDS = range(1, 5)
+"""What a frame is to `locate`: the user's own line; torch's, Lightning's or ours; the call of a module; where to stop."""
+_kinds: dict[int, int] = {}
+"""By the `id` of a code object."""
+_codes: dict[int, CodeType] = {}
+"""Those, kept so that each `id` stays its own: hashing a code object reads all of its instructions."""
 
 
 class ModuleNames:
@@ -104,19 +107,21 @@ def locate(names: ModuleNames, *, above: int = 1) -> Location:
     inner: Place | None = None
     for _ in range(_DEEPEST):
         code = frame.f_code
-        if code is _CALL_IMPL:
-            if module is not None:
-                break  # its caller is torch's (a Sequential): whoever calls that one makes no other place of it
-            owner = frame.f_locals["self"]
-            module = names.of(owner)
-            if module is not None and is_leaf(owner):
-                leaf, inner, place = True, place, None
-        elif place is None and not (_is_internal.get(id(code)) or _look(code))[0]:
-            place = (id(code), frame.f_lasti)
-        elif id(code) in _OUTERMOST:
-            break
-        if module is not None and (place is not None or not leaf):
-            break
+        kind = _kinds.get(id(code)) or _look(code)
+        if kind is not _PASSED:
+            if kind is _CALLS_MODULE:
+                if module is not None:
+                    break  # its caller is torch's (a Sequential): whoever calls that one makes no other place of it
+                owner = frame.f_locals["self"]
+                module = names.of(owner)
+                if module is not None and is_leaf(owner):
+                    leaf, inner, place = True, place, None
+            elif kind is _OF_USER and place is None:
+                place = (id(code), frame.f_lasti)
+            elif kind is _ENDS:
+                break
+            if module is not None and (place is not None or not leaf):
+                break
         outer = frame.f_back
         if outer is None:
             break
@@ -128,7 +133,7 @@ def spelled(place: Place | None) -> str:
     """Return a place as text that is the same in each process that runs the program."""
     if place is None:
         return ""
-    code = _is_internal[place[0]][1]
+    code = _codes[place[0]]
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}:{code.co_name}+{place[1]}"
 
 
@@ -149,12 +154,9 @@ def inside_function() -> Literal["", "checkpoint", "function"]:
     return ""
 
 
-_OUTERMOST: dict[int, CodeType] = {}
-
-
 def mark_outermost(code: CodeType) -> None:
     """Name a function of ours above which there is nothing of the user's forward pass."""
-    _OUTERMOST[id(code)] = code
+    _know(code, _ENDS)
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -162,8 +164,16 @@ def is_leaf(module: nn.Module) -> bool:
     return not module._modules and (not module._parameters or isinstance(module, nn.PReLU))  # noqa: SLF001 - no copies
 
 
-def _look(code: CodeType) -> tuple[bool, CodeType]:
+def _look(code: CodeType) -> int:
     path = code.co_filename
     internal = path.startswith((*_INTERNAL_FOLDERS, "<frozen")) or any(part in path for part in _LIGHTNING)
-    found = _is_internal[id(code)] = (internal, code)
-    return found
+    return _know(code, _PASSED if internal else _OF_USER)
+
+
+def _know(code: CodeType, kind: int) -> int:
+    _codes[id(code)] = code
+    _kinds[id(code)] = kind
+    return kind
+
+
+_know(nn.Module._call_impl.__code__, _CALLS_MODULE)  # noqa: SLF001 - the frame that knows which module is being called

@@ -36,6 +36,8 @@ SATURATED_PERCENT = 95
 """A unit is saturated when at least this share of the window's observations is; in integers, so that it is exact."""
 RECENT = 16
 """So many of a window's newest steps stay apart, as units may have died in front of each."""
+STEPS_SINCE = 2
+"""Steps that have to speak for it at least: one batch may be of one kind."""
 _COMPARED = 32
 """As many steps before are compared with the newest."""
 _FEW = 1 / 8
@@ -43,6 +45,9 @@ _FEW = 1 / 8
 _SHARE = 1 / 3
 """Share of the units that have died, by the second explanation; it is made for a half, and a tenth still shows."""
 _DIED, _LIVES = math.log(_SHARE), math.log1p(-_SHARE)
+_A_FEW = 2
+"""Steps back after which it is asked whether any further ones could tell."""
+_ROUNDING = 1e-6
 _ONE_IN = 3.0
 """If nothing has changed, the evidence reaches the bar in one look of so many at most, over all sites together; far fewer
 where units are many."""
@@ -190,37 +195,65 @@ def _look_back(
 ) -> None:
     """Look for the latest step in front of which units of a window have died."""
     bars = np.array([height + window.caution for window, _ in moved])
+    fills = np.array([window.fills_from for window, _ in moved])
+    hidden = np.array([each.hidden for each in moved])
     silent = active > 0
     since = np.zeros_like(seen)
     left = np.arange(len(moved))
     for back in range(1, RECENT + 1):
         more = np.array([len(moved[place].window.chunks) > back for place in left.tolist()], dtype=bool)
         left = left[more & silent[left].any(axis=1)]
+        if back == _A_FEW + 1 and left.size:  # nearly always, what is still silent then can't amount to enough
+            windows = [moved[place].window for place in left.tolist()]
+            left = left[_most_evidence(windows, seen[left], active[left], silent[left]) >= bars[left]]
         if not left.size:
             return
         chunks = [moved[place].window.chunks[-back] for place in left.tolist()]
         counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
         since[left] += counts
         silent[left] &= _stacked_flat(chunks) == counts[:, :1]
-        before = np.maximum(seen[left] - since[left], 1)
-        found = evidence(active[left], silent[left], before[:, :1], before[:, 1:], since[left, 1:])
+        # From a few units nothing follows until enough was seen since.
+        matter = np.count_nonzero(silent[left], axis=1) > _FEW * active.shape[1]
+        settle = (since[left] >= fills[left]).all(axis=1) & (back >= STEPS_SINCE)
+        told = left[(hidden[left] & matter) | settle]
+        if not told.size:
+            continue
+        before = np.maximum(seen[told] - since[told], 1)
+        found = evidence(active[told], silent[told], before[:, :1], before[:, 1:], since[told, 1:])
         settled = []
-        for place, much in zip(left.tolist(), found.tolist(), strict=True):
+        for place, much in zip(told.tolist(), found.tolist(), strict=True):
             if much < bars[place]:
                 continue
-            window, hidden = moved[place]
+            window = moved[place].window
             usual = _usual_evidence(window.chunks[:-back], active[place], seen[place])
             if much < bars[place] + usual:
                 continue
             observations, batch_elements = since[place].tolist()
             suspicion = Suspicion(
-                back, silent[place].copy(), observations, batch_elements, much - height - usual, hidden
+                back, silent[place].copy(), observations, batch_elements, much - height - usual, moved[place].hidden
             )
-            if (hidden and suspicion.matters) or window.settles(suspicion):
-                window.suspect(suspicion, height)
-                settled.append(place)
+            window.suspect(suspicion, height)
+            settled.append(place)
         if settled:
             left = left[~np.isin(left, settled)]
+
+
+def _most_evidence(
+    windows: Sequence[Window], seen: npt.NDArray[np.int64], active: npt.NDArray[np.int64], silent: Mask
+) -> FloatVector:
+    """Return how much evidence there is at most, however far back one looks, given the units that may be silent there.
+
+    The further back, the fewer they are and the louder each speaks.
+    """
+    recent = [window.chunks[max(1, len(window.chunks) - RECENT) :] for window in windows]
+    since = np.array([[sum(chunk.batch_elements for chunk in chunks)] for chunks in recent])
+    before = np.maximum(seen[:, 1:] - since, 1)
+    density = np.array([[max(chunk.density for chunk in window.chunks)] for window in windows])
+    unlikely = (np.where(silent, active, 1) * density + 0.5) * np.log1p(since / before)
+    gained = np.maximum(np.logaddexp(_LIVES, _DIED + unlikely), 0.0)
+    lost = np.count_nonzero(active > 0, axis=1) - np.count_nonzero(silent, axis=1)
+    most: FloatVector = np.where(silent, gained, 0.0).sum(axis=1) + _LIVES * lost
+    return most + _ROUNDING
 
 
 def died_later(chunks: Sequence[Chunk], height: float) -> int:

@@ -47,6 +47,8 @@ class Op(IntEnum):
     """ARITHMETIC that adds: with a constant, it makes another function of an activation's output."""
     POWER = 12
     """ARITHMETIC whose result is a function of its argument, and no multiple of it."""
+    CHANGE = 17
+    """May change gradients that are there, as clipping does; as a call on other tensors it is one of these."""
     GRAD = 9
     """``autograd.grad``: whatever backward it runs isn't the step's own."""
     BACKWARD = 10
@@ -177,14 +179,17 @@ class Tags:
         It stands for the value: made once, when the value is first asked for, it stays the same object when the tensor is
         changed in place afterwards, and so do the edges that lead to it.
         """
-        tag = self.get(tensor)
+        return self.root_of(tensor, self.get(tensor))
+
+    def root_of(self, tensor: Tensor, tag: Tag | None, origin: Origin | None = None) -> Origin:
+        """Return `root` of a tensor whose tag is known, and whose origin may be."""
         if tag is not None:
             if tag.root is None:
-                tag.root = Origin(tensor)
+                tag.root = origin or Origin(tensor)
             return tag.root
         known = self._untagged.get(id(tensor))
         if known is None or known[0]() is not tensor:
-            known = self._untagged[id(tensor)] = weakref.ref(tensor), Origin(tensor)
+            known = self._untagged[id(tensor)] = weakref.ref(tensor), origin or Origin(tensor)
         return known[1]
 
     def unit_axis(self, tensor: Tensor) -> int:

@@ -39,11 +39,13 @@ if TYPE_CHECKING:
 
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
-_IGNORE, _KEEP, _GRAD, _BACKWARD = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD
+_IGNORE, _KEEP, _GRAD, _BACKWARD, _CHANGE = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD, Op.CHANGE
 _CUT, _MULTIPLY, _COMPARE, _EINSUM = Op.CUT, Op.MULTIPLY, Op.COMPARE, Op.EINSUM
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
 _VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _ops: dict[Any, Op] = {}
+_changes: dict[Any, Op] = {}
+"""What those do to the unit axis that may change gradients, and so are `Op.CHANGE`."""
 _in_place: set[Any] = set()
 """Of those that compute values, the functions that change an argument."""
 
@@ -133,11 +135,11 @@ class Tracer(TorchFunctionMode):
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
         if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
             return func(*args, **kwargs)
-        if changes_gradients(func):
-            return self._run_on_gradients(func, args, kwargs)
         op = _op(func)
         if op is _IGNORE:
             return func(*args, **kwargs)
+        if op is _CHANGE:
+            return self._run_on_gradients(func, args, kwargs)
         if op is _GRAD or op is _BACKWARD:
             return self._run_backward(op, func, args, kwargs)
         if (
@@ -166,8 +168,8 @@ class Tracer(TorchFunctionMode):
             if clipped := clipped_by(func, args):
                 self._gradients.clipped(clipped)
         if self._crowded or dispatch_modes() or is_traced_by_jit():
-            return func(*args, **kwargs) if is_traced() else self._run_unobserved(_op(func), func, args, kwargs)
-        return self._run_observed(_op(func), func, args, kwargs)
+            return func(*args, **kwargs) if is_traced() else self._run_unobserved(_changes[func], func, args, kwargs)
+        return self._run_observed(_changes[func], func, args, kwargs)
 
     def _run_backward(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if op is _GRAD:
@@ -201,7 +203,7 @@ class Tracer(TorchFunctionMode):
             if op is _KEEP and (call := identify(func, args, kwargs)) is not None and not self._flow.is_weight(call.z):
                 self._used = self._flow.use(args)
                 return self._activations.before(call)
-            if op is _CUT or (op is _MULTIPLY and self._tags.comparisons):
+            if op is _CUT or (op is _MULTIPLY and self._tags.comparisons.masks):
                 found = cut(func, args, kwargs, self._tags)
                 if isinstance(found, str):
                     self._activations.leaves_out(func.__name__.rstrip("_"), found)
@@ -255,6 +257,9 @@ def _op(func: Callable[..., Any]) -> Op:
             op = _ops[func] = Op.ERF if func in ERF else classify(func)
             if op in _VALUES and is_in_place(func):
                 _in_place.add(func)
+            if changes_gradients(func):
+                _changes[func], op = op, _CHANGE
+                _ops[func] = op
     except TypeError:  # an unhashable callable
         return classify(func)
     return op

@@ -26,6 +26,7 @@ import torch
 from lightning_gradwatch.measure.silence import (
     RECENT,
     SATURATED_PERCENT,
+    STEPS_SINCE,
     Mask,
     Moved,
     Suspicion,
@@ -50,8 +51,6 @@ _FEWEST = 16
 those of the newest steps, which stay apart."""
 _MOST_LOOKS = 64
 """Steps beside those that are due which a suspicion may have watched."""
-_STEPS_SINCE = 2
-"""Steps that have to speak for it at least: one batch may be of one kind."""
 _VAIN, _FORGIVEN = 0.5, 0.1
 """How much a step that was watched in vain raises a site's bar, and each step that is due lowers it, over all sites: so in
 the long run no more than one step is watched in vain for five that are due, whatever the units' activity is like."""
@@ -81,6 +80,11 @@ class Chunk:
         """How often each unit was inactive, or saturated where the function can't be inactive."""
         # Where a function can be both, what is saturated is inactive too.
         return self.inactive if self.saturated is None else np.maximum(self.inactive, self.saturated)
+
+    @property
+    def density(self) -> float:
+        """Batch elements per observation."""
+        return self.batch_elements / self.observations if self.observations else math.inf
 
     def joined(self, other: Chunk) -> Chunk:
         """Return a chunk of the observations of both."""
@@ -189,9 +193,14 @@ class Window:
         """Whether so much would fill it."""
         return seen.observations >= self._least and seen.batch_elements >= self._batch_elements
 
+    @property
+    def fills_from(self) -> tuple[int, int]:
+        """The observations and the batch elements that would fill it."""
+        return self._least, self._batch_elements
+
     def settles(self, suspicion: Suspicion) -> bool:
         """Whether enough was seen since units seem to have died to hold that alone."""
-        return self._suffices(suspicion) and suspicion.chunks >= _STEPS_SINCE
+        return self._suffices(suspicion) and suspicion.chunks >= STEPS_SINCE
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -224,7 +233,7 @@ class Window:
         held = self._total if self.suspicion is None else self.suspicion
         if held is None:
             return 0.0
-        steps = 1.0 if self.suspicion is None else self.suspicion.chunks / _STEPS_SINCE
+        steps = 1.0 if self.suspicion is None else self.suspicion.chunks / STEPS_SINCE
         return min(1.0, held.observations / self._least, held.batch_elements / self._batch_elements, steps)
 
     def suspect(self, suspicion: Suspicion, height: float) -> None:
@@ -287,7 +296,7 @@ class Window:
         missing = max(
             (self._least - suspicion.observations) / max(latest.observations, 1),
             (self._batch_elements - suspicion.batch_elements) / max(latest.batch_elements, 1),
-            _STEPS_SINCE - suspicion.chunks,
+            STEPS_SINCE - suspicion.chunks,
         )
         return min(math.ceil(missing), _MOST_LOOKS - suspicion.looks)
 
