@@ -252,6 +252,8 @@ class Layers:
 
     def owner(self, parameter: object) -> Layer | None:
         """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
+        if type(parameter) is torch.Tensor:
+            return None  # as most are that are asked for: parameters are of a class of their own
         layer = self._by_parameter.get(id(parameter))
         if layer is None:
             layer = self._owner_of_frozen(parameter) if self._of_frozen else None
