@@ -91,6 +91,7 @@ def test_the_filter_on_the_page_of_findings_makes_the_warning_an_error(tmp_path,
     (block,) = [each for each in blocks(DOCS / "findings.md", "python") if "filterwarnings" in each.text]
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         exec(block.text, reader())  # noqa: S102 - it is what is tested
         with pytest.raises(package.VanishingGradientWarning):
             warnings.warn("the gradient vanishes", package.VanishingGradientWarning, stacklevel=1)

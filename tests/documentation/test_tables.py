@@ -83,7 +83,7 @@ def test_the_table_of_the_plugins_options_has_each_in_each_place():
     )
 
 
-def test_the_table_of_costs_has_each_net_of_the_benchmark_and_adds_up():
+def test_the_table_of_costs_has_each_net_of_the_benchmark():
     rows = table(DOCS / "cost.md", ("net", "plain step"))
     header = next(each[0] for each in tables(DOCS / "cost.md") if each[0][0] == "net")
     assert len(rows) == len(NETS)
