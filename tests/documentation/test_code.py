@@ -22,7 +22,6 @@ from written import write_run
 import lightning_gradwatch as package
 from lightning_gradwatch.cli_options import build_parser
 from lightning_gradwatch.config import load_settings
-from lightning_gradwatch.findings import Severity
 from lightning_gradwatch.rules.selection import check_prefixes
 from lightning_gradwatch.testing.options import _OPTIONS
 
@@ -142,7 +141,7 @@ def test_the_settings_file_is_read_as_the_page_says(tmp_path):
         path = tmp_path / "pyproject.toml"
         path.write_text(block.text, encoding="utf-8")
         settings = load_settings({}, environment={}, folder=None, file=str(path))
-        assert settings.fail_on is Severity.ERROR
+        assert settings.fail_on is package.Severity.ERROR
         assert settings.require == ("GW101",)
         assert settings.baseline is not None
         assert settings.thresholds["GW101"]["ratio"].value == 1e-2

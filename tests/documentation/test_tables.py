@@ -13,8 +13,8 @@ from integration.nets import Classifier, batches, seed, trainer
 from benchmarks.galleries.healthy import HEALTHY
 from benchmarks.galleries.ill import ILL
 from benchmarks.nets import NETS
-from lightning_gradwatch import DEFAULT_RULES, GradWatch
-from lightning_gradwatch.record import LAYER_METRICS, METRICS, NotCovered, RunInfo
+from lightning_gradwatch import DEFAULT_RULES, GradWatch, RunInfo
+from lightning_gradwatch.record import LAYER_METRICS, METRICS, NotCovered
 from lightning_gradwatch.report.coverage import coverage_line
 from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS
 from lightning_gradwatch.testing.options import _OPTIONS
