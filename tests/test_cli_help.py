@@ -1,4 +1,4 @@
-"""The help is complete, and the README shows it as it is."""
+"""The help is complete, and docs/command-line.md shows it as it is."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from lightning_gradwatch import cli
 from lightning_gradwatch.cli_options import build_parser
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 COMMANDS = ["", "check", "compare", "explain", "rules", "demo"]
 
 
 def shown():
-    """The README's help blocks, by command."""
-    text = README.read_text(encoding="utf-8")
+    """The page's help blocks, by command."""
+    text = PAGE.read_text(encoding="utf-8")
     found = re.findall(r"```text\n\$ gradwatch ?(\w*) --help\n(.*?)```", text, flags=re.DOTALL)
     return dict(found)
 
@@ -28,7 +28,7 @@ def words(text):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_readme_shows_the_help_as_it_is(command, monkeypatch, capsys):
+def test_the_page_shows_the_help_as_it_is(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     assert cli.main([*filter(None, [command]), "--help"]) == 0

@@ -1,4 +1,4 @@
-"""The workflow in the README does what it says: its shell parts are run here, as GitHub runs them."""
+"""The workflow in docs/ci.md does what it says: its shell parts are run here, as GitHub runs them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from documentation.pages import DOCS, ROOT, read
 
 pytestmark = pytest.mark.judges
 
-ROOT = Path(__file__).parents[1]
 NETWORK = ("pip install",)
 
 
@@ -37,9 +37,7 @@ def run_parts(yaml):
 
 
 def workflow():
-    (yaml,) = re.findall(
-        r"```yaml\n(name: training\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    (yaml,) = re.findall(r"```yaml\n(name: training\n.*?)```", read(DOCS / "ci.md"), re.DOTALL)
     return yaml
 
 
