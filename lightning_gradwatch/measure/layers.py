@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
@@ -129,7 +129,7 @@ class Layers:
         """By name, those of which nothing was trained so far; they are no layers of the run, and feed sites like any."""
         self._of_frozen: dict[int, tuple[weakref.ref[nn.Parameter], Layer]] = {}
         self._by_parameter: dict[int, Layer] = {}
-        self._buffers: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._buffers: dict[int, weakref.ref[Tensor]] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self.ordered: list[Layer] = []
         """Those that were used, along the path, and behind them those that weren't, in registration order."""
@@ -252,7 +252,7 @@ class Layers:
 
     def owner(self, parameter: object) -> Layer | None:
         """Return the layer that owns a parameter; None for a tensor that isn't one of the model's."""
-        if type(parameter) is torch.Tensor:
+        if type(parameter) is Tensor:
             return None  # as most are that are asked for: parameters are of a class of their own
         layer = self._by_parameter.get(id(parameter))
         if layer is None:
@@ -261,7 +261,7 @@ class Layers:
                 return self._owner_of_gathered(parameter)
         return layer
 
-    def is_constant(self, tensor: torch.Tensor) -> bool:
+    def is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor of which nothing else is known is no data: a buffer of the model, or a single number."""
         if tensor.requires_grad:
             return False
