@@ -143,7 +143,7 @@ class OversizedUpdate(Rule):
         harmed = not math.isfinite(record.loss) or (not trend.unknown and trend.of_first >= _DAMAGE)
         if record.step < self.warm_up_steps and not (harmed or state.get("warned", False)):
             reason = f"not yet: whether the loss comes down again shows by step {self.warm_up_steps}"
-            return Verdict(confirming=True, unjudged=reason)
+            return Verdict(confirming=True, dated=True, unjudged=reason)
         down = trend.come_down and not harmed
         learns = down or (not harmed and self._learns(trend))
         severity = Severity.ERROR if due["value"] > _ERROR_FACTOR * self.ratio else Severity.WARNING
