@@ -13,13 +13,15 @@ from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.lost import lost_cause, lost_of
 from lightning_gradwatch.rules.readings import hidden_sites, site_values
 from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.wording import listed
+from lightning_gradwatch.rules.wording import listed, percent
 from lightning_gradwatch.rules.zeros import blocking_cause, blocking_sites, underflow
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _SOFTMAX = {"softmax", "log_softmax"}
+_MOSTLY_FLAT = 0.95
+"""Share of a saturated site's observations in the step itself from which what the others pass back is next to nothing."""
 
 
 class Unreached(NamedTuple):
@@ -187,9 +189,14 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
             f"The derivative of {functions}, at {where}, is 0 at 0: of what is small it passes on next to nothing in either "
             "direction, so after some layers nothing is left."
         ), cure.remedy()
-    flat = [site for column, site in hidden_sites(info) if inactive[column] == 1]
-    if not flat:
+    columns = [column for column, _ in hidden_sites(info) if inactive[column] == 1]
+    if not columns:
+        saturated = site_values(record, info, "saturated_fraction")
+        full = (saturated == 1) & (inactive >= _MOSTLY_FLAT)
+        columns = [column for column, _ in hidden_sites(info) if full[column]]
+    if not columns:
         return None
+    share, flat = float(np.fmin.reduce(inactive[columns])), [info.sites[column] for column in columns]
     cure = Prescription(info)
     cure.replace([site for site in flat if look_up(site.function).steepest < 1], "ReLU")
     cure.initialize()
@@ -197,8 +204,9 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in flat))
     return (
         (
-            f"Every observation of {functions} at {listed([site.name for site in flat], 'site')} is on a flat side, so far out "
-            "that the derivative rounds to 0 (GW202)."
+            f"{'Every observation' if share == 1 else f'{percent(share)} or more of the observations'} of {functions} at "
+            f"{listed([site.name for site in flat], 'site')} {'is' if share == 1 else 'are'} on a flat side, so far out that the "
+            "derivative rounds to 0 (GW202)."
         ),
         cure.remedy(),
     )

@@ -110,7 +110,7 @@ class DeadUnits(Rule):
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
-        note_first(state, wrong)
+        note_first(state, info, fractions, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not state.get("clear") and not np.count_nonzero(wrong):
             return Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
@@ -139,7 +139,7 @@ class DeadUnits(Rule):
         due = None if severity is None else lasting(held, self.patience, min(severity, Severity.WARNING))
         if severity is not None and due is not None:
             findings["dead"] = self._sighting(
-                record, info, fractions, due, severity=severity, trend=trend, how=drift(state)
+                record, info, fractions, due, severity=severity, trend=trend, how=drift(state, info, due.where)
             )
             state["reported"] = max(state.get("reported", -1), int(severity))
             state["worst"] = max(worst, int(severity))
@@ -224,7 +224,7 @@ def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "LeakyReLU")
     if how.thrown:  # the start was good: what the steps have done isn't mended by another one
-        cure.slow_down(how.update)
+        cure.take_smaller_steps(how)
         return cure.remedy()
     cure.initialize()
     firsts = [info.sites[column] for column in info.site_paths.firsts]

@@ -11,12 +11,14 @@ from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites
+from lightning_gradwatch.rules.targets import SCALE_TARGETS
 from lightning_gradwatch.rules.wording import listed, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.record import RunInfo, SiteInfo
+    from lightning_gradwatch.rules.drift import Drift
 
 DEEP_SITES = 12
 """Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""
@@ -80,6 +82,13 @@ class Prescription:
     def normalize_inputs(self) -> None:
         """Scale what goes into the net."""
         self._add("scale the inputs to mean 0 and variance 1", Action("normalize_inputs"))
+
+    def take_smaller_steps(self, how: Drift) -> None:
+        """Scale the targets where they make the steps large, else lower the learning rate."""
+        if how.unscaled:
+            self._add(SCALE_TARGETS.text[:1].lower() + SCALE_TARGETS.text[1:-1], *SCALE_TARGETS.actions)
+        else:
+            self.slow_down(how.update)
 
     def slow_down(self, update: float) -> None:
         """Lower the learning rate, by as much as the largest update ratio seen asks for."""

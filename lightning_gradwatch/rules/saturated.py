@@ -73,7 +73,7 @@ class SaturatedUnits(Rule):
                 lapsed=missing.lapsed,
             )
         hit = fractions >= self.fraction
-        note_first(state, hit)
+        note_first(state, info, fractions, hit)
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         held = streaks(state, "streaks", info, "sites")
@@ -86,7 +86,7 @@ class SaturatedUnits(Rule):
         due = lasting(held, self.patience)
         if due is not None:
             state["reported"] = True
-            sighting = self._sighting(record, info, fractions, due, drift(state))
+            sighting = self._sighting(record, info, fractions, due, drift(state, info, due.where))
             return quiet._replace(findings={"saturated": sighting})
         if state.get("reported", False) or not np.count_nonzero(hit):
             return quiet
@@ -156,7 +156,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
     if reason.kind == "rate":  # the start was good: what the steps have done isn't mended by another one
-        cure.slow_down(how.update)
+        cure.take_smaller_steps(how)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):

@@ -286,6 +286,29 @@ class TestWhyDead:
         assert "At first they weren't there: most likely a step that was too large" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.1}
 
+    def test_a_window_that_fills_later_than_another_shows_no_step_that_threw_its_units(self, runs):
+        """Sites fill their windows at steps of their own: that the second is well at first says nothing of the first."""
+        info = runs.stack(function="hardtanh")
+        second, both = [np.nan, 0.0, *[np.nan] * 4], [1.0, 0.0, *[np.nan] * 4]
+        records = [runs.measure(info, step, dead_fraction=row) for step, row in enumerate([second, both, both, both])]
+        finding = runs.feed(DeadUnits(), records, info).only
+        assert "They have been so since the first full window" in finding.cause
+        assert list(kinds(finding)) == ["replace_activation", "initialize", "normalize_inputs"]
+
+    def test_by_targets_that_make_the_steps_large(self, runs):
+        """The loss is in the millions while the net's own numbers are about 1: no rate is at fault."""
+        info = runs.stack(function="relu")
+        metrics = {"dead_fraction": 0.95, "update_ratio": 20.0}
+        records = [runs.measure(info, step, loss=1e6, **metrics) for step in range(3)]
+        finding = runs.feed(DeadUnits(), records, info).only
+        assert "changed the weights by 20 times their size: the loss is so large" in finding.cause
+        assert "targets that aren't scaled" in finding.cause
+        assert list(kinds(finding)) == ["replace_activation", "normalize_targets"]
+        # Adam's steps have the same size whatever the loss.
+        info = runs.stack(function="relu", optimizers=("Adam",))
+        finding = runs.feed(DeadUnits(), [runs.measure(info, 0, loss=1e6, **metrics) for _ in range(3)], info).only
+        assert list(kinds(finding)) == ["replace_activation", "set_learning_rate"]
+
     @pytest.mark.parametrize(
         ("update", "factor"), [(0.09, None), (0.11, 0.09), (1.0, 0.009), (1.7, 0.006), (500.0, 2e-5), (np.nan, None)]
     )
@@ -340,7 +363,7 @@ class TestWhySaturated:
         assert "At first they weren't there" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.1}
         finding = self.finding(runs, self.THIRD, update_ratio=2.0)
-        assert "moved the weights by 200 % of themselves" in finding.cause
+        assert "changed the weights by 2 times their size" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.005}
 
     def test_a_function_without_a_good_start_is_replaced_everywhere(self, runs):

@@ -483,6 +483,18 @@ class TestCause:
         replaced = ["replace_activation"] if function == "sigmoid" else []
         assert kinds(finding) == [*replaced, "initialize", "normalize_inputs"]
 
+    def test_saturated_units_of_which_a_few_observations_are_not_flat(self, runs):
+        """As of weights that steps have thrown far out: what passes is next to nothing at each of them, and 0 after all."""
+        metrics = {"saturated_fraction": 1.0, "signal_norm": [0.0, 0.0, 1e-2, 0.1, 1.0, 1.0]}
+        info = runs.stack(function="tanh")
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=0.996, **metrics).only
+        assert (
+            "99.6 % or more of the observations of Tanh at net.1 … net.11 (6 sites) are on a flat side" in finding.cause
+        )
+        assert kinds(finding) == ["initialize", "normalize_inputs"]
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=0.9, **metrics).only
+        assert kinds(finding) == ["trace_gradient"]
+
     def test_a_function_that_is_flat_in_the_middle(self, runs):
         info = runs.stack(function="tanhshrink")
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, signal_norm=[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).only
