@@ -47,11 +47,11 @@ class Prescription:
             Action("replace_activation", names, (("with", module),)),
         )
 
-    def initialize(self) -> None:
-        """Start all weight layers as the functions ask for that the net has when the rest is done."""
+    def initialize(self, only: Sequence[int] | None = None) -> None:
+        """Start weight layers, None: all, as the functions ask for that the net has when the rest is done."""
         layers = tuple(
             self._info.layers[column].name
-            for column in self._info.weight_columns
+            for column in (self._info.weight_columns if only is None else only)
             if not self._info.layers[column].kind.startswith(_START_OF_THEIR_OWN)
         )
         if not layers:
