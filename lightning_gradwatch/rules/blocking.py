@@ -184,7 +184,7 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
         cure.initialize()
         cure.deepen()
         functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in middle))
-        where = listed([site.name for site in middle], "site")
+        where = listed([site.name for site in middle], "activation")
         return (
             f"The derivative of {functions}, at {where}, is 0 at 0: of what is small it passes on next to nothing in either "
             "direction, so after some layers nothing is left."
@@ -205,7 +205,7 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     return (
         (
             f"{'Every observation' if share == 1 else f'{percent(share)} or more of the observations'} of {functions} at "
-            f"{listed([site.name for site in flat], 'site')} {'is' if share == 1 else 'are'} on a flat side, so far out that the "
+            f"{listed([site.name for site in flat], 'activation')} {'is' if share == 1 else 'are'} on a flat side, so far out that the "
             "derivative rounds to 0 (GW202)."
         ),
         cure.remedy(),
@@ -215,7 +215,7 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
 def _unknown() -> tuple[str, Remedy]:
     return (
         (
-            "The gradient is there and exactly 0; the measured sites show neither a dead layer nor underflow. Usual causes: a "
+            "The gradient is there and exactly 0; the measured activations show neither a dead layer nor underflow. Usual causes: a "
             "clamp outside its range, a factor of exactly 0 (an output layer or branch that starts at zero and doesn't learn), "
             "a rounding operation, a softmax over a single unit."
         ),

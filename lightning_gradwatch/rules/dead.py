@@ -38,7 +38,7 @@ class DeadUnits(Rule):
 
     What: a dead unit sits where the derivative of its activation function is exactly 0, in every observation of a full
     window: the last ``observations`` inputs (batch, positions and calls together), or as many as there are since units seem
-    to have died, at least ``least_observations`` from ``batch_elements`` elements of a batch. A site whose window isn't full
+    to have died, at least ``least_observations`` from ``batch_elements`` elements of a batch. An activation whose window isn't full
     is not judged. A unit that is active in 2 % of independent observations is called dead by less than one window of a
     hundred. The rule fires in ``patience`` measured steps in a row, and what no longer holds for as many has healed. From
     ``inform`` on it is a warning only where the share has risen over five readings, after ``warm_up_steps``, in a net whose
@@ -54,9 +54,9 @@ class DeadUnits(Rule):
     where steps that were too large killed the units, lower the learning rate or warm it up.
 
     Attributes:
-        error: share of a site's units that is an error.
-        warn: share of a site's units that is a warning.
-        inform: share of a site's units that is information, and a warning while it rises and the loss is stalled.
+        error: share of an activation's units that is an error.
+        warn: share of an activation's units that is a warning.
+        inform: share of an activation's units that is information, and a warning while it rises and the loss is stalled.
         rise: how much the share must rise over the last five readings to count as rising.
         warm_up_steps: steps in which a share below ``warn`` stays information, rising or not.
         patience: measured steps in a row that must agree.
@@ -131,7 +131,7 @@ class DeadUnits(Rule):
             state["worst"] = 0
             most = percent(float(np.fmax.reduce(fractions)))
             return Verdict(
-                healed={"dead": f"no more than {most} of the units of a site are dead"},
+                healed={"dead": f"no more than {most} of the units of an activation are dead"},
                 unjudged=missing.reason,
                 lapsed=missing.lapsed,
             )
@@ -192,7 +192,7 @@ class DeadUnits(Rule):
         )
 
     def _message(self, worst: str, value: float, names: tuple[str, ...], trend: LossTrend) -> str:
-        others = f" So or nearly so at {listed(names, 'site')}." if len(names) > 1 else ""
+        others = f" So or nearly so at {listed(names, 'activation')}." if len(names) > 1 else ""
         limits = (
             f" Information from {percent(self.inform)}, a warning from {percent(self.warn)}, an error from "
             f"{percent(self.error)}."

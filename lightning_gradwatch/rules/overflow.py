@@ -154,7 +154,7 @@ def _seen(facts: dict[str, Any]) -> str:
     for key, what in (("layers", "the gradients of {} of {}"), ("sites", "the outputs of {} of {}")):
         bad, of = facts[key]
         if bad:
-            noun = "layer" if key == "layers" else "activation site"
+            noun = "layer" if key == "layers" else "activation"
             parts.append(f"{what.format(bad, counted(of, noun))} hold NaN or infinity")
     return ", ".join(parts)
 

@@ -218,7 +218,7 @@ class OversizedUpdate(Rule):
             cause = f"The learning rate{of} ({rates}) is too high for these weights and gradients, at least without a warm-up."
             factor = min(rate_factor(info, seen.at_first), _LEAST)
             remedy = Remedy(
-                f"Multiply the learning rate{of} by {factor:g}{others}, or warm it up from there; clip the gradient norm to 1.",
+                f"Multiply the learning rate{of} by {number(factor)}{others}, or warm it up from there; clip the gradient norm to 1.",
                 (
                     Action("set_learning_rate", seen.names if seen.other_rates else (), (("factor", factor),)),
                     Action("clip_gradients", (), (("norm", 1.0),)),

@@ -43,7 +43,7 @@ class Prescription:
         self._replaced.update(names)
         spelled = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
         self._add(
-            f"replace {spelled} at {listed(names, 'site')} by {_KIN[module]}",
+            f"replace {spelled} at {listed(names, 'activation')} by {_KIN[module]}",
             Action("replace_activation", names, (("with", module),)),
         )
 
@@ -74,7 +74,7 @@ class Prescription:
         names = tuple(site.name for _, site in hidden_sites(self._info))
         if len(names) >= DEEP_SITES:
             self._add(
-                f"with {len(names)} hidden sites, add skip connections, each layer adding 1/{len(names)} of its output to its "
+                f"with {len(names)} hidden activations, add skip connections, each layer adding 1/{len(names)} of its output to its "
                 "input",
                 Action("add_skip_connections", names),
             )

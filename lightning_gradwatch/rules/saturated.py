@@ -32,7 +32,7 @@ class SaturatedUnits(Rule):
 
     What: a unit is saturated where at least 95 % of the observations of a full window lie beyond the point where the
     derivative has fallen to 7 % of its maximum: Sigmoid beyond |z| = 4, Tanh beyond |z| = 2. The rule fires where
-    ``fraction`` of a hidden site's units are, in ``patience`` measured steps in a row, after ``warm_up_steps``; what no
+    ``fraction`` of a hidden activation's units are, in ``patience`` measured steps in a row, after ``warm_up_steps``; what no
     longer holds for as many has healed. Output
     layers and gates are left out: there, saturation is success.
 
@@ -44,7 +44,7 @@ class SaturatedUnits(Rule):
     of Sigmoid, use ReLU. A normalisation layer before the function keeps its inputs in range.
 
     Attributes:
-        fraction: share of a hidden site's units that is a warning.
+        fraction: share of a hidden activation's units that is a warning.
         warm_up_steps: steps that aren't judged.
         patience: measured steps in a row that must agree.
     """
@@ -81,7 +81,7 @@ class SaturatedUnits(Rule):
         quiet = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         if has_gone(state, "saturated", holds=holds(held), patience=self.patience):
             most = percent(float(np.fmax.reduce(fractions)))
-            gone = f"no more than {most} of the units of a hidden site are saturated"
+            gone = f"no more than {most} of the units of a hidden activation are saturated"
             return quiet._replace(healed={"saturated": gone})
         due = lasting(held, self.patience)
         if due is not None:
@@ -102,14 +102,14 @@ class SaturatedUnits(Rule):
 
         def write() -> Sentences:
             worst, names = info.site_names[int((where & (fractions == value)).argmax())], due.names()
-            elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
+            elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
             reason = _reason(record, info, where, how)
             return Sentences(
                 cause=reason.sentence,
                 remedy=_remedy(info, where, reason, how),
                 message=(
                     f"{percent(value)} of the units of {worst} are saturated: on a flat outer side in at least "
-                    f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden site's units.{elsewhere}"
+                    f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
                 ),
             )
 

@@ -47,19 +47,19 @@ class VanishingGradient(Rule):
     """The gradient vanishes on its way to the early layers.
 
     What: the signal is the gradient of the loss at an activation function's input. Its attenuation is the norm at the
-    first hidden site over that at the last, along one path from the loss to the input; where towers part, each is a path.
+    first hidden activation over that at the last, along one path from the loss to the input; where towers part, each is a path.
     The rule fires where the median of the last five readings is below ``ratio``
-    and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
+    and the signal shrinks to less than ``gain`` from one activation to the next on average, in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
     falls, below where it began, and silent once it has converged; what no longer holds for ``patience`` readings has healed.
-    A site that is called in a loop and feeds itself is
+    An activation that is called in a loop and feeds itself is
     judged in the same way from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared:
     at initialisation they stay level while the signal vanishes.
 
     Why: an early layer whose gradient is thousands of times smaller than a late one's hardly moves, so the net learns with
     its last layers on top of random features, or not at all. Sigmoid passes back at most 1/4 of the signal a layer:
     after 50 layers nothing is left. Weights that start too small do the same to any function. The finding says which it
-    is: what the sites pass back, and what lies between them, is held against what the right start would give.
+    is: what the activations pass back, and what lies between them, is held against what the right start would give.
 
     What to do: replace Sigmoid by ReLU, LeakyReLU or ELU; initialise with ``kaiming_normal_`` (ReLU and its kin) or
     ``xavier_normal_`` (Tanh); add skip connections or normalisation layers; use fewer layers. Adam hides the loss of scale
@@ -67,7 +67,7 @@ class VanishingGradient(Rule):
 
     Attributes:
         ratio: attenuation below which the gradient vanishes; None: 3e-3 for SGD and ASGD, 1e-4 for any other optimizer.
-        gain: mean factor from site to site that must be undercut as well.
+        gain: mean factor from activation to activation that must be undercut as well.
         loop_gain: the same from call to call in an unrolled loop; Sigmoid's slope is at most 1/4.
         min_grad_rms: plain threshold: each early weight layer whose gradient has a smaller root mean square is reported at
             once, whatever the rest says; one that is exactly 0 is GW104's; None: none.
@@ -145,7 +145,7 @@ class VanishingGradient(Rule):
             _Signal(depth, float(depth.norms[0]) / float(depth.norms[-1])) for depth in depths if depth.norms[-1] > 0
         ]
         if not signals:
-            return "can't judge: no signal at the last hidden activation site"
+            return "can't judge: no signal at the last hidden activation"
         threshold = self.threshold_for(info)
         # Of a long path less may be left than of a short one, and yet most at each site.
         return min(
@@ -229,10 +229,10 @@ class VanishingGradient(Rule):
         else:
             seen = (
                 f"{depth.seen(info, f'{number(signal.attenuation)} of')}: a factor of {number(signal.gain)} at each of "
-                f"{len(depth.columns) - 1} steps between sites, so it falls by e every {number(-1 / math.log(signal.gain))} of "
-                "them"
+                f"{len(depth.columns) - 1} steps between activations, so it falls tenfold every "
+                f"{number(-math.log(10) / math.log(signal.gain))} of them"
             )
-            limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden sites fall below it"
+            limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden activations fall below it"
         names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
         why = f" for {names}" if self.ratio is None and names else ""
         return f"{seen}. Reported below {number(threshold)}{why}{limit}. {trend.sentence(self.loss_fall)}"

@@ -40,8 +40,8 @@ class TestBlame:
         info = runs.stack(depth=10)
         finding = found(runs, info, runs.gains(info, 0.235, 0.996))
         assert finding.cause == (
-            "The derivative of Sigmoid, at net.1 … net.19 (10 sites), is at most 1/4: a site passes back 0.235 of the signal "
-            "on average. The weights between two sites pass back 0.996: they aren't to blame."
+            "The derivative of Sigmoid, at net.1 … net.19 (10 activations), is at most 1/4: an activation passes back 0.235 of the signal "
+            "on average. The weights between two activations pass back 0.996: they aren't to blame."
         )
         assert actions(finding) == {
             "replace_activation": (names(info), {"with": "ReLU"}),
@@ -55,11 +55,11 @@ class TestBlame:
         info = runs.stack(depth=11, function="tanh")
         finding = found(runs, info, runs.gains(info, 0.95, weight))
         assert finding.cause.startswith(
-            f"The weights are too small for Tanh: between two sites they pass back {weight:g} of the signal on average, where "
+            f"The weights are too small for Tanh: between two activations they pass back {weight:g} of the signal on average, where "
             "xavier_normal_ gives 1."
         )
         assert ("PyTorch's default" in finding.cause) is default
-        assert finding.cause.endswith("A site itself passes back 0.95: the function isn't to blame.")
+        assert finding.cause.endswith("An activation itself passes back 0.95: the function isn't to blame.")
         assert actions(finding) == {"initialize": (layers(info), {"method": "xavier_normal_", "bias": 0.0})}
 
     def test_small_weights_under_relu_ask_for_more(self, runs):
@@ -80,8 +80,8 @@ class TestBlame:
         info = runs.stack(function="tanh")
         finding = found(runs, info, runs.gains(info, 0.02, 4.0), saturated_fraction=0.9)
         assert finding.cause == (
-            "The weights are too large for Tanh: between two sites they pass back 4 of the signal on average, where "
-            "xavier_normal_ gives 1, and drive the units to where the function is flat: a site passes back 0.02."
+            "The weights are too large for Tanh: between two activations they pass back 4 of the signal on average, where "
+            "xavier_normal_ gives 1, and drive the units to where the function is flat: an activation passes back 0.02."
         )
         assert actions(finding)["initialize"] == (layers(info), {"method": "xavier_normal_", "bias": 0.0})
         assert "replace_activation" not in actions(finding)
@@ -91,7 +91,7 @@ class TestBlame:
         info = runs.stack(function="elu")
         saturated = {"net.1": first} | dict.fromkeys(names(info)[1:], 0.8)
         finding = found(runs, info, runs.gains(info, 0.1, ROOT), saturated_fraction=saturated)
-        assert finding.cause.startswith("80 % of the units of the median ELU site are saturated, where the")
+        assert finding.cause.startswith("80 % of the units of the median ELU activation are saturated, where the")
         assert "pass back 1.41: they aren't to blame" in finding.cause
         assert ("normalize_inputs" in actions(finding)) is bool(first)
         assert actions(finding)["initialize"][1] == {"method": "kaiming_normal_", "bias": 0.0}
@@ -99,13 +99,15 @@ class TestBlame:
     def test_dead_units_short_of_a_layer(self, runs):
         info = runs.stack(function="relu")
         finding = found(runs, info, runs.gains(info, 0.1, ROOT), dead_fraction=0.97)
-        assert finding.cause.startswith("97 % of the units of the median ReLU site are dead: a site")
+        assert finding.cause.startswith("97 % of the units of the median ReLU activation are dead: an activation")
         assert actions(finding)["replace_activation"] == (names(info), {"with": "LeakyReLU"})
 
     def test_a_function_that_is_flat_in_the_middle(self, runs):
         info = runs.stack(function="tanhshrink")
         finding = found(runs, info, runs.gains(info, 0.01, 1.3))
-        assert finding.cause.startswith("Tanhshrink is nearly flat where its inputs lie: a site passes back 0.01")
+        assert finding.cause.startswith(
+            "Tanhshrink is nearly flat where its inputs lie: an activation passes back 0.01"
+        )
         assert actions(finding)["replace_activation"] == (names(info), {"with": "ReLU"})
 
     def test_one_function_of_two(self, runs):
@@ -150,8 +152,8 @@ class TestWithoutGains:
     @pytest.mark.parametrize(
         ("function", "saturated", "kind", "replaced"),
         [
-            ("sigmoid", 0.0, "is at most 1/4: a site can pass back no more than 0.25 of the signal", "ReLU"),
-            ("tanh", 0.8, "80 % of the units of the median Tanh site are saturated", None),
+            ("sigmoid", 0.0, "is at most 1/4: an activation can pass back no more than 0.25 of the signal", "ReLU"),
+            ("tanh", 0.8, "80 % of the units of the median Tanh activation are saturated", None),
             ("tanh", 0.0, "most likely the weights are too small: xavier_normal_", None),
             ("relu", np.nan, "most likely the weights are too small: kaiming_normal_", None),
             ("softshrink", 0.0, "Softshrink is nearly flat where its inputs lie.", "ReLU"),
@@ -177,8 +179,8 @@ class TestDepth:
         """So many sites, and no fewer, have an attenuation below the threshold."""
         info = runs.stack(depth=30)
         message = found(runs, info, runs.gains(info, gain, 1.0)).message
-        steps = float(message.partition("so it falls by e every ")[2].partition(" of them")[0])
-        assert steps == pytest.approx(-1 / math.log(gain), rel=1e-2)
+        steps = float(message.partition("so it falls tenfold every ")[2].partition(" of them")[0])
+        assert steps == pytest.approx(-1 / math.log10(gain), rel=1e-2)
         sites = int(message.partition("at this factor ")[2].partition(" hidden")[0])
         assert gain ** (sites - 1) < 3e-3 <= gain ** (sites - 2)
 

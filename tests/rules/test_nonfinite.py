@@ -69,7 +69,7 @@ class TestWhere:
         assert "began in the forward pass: the output of net.7" in finding.cause
         assert finding.value == 5  # two layers and three sites
         assert "the gradients of 2 of 7 layers" in finding.message
-        assert "the outputs of 3 of 6 activation sites" in finding.message
+        assert "the outputs of 3 of 6 activations" in finding.message
 
     def test_the_layer_nearest_to_the_loss_in_the_backward_pass(self, runs):
         finding = judged(runs, {}, {"states": {"net.0": BAD, "net.2": BAD, "net.6": BAD}}).only

@@ -1,4 +1,4 @@
-"""GW201 and GW202 judge units of hidden sites, over full windows only."""
+"""GW201 and GW202 judge units of hidden activations, over full windows only."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class TestHealing:
         assert fed.only.severity == Severity.ERROR
         fed = dead(runs, [*[1.0] * 3, 0.7, 1.0, *[0.3] * 3])
         assert (fed.only.severity, fed.only.last_step, fed.only.healed_step) == (Severity.INFO, 4, 7)
-        assert "It has healed: no more than 30 % of the units of a site are dead." in fed.only.message
+        assert "It has healed: no more than 30 % of the units of an activation are dead." in fed.only.message
 
     def test_an_error_that_is_information_now_says_so(self, runs):
         finding = dead(runs, [*[1.0] * 3, *[0.7] * 9]).only
@@ -143,7 +143,7 @@ def test_information_that_becomes_a_warning_is_told_and_growing_worse_from_there
 def test_a_window_that_isnt_full_is_not_yet_judged(runs):
     info = runs.stack(function="relu")
     fed = runs.feed(DeadUnits(), [runs.measure(info, 0, dead_fraction=np.nan, fill=0.25)], info)
-    assert fed.evaluator.unjudged == {"GW201": "not yet: the fullest window of a hidden site is 25 % full"}
+    assert fed.evaluator.unjudged == {"GW201": "not yet: the fullest window of a hidden activation is 25 % full"}
 
 
 RULES = {
@@ -180,12 +180,12 @@ def test_what_the_rules_know_of_a_function_is_what_is_measured_of_it(row):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 class TestWindowsThatArentFull:
     def test_a_rule_has_judged_once_each_window_was_full(self, runs, rule):
-        unread = "not yet: the window of net.5 is 28 % full (1 of 3 hidden sites)"
+        unread = "not yet: the window of net.5 is 28 % full (1 of 3 hidden activations)"
         assert with_fills(runs, rule, [[1, 1, 0.28]]) == unread
         assert with_fills(runs, rule, [[1, 1, 0.1]] * 9 + [[1, 1, 0.28]]) == unread
         assert with_fills(runs, rule, [[1, 1, 0.28], [1, 1, 1]]) == ""
-        assert with_fills(runs, rule, [[1, 0.5, 0.28], [1, 1, 0.9]]) == "not yet: the window of net.5 is 90 % full (1 of 3 hidden sites)"  # fmt: skip
-        assert with_fills(runs, rule, [[1, 0.5, 0.28]]) == "not yet: the window of net.3, net.5 is 28 % full (2 of 3 hidden sites)"  # fmt: skip
+        assert with_fills(runs, rule, [[1, 0.5, 0.28], [1, 1, 0.9]]) == "not yet: the window of net.5 is 90 % full (1 of 3 hidden activations)"  # fmt: skip
+        assert with_fills(runs, rule, [[1, 0.5, 0.28]]) == "not yet: the window of net.3, net.5 is 28 % full (2 of 3 hidden activations)"  # fmt: skip
 
     def test_they_needn_t_be_full_at_the_same_time(self, runs, rule):
         assert with_fills(runs, rule, [[1, 1, 0.28], [1, 0.5, 1]]) == ""
@@ -194,7 +194,7 @@ class TestWindowsThatArentFull:
         """For up to three records in a row, what was read before still stands."""
         doubt = [[1, 0.4, 1]]
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 2]) == ""
-        lapsed = "can't judge: units of net.3 fell silent, and what was seen since fills 40 % of a window (1 of 3 hidden sites)"
+        lapsed = "can't judge: units of net.3 fell silent, and what was seen since fills 40 % of a window (1 of 3 hidden activations)"
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 3]) == lapsed
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 9]) == lapsed
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 9, [1, 1, 1]]) == ""
@@ -229,7 +229,7 @@ def test_gates_and_outputs_are_left_out(runs, rule, metric):
     info = dataclasses.replace(info, sites=(gate, output))
     fed = runs.feed(rule, [runs.measure(info, step, **{metric: 1.0}) for step in range(10, 20)], info)
     assert not fed.findings
-    assert fed.evaluator.unjudged == {rule.code: "can't judge: the run has no hidden activation site"}
+    assert fed.evaluator.unjudged == {rule.code: "can't judge: the run has no hidden activation"}
 
 
 def test_confirming_stops_for_a_value_that_dances_around_its_threshold(runs):
@@ -264,7 +264,7 @@ def test_saturation_in_warm_up_or_for_two_steps_is_left_alone(runs):
 def test_relu_has_nothing_to_saturate(runs):
     fed = saturated(runs, [np.nan], info=runs.stack(function="relu"))
     assert fed.evaluator.unjudged == {
-        "GW202": "can't judge: no hidden site whose window is full can be saturated (relu)"
+        "GW202": "can't judge: no hidden activation whose window is full can be saturated (relu)"
     }
 
 

@@ -465,7 +465,7 @@ class TestCause:
         metrics["signal_norm"][:3] = 0
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, **metrics).only
         assert "below the smallest number of 32-true" in finding.cause
-        assert "a site passes back 1e-10 of the signal" in finding.cause
+        assert "an activation passes back 1e-10 of the signal" in finding.cause
         assert kinds(finding) == ["replace_activation", "initialize"]
 
     @pytest.mark.parametrize("function", ["sigmoid", "tanh"])
@@ -489,7 +489,8 @@ class TestCause:
         info = runs.stack(function="tanh")
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=0.996, **metrics).only
         assert (
-            "99.6 % or more of the observations of Tanh at net.1 … net.11 (6 sites) are on a flat side" in finding.cause
+            "99.6 % or more of the observations of Tanh at net.1 … net.11 (6 activations) are on a flat side"
+            in finding.cause
         )
         assert kinds(finding) == ["initialize", "normalize_inputs"]
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=0.9, **metrics).only
@@ -498,7 +499,7 @@ class TestCause:
     def test_a_function_that_is_flat_in_the_middle(self, runs):
         info = runs.stack(function="tanhshrink")
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, signal_norm=[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).only
-        assert finding.cause.startswith("The derivative of Tanhshrink, at net.1 … net.9 (5 sites), is 0 at 0")
+        assert finding.cause.startswith("The derivative of Tanhshrink, at net.1 … net.9 (5 activations), is 0 at 0")
         assert finding.remedy.actions[0].targets == ("net.1", "net.3", "net.5", "net.7", "net.9")
 
     @pytest.mark.parametrize(
