@@ -32,13 +32,18 @@ class Drift(NamedTuple):
     """Whether targets make the loss huge, and with it the steps, which are in proportion to the gradient."""
 
     @property
+    def oversized(self) -> bool:
+        """Whether steps were seen that are too large."""
+        return self.update > _OVERSIZED
+
+    @property
     def thrown(self) -> bool:
         """Whether steps that were too large are the likely cause."""
-        return self.later or self.update > _OVERSIZED
+        return self.later or self.oversized
 
     def sentence(self) -> str:
         """Say so."""
-        if self.update <= _OVERSIZED:
+        if not self.oversized:
             return "At first they weren't there: most likely a step that was too large threw them."
         moved = (
             f"{number(self.update)} times their size" if self.update >= 1 else f"{percent(self.update)} of themselves"

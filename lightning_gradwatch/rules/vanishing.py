@@ -8,14 +8,16 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from lightning_gradwatch.findings import Severity, VanishingGradientWarning
+from lightning_gradwatch.findings import Action, Remedy, Severity, VanishingGradientWarning
 from lightning_gradwatch.record import RunInfo, StepRecord
 from lightning_gradwatch.rules.depth import Depth, read_depths
+from lightning_gradwatch.rules.drift import Drift, note_update
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.readings import count_hit, has_gone
+from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
@@ -27,6 +29,7 @@ _READINGS = 5
 _ERROR_FACTOR = 100
 _SGD_RATIO = 3e-3
 _LAX_RATIO = 1e-4
+_MOST = 1e100
 
 
 class _Signal(NamedTuple):
@@ -114,6 +117,7 @@ class VanishingGradient(Rule):
         if isinstance(signal, str):
             pending = bool(state.get("loops")) and "loop" not in findings
             return Verdict(findings, confirming=pending, unjudged="" if floor_judged or loops else signal)
+        _note_start(record, info, state, signal)
         if record.step < self.warm_up_steps:
             reason = f"not yet: the first {self.warm_up_steps} steps are warm-up"
             return Verdict(findings=findings, unjudged="" if floor_judged else reason)
@@ -175,12 +179,17 @@ class VanishingGradient(Rule):
             return None
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
+        steps = self._steps_since_a_good_start(info, state)
+
         def write() -> Sentences:
             found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
             ended = underflow(record, info) if signal.attenuation == 0 else None
+            cause, remedy = fading_cause(found), fading_remedy(info, found)
+            if steps is not None and not any(blame.kind in {"bound", "blocked"} for blame in found.blamed):
+                cause, remedy = steps.cause, steps.remedy(info)
             return Sentences(
-                cause=" ".join([fading_cause(found), *([ended.sentence()] if ended else [])]),
-                remedy=fading_remedy(info, found),
+                cause=" ".join([cause, *([ended.sentence()] if ended else [])]),
+                remedy=remedy,
                 message=self._message(info, signal, threshold, trend),
             )
 
@@ -193,6 +202,14 @@ class VanishingGradient(Rule):
             threshold=threshold,
             write=write,
         )
+
+    def _steps_since_a_good_start(self, info: RunInfo, state: State) -> _Weakened | None:
+        """Return what is known of the steps that weakened a signal which didn't vanish at first; None where it did, or may have."""
+        step, attenuation, gain = state["first"]
+        fine = attenuation >= self.threshold_for(info) or gain >= self.gain
+        if not fine or step >= self.warm_up_steps:
+            return None
+        return _Weakened(step, attenuation, Drift(state.get("update", 0.0), True, state.get("unscaled", False)))
 
     def _judge_loops(self, record: StepRecord, info: RunInfo, state: State, loops: list[Loop]) -> Sighting | None:
         """Judge the signal over the calls of the loop in which it fades most."""
@@ -236,6 +253,38 @@ class VanishingGradient(Rule):
         names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
         why = f" for {names}" if self.ratio is None and names else ""
         return f"{seen}. Reported below {number(threshold)}{why}{limit}. {trend.sentence(self.loss_fall)}"
+
+
+def _note_start(record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> None:
+    """Remember the signal of the first record, and how large the first steps are."""
+    if "first" not in state:
+        state["first"] = [int(record.step), min(signal.attenuation, _MOST), min(signal.gain, _MOST)]
+    note_update(state, record, info)
+
+
+class _Weakened(NamedTuple):
+    """A signal that didn't vanish in the first measured step: no start of the weights is to blame."""
+
+    step: int
+    attenuation: float
+    """In that step."""
+    how: Drift
+
+    @property
+    def cause(self) -> str:
+        """Say so."""
+        rate = self.how.sentence() if self.how.oversized else "Most likely the learning rate is too high."
+        return (
+            f"At step {self.step} the signal at the first activation was {number(self.attenuation)} of that at the last: not the "
+            f"start, but what the steps since have done to the net takes it away. {rate}"
+        )
+
+    def remedy(self, info: RunInfo) -> Remedy:
+        """Say how to take smaller steps."""
+        cure = Prescription(info)
+        cure.take_smaller_steps(self.how)
+        cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
+        return cure.remedy()
 
 
 def _depth_limit(gain: float, threshold: float) -> int:

@@ -35,6 +35,34 @@ def layers(info):
     return tuple(layer.name for layer in info.layers)
 
 
+class TestAGoodStart:
+    """A signal that was there in the first steps: the steps have weakened it, and another start wouldn't help."""
+
+    def fed(self, runs, first, *, update=1e-3, gain=(0.2, 1.0), function="relu"):
+        info = runs.stack(depth=8, function=function)
+        before = runs.measure(info, 0, **runs.gains(info, *first), update_ratio=update)
+        records = [runs.measure(info, step, **runs.gains(info, *gain), update_ratio=update) for step in range(10, 16)]
+        return runs.feed(VanishingGradient(), [before, *records], info).only
+
+    def test_asks_for_a_lower_rate(self, runs):
+        finding = self.fed(runs, (0.7, ROOT))
+        assert (
+            "At step 0 the signal at the first activation was 0.932 of that at the last: not the start" in finding.cause
+        )
+        assert "the learning rate is too high" in finding.cause
+        assert list(actions(finding)) == ["set_learning_rate", "clip_gradients"]
+
+    def test_by_as_much_as_the_first_steps_ask_for(self, runs):
+        finding = self.fed(runs, (0.7, ROOT), update=2.0)
+        assert "The first steps changed the weights by 2 times their size" in finding.cause
+        assert actions(finding)["set_learning_rate"][1]["factor"] < 0.1
+
+    def test_is_none_where_the_signal_faded_at_once_or_the_function_is_to_blame(self, runs):
+        assert "initialize" in actions(self.fed(runs, (0.2, 1.0)))
+        finding = self.fed(runs, (0.24, 4.0), gain=(0.24, 1.0), function="sigmoid")
+        assert "replace_activation" in actions(finding)
+
+
 class TestBlame:
     def test_sigmoid_by_its_bound(self, runs):
         info = runs.stack(depth=10)
