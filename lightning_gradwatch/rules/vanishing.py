@@ -30,6 +30,8 @@ _ERROR_FACTOR = 100
 _SGD_RATIO = 3e-3
 _LAX_RATIO = 1e-4
 _MOST = 1e100
+_HARMED = 2.0
+"""Loss over that at the start from which the steps have done harm."""
 
 
 class _Signal(NamedTuple):
@@ -179,7 +181,7 @@ class VanishingGradient(Rule):
             return None
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
-        steps = self._steps_since_a_good_start(info, state)
+        steps = self._steps_since_a_good_start(info, state, trend)
 
         def write() -> Sentences:
             found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
@@ -203,13 +205,19 @@ class VanishingGradient(Rule):
             write=write,
         )
 
-    def _steps_since_a_good_start(self, info: RunInfo, state: State) -> _Weakened | None:
-        """Return what is known of the steps that weakened a signal which didn't vanish at first; None where it did, or may have."""
+    def _steps_since_a_good_start(self, info: RunInfo, state: State, trend: LossTrend) -> _Weakened | None:
+        """Return what is known of the steps that weakened a signal which didn't vanish at first; None where it did, or may have.
+
+        That it didn't says little alone: a deep net on its way to nothing passes many a threshold. The steps are to blame
+        where they are seen to be too large, or the loss lies far above its start.
+        """
         step, attenuation, gain = state["first"]
         fine = attenuation >= self.threshold_for(info) or gain >= self.gain
+        harmed = not trend.unknown and trend.of_first >= _HARMED
         if not fine or step >= self.warm_up_steps:
             return None
-        return _Weakened(step, attenuation, Drift(state.get("update", 0.0), True, state.get("unscaled", False)))
+        how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
+        return _Weakened(step, attenuation, how) if how.oversized or harmed else None
 
     def _judge_loops(self, record: StepRecord, info: RunInfo, state: State, loops: list[Loop]) -> Sighting | None:
         """Judge the signal over the calls of the loop in which it fades most."""

@@ -38,10 +38,13 @@ def layers(info):
 class TestAGoodStart:
     """A signal that was there in the first steps: the steps have weakened it, and another start wouldn't help."""
 
-    def fed(self, runs, first, *, update=1e-3, gain=(0.2, 1.0), function="relu"):
+    def fed(self, runs, first, *, update=1e-3, gain=(0.2, 1.0), function="relu", loss=9.0):
         info = runs.stack(depth=8, function=function)
         before = runs.measure(info, 0, **runs.gains(info, *first), update_ratio=update)
-        records = [runs.measure(info, step, **runs.gains(info, *gain), update_ratio=update) for step in range(10, 16)]
+        records = [
+            runs.measure(info, step, loss=loss, **runs.gains(info, *gain), update_ratio=update)
+            for step in range(10, 16)
+        ]
         return runs.feed(VanishingGradient(), [before, *records], info).only
 
     def test_asks_for_a_lower_rate(self, runs):
@@ -53,9 +56,13 @@ class TestAGoodStart:
         assert list(actions(finding)) == ["set_learning_rate", "clip_gradients"]
 
     def test_by_as_much_as_the_first_steps_ask_for(self, runs):
-        finding = self.fed(runs, (0.7, ROOT), update=2.0)
+        finding = self.fed(runs, (0.7, ROOT), update=2.0, loss=2.3)
         assert "The first steps changed the weights by 2 times their size" in finding.cause
         assert actions(finding)["set_learning_rate"][1]["factor"] < 0.1
+
+    def test_says_little_where_neither_the_steps_nor_the_loss_are_large(self, runs):
+        """As of a deep net without skip connections, whose signal is on its way to nothing from the start."""
+        assert "initialize" in actions(self.fed(runs, (0.7, ROOT), loss=2.3))
 
     def test_is_none_where_the_signal_faded_at_once_or_the_function_is_to_blame(self, runs):
         assert "initialize" in actions(self.fed(runs, (0.2, 1.0)))
