@@ -16,7 +16,7 @@ from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_reme
 from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, has_gone
+from lightning_gradwatch.rules.readings import count_hit, has_gone, layer_values
 from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
@@ -167,7 +167,8 @@ class VanishingGradient(Rule):
         median = middle(sorted([value for other, value in readings if other == ends]))
         signal = signal._replace(attenuation=median)
         threshold = self.threshold_for(info)
-        if signal.attenuation >= threshold or signal.gain >= self.gain:
+        passed_by = signal.attenuation < threshold and _passed_by(record, info, signal.depth)
+        if signal.attenuation >= threshold or signal.gain >= self.gain or passed_by:
             state["streak"] = 0
             return None
         trend = loss_trend(state, info).from_start()
@@ -261,6 +262,16 @@ class VanishingGradient(Rule):
         names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
         why = f" for {names}" if self.ratio is None and names else ""
         return f"{seen}. Reported below {number(threshold)}{why}{limit}. {trend.sentence(self.loss_fall)}"
+
+
+def _passed_by(record: StepRecord, info: RunInfo, depth: Depth) -> bool:
+    """Tell whether the first weight layer's gradient is stronger than the last one's: then skip connections carry it there.
+
+    What fades are branches that start small (behind a layer scale), each by itself.
+    """
+    gradient, names = layer_values(record, info, "grad_rms"), info.layer_names
+    own = depth.layers(info)
+    return bool(own) and bool(gradient[names.index(own[0])] > gradient[names.index(own[-1])])
 
 
 def _note_start(record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> None:

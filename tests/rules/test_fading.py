@@ -35,6 +35,20 @@ def layers(info):
     return tuple(layer.name for layer in info.layers)
 
 
+def test_branches_that_start_small_beside_a_trunk_that_carries_the_gradient_are_no_fading(runs):
+    """As behind layer scales: the first layer gets more of it than the last, so nothing vanishes on the way."""
+    info = runs.stack(depth=8, function="gelu")
+    metrics, ends = runs.gains(info, 0.2, 1.0), layers(info)
+
+    def fed(first):
+        gradient = dict.fromkeys(ends, 1e-5) | {ends[0]: first, ends[-1]: 0.3}
+        records = [runs.measure(info, step, **metrics, grad_rms=gradient) for step in range(10, 14)]
+        return runs.feed(VanishingGradient(), records, info).findings
+
+    assert not fed(0.9)
+    assert fed(1e-5)
+
+
 class TestAGoodStart:
     """A signal that was there in the first steps: the steps have weakened it, and another start wouldn't help."""
 
