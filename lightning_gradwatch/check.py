@@ -140,7 +140,7 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
     rules, unknown, notes = _rules_for(run, settings)
     ignored = tuple(_match(run, ignore) for ignore in settings.ignore_layers)
     notes += [
-        f"{each.rule}:{each.pattern} ({each.reason}) matches no layer and no site of this run"
+        f"{each.rule}:{each.pattern} ({each.reason}) matches no layer and no activation of this run"
         for each in ignored
         if not each.names
     ]

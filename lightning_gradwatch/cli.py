@@ -202,6 +202,8 @@ def _told(verdicts: list[RunVerdict], tell: Callable[[Sequence[RunVerdict]], str
 def _explain(arguments: argparse.Namespace) -> int:
     rule = RULE_BY_CODE.get(code_of(arguments.code))
     if rule is None:
+        if not arguments.code.strip():
+            return _complain("CODE is empty; give the code or the name of a rule, such as GW101 or vanishing-gradient")
         return _complain(f"no rule has the code or the name {told(arguments.code)}; {nearest_rule(arguments.code)}")
     _say(explain_text(rule, width=terminal_width()))
     return HEALTHY

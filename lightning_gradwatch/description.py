@@ -140,7 +140,12 @@ _SITE: Mapping[str, Callable[[Any], bool]] = {
     "predecessors": _is_names,
 }
 _SITE_LATER: Mapping[str, Callable[[Any], bool]] = {"past_unseen": _is_names, "place": _is_count_or_none}
-_LOST: Mapping[str, Callable[[Any], bool]] = {"kind": _is_name, "operation": _is_name, "module": _is_name}
+_LOST: Mapping[str, Callable[[Any], bool]] = {
+    "kind": _is_name,
+    "operation": _is_name,
+    "module": _is_name,
+    "lines": _is_names,
+}
 _OPTIMIZER: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_name,
     "settings": _is_settings,

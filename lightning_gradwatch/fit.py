@@ -212,8 +212,11 @@ class Fit:
             if self._ranks is not None:
                 self._ranks.leave()
             self._pending.clear()
-            self._ended = True  # a warning has said why
-            self._close()
+            try:
+                self._let_go(fails=False)
+            finally:
+                self._ended = True  # a warning has said why
+                self._close()
 
     def drain(self, *, wait: bool) -> None:
         """Take in the measured steps whose numbers have arrived; with `wait`, all of them."""
@@ -231,6 +234,7 @@ class Fit:
         try:
             self.abort()
             self.drain(wait=True)
+            self._let_go(fails=not alone)
         finally:
             self._close()
         self._conclude()
@@ -293,8 +297,23 @@ class Fit:
         if self._announces:
             self._announces = False
             announce(info, self._nowhere if self._sinks is None else self._sinks.told)
-        self._warn([finding for finding in told if finding.severity >= Severity.WARNING])
+        self._warn(told)
         self._fail()
+
+    def _let_go(self, *, fails: bool) -> None:
+        """Tell what was kept back for a root that won't come any more; unless an exception has told it.
+
+        Raises:
+            GradWatchError: a finding of it reaches `fail_on`, and it `fails`: the run doesn't end by another exception.
+            GradWatchWarning: the user's filters turn it into an error.
+        """
+        if self._ended:
+            return
+        told: list[Finding] = []
+        self._try("rules", lambda: told.extend(self.evaluator.let_go()))
+        self._warn(told)
+        if fails and told:
+            self._fail()
 
     def _fail(self) -> None:
         """End the run where the last record brought a finding to `fail_on`; its root is told first, however mild it is.
@@ -315,8 +334,9 @@ class Fit:
         )
 
     def _warn(self, findings: list[Finding]) -> None:
+        worrying = [finding for finding in findings if finding.severity >= Severity.WARNING]
         with self._speaking() as speaks:
-            for finding in findings if speaks else ():
+            for finding in worrying if speaks else ():
                 warn(finding, self.evaluator.warning_for(finding))
 
     @contextmanager

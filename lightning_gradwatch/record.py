@@ -96,6 +96,9 @@ class LostGradient:
     """Name of the torch function; ``no_grad`` for the context."""
     module: str = ""
     """Fully qualified name of the module that calls it, ``""`` for the root; of *zero-weights*, the layer whose they are."""
+    lines: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Where that is written, such as ``training_step (model.py:31)``; none where it isn't the user's, or isn't known. Of *cut*,
+    where several calls cut the ways to a loss, a few of them."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class LayerInfo:
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
         own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
-        lost = () if self.lost is None else (dataclasses.astuple(self.lost),)
+        lost = () if self.lost is None else ((self.lost.kind, self.lost.operation, self.lost.module),)
         return (*own, *lost) if not self.feeds and self.place is None else (*own, *lost, self.feeds, self.place)
 
     @property
@@ -362,7 +365,9 @@ class StepRecord:
 
 
 def _read_lost(data: Mapping[str, Any] | None) -> LostGradient | None:
-    return None if data is None else LostGradient(**_known(LostGradient, data))
+    if data is None:
+        return None
+    return LostGradient(**{**_known(LostGradient, data), "lines": tuple(data.get("lines", ()))})
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

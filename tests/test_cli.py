@@ -268,3 +268,8 @@ def test_runs_as_a_module_and_into_a_closed_pipe():
     done = subprocess.run(["sh", "-c", f"{command}; {command} | true"], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("GW101  vanishing-gradient")
     assert done.stderr == ""
+
+
+def test_an_empty_code_is_called_empty(capsys):
+    assert cli.main(["explain", " "]) == 2
+    assert "CODE is empty" in capsys.readouterr().err

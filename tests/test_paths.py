@@ -22,7 +22,7 @@ def listed(fed, start):
 
 
 def hidden_ways(feeds, hidden):
-    """Return the hidden sites of all ways from the input to the loss, those that are part of another left out."""
+    """Return the hidden activations of all ways from the input to the loss, those that are part of another left out."""
     sites = range(len(feeds))
     fed = [[late for late in sites if early in feeds[late]] for early in sites]
     starts = [site for site in sites if not feeds[site]]

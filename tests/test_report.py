@@ -21,9 +21,9 @@ FINDING = Finding(
     last_step=18,
     value=2.3456e-26,
     threshold=0.003,
-    cause="All 49 hidden sites are Sigmoid, whose derivative is at most 1/4.",
+    cause="All 49 hidden activations are Sigmoid, whose derivative is at most 1/4.",
     remedy=Remedy("Replace Sigmoid by ReLU.", (Action("replace_activation"),)),
-    message="The gradient signal at the first hidden site, net.1, is 2.35e-26 of that at the last, net.97.",
+    message="The gradient signal at the first hidden activation, net.1, is 2.35e-26 of that at the last, net.97.",
 )
 
 
@@ -35,10 +35,11 @@ def test_a_warning_as_a_terminal_shows_it():
     assert warning_text(FINDING) == (
         "GW101 vanishing-gradient: error since step 16, last seen at step 18\n"
         "  layers   net.0 … net.48 (17 layers)\n"
-        "  seen     The gradient signal at the first hidden site, net.1, is 2.35e-26 of\n"
-        "           that at the last, net.97.\n"
+        "  seen     The gradient signal at the first hidden activation, net.1, is\n"
+        "           2.35e-26 of that at the last, net.97.\n"
         "  number   2.35e-26, threshold 0.003\n"
-        "  cause    All 49 hidden sites are Sigmoid, whose derivative is at most 1/4.\n"
+        "  cause    All 49 hidden activations are Sigmoid, whose derivative is at most\n"
+        "           1/4.\n"
         "  remedy   Replace Sigmoid by ReLU.\n"
         "  more     gradwatch explain GW101"
     )

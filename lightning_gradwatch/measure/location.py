@@ -137,6 +137,27 @@ def spelled(place: Place | None) -> str:
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}:{code.co_name}+{place[1]}"
 
 
+def line_of_call(names: ModuleNames, *, above: int = 1) -> str:
+    """Say in which function, file and line the innermost known module makes a call; empty where that isn't the user's code.
+
+    Args:
+        names: Those of the model's modules.
+        above: How many frames to leave out, counted from the caller.
+    """
+    frame: FrameType | None = sys._getframe(above + 1)  # noqa: SLF001 - as above
+    for _ in range(_DEEPEST):
+        if frame is None or id(frame.f_code) in _OUTERMOST:
+            break
+        code = frame.f_code
+        if code is _CALL_IMPL and names.of(frame.f_locals["self"]) is not None:
+            break  # what the module runs is torch's own; a line further out only calls it
+        if code is not _CALL_IMPL and not (_is_internal.get(id(code)) or _look(code))[0]:
+            line = f"{Path(code.co_filename).name}:{frame.f_lineno}"
+            return line if code.co_name.startswith("<") else f"{code.co_name} ({line})"
+        frame = frame.f_back
+    return ""
+
+
 def inside_function() -> Literal["", "checkpoint", "function"]:
     """Return which kind of autograd function runs this forward without gradients, as it has a backward of its own.
 

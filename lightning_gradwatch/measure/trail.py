@@ -9,6 +9,7 @@ costs a net whose layers all have one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import weakref
 from collections import Counter, deque
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.graph import Walk, edges
 from lightning_gradwatch.measure.identify import is_activation
-from lightning_gradwatch.measure.location import locate
+from lightning_gradwatch.measure.location import line_of_call, locate
 from lightning_gradwatch.measure.tags import tensors_in
 from lightning_gradwatch.measure.tracer import Tracer
 from lightning_gradwatch.measure.unobserved import is_traced, unobserved
@@ -83,6 +84,8 @@ _KINDS: Mapping[LostKind, frozenset[str]] = {
 _BY_CHANCE = frozenset(("clamped", "dropped", "masked"))
 """What a few values may all be."""
 _FEW = 1024
+_MOST_LINES = 3
+"""Calls that are named where several cut the ways to a loss."""
 
 
 class _Value:
@@ -108,6 +111,7 @@ class _Call:
         "entries",
         "given",
         "layers",
+        "lines",
         "made",
         "module",
         "name",
@@ -118,9 +122,10 @@ class _Call:
         "zero",
     )
 
-    def __init__(self, name: str, module: str, given: list[_Value], layers: tuple[Layer, ...]) -> None:
+    def __init__(self, name: str, module: str, line: str, given: list[_Value], layers: tuple[Layer, ...]) -> None:
         self.name = name
         self.module = module
+        self.lines = (line,) if line else ()
         self.given = given
         self.layers = layers
         """The followed layers whose parameters it takes itself."""
@@ -238,7 +243,8 @@ class Trail:
         given += [value for escape in back for value in escape.given]
         if not given and not owners:
             return None
-        call = _Call(name, locate(self._names, above=2).module, given, owners)
+        module, line = locate(self._names, above=2).module, line_of_call(self._names, above=2)
+        call = _Call(name, module, line, given, owners)
         call.back = back
         for value in given:
             value.taken_by.append(call)
@@ -406,7 +412,7 @@ class _Reading:
         """Say why a layer has no gradient although one arrives at what it makes."""
         data = [slot for call in calls for _, name, slot in call.operands if not name]
         if data and not self._any(data):
-            return LostGradient("zero-input", calls[0].name, calls[0].module)
+            return LostGradient("zero-input", calls[0].name, calls[0].module, calls[0].lines)
         return LostGradient("discarded")
 
     def _stops(self, made: Sequence[_Value]) -> list[_Stop]:
@@ -441,27 +447,33 @@ class _Reading:
             others = [(name, slot) for value, name, slot in call.operands if value is not stop.value]
             if others and not self._any([slot for _, slot in others]):
                 layer = next((name for name, _ in others if name), "")
-                return LostGradient("zero-weights" if layer else "zero-factor", call.name, layer or call.module)
-        return LostGradient(kind, call.name, call.module)
+                kind = "zero-weights" if layer else "zero-factor"
+                return LostGradient(kind, call.name, layer or call.module, call.lines)
+        return LostGradient(kind, call.name, call.module, call.lines)
 
     def _cut(self, made: Sequence[_Value]) -> LostGradient | None:
         """Say where values go on that no gradient comes back from."""
         came_by: dict[_Value, _Value | None] = dict.fromkeys(made)
-        waiting, left = deque(made), None
+        waiting, left, cuts = deque(made), None, []
         while waiting:
             value = waiting.popleft()
             for call in value.taken_by:
                 if call in self._escapes:
                     left = left or call
                 for after in call.made:
-                    if after not in came_by:
-                        came_by[after] = value
+                    if after in came_by:
+                        continue
+                    came_by[after] = value
+                    if after.node is _REACHED:
+                        cuts.append(self._first_cut(came_by, after))
+                    else:
                         waiting.append(after)
-                        if after.node is _REACHED:
-                            return self._first_cut(came_by, after)
+        if cuts:
+            lines = dict.fromkeys(line for each in cuts if each == cuts[0] for line in each.lines)
+            return dataclasses.replace(cuts[0], lines=tuple(lines)[:_MOST_LINES])
         if self._incomplete:
             return None
-        return LostGradient("left-out") if left is None else LostGradient("escaped", left.name, left.module)
+        return LostGradient("left-out") if left is None else LostGradient("escaped", left.name, left.module, left.lines)
 
     def _first_cut(self, came_by: Mapping[_Value, _Value | None], end: _Value) -> LostGradient:
         way = [end]
@@ -471,9 +483,9 @@ class _Reading:
         broken = next((value for value in way if not value.differentiable), end)
         call = broken.made_by
         if not call.recorded:
-            return LostGradient("cut", "no_grad", call.module)
+            return LostGradient("cut", "no_grad", call.module, call.lines)
         by = call.back[0] if call.back else call
-        return LostGradient("cut", by.name, by.module)
+        return LostGradient("cut", by.name, by.module, by.lines)
 
     def _arrived(self, value: _Value) -> bool:
         return self._any(value.arrived)

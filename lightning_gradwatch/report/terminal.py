@@ -62,7 +62,8 @@ def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
 
 def consequence_text(finding: Finding) -> str:
     """Say of a finding that follows from another what, where and from which, in a line that isn't escaped yet."""
-    return f"{_headline(finding)}, at {listed(finding.layers)}: {finding.seen}; {finding.follows}"
+    where = listed(finding.layers, "activation" if finding.code.startswith("GW2") else "layer")
+    return f"{_headline(finding)}, at {where}: {finding.seen}; {finding.follows}"
 
 
 def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = False, brief: bool = False) -> str:

@@ -77,7 +77,7 @@ def _death(records: Sequence[StepRecord], info: RunInfo, findings: Sequence[Find
         return "Can't say: no activation function was seen."
     dead = np.array([record.values("dead_fraction", len(info.sites)) for record in records])
     if np.isnan(dead).all():
-        return "Can't say: no site's window of observations is full yet; give it more steps or larger batches."
+        return "Can't say: no activation's window of observations is full yet; give it more steps or larger batches."
     latest = [column[~np.isnan(column)][-1] if (~np.isnan(column)).any() else np.nan for column in dead.T]
     worst = int(np.nanargmax(latest))
     share = f"{percent(latest[worst])} of the units of {info.sites[worst].name} are dead"
@@ -88,7 +88,7 @@ def _death(records: Sequence[StepRecord], info: RunInfo, findings: Sequence[Find
     unread = [name for name, full in zip(info.site_names, (fill >= 1).tolist(), strict=True) if not full]
     if unread:
         least = percent(float(np.minimum.reduce(fill)))
-        return f"Not where that is known: {said}; the window of {listed(unread, 'site')} is {least} full."
+        return f"Not where that is known: {said}; the window of {listed(unread, 'activation')} is {least} full."
     return f"No: {said}."
 
 

@@ -13,13 +13,15 @@ from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.lost import lost_cause, lost_of
 from lightning_gradwatch.rules.readings import hidden_sites, site_values
 from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.wording import listed
+from lightning_gradwatch.rules.wording import listed, percent
 from lightning_gradwatch.rules.zeros import blocking_cause, blocking_sites, underflow
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
 
 _SOFTMAX = {"softmax", "log_softmax"}
+_MOSTLY_FLAT = 0.95
+"""Share of a saturated site's observations in the step itself from which what the others pass back is next to nothing."""
 
 
 class Unreached(NamedTuple):
@@ -182,14 +184,19 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
         cure.initialize()
         cure.deepen()
         functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in middle))
-        where = listed([site.name for site in middle], "site")
+        where = listed([site.name for site in middle], "activation")
         return (
             f"The derivative of {functions}, at {where}, is 0 at 0: of what is small it passes on next to nothing in either "
             "direction, so after some layers nothing is left."
         ), cure.remedy()
-    flat = [site for column, site in hidden_sites(info) if inactive[column] == 1]
-    if not flat:
+    columns = [column for column, _ in hidden_sites(info) if inactive[column] == 1]
+    if not columns:
+        saturated = site_values(record, info, "saturated_fraction")
+        full = (saturated == 1) & (inactive >= _MOSTLY_FLAT)
+        columns = [column for column, _ in hidden_sites(info) if full[column]]
+    if not columns:
         return None
+    share, flat = float(np.fmin.reduce(inactive[columns])), [info.sites[column] for column in columns]
     cure = Prescription(info)
     cure.replace([site for site in flat if look_up(site.function).steepest < 1], "ReLU")
     cure.initialize()
@@ -197,8 +204,9 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in flat))
     return (
         (
-            f"Every observation of {functions} at {listed([site.name for site in flat], 'site')} is on a flat side, so far out "
-            "that the derivative rounds to 0 (GW202)."
+            f"{'Every observation' if share == 1 else f'{percent(share)} or more of the observations'} of {functions} at "
+            f"{listed([site.name for site in flat], 'activation')} {'is' if share == 1 else 'are'} on a flat side, so far out that the "
+            "derivative rounds to 0 (GW202)."
         ),
         cure.remedy(),
     )
@@ -207,7 +215,7 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
 def _unknown() -> tuple[str, Remedy]:
     return (
         (
-            "The gradient is there and exactly 0; the measured sites show neither a dead layer nor underflow. Usual causes: a "
+            "The gradient is there and exactly 0; the measured activations show neither a dead layer nor underflow. Usual causes: a "
             "clamp outside its range, a factor of exactly 0 (an output layer or branch that starts at zero and doesn't learn), "
             "a rounding operation, a softmax over a single unit."
         ),

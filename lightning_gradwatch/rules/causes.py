@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning_gradwatch.findings import Finding, Remedy, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 
 def _always(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001 - the form of a condition
@@ -152,6 +152,32 @@ def related(findings: Sequence[Finding]) -> list[Finding]:
 def in_order(finding: Finding) -> tuple[Any, ...]:
     """Return by what related findings are sorted."""
     return bool(finding.consequence_of), -finding.severity, _rank(finding)
+
+
+def awaits_root(
+    finding: Finding, among: Sequence[Finding], untold: Collection[Finding], under_way: Mapping[str, int]
+) -> bool:
+    """Tell whether what a finding follows from may be about to be found.
+
+    Args:
+        finding: One of `among`.
+        among: All findings of the run, as their rules gave them.
+        untold: Those that nobody was told of: where the root is another, there is nothing to wait for.
+        under_way: Rules that have hit and lack patience, by code, each with the step since which it has.
+    """
+    root = _root(finding, among)
+    if root is not finding and root not in untold:
+        return False
+    return any(_may_follow(each, code, since) for each in (finding, root) for code, since in under_way.items())
+
+
+def _may_follow(effect: Finding, code: str, since: int) -> bool:
+    """Tell whether some finding of a rule, seen since a step, would bring about another one."""
+    if effect.code == "GW103":  # after a NaN, whoever waits for more waits in vain
+        return False
+    # What it will be about, and advise, is open: so it is given the best chance.
+    likely = replace(effect, code=code, first_step=since, layers=(*effect.layers, *_revived(effect)))
+    return any(_brings_about(each, effect) for each in (likely, replace(likely, remedy=Remedy(""))))
 
 
 def _told_beside(finding: Finding, root: Finding, there: set[str]) -> Finding:

@@ -38,7 +38,7 @@ class DeadUnits(Rule):
 
     What: a dead unit sits where the derivative of its activation function is exactly 0, in every observation of a full
     window: the last ``observations`` inputs (batch, positions and calls together), or as many as there are since units seem
-    to have died, at least ``least_observations`` from ``batch_elements`` elements of a batch. A site whose window isn't full
+    to have died, at least ``least_observations`` from ``batch_elements`` elements of a batch. An activation whose window isn't full
     is not judged. A unit that is active in 2 % of independent observations is called dead by less than one window of a
     hundred. The rule fires in ``patience`` measured steps in a row, and what no longer holds for as many has healed. From
     ``inform`` on it is a warning only where the share has risen over five readings, after ``warm_up_steps``, in a net whose
@@ -54,9 +54,9 @@ class DeadUnits(Rule):
     where steps that were too large killed the units, lower the learning rate or warm it up.
 
     Attributes:
-        error: share of a site's units that is an error.
-        warn: share of a site's units that is a warning.
-        inform: share of a site's units that is information, and a warning while it rises and the loss is stalled.
+        error: share of an activation's units that is an error.
+        warn: share of an activation's units that is a warning.
+        inform: share of an activation's units that is information, and a warning while it rises and the loss is stalled.
         rise: how much the share must rise over the last five readings to count as rising.
         warm_up_steps: steps in which a share below ``warn`` stays information, rising or not.
         patience: measured steps in a row that must agree.
@@ -110,7 +110,7 @@ class DeadUnits(Rule):
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
-        note_first(state, wrong)
+        note_first(state, info, fractions, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not state.get("clear") and not np.count_nonzero(wrong):
             return Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
@@ -131,7 +131,7 @@ class DeadUnits(Rule):
             state["worst"] = 0
             most = percent(float(np.fmax.reduce(fractions)))
             return Verdict(
-                healed={"dead": f"no more than {most} of the units of a site are dead"},
+                healed={"dead": f"no more than {most} of the units of an activation are dead"},
                 unjudged=missing.reason,
                 lapsed=missing.lapsed,
             )
@@ -139,7 +139,7 @@ class DeadUnits(Rule):
         due = None if severity is None else lasting(held, self.patience, min(severity, Severity.WARNING))
         if severity is not None and due is not None:
             findings["dead"] = self._sighting(
-                record, info, fractions, due, severity=severity, trend=trend, how=drift(state)
+                record, info, fractions, due, severity=severity, trend=trend, how=drift(state, info, due.where)
             )
             state["reported"] = max(state.get("reported", -1), int(severity))
             state["worst"] = max(worst, int(severity))
@@ -192,7 +192,7 @@ class DeadUnits(Rule):
         )
 
     def _message(self, worst: str, value: float, names: tuple[str, ...], trend: LossTrend) -> str:
-        others = f" So or nearly so at {listed(names, 'site')}." if len(names) > 1 else ""
+        others = f" So or nearly so at {listed(names, 'activation')}." if len(names) > 1 else ""
         limits = (
             f" Information from {percent(self.inform)}, a warning from {percent(self.warn)}, an error from "
             f"{percent(self.error)}."
@@ -224,7 +224,7 @@ def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "LeakyReLU")
     if how.thrown:  # the start was good: what the steps have done isn't mended by another one
-        cure.slow_down(how.update)
+        cure.take_smaller_steps(how)
         return cure.remedy()
     cure.initialize()
     firsts = [info.sites[column] for column in info.site_paths.firsts]

@@ -71,7 +71,7 @@ class Depth(NamedTuple):
         if self.several:
             path = f"n the path from {last} back to {first}, one of several in this net"
             return f"{f'{at}, o' if at else 'O'}{path}, the gradient signal at {first} {verb} {factor} that at {last}"
-        signal = f"he gradient signal at the first hidden site, {first}"
+        signal = f"he gradient signal at the first hidden activation, {first}"
         return f"{f'{at}, t' if at else 'T'}{signal}, {verb} {factor} that at the last, {last}"
 
     def layers(self, info: RunInfo) -> tuple[str, ...]:
@@ -106,8 +106,8 @@ def read_depths(record: StepRecord, info: RunInfo, *, ended: bool = False) -> li
     """
     hidden = len(info.hidden_columns)
     if hidden < LEAST_SITES:
-        had = counted(hidden, "hidden activation site") if hidden else "no hidden activation site"
-        return f"can't judge: attenuation needs {LEAST_SITES} hidden activation sites, the run has {had}"
+        had = counted(hidden, "hidden activation") if hidden else "no hidden activation"
+        return f"can't judge: a signal over depth needs {LEAST_SITES} hidden activations, the run has {had}"
     norms = hidden_values(record, info, "signal_norm")
     measured = np.zeros(0, dtype=bool) if norms is None else (norms >= 0 if ended else norms > 0)
     if ended and norms is not None and "softmax" in info.hidden_functions:
@@ -115,10 +115,12 @@ def read_depths(record: StepRecord, info: RunInfo, *, ended: bool = False) -> li
         measured = measured & ((norms > 0) | [site.function != "softmax" for site in info.sites])
     count = int(np.count_nonzero(measured))
     if norms is None or count < LEAST_SITES:
-        return f"can't judge: the signal was measured at {counted(count, 'hidden activation site')} only"
+        return f"can't judge: the signal was measured at {counted(count, 'hidden activation')} only"
     paths = [path[measured[path]] for path in info.site_paths.along(norms)]
     several = sum(len(path) > 1 for path in paths) > 1
     depths = [Depth(path, norms[path], several=several) for path in paths if len(path) >= LEAST_SITES]
     if depths:
         return depths
-    return f"can't judge: attenuation needs {LEAST_SITES} hidden activation sites on one path, and no path has as many"
+    return (
+        f"can't judge: a signal over depth needs {LEAST_SITES} hidden activations on one path, and no path has as many"
+    )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lightning_gradwatch.rules.memory import columns
+from lightning_gradwatch.rules.targets import WHY_HUGE, unscaled_targets
+from lightning_gradwatch.rules.wording import number, percent
+
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
     from lightning_gradwatch.rules.protocol import State
 
@@ -22,18 +27,33 @@ class Drift(NamedTuple):
     update: float
     """Largest median update ratio of the weight layers seen near the start; 0 where none was."""
     later: bool
-    """Whether there was a reading before in which nothing was wrong."""
+    """Whether the first reading of each of these units showed nothing wrong."""
+    unscaled: bool = False
+    """Whether targets make the loss huge, and with it the steps, which are in proportion to the gradient."""
+
+    @property
+    def oversized(self) -> bool:
+        """Whether steps were seen that are too large."""
+        return self.update > _OVERSIZED
 
     @property
     def thrown(self) -> bool:
-        """Whether the learning rate is the likely cause."""
-        return self.later or self.update > _OVERSIZED
+        """Whether steps that were too large are the likely cause."""
+        return self.later or self.oversized
 
     def sentence(self) -> str:
         """Say so."""
-        if self.update > _OVERSIZED:
-            return f"The first steps moved the weights by {100 * self.update:.0f} % of themselves: the learning rate is too high."
-        return "At first they weren't there: most likely a step that was too large threw them."
+        if not self.oversized:
+            return "At first they weren't there: most likely a step that was too large threw them."
+        moved = (
+            f"{number(self.update)} times their size" if self.update >= 1 else f"{percent(self.update)} of themselves"
+        )
+        why = (
+            f"the loss is so large that steps in proportion to it are too. It {WHY_HUGE}."
+            if self.unscaled
+            else "the learning rate is too high."
+        )
+        return f"The first steps changed the weights by {moved}: {why}"
 
 
 def note_update(state: State, record: StepRecord, info: RunInfo) -> None:
@@ -47,15 +67,26 @@ def note_update(state: State, record: StepRecord, info: RunInfo) -> None:
         known = ratios[list(info.weight_columns)]
         known = known[np.isfinite(known)]
         if len(known):
-            state["update"] = max(state.get("update", 0.0), float(np.median(known)))
+            update = float(np.median(known))
+            if update > _OVERSIZED and "unscaled" not in state:
+                state["unscaled"] = info.steps_follow_gradient and unscaled_targets(record, info)
+            state["update"] = max(state.get("update", 0.0), update)
 
 
-def note_first(state: State, wrong: Mask) -> None:
-    """Remember of the first reading whether anything was wrong in it."""
-    if "later" not in state:
-        state["later"] = not np.count_nonzero(wrong)
+def note_first(state: State, info: RunInfo, fractions: FloatVector, wrong: Mask) -> None:
+    """Remember of each site's first reading whether anything was wrong in it.
+
+    Sites don't fill their windows at the same step, so that one of them has been read says nothing of the others.
+    """
+    first = columns(state, "first", info, "sites", rows=1, fill=math.nan)
+    new = np.isnan(first.values[0]) & np.isfinite(fractions)
+    if np.count_nonzero(new):
+        np.copyto(first.values[0], wrong, where=new)
+        first.blank = False
 
 
-def drift(state: State) -> Drift:
-    """Return what the memory tells."""
-    return Drift(state.get("update", 0.0), state["later"])
+def drift(state: State, info: RunInfo, where: Mask) -> Drift:
+    """Return what the memory tells of the units of some sites."""
+    first = columns(state, "first", info, "sites", rows=1, fill=math.nan)
+    later = not np.count_nonzero(first.values[0][where] == 1)
+    return Drift(state.get("update", 0.0), later, state.get("unscaled", False))

@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_gradwatch.findings import Finding, Severity
 from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
-from lightning_gradwatch.rules.causes import in_order, relate, related
+from lightning_gradwatch.rules.causes import awaits_root, in_order, relate, related
 from lightning_gradwatch.rules.memory import plain
 from lightning_gradwatch.rules.protocol import HEALTHY
 from lightning_gradwatch.rules.trend import LOSSES, Losses
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record import RunInfo, StepRecord
     from lightning_gradwatch.rules.protocol import Rule, Sighting, State, Verdict
 
-_VERSION = 4
+_VERSION = 5
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 """Weights of 1e300, as float64 or a damaged file may have them, are no reason for numpy to warn in a training loop."""
 _MOST_LOSSES = 64
@@ -42,7 +42,7 @@ _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not ha
 class _Kept:
     """A finding over all records: the worst severity with the numbers that go with it, and the whole span of steps."""
 
-    __slots__ = ("_finding", "first_step", "healed", "last_step", "seen", "told")
+    __slots__ = ("_finding", "first_step", "healed", "held", "last_step", "seen", "told")
 
     def __init__(self, seen: Finding | Sighting, *, told: Severity | None = None) -> None:
         self.seen = seen
@@ -52,6 +52,8 @@ class _Kept:
         """The worst it has ever been."""
         self.healed: tuple[int, str] | None = None
         """The step that showed it gone, and what shows it."""
+        self.held = False
+        """Whether nobody was told yet, as the root that it follows from may be on its way."""
         self._finding: Finding | None = None
 
     @property
@@ -111,7 +113,12 @@ class _Kept:
         self._finding = None
         whole = self.finding(rule).to_dict()
         self.healed, self._finding = now, None
-        return {"finding": whole, "told": int(self.told), "healed": None if now is None else [*now]}
+        return {
+            "finding": whole,
+            "told": int(self.told),
+            "healed": None if now is None else [*now],
+            "held": self.held,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> _Kept:
@@ -119,6 +126,7 @@ class _Kept:
         if data["healed"] is not None:
             step, shown_by = data["healed"]
             kept.healed = int(step), str(shown_by)
+        kept.held = instance_of(data["held"], "whether it is held back", bool)
         return kept
 
 
@@ -150,6 +158,10 @@ class _Entry:
     reason: str = "not yet: no step was measured"
     confirming: bool = False
     confirmations: int = 0
+    since: int | None = None
+    """The step since which it has hit and lacked patience; None where it doesn't."""
+    readings: int = 0
+    """How many times in a row it did, without a step being known by which that is settled."""
     restored: bool = False
     """Whether the memory comes from a checkpoint."""
 
@@ -157,10 +169,11 @@ class _Entry:
         """Take in a verdict on the record of a step; return what is new, or worse than ever before, each with the worst before."""
         if verdict is HEALTHY:
             self.judged, self.reason, self.confirming = True, "", False
+            self.since, self.readings = None, 0
             return ()
         told: list[tuple[_Kept, Severity | None]] = []
         taken_in = [self.kept.pop(key) for key in verdict.withdrawn if key in self.kept]
-        worst = max((kept.told for kept in taken_in), default=None)
+        worst = max((kept.told for kept in taken_in if not kept.held), default=None)
         for key, seen in verdict.findings.items():
             kept = self.kept.get(key)
             if kept is None:
@@ -178,7 +191,14 @@ class _Entry:
         self.reason = verdict.unjudged
         self.confirming = verdict.confirming and self.confirmations < _MOST_CONFIRMATIONS
         self.confirmations += self.confirming
+        self.since = None if not verdict.confirming else step if self.since is None else self.since
+        self.readings = 0 if not verdict.confirming else self.readings + (not verdict.dated)
         return told
+
+    @property
+    def under_way(self) -> int | None:
+        """The step since which it may be about to find something; None where it isn't."""
+        return self.since if self.readings <= _MOST_CONFIRMATIONS else None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -188,6 +208,8 @@ class _Entry:
             "reason": self.reason,
             "confirming": self.confirming,
             "confirmations": self.confirmations,
+            "since": self.since,
+            "readings": self.readings,
         }
 
     @classmethod
@@ -204,6 +226,8 @@ class _Entry:
             reason=instance_of(data["reason"], what, str),
             confirming=instance_of(data["confirming"], what, bool),
             confirmations=count_of(data["confirmations"], what, most=_MOST_CONFIRMATIONS),
+            since=None if data["since"] is None else count_of(data["since"], what),
+            readings=count_of(data["readings"], what),
             restored=True,
         )
 
@@ -214,7 +238,7 @@ def _read_kept(data: Any, rule: Rule) -> _Kept:
     Raises:
         StateError: it isn't that.
     """
-    mapping_of(data, f"a finding of {rule.code}", required=("finding", "told", "healed"))
+    mapping_of(data, f"a finding of {rule.code}", required=("finding", "told", "healed", "held"))
     try:
         kept = _Kept.from_dict(data)
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -271,7 +295,8 @@ class Evaluator:
         """Judge one record, whose columns `info` describes; return the findings that are new, or a warning from now on.
 
         Each is to be told once: as a warning from severity WARNING on, and not again where that rises to ERROR. Findings of
-        severity INFO are returned too.
+        severity INFO are returned too. What may follow from a root that is on its way is kept back for as long as that is,
+        until `let_go` at the latest.
         """
         self.risen = None
         self._losses.note(record)
@@ -283,12 +308,32 @@ class Evaluator:
                 if before is None or before < Severity.WARNING:
                     told.append(kept)
         self.confirming = self._wants_more()
-        self.risen = max((kept.severity for kept in risen), default=None)
+        under_way = {code: since for code, entry in self._entries.items() if (since := entry.under_way) is not None}
+        return self._tell(told, risen, under_way)
+
+    @_quietly
+    def let_go(self) -> tuple[Finding, ...]:
+        """Return what was kept back for a root that won't come any more, as the run is over; as `feed`."""
+        return self._tell([], [], {})
+
+    def _tell(self, told: Sequence[_Kept], risen: Sequence[_Kept], under_way: Mapping[str, int]) -> tuple[Finding, ...]:
+        """Return what is news, together with what was kept back, unless it may follow from what is under way."""
+        held = [kept for entry in self._entries.values() for kept in entry.kept.values() if kept.held]
+        told, risen = [*told, *(kept for kept in held if kept not in told)], [*risen, *held]
         if not told:
+            self.risen = max((kept.severity for kept in risen), default=None)
             return ()
         each = [(kept, kept.finding(entry.rule)) for entry in self._entries.values() for kept in entry.kept.values()]
-        whole = related([finding for _, finding in each])
-        news = [finding for (kept, _), finding in zip(each, whole, strict=True) if kept in told]
+        alone = [finding for _, finding in each]
+        untold = [finding for kept, finding in each if kept in told]
+        for kept, finding in each:
+            kept.held = (
+                kept in told and kept.severity >= Severity.WARNING and awaits_root(finding, alone, untold, under_way)
+            )
+        self.risen = max((kept.severity for kept in risen if not kept.held), default=None)
+        news = [
+            finding for (kept, _), finding in zip(each, related(alone), strict=True) if kept in told and not kept.held
+        ]
         return tuple(sorted(news, key=in_order))
 
     def _judge(self, entry: _Entry, record: StepRecord, info: RunInfo) -> Sequence[tuple[_Kept, Severity | None]]:

@@ -33,10 +33,10 @@ _HUGE_NORM = 1e4
 class ExplodingGradient(Rule):
     """The gradient explodes on its way to the early layers, or from step to step.
 
-    What: over depth, the gradient signal at the first hidden site is more than ``ratio`` times that at the last, along one
-    path from the loss to the input, in the median of the last five readings, and grows by more than ``gain`` from one site to
-    the one before on average, with most sites taking part; where towers part, each is a path. Or it did so in one step, and within twenty readings the signal there is down to one part in ``ratio``: one
-    step has wrecked the net. So is a site that is called in a loop and feeds itself, from its first call to its last. Over time,
+    What: over depth, the gradient signal at the first hidden activation is more than ``ratio`` times that at the last, along one
+    path from the loss to the input, in the median of the last five readings, and grows by more than ``gain`` from one activation to
+    the one before on average, with most activations taking part; where towers part, each is a path. Or it did so in one step, and within twenty readings the signal there is down to one part in ``ratio``: one
+    step has wrecked the net. So is an activation that is called in a loop and feeds itself, from its first call to its last. Over time,
     after ``warm_up_steps``, the gradient norm of the whole net is ``growth`` times the median of the 20 readings before, and
     beyond three standard deviations of their logarithms, while the loss is twice its own median and back where the run
     began: near the floor of a loss, a batch that still holds something to learn has many times a median that is close to
@@ -56,8 +56,8 @@ class ExplodingGradient(Rule):
     layers; clip the gradient norm; lower the learning rate or warm it up; scale the targets.
 
     Attributes:
-        ratio: signal at the first hidden site over that at the last from which it explodes over depth.
-        gain: mean factor from site to site that must be exceeded as well; BatchNorm nets start at 1.25, and train.
+        ratio: signal at the first hidden activation over that at the last from which it explodes over depth.
+        gain: mean factor from activation to activation that must be exceeded as well; BatchNorm nets start at 1.25, and train.
         growth: factor of the gradient norm from which it explodes over time.
         warm_up_steps: steps that aren't judged by ``growth``.
         patience: measured steps in a row that must agree.
@@ -169,7 +169,7 @@ class ExplodingGradient(Rule):
                 ),
                 message=(
                     f"{depth.seen(info, f'{number(value)} times', was=now is not None)}: a factor of {number(gain)} at each of "
-                    f"{len(sites) - 1} steps between sites. Reported above {number(self.ratio)}. {then}"
+                    f"{len(sites) - 1} steps between activations. Reported above {number(self.ratio)}. {then}"
                 ),
             )
 

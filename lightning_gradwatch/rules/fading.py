@@ -141,9 +141,11 @@ def _cleared(found: Diagnosis) -> list[str]:
     if found.gains is None:
         return [f"Here each layer passes back {number(found.gain)} of it on average."] if found.gain > 0 else []
     if not kinds & {"small", "large"}:
-        return [f"The weights between two sites pass back {number(found.gains.weight_gain)}: they aren't to blame."]
+        return [
+            f"The weights between two activations pass back {number(found.gains.weight_gain)}: they aren't to blame."
+        ]
     if kinds == {"small"}:
-        return [f"A site itself passes back {number(found.gains.gain)}: the function isn't to blame."]
+        return [f"An activation itself passes back {number(found.gains.gain)}: the function isn't to blame."]
     if "small" in kinds:
         functions, weights = percent(1 - found.gains.weight_share), percent(found.gains.weight_share)
         return [f"Of the fading, {functions} is the functions' and {weights} the weights'."]
@@ -174,20 +176,22 @@ def _dies(blame: Blame, _: SiteInfo) -> bool:
 def _told(blame: Blame, found: Diagnosis) -> str:
     functions = list(dict.fromkeys(look_up(site.function) for site in blame.sites))
     spelled = " and ".join(function.module for function in functions)
-    passes = f"a site passes back {number(blame.gain)} of the signal on average"
+    passes = f"an activation passes back {number(blame.gain)} of the signal on average"
     if blame.kind == "bound":
         steepest = max(function.steepest for function in functions)
         bound = _BOUNDS.get(steepest, number(steepest))
-        measured = passes if found.gains else f"a site can pass back no more than {number(steepest)} of the signal"
-        return f"The derivative of {spelled}, at {listed([site.name for site in blame.sites], 'site')}, is at most {bound}: {measured}."
+        measured = (
+            passes if found.gains else f"an activation can pass back no more than {number(steepest)} of the signal"
+        )
+        return f"The derivative of {spelled}, at {listed([site.name for site in blame.sites], 'activation')}, is at most {bound}: {measured}."
     if blame.kind == "blocked":
         return blame.sentence
     if blame.kind == "dead":
-        return f"{percent(blame.affected)} of the units of the median {spelled} site are dead (GW201): {passes}."
+        return f"{percent(blame.affected)} of the units of the median {spelled} activation are dead (GW201): {passes}."
     if blame.kind == "saturated":
         measured = f": {passes}" if found.gains else ""
         return (
-            f"{percent(blame.affected)} of the units of the median {spelled} site are saturated (GW202), where the derivative "
+            f"{percent(blame.affected)} of the units of the median {spelled} activation are saturated (GW202), where the derivative "
             f"is close to 0{measured}."
         )
     if blame.kind == "flat":
@@ -204,10 +208,10 @@ def _told_of_weights(blame: Blame, found: Diagnosis, spelled: str) -> str:
             "level."
         )
     weights, asked = found.gains.weight_gain, found.gains.asked_gain
-    measured = f"between two sites they pass back {number(weights)} of the signal on average, where {methods} gives {number(asked)}"
+    measured = f"between two activations they pass back {number(weights)} of the signal on average, where {methods} gives {number(asked)}"
     if blame.kind == "large":
         return (
-            f"The weights are too large for {spelled}: {measured}, and drive the units to where the function is flat: a site "
+            f"The weights are too large for {spelled}: {measured}, and drive the units to where the function is flat: an activation "
             f"passes back {number(blame.gain)}."
         )
     default = abs(weights / _DEFAULT_GAIN - 1) < _DEFAULT_WITHIN

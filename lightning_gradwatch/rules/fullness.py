@@ -75,10 +75,10 @@ def unread(
 def _why(record: StepRecord, info: RunInfo, missing: Mask, asked: Mask, *, lapsed: bool) -> str:
     names = [info.site_names[column] for column in np.flatnonzero(missing)]
     fill = percent(float(np.minimum.reduce(record.window_fill[missing])))
-    which = f"{len(names)} of {np.count_nonzero(asked)} hidden sites"
+    which = f"{len(names)} of {np.count_nonzero(asked)} hidden activations"
     if lapsed:
         return (
-            f"can't judge: units of {listed(names, 'site')} fell silent, and what was seen since fills {fill} of a window "
+            f"can't judge: units of {listed(names, 'activation')} fell silent, and what was seen since fills {fill} of a window "
             f"({which})"
         )
-    return f"not yet: the window of {listed(names, 'site')} is {fill} full ({which})"
+    return f"not yet: the window of {listed(names, 'activation')} is {fill} full ({which})"

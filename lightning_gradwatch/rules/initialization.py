@@ -28,9 +28,9 @@ class Initialization(Rule):
     """The weights at the start can't carry the signal through this depth.
 
     What: judged once, in the first measured step that has a signal, where the run is watched from step 0 on. The rule fires
-    where the gradient signal at the first hidden site is below ``ratio`` times that at the last, or above ``growth`` times,
-    if that is the weights' doing: it changes by a factor below ``gain`` or above ``1/gain`` from site to site on average,
-    with most sites taking part; the variance of the weights is off what the activation functions ask for, on that side; and
+    where the gradient signal at the first hidden activation is below ``ratio`` times that at the last, or above ``growth`` times,
+    if that is the weights' doing: it changes by a factor below ``gain`` or above ``1/gain`` from activation to activation on average,
+    with most activations taking part; the variance of the weights is off what the activation functions ask for, on that side; and
     less than half of the change is what these functions take away themselves, or the spread that chance gives narrow nets
     (Hanin 2018). A hundred times beyond is an error.
 
@@ -45,7 +45,7 @@ class Initialization(Rule):
         ratio: attenuation at the start below which the signal is lost; None: 1e-3 for SGD and ASGD, 1e-6 for any other
             optimizer, as Adam's steps don't depend on the gradient's scale.
         growth: attenuation at the start above which the signal explodes; None: 1e2 for SGD and ASGD, 1e3 for any other.
-        gain: mean factor from site to site that must be undercut as well, or its inverse exceeded.
+        gain: mean factor from activation to activation that must be undercut as well, or its inverse exceeded.
     """
 
     code: ClassVar[str] = "GW401"
@@ -73,7 +73,7 @@ class Initialization(Rule):
             )
             return Verdict(unjudged=state["settled"])
         if record.step >= _FIRST_STEPS:
-            none = f"can't judge: no signal at the hidden sites in the first {_FIRST_STEPS} steps"
+            none = f"can't judge: no signal at the hidden activations in the first {_FIRST_STEPS} steps"
             state["settled"] = state.get("lacking", none)
             return Verdict(unjudged=state["settled"])
         depths = read_depths(record, info)
@@ -124,7 +124,7 @@ def _sentences(record: StepRecord, info: RunInfo, depth: Depth, start: Start, li
     outputs = record.forward_rms[depth.columns]
     seen = (
         f"{depth.seen(info, f'{number(depth.attenuation)} times', at=f'At step {record.step}')}: a factor of "
-        f"{number(depth.gain)} at each of {len(sites) - 1} steps between sites"
+        f"{number(depth.gain)} at each of {len(sites) - 1} steps between activations"
     )
     if np.isfinite(outputs[[0, -1]]).all():
         seen += f". On the way there, the rms of the outputs goes from {number(outputs[0])} to {number(outputs[-1])}"

@@ -19,6 +19,8 @@ _BY_PLACE: frozenset[LostKind] = frozenset(
 )
 """Kinds of which each operation, or each place, is a cause of its own."""
 _NO_MATTER = "If that is meant, nothing; else "
+_OUTSIDE = "the training step itself"
+"""Where no module's forward is running but the whole model's, if that; said where the line isn't known."""
 _SPELLED = {"data": ".data", "no_grad": "torch.no_grad()"}
 
 
@@ -37,13 +39,28 @@ class Lost(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Where it is called."""
+        """Where it is called: the modules; the function and its line, where there is one."""
         modules = tuple(dict.fromkeys(place.module for place in self.places))
-        return (
-            "the root's own forward pass"
-            if modules == ("",)
-            else listed([each or "the root" for each in modules], "module")
-        )
+        line = _spelled_lines(self.places[0].lines) if len(self.places) == 1 else ""
+        if modules == ("",):
+            return line or _OUTSIDE
+        named = listed([each or _OUTSIDE for each in modules], "module")
+        return f"{named}, {line}" if line and self.places[0].kind != "zero-weights" else named
+
+
+def _spelled_lines(lines: Sequence[str]) -> str:
+    """Name lines of code, those of one function together.
+
+    >>> _spelled_lines(["training_step (gan.py:18)", "training_step (gan.py:20)", "loss.py:4"])
+    'training_step (gan.py:18, 20) and loss.py:4'
+    """
+    numbers: dict[str, list[str]] = {}
+    for line in lines:
+        function, _, number = line.removesuffix(")").rpartition(":")
+        numbers.setdefault(function, []).append(number)
+    return " and ".join(
+        f"{function}:{', '.join(each)}{')' if '(' in function else ''}" for function, each in numbers.items()
+    )
 
 
 def spelled(place: LostGradient) -> str:
@@ -137,17 +154,24 @@ def _cut(lost: Lost) -> tuple[str, Remedy]:
         return (
             "The loss depends on it, and no gradient comes back: the graph is cut by torch.no_grad(), under which it ran.",
             Remedy(
-                f"Call {lost.where} outside of torch.no_grad(), inference_mode() and the like.",
+                f"{_called_elsewhere(lost)} torch.no_grad(), inference_mode() and the like.",
                 (Action("reconnect_graph", lost.names),),
             ),
         )
+    several = len(lost.places[0].lines) > 1
+    remedy = f"Take {lost.operation} in {lost.where} out of the gradient's way"
     return (
         f"The loss depends on it, and no gradient comes back: the graph is cut by {lost.operation}, called in {lost.where}.",
         Remedy(
-            f"Take {lost.operation} in {lost.where} out of the gradient's way.",
+            f"{remedy}, where it is on the way to the loss that should train it." if several else f"{remedy}.",
             (Action("reconnect_graph", lost.names),),
         ),
     )
+
+
+def _called_elsewhere(lost: Lost) -> str:
+    modules = tuple(dict.fromkeys(place.module for place in lost.places if place.module))
+    return f"Call {listed(modules, 'module')} outside of" if modules else f"Move the call in {lost.where} out of"
 
 
 def _softmax_of_one(lost: Lost) -> tuple[str, Remedy]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _KEPT = 6
 _EXPLODED = 10
+_THROWN = 2.0
+_WATCHED = 16
+"""Records whose updates are looked at, and steps after which what they did would have shown."""
 _MOST = 1e100
 _UNDEFINED = (
     "log(0), a division by 0, the square root or the norm of 0, a softmax over a row that is masked as a whole, NaN in the "
@@ -43,6 +46,10 @@ def note_heading(state: State, record: StepRecord, info: RunInfo) -> None:
         state["large"] = read_start(record, info, sites).strays(low=False)
         state["unscaled"] = unscaled_targets(record, info)
         state["update"] = _largest_update(record, info)
+    if (seen := state.get("seen", 0)) < _WATCHED:
+        state["seen"] = seen + 1
+        if (update := _largest_update(record, info)) >= _THROWN:
+            state["thrown"] = [int(record.step), update]
     past = state.setdefault("past", [])
     past.append(_reading(record))
     del past[:-_KEPT]
@@ -83,6 +90,7 @@ def find_beginning(
         "large": state.get("large", False),
         "unscaled": state.get("unscaled", False),
         "update": state.get("update", 0.0),
+        "thrown": state.get("thrown"),
     }
 
 
@@ -90,8 +98,14 @@ def write_beginning(facts: dict[str, Any], info: RunInfo) -> Sentences:
     """Say what isn't finite, where it began and how the run was heading."""
     *past, now = facts["past"]
     grown = _growth(facts["past"])
+    thrown = _thrown(facts)
     if grown:
         heading = f"The net exploded: {grown}."
+    elif thrown is not None:
+        step, update = thrown
+        heading = (
+            f"Step {step} changed weights by up to {number(update)} times their size: the learning rate is too high."
+        )
     elif not past:
         heading = "It was so in the first measured step: look at inputs, targets and weights."
     elif now[0] - past[-1][0] <= 1:
@@ -103,9 +117,17 @@ def write_beginning(facts: dict[str, Any], info: RunInfo) -> Sentences:
         )
     return Sentences(
         cause=f"{_WHERE[facts['place']].format(name=facts['name'])} {heading}",
-        remedy=_remedy(info, facts, exploded=bool(grown), first=not past),
+        remedy=_remedy(info, facts, exploded=bool(grown) or thrown is not None, first=not past),
         message=f"At step {facts['step']}, {_seen(facts)}.",
     )
+
+
+def _thrown(facts: dict[str, Any]) -> tuple[int, float] | None:
+    """Return the last step before that changed weights by more than their size, and by how much; None: none, or long ago."""
+    thrown = facts.get("thrown")
+    if thrown is None or facts["step"] - thrown[0] > _WATCHED:
+        return None
+    return thrown[0], thrown[1]
 
 
 def write_skipped(count: int, info: RunInfo) -> Sentences:
@@ -154,7 +176,7 @@ def _seen(facts: dict[str, Any]) -> str:
     for key, what in (("layers", "the gradients of {} of {}"), ("sites", "the outputs of {} of {}")):
         bad, of = facts[key]
         if bad:
-            noun = "layer" if key == "layers" else "activation site"
+            noun = "layer" if key == "layers" else "activation"
             parts.append(f"{what.format(bad, counted(of, noun))} hold NaN or infinity")
     return ", ".join(parts)
 

@@ -25,6 +25,7 @@ _ERROR_FACTOR = 10
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
 _MOST = 1e100
 _LEAST = 0.3
+_FAR_ABOVE = 4.0
 _DAMAGE = 10.0
 """Loss over that at the start from which nobody waits whether it comes down again."""
 _BELOW_START, _CLEARLY_BELOW = 0.95, 0.8
@@ -108,7 +109,7 @@ class OversizedUpdate(Rule):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
             state["unscaled"] = unscaled_targets(record, info)
             sizes = layer_values(record, info, "weight_rms") / info.default_rms
-            state["at_first"] = min(float(np.max(ratios[hit] * np.fmax(sizes[hit], 1.0))), _MOST)
+            state["at_first"] = min(_usual_change(ratios[hit] * np.fmax(sizes[hit], 1.0)), _MOST)
         count_hits(held, hit, judged > hit, record.step)
         return hit, ratios
 
@@ -143,7 +144,7 @@ class OversizedUpdate(Rule):
         harmed = not math.isfinite(record.loss) or (not trend.unknown and trend.of_first >= _DAMAGE)
         if record.step < self.warm_up_steps and not (harmed or state.get("warned", False)):
             reason = f"not yet: whether the loss comes down again shows by step {self.warm_up_steps}"
-            return Verdict(confirming=True, unjudged=reason)
+            return Verdict(confirming=True, dated=True, unjudged=reason)
         down = trend.come_down and not harmed
         learns = down or (not harmed and self._learns(trend))
         severity = Severity.ERROR if due["value"] > _ERROR_FACTOR * self.ratio else Severity.WARNING
@@ -217,7 +218,7 @@ class OversizedUpdate(Rule):
             cause = f"The learning rate{of} ({rates}) is too high for these weights and gradients, at least without a warm-up."
             factor = min(rate_factor(info, seen.at_first), _LEAST)
             remedy = Remedy(
-                f"Multiply the learning rate{of} by {factor:g}{others}, or warm it up from there; clip the gradient norm to 1.",
+                f"Multiply the learning rate{of} by {number(factor)}{others}, or warm it up from there; clip the gradient norm to 1.",
                 (
                     Action("set_learning_rate", seen.names if seen.other_rates else (), (("factor", factor),)),
                     Action("clip_gradients", (), (("norm", 1.0),)),
@@ -234,6 +235,15 @@ class OversizedUpdate(Rule):
         )
 
 
+def _usual_change(changes: FloatVector) -> float:
+    """Return by how much of themselves steps change weight layers: the median, unless another layer is far above it.
+
+    The layer with the smallest weights would ask for a rate at which the others hardly learn. At a rate that suits the
+    median, a layer four times above it is still well below what is too much.
+    """
+    return max(float(np.median(changes)), float(np.max(changes)) / _FAR_ABOVE)
+
+
 class _Seen(NamedTuple):
     """What the sentences need of a record."""
 
@@ -241,7 +251,7 @@ class _Seen(NamedTuple):
     worst: str
     value: float
     at_first: float
-    """The largest change in the first such step, over the rms that PyTorch's default initialisation gives the weights."""
+    """The usual change in the first such step, over the rms that PyTorch's default initialisation gives the weights."""
     unscaled: bool
     """Whether targets make the loss huge, and with it the steps, which are in proportion to the gradient."""
     urgency: str

@@ -58,6 +58,8 @@ class Verdict(NamedTuple):
     """Earlier findings that no longer hold, by key, each with a sentence that says what shows it; may be said again."""
     confirming: bool = False
     """The rule has hit and lacks patience: the next steps would settle it."""
+    dated: bool = False
+    """While `confirming`: the step by which that is settled is fixed, so what may follow from it can wait so long."""
     unjudged: str = ""
     """Why this record couldn't be judged: starts with ``can't judge`` (an input is missing) or ``not yet``."""
     lapsed: bool = False

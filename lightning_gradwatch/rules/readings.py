@@ -66,13 +66,13 @@ def of_full_weights(ratios: FloatVector, record: StepRecord, info: RunInfo) -> F
 def why_no_fraction(record: StepRecord, info: RunInfo, what: str) -> str:
     """Say why no hidden site has a unit fraction in this record."""
     if not info.hidden_columns:
-        return "can't judge: the run has no hidden activation site"
+        return "can't judge: the run has no hidden activation"
     fullest = np.fmax.reduce(record.window_fill[info.hidden_mask])
     if np.isnan(fullest):
-        return "not yet: no hidden site was measured"
+        return "not yet: no hidden activation was measured"
     if fullest < 1:
-        return f"not yet: the fullest window of a hidden site is {100 * fullest:.0f} % full"
-    return f"can't judge: no hidden site whose window is full can be {what} ({', '.join(info.hidden_functions)})"
+        return f"not yet: the fullest window of a hidden activation is {100 * fullest:.0f} % full"
+    return f"can't judge: no hidden activation whose window is full can be {what} ({', '.join(info.hidden_functions)})"
 
 
 def has_gone(state: State, key: str, *, holds: bool, patience: int) -> bool:

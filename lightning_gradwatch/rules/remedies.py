@@ -11,12 +11,14 @@ from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.functions import look_up
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites
+from lightning_gradwatch.rules.targets import SCALE_TARGETS
 from lightning_gradwatch.rules.wording import listed, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.record import RunInfo, SiteInfo
+    from lightning_gradwatch.rules.drift import Drift
 
 DEEP_SITES = 12
 """Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""
@@ -41,15 +43,15 @@ class Prescription:
         self._replaced.update(names)
         spelled = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
         self._add(
-            f"replace {spelled} at {listed(names, 'site')} by {_KIN[module]}",
+            f"replace {spelled} at {listed(names, 'activation')} by {_KIN[module]}",
             Action("replace_activation", names, (("with", module),)),
         )
 
-    def initialize(self) -> None:
-        """Start all weight layers as the functions ask for that the net has when the rest is done."""
+    def initialize(self, only: Sequence[int] | None = None) -> None:
+        """Start weight layers, None: all, as the functions ask for that the net has when the rest is done."""
         layers = tuple(
             self._info.layers[column].name
-            for column in self._info.weight_columns
+            for column in (self._info.weight_columns if only is None else only)
             if not self._info.layers[column].kind.startswith(_START_OF_THEIR_OWN)
         )
         if not layers:
@@ -72,7 +74,7 @@ class Prescription:
         names = tuple(site.name for _, site in hidden_sites(self._info))
         if len(names) >= DEEP_SITES:
             self._add(
-                f"with {len(names)} hidden sites, add skip connections, each layer adding 1/{len(names)} of its output to its "
+                f"with {len(names)} hidden activations, add skip connections, each layer adding 1/{len(names)} of its output to its "
                 "input",
                 Action("add_skip_connections", names),
             )
@@ -80,6 +82,13 @@ class Prescription:
     def normalize_inputs(self) -> None:
         """Scale what goes into the net."""
         self._add("scale the inputs to mean 0 and variance 1", Action("normalize_inputs"))
+
+    def take_smaller_steps(self, how: Drift) -> None:
+        """Scale the targets where they make the steps large, else lower the learning rate."""
+        if how.unscaled:
+            self._add(SCALE_TARGETS.text[:1].lower() + SCALE_TARGETS.text[1:-1], *SCALE_TARGETS.actions)
+        else:
+            self.slow_down(how.update)
 
     def slow_down(self, update: float) -> None:
         """Lower the learning rate, by as much as the largest update ratio seen asks for."""

@@ -32,7 +32,7 @@ class SaturatedUnits(Rule):
 
     What: a unit is saturated where at least 95 % of the observations of a full window lie beyond the point where the
     derivative has fallen to 7 % of its maximum: Sigmoid beyond |z| = 4, Tanh beyond |z| = 2. The rule fires where
-    ``fraction`` of a hidden site's units are, in ``patience`` measured steps in a row, after ``warm_up_steps``; what no
+    ``fraction`` of a hidden activation's units are, in ``patience`` measured steps in a row, after ``warm_up_steps``; what no
     longer holds for as many has healed. Output
     layers and gates are left out: there, saturation is success.
 
@@ -44,7 +44,7 @@ class SaturatedUnits(Rule):
     of Sigmoid, use ReLU. A normalisation layer before the function keeps its inputs in range.
 
     Attributes:
-        fraction: share of a hidden site's units that is a warning.
+        fraction: share of a hidden activation's units that is a warning.
         warm_up_steps: steps that aren't judged.
         patience: measured steps in a row that must agree.
     """
@@ -73,7 +73,7 @@ class SaturatedUnits(Rule):
                 lapsed=missing.lapsed,
             )
         hit = fractions >= self.fraction
-        note_first(state, hit)
+        note_first(state, info, fractions, hit)
         if record.step < self.warm_up_steps:
             return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
         held = streaks(state, "streaks", info, "sites")
@@ -81,12 +81,12 @@ class SaturatedUnits(Rule):
         quiet = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         if has_gone(state, "saturated", holds=holds(held), patience=self.patience):
             most = percent(float(np.fmax.reduce(fractions)))
-            gone = f"no more than {most} of the units of a hidden site are saturated"
+            gone = f"no more than {most} of the units of a hidden activation are saturated"
             return quiet._replace(healed={"saturated": gone})
         due = lasting(held, self.patience)
         if due is not None:
             state["reported"] = True
-            sighting = self._sighting(record, info, fractions, due, drift(state))
+            sighting = self._sighting(record, info, fractions, due, drift(state, info, due.where))
             return quiet._replace(findings={"saturated": sighting})
         if state.get("reported", False) or not np.count_nonzero(hit):
             return quiet
@@ -102,14 +102,14 @@ class SaturatedUnits(Rule):
 
         def write() -> Sentences:
             worst, names = info.site_names[int((where & (fractions == value)).argmax())], due.names()
-            elsewhere = f" At or above the threshold: {listed(names, 'site')}." if len(names) > 1 else ""
+            elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
             reason = _reason(record, info, where, how)
             return Sentences(
                 cause=reason.sentence,
                 remedy=_remedy(info, where, reason, how),
                 message=(
                     f"{percent(value)} of the units of {worst} are saturated: on a flat outer side in at least "
-                    f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden site's units.{elsewhere}"
+                    f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
                 ),
             )
 
@@ -156,7 +156,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
     if reason.kind == "rate":  # the start was good: what the steps have done isn't mended by another one
-        cure.slow_down(how.update)
+        cure.take_smaller_steps(how)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):

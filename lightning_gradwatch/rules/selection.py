@@ -95,7 +95,11 @@ def check_prefixes(
         if not isinstance(prefix, str):
             raise TypeError(f"{argument} must hold codes or their beginnings, such as 'GW202'; it has {prefix!r}")
         upper = code_of(prefix)
-        if not upper or not any(code.startswith(upper) for code in codes):
+        if not upper:
+            raise ValueError(
+                f"{argument}: an entry is empty; give codes, their beginnings or names, such as GW202 or saturated-units"
+            )
+        if not any(code.startswith(upper) for code in codes):
             raise ValueError(
                 f"{argument}: no rule's code starts with {prefix!r:.200}, nor is one called so; {nearest_rule(prefix, codes)}"
             )

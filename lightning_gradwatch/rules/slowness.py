@@ -9,16 +9,20 @@ import numpy as np
 from lightning_gradwatch.findings import Action, Remedy
 from lightning_gradwatch.rules.rates import rate_factor
 from lightning_gradwatch.rules.readings import hidden_sites, layer_values
+from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.starting import starting_remedy
 from lightning_gradwatch.rules.wording import number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
     from lightning_gradwatch.rules.memory import Mask
 
 _LARGE_WEIGHTS = 10
 _THROWN = 2.0
 """How many times larger weights have become that their steps, and not how they started, made large."""
+_FAR_STRONGER = 100.0
+_LEAST_SQUARED = 1e-17
+"""Gradient whose tenth, squared, float32 still holds as Adam does."""
 _COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
 
 
@@ -85,31 +89,71 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> tupl
     """Say why a layer moves less than another: its gradient beside eps or beside the other's, or its weights."""
     gradient, weights = layer_values(record, info, "grad_rms"), layer_values(record, info, "weight_rms")
     here, there = float(gradient[worst]), float(gradient[best])
-    names = [layer.name for layer in info.layers]
-    remedy = starting_remedy(info, [site for _, site in hidden_sites(info)])
+    names = info.layer_names
     optimizer = next((each for each in info.optimizers if names[worst] in each.layers), None)
     eps = optimizer.settings.get("eps") if optimizer is not None else None
     if optimizer is not None and isinstance(eps, float) and here < eps:
-        cause = (
+        shrinks = (
             f"The gradient of {names[worst]} has an rms of {number(here)}, below the eps of {optimizer.name} ({number(eps)}), so "
-            f"its steps shrink with it ({names[best]}: {number(there)}). What weakens the gradient is the cause (GW101)."
+            f"its steps shrink with it ({names[best]}: {number(there)})."
         )
-        return cause, remedy
-    usual = float(info.default_rms[worst])
-    if weights[worst] > _LARGE_WEIGHTS * usual:
+        if (before := _stronger_before(gradient, info, worst)) is not None:
+            lower = f", or lower the eps of {optimizer.name} to {here / 10:.0e}" if here >= _LEAST_SQUARED else ""
+            return _behind_a_factor(shrinks, gradient, info, before, lower)
+        return f"{shrinks} What weakens the gradient is the cause (GW101).", _start(info)
+    large = np.flatnonzero((weights > _LARGE_WEIGHTS * info.default_rms) & info.weight_mask).tolist()
+    if worst in large:
         cause = (
             f"The weights of {names[worst]} are large: their rms is {number(weights[worst])}, PyTorch's default initialisation "
-            f"gives {number(usual)}. The same step is a smaller part of them."
+            f"gives {number(info.default_rms[worst])}. The same step is a smaller part of them."
         )
-        return cause, remedy
-    if here < there:
-        cause = (
-            f"The gradient of {names[worst]} has an rms of {number(here)}, that of {names[best]} {number(there)}: it is too weak "
-            "for the learning rate that suits the others (GW101)."
-        )
-    else:
+        cure = Prescription(info)
+        cure.initialize(only=large)
+        return cause, cure.remedy()
+    if here >= there:
         cause = f"The gradient of {names[worst]} isn't weaker than that of {names[best]}: the optimizer gives it smaller steps."
-    return cause, _rounding(info) or remedy
+        return cause, _rounding(info) or Remedy(
+            f"Look for what holds {names[worst]} back: a clip or a limit of its own, or, under Adam and its kin, gradients that "
+            "were far larger before.",
+            (Action("trace_gradient"),),
+        )
+    weak = f"The gradient of {names[worst]} has an rms of {number(here)}, that of {names[best]} {number(there)}"
+    if (before := _stronger_before(gradient, info, worst)) is not None:
+        return _behind_a_factor(f"{weak}.", gradient, info, before, "")
+    return f"{weak}: it is too weak for the learning rate that suits the others (GW101).", _rounding(info) or _start(
+        info
+    )
+
+
+def _start(info: RunInfo) -> Remedy:
+    return starting_remedy(info, [site for _, site in hidden_sites(info)])
+
+
+def _stronger_before(gradient: FloatVector, info: RunInfo, worst: int) -> int | None:
+    """Return the layer before one, on its path through the net, whose gradient is the strongest, if it is far stronger.
+
+    What fades on its way through the net is weakest there; what is weak here alone is so on a branch.
+    """
+    paths = [columns for path in info.site_paths.along(None) if worst in (columns := info.layers_on(path))]
+    before = [column for column in (paths[0] if paths else info.weight_columns) if column < worst]
+    known = [column for column in before if gradient[column] > _FAR_STRONGER * gradient[worst]]
+    return max(known, key=lambda column: float(gradient[column]), default=None)
+
+
+def _behind_a_factor(
+    weak: str, gradient: FloatVector, info: RunInfo, before: int, otherwise: str
+) -> tuple[str, Remedy]:
+    name = info.layer_names[before]
+    return (
+        (
+            f"{weak} {name}, before it, has {number(float(gradient[before]))}, so the gradient isn't lost on its way through the net: "
+            "of what this branch puts out, little counts, as behind a factor near 0 (a layer scale, a gate, a branch that starts at 0)."
+        ),
+        Remedy(
+            f"If such a factor is meant, nothing: the gradient grows with it. Else start the factor at a larger value{otherwise}.",
+            (Action("trace_gradient"),),
+        ),
+    )
 
 
 def spelled_rates(record: StepRecord) -> str:

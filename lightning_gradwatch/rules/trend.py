@@ -32,6 +32,8 @@ _DENSE = 10
 """Latest losses that are all kept, however often the run is measured."""
 _STARTING = 3
 _COME_DOWN = 0.5
+_FAR_BELOW = 0.1
+"""Of the very first loss, which may be an odd one."""
 
 
 class LossTrend(NamedTuple):
@@ -56,8 +58,8 @@ class LossTrend(NamedTuple):
         return not self.unknown and not self.discounted and self.fall >= share
 
     def converged_to(self, share: float) -> bool:
-        """Tell whether the loss is known to be below that share of its start."""
-        return not self.unknown and self.of_start < share
+        """Tell whether the loss is known to be below that share of its start; far below the first one, if a step learned all."""
+        return not self.unknown and (self.of_start < share or self.of_first < share * _FAR_BELOW)
 
     @property
     def come_down(self) -> bool:

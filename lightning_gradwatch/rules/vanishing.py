@@ -8,14 +8,16 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from lightning_gradwatch.findings import Severity, VanishingGradientWarning
+from lightning_gradwatch.findings import Action, Remedy, Severity, VanishingGradientWarning
 from lightning_gradwatch.record import RunInfo, StepRecord
 from lightning_gradwatch.rules.depth import Depth, read_depths
+from lightning_gradwatch.rules.drift import Drift, note_update
 from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.rules.floor import judge_floor
 from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, has_gone
+from lightning_gradwatch.rules.readings import count_hit, has_gone, layer_values
+from lightning_gradwatch.rules.remedies import Prescription
 from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.rules.wording import counted, number
 from lightning_gradwatch.rules.zeros import underflow
@@ -27,6 +29,9 @@ _READINGS = 5
 _ERROR_FACTOR = 100
 _SGD_RATIO = 3e-3
 _LAX_RATIO = 1e-4
+_MOST = 1e100
+_HARMED = 2.0
+"""Loss over that at the start from which the steps have done harm."""
 
 
 class _Signal(NamedTuple):
@@ -47,19 +52,19 @@ class VanishingGradient(Rule):
     """The gradient vanishes on its way to the early layers.
 
     What: the signal is the gradient of the loss at an activation function's input. Its attenuation is the norm at the
-    first hidden site over that at the last, along one path from the loss to the input; where towers part, each is a path.
+    first hidden activation over that at the last, along one path from the loss to the input; where towers part, each is a path.
     The rule fires where the median of the last five readings is below ``ratio``
-    and the signal shrinks to less than ``gain`` from one site to the next on average, in ``patience`` measured steps in a
+    and the signal shrinks to less than ``gain`` from one activation to the next on average, in ``patience`` measured steps in a
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
     falls, below where it began, and silent once it has converged; what no longer holds for ``patience`` readings has healed.
-    A site that is called in a loop and feeds itself is
+    An activation that is called in a loop and feeds itself is
     judged in the same way from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared:
     at initialisation they stay level while the signal vanishes.
 
     Why: an early layer whose gradient is thousands of times smaller than a late one's hardly moves, so the net learns with
     its last layers on top of random features, or not at all. Sigmoid passes back at most 1/4 of the signal a layer:
     after 50 layers nothing is left. Weights that start too small do the same to any function. The finding says which it
-    is: what the sites pass back, and what lies between them, is held against what the right start would give.
+    is: what the activations pass back, and what lies between them, is held against what the right start would give.
 
     What to do: replace Sigmoid by ReLU, LeakyReLU or ELU; initialise with ``kaiming_normal_`` (ReLU and its kin) or
     ``xavier_normal_`` (Tanh); add skip connections or normalisation layers; use fewer layers. Adam hides the loss of scale
@@ -67,7 +72,7 @@ class VanishingGradient(Rule):
 
     Attributes:
         ratio: attenuation below which the gradient vanishes; None: 3e-3 for SGD and ASGD, 1e-4 for any other optimizer.
-        gain: mean factor from site to site that must be undercut as well.
+        gain: mean factor from activation to activation that must be undercut as well.
         loop_gain: the same from call to call in an unrolled loop; Sigmoid's slope is at most 1/4.
         min_grad_rms: plain threshold: each early weight layer whose gradient has a smaller root mean square is reported at
             once, whatever the rest says; one that is exactly 0 is GW104's; None: none.
@@ -114,6 +119,7 @@ class VanishingGradient(Rule):
         if isinstance(signal, str):
             pending = bool(state.get("loops")) and "loop" not in findings
             return Verdict(findings, confirming=pending, unjudged="" if floor_judged or loops else signal)
+        _note_start(record, info, state, signal)
         if record.step < self.warm_up_steps:
             reason = f"not yet: the first {self.warm_up_steps} steps are warm-up"
             return Verdict(findings=findings, unjudged="" if floor_judged else reason)
@@ -145,7 +151,7 @@ class VanishingGradient(Rule):
             _Signal(depth, float(depth.norms[0]) / float(depth.norms[-1])) for depth in depths if depth.norms[-1] > 0
         ]
         if not signals:
-            return "can't judge: no signal at the last hidden activation site"
+            return "can't judge: no signal at the last hidden activation"
         threshold = self.threshold_for(info)
         # Of a long path less may be left than of a short one, and yet most at each site.
         return min(
@@ -161,7 +167,8 @@ class VanishingGradient(Rule):
         median = middle(sorted([value for other, value in readings if other == ends]))
         signal = signal._replace(attenuation=median)
         threshold = self.threshold_for(info)
-        if signal.attenuation >= threshold or signal.gain >= self.gain:
+        passed_by = signal.attenuation < threshold and _passed_by(record, info, signal.depth)
+        if signal.attenuation >= threshold or signal.gain >= self.gain or passed_by:
             state["streak"] = 0
             return None
         trend = loss_trend(state, info).from_start()
@@ -175,12 +182,17 @@ class VanishingGradient(Rule):
             return None
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
+        steps = self._steps_since_a_good_start(info, state, trend)
+
         def write() -> Sentences:
             found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
             ended = underflow(record, info) if signal.attenuation == 0 else None
+            cause, remedy = fading_cause(found), fading_remedy(info, found)
+            if steps is not None and not any(blame.kind in {"bound", "blocked"} for blame in found.blamed):
+                cause, remedy = steps.cause, steps.remedy(info)
             return Sentences(
-                cause=" ".join([fading_cause(found), *([ended.sentence()] if ended else [])]),
-                remedy=fading_remedy(info, found),
+                cause=" ".join([cause, *([ended.sentence()] if ended else [])]),
+                remedy=remedy,
                 message=self._message(info, signal, threshold, trend),
             )
 
@@ -193,6 +205,20 @@ class VanishingGradient(Rule):
             threshold=threshold,
             write=write,
         )
+
+    def _steps_since_a_good_start(self, info: RunInfo, state: State, trend: LossTrend) -> _Weakened | None:
+        """Return what is known of the steps that weakened a signal which didn't vanish at first; None where it did, or may have.
+
+        That it didn't says little alone: a deep net on its way to nothing passes many a threshold. The steps are to blame
+        where they are seen to be too large, or the loss lies far above its start.
+        """
+        step, attenuation, gain = state["first"]
+        fine = attenuation >= self.threshold_for(info) or gain >= self.gain
+        harmed = not trend.unknown and trend.of_first >= _HARMED
+        if not fine or step >= self.warm_up_steps:
+            return None
+        how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
+        return _Weakened(step, attenuation, how) if how.oversized or harmed else None
 
     def _judge_loops(self, record: StepRecord, info: RunInfo, state: State, loops: list[Loop]) -> Sighting | None:
         """Judge the signal over the calls of the loop in which it fades most."""
@@ -229,13 +255,55 @@ class VanishingGradient(Rule):
         else:
             seen = (
                 f"{depth.seen(info, f'{number(signal.attenuation)} of')}: a factor of {number(signal.gain)} at each of "
-                f"{len(depth.columns) - 1} steps between sites, so it falls by e every {number(-1 / math.log(signal.gain))} of "
-                "them"
+                f"{len(depth.columns) - 1} steps between activations, so it falls tenfold every "
+                f"{number(-math.log(10) / math.log(signal.gain))} of them"
             )
-            limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden sites fall below it"
+            limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden activations fall below it"
         names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
         why = f" for {names}" if self.ratio is None and names else ""
         return f"{seen}. Reported below {number(threshold)}{why}{limit}. {trend.sentence(self.loss_fall)}"
+
+
+def _passed_by(record: StepRecord, info: RunInfo, depth: Depth) -> bool:
+    """Tell whether the first weight layer's gradient is stronger than the last one's: then skip connections carry it there.
+
+    What fades are branches that start small (behind a layer scale), each by itself.
+    """
+    gradient, names = layer_values(record, info, "grad_rms"), info.layer_names
+    own = depth.layers(info)
+    return bool(own) and bool(gradient[names.index(own[0])] > gradient[names.index(own[-1])])
+
+
+def _note_start(record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> None:
+    """Remember the signal of the first record, and how large the first steps are."""
+    if "first" not in state:
+        state["first"] = [int(record.step), min(signal.attenuation, _MOST), min(signal.gain, _MOST)]
+    note_update(state, record, info)
+
+
+class _Weakened(NamedTuple):
+    """A signal that didn't vanish in the first measured step: no start of the weights is to blame."""
+
+    step: int
+    attenuation: float
+    """In that step."""
+    how: Drift
+
+    @property
+    def cause(self) -> str:
+        """Say so."""
+        rate = self.how.sentence() if self.how.oversized else "Most likely the learning rate is too high."
+        return (
+            f"At step {self.step} the signal at the first activation was {number(self.attenuation)} of that at the last: not the "
+            f"start, but what the steps since have done to the net takes it away. {rate}"
+        )
+
+    def remedy(self, info: RunInfo) -> Remedy:
+        """Say how to take smaller steps."""
+        cure = Prescription(info)
+        cure.take_smaller_steps(self.how)
+        cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
+        return cure.remedy()
 
 
 def _depth_limit(gain: float, threshold: float) -> int:

@@ -56,7 +56,7 @@ _BLOCKED = ", so its derivative is exactly 0 and nothing passes back through it"
 
 def _where(sites: list[SiteInfo]) -> str:
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
-    return f"{functions} at {listed([site.name for site in sites], 'site')}"
+    return f"{functions} at {listed([site.name for site in sites], 'activation')}"
 
 
 class Underflow(NamedTuple):

@@ -43,6 +43,51 @@ def test_told_in_the_same_step_the_root_comes_first(tmp_path):
     assert [entry.category.__name__ for entry in told] == ["VanishingGradientWarning", "StalledUpdateWarning"]
 
 
+UNDER_WAY = ((2, ...), (3, ...), (4, ...), (5, ...))
+
+
+def test_what_is_found_before_its_root_waits_for_it(tmp_path):
+    told = heard(tmp_path, first=(*UNDER_WAY, (6, WARNING)), then=((4, WARNING), (5, WARNING)))
+    assert [entry.category.__name__ for entry in told] == ["VanishingGradientWarning", "StalledUpdateWarning"]
+    assert str(told[1].message).endswith("; follows from GW101")
+
+
+def test_whose_root_never_comes_is_told_itself(tmp_path):
+    (told,) = heard(tmp_path, first=UNDER_WAY, then=((4, WARNING),))
+    assert "Do as GW301 says." in str(told.message)
+
+
+def test_what_waits_when_the_run_is_over_is_told_at_its_end(tmp_path):
+    (told,) = heard(tmp_path, first=((7, ...), (8, ...)), then=((8, WARNING),))
+    assert "Do as GW301 says." in str(told.message)
+
+
+def test_what_waits_when_training_fails_is_told_beside_the_failure(tmp_path):
+    class Breaks(Classifier):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 6:
+                raise KeyError("the user's own")
+            return super().training_step(batch, batch_idx)
+
+    rules = [Fades(says=tuple((step, ...) for step in range(9))), Stalls(says=((4, ERROR),))]
+    watch = GradWatch(every_n_steps=1, rules=rules, ignore=IGNORED, fail_on="error")
+    with pytest.warns(StalledUpdateWarning, match="Do as GW301"), pytest.raises(KeyError, match="the user's own"):
+        trainer(tmp_path, watch, max_steps=9).fit(Breaks(), batches())
+
+
+@pytest.mark.parametrize(
+    ("first", "codes", "step"),
+    [((*UNDER_WAY, (6, WARNING)), ["GW101", "GW301"], 6), (((7, ...), (8, ...)), ["GW301"], 8)],
+)
+def test_fail_on_waits_for_the_root_as_long_as_that_is_on_its_way(tmp_path, first, codes, step):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradWatchWarning)
+        with pytest.raises(GradWatchError) as raised:
+            fit(tmp_path, first=first, then=((4, ERROR), (8, ERROR)) if step == 6 else ((8, ERROR),), fail_on="error")
+    assert [finding.code for finding in raised.value.findings] == codes
+    assert raised.value.findings[0].last_step == step
+
+
 @pytest.mark.parametrize(("level", "codes", "step"), [("warning", ["GW101"], 2), ("error", ["GW101", "GW301"], 4)])
 def test_fail_on_says_the_root_also_where_only_its_consequence_reaches_the_level(tmp_path, level, codes, step):
     with warnings.catch_warnings():

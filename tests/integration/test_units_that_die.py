@@ -150,7 +150,7 @@ def test_batches_too_small_for_a_window_are_not_judged_and_say_so(batch, tmp_pat
     watch = GradWatch()
     fit(tmp_path, Dies(), watch, batch, max_steps=200)
     assert np.isnan(list(dead_fractions(watch, "net.3").values())).all()
-    assert watch.outcome.unjudged["GW201"].startswith("not yet: the fullest window of a hidden site is ")
+    assert watch.outcome.unjudged["GW201"].startswith("not yet: the fullest window of a hidden activation is ")
 
 
 def test_a_window_that_has_no_say_any_more_leaves_the_rule_unjudged(tmp_path):
@@ -162,7 +162,7 @@ def test_a_window_that_has_no_say_any_more_leaves_the_rule_unjudged(tmp_path):
     assert np.isnan(found[999])
     reason = watch.outcome.unjudged["GW201"]
     assert reason.startswith("can't judge: units of net.3 fell silent, and what was seen since fills ")
-    assert reason.endswith(" of a window (1 of 2 hidden sites)")
+    assert reason.endswith(" of a window (1 of 2 hidden activations)")
 
 
 def test_what_gw104_says_of_a_dead_layer_is_what_gw201_reads(tmp_path):

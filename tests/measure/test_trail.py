@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -365,12 +367,52 @@ class TestCost:
         assert not trail._reached
 
 
+def line_after(marker):
+    lines = Path(__file__).read_text("utf-8").splitlines()
+    return next(number for number, line in enumerate(lines, 2) if line.strip() == f"# {marker}")
+
+
+class TestTheLine:
+    """What no module of the net calls is found by its line in the program, not by a word for the net as a whole."""
+
+    def test_of_a_call_that_the_loop_makes_itself(self):
+        def loss(net):
+            # cut here
+            return net.b(net.a(torch.ones(4, 8)).detach()).sum()
+
+        info = train(pair(None), loss).info
+        assert info.layers[0].lost.lines == (f"loss (test_trail.py:{line_after('cut here')})",)
+
+    def test_of_each_call_that_cuts_a_way_to_a_loss(self):
+        """As in a GAN, one of which is meant: the discriminator's."""
+
+        def losses(net):
+            fake = net.a(torch.ones(4, 8))
+            # its own
+            own = net.b(fake.detach()).pow(2).sum()
+            # by mistake
+            fake = fake.detach()
+            return own + net.b(fake).sum()
+
+        info = train(pair(None), losses).info
+        numbers = [line_after("its own"), line_after("by mistake")]
+        assert info.layers[0].lost.lines == tuple(f"losses (test_trail.py:{number})" for number in numbers)
+
+    def test_isnt_that_of_a_module_whose_code_is_torchs(self):
+        net = nn.Sequential(linear(8, 1), nn.Softmax(dim=-1), linear(1, 8))
+        (lost,) = (layer.lost for layer in train(net).info.layers if layer.lost is not None)
+        assert (lost, lost.lines) == (LostGradient("softmax-of-one", "softmax", "1"), ())
+
+
 def test_it_survives_json_and_an_older_description_has_none():
     net = nn.Sequential(attention(), linear())
     info = train(net, one_position).info
     assert any(layer.lost == LostGradient("softmax-of-one", "softmax", "0") for layer in info.layers)
-    data = info.to_dict()
+    data = json.loads(json.dumps(info.to_dict()))
     assert RunInfo.from_dict(data) == info
+    assert [layer.lost and layer.lost.lines for layer in RunInfo.from_dict(data).layers] == [
+        layer.lost and layer.lost.lines for layer in info.layers
+    ]
     assert RunInfo.from_dict(data).layout == info.layout
     for layer in data["layers"]:
         del layer["lost"]

@@ -20,7 +20,7 @@ from lightning_gradwatch.rules import Evaluator
 
 
 def stack(depth=6, function="sigmoid", optimizers=("SGD",), **settings):
-    """A plain stack: Linear, function, …, Linear; `depth` hidden sites and one weight layer more."""
+    """A plain stack: Linear, function, …, Linear; `depth` hidden activations and one weight layer more."""
     layers = tuple(
         LayerInfo(f"net.{2 * place}", "Linear", ((8, 8), (8,)), 72, weight=True) for place in range(depth + 1)
     )

@@ -12,10 +12,12 @@ from lightning_gradwatch.rules.protocol import Sentences, Sighting
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Rule):
-    """By step: the severity of what it sees, or a sentence on what has healed."""
+    """By step: the severity of what it sees, a sentence on what has healed, or ``...`` where it has hit and lacks patience."""
 
     says: tuple = ()
     layers: tuple = ("net.0",)
+    dated: bool = False
+    since: int | None = None
 
     def judge(self, record, info, state):
         del info, state
@@ -24,12 +26,16 @@ class Scripted(Rule):
             return Verdict(healed={"it": now})
         if now is None:
             return Verdict()
+        if now is ...:
+            return Verdict(confirming=True, dated=self.dated, unjudged="not yet")
         words = Sentences(
             f"Why {self.code}.",
             Remedy(f"Do as {self.code} says.", (Action("initialize", self.layers),)),
             f"Seen by {self.code} at step {record.step}. Reported always.",
         )
-        return Verdict({"it": Sighting(now, self.layers, int(record.step), int(record.step), 1e-3, 0.1, lambda: words)})
+        step = int(record.step)
+        since = step if self.since is None else self.since
+        return Verdict({"it": Sighting(now, self.layers, since, step, 1e-3, 0.1, lambda: words)})
 
     def settings(self):
         return {}

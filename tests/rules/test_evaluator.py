@@ -182,7 +182,7 @@ def test_a_rule_that_is_new_after_a_resume_starts_afresh(runs):
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="version 99; this release reads 4"):
+    with pytest.raises(ValueError, match="version 99; this release reads 5"):
         Evaluator(DEFAULT_RULES).load_state_dict({"version": 99, "rules": {}})
 
 

@@ -271,7 +271,7 @@ class TestLevel:
 def test_needs_a_signal_or_a_norm(runs):
     info = runs.stack(depth=2)
     fed = runs.feed(ExplodingGradient(), [runs.measure(info, 20, signal_norm=1.0)], info)
-    assert fed.evaluator.unjudged["GW102"].startswith("can't judge: attenuation needs 3 hidden")
+    assert fed.evaluator.unjudged["GW102"].startswith("can't judge: a signal over depth needs 3 hidden")
     assert over_time(runs, [1.0] * 3, depth=2).evaluator.unjudged == {}
 
 

@@ -35,13 +35,62 @@ def layers(info):
     return tuple(layer.name for layer in info.layers)
 
 
+def test_branches_that_start_small_beside_a_trunk_that_carries_the_gradient_are_no_fading(runs):
+    """As behind layer scales: the first layer gets more of it than the last, so nothing vanishes on the way."""
+    info = runs.stack(depth=8, function="gelu")
+    metrics, ends = runs.gains(info, 0.2, 1.0), layers(info)
+
+    def fed(first):
+        gradient = dict.fromkeys(ends, 1e-5) | {ends[0]: first, ends[-1]: 0.3}
+        records = [runs.measure(info, step, **metrics, grad_rms=gradient) for step in range(10, 14)]
+        return runs.feed(VanishingGradient(), records, info).findings
+
+    assert not fed(0.9)
+    assert fed(1e-5)
+
+
+class TestAGoodStart:
+    """A signal that was there in the first steps: the steps have weakened it, and another start wouldn't help."""
+
+    def fed(self, runs, first, *, update=1e-3, gain=(0.2, 1.0), function="relu", loss=9.0):
+        info = runs.stack(depth=8, function=function)
+        before = runs.measure(info, 0, **runs.gains(info, *first), update_ratio=update)
+        records = [
+            runs.measure(info, step, loss=loss, **runs.gains(info, *gain), update_ratio=update)
+            for step in range(10, 16)
+        ]
+        return runs.feed(VanishingGradient(), [before, *records], info).only
+
+    def test_asks_for_a_lower_rate(self, runs):
+        finding = self.fed(runs, (0.7, ROOT))
+        assert (
+            "At step 0 the signal at the first activation was 0.932 of that at the last: not the start" in finding.cause
+        )
+        assert "the learning rate is too high" in finding.cause
+        assert list(actions(finding)) == ["set_learning_rate", "clip_gradients"]
+
+    def test_by_as_much_as_the_first_steps_ask_for(self, runs):
+        finding = self.fed(runs, (0.7, ROOT), update=2.0, loss=2.3)
+        assert "The first steps changed the weights by 2 times their size" in finding.cause
+        assert actions(finding)["set_learning_rate"][1]["factor"] < 0.1
+
+    def test_says_little_where_neither_the_steps_nor_the_loss_are_large(self, runs):
+        """As of a deep net without skip connections, whose signal is on its way to nothing from the start."""
+        assert "initialize" in actions(self.fed(runs, (0.7, ROOT), loss=2.3))
+
+    def test_is_none_where_the_signal_faded_at_once_or_the_function_is_to_blame(self, runs):
+        assert "initialize" in actions(self.fed(runs, (0.2, 1.0)))
+        finding = self.fed(runs, (0.24, 4.0), gain=(0.24, 1.0), function="sigmoid")
+        assert "replace_activation" in actions(finding)
+
+
 class TestBlame:
     def test_sigmoid_by_its_bound(self, runs):
         info = runs.stack(depth=10)
         finding = found(runs, info, runs.gains(info, 0.235, 0.996))
         assert finding.cause == (
-            "The derivative of Sigmoid, at net.1 … net.19 (10 sites), is at most 1/4: a site passes back 0.235 of the signal "
-            "on average. The weights between two sites pass back 0.996: they aren't to blame."
+            "The derivative of Sigmoid, at net.1 … net.19 (10 activations), is at most 1/4: an activation passes back 0.235 of the signal "
+            "on average. The weights between two activations pass back 0.996: they aren't to blame."
         )
         assert actions(finding) == {
             "replace_activation": (names(info), {"with": "ReLU"}),
@@ -55,11 +104,11 @@ class TestBlame:
         info = runs.stack(depth=11, function="tanh")
         finding = found(runs, info, runs.gains(info, 0.95, weight))
         assert finding.cause.startswith(
-            f"The weights are too small for Tanh: between two sites they pass back {weight:g} of the signal on average, where "
+            f"The weights are too small for Tanh: between two activations they pass back {weight:g} of the signal on average, where "
             "xavier_normal_ gives 1."
         )
         assert ("PyTorch's default" in finding.cause) is default
-        assert finding.cause.endswith("A site itself passes back 0.95: the function isn't to blame.")
+        assert finding.cause.endswith("An activation itself passes back 0.95: the function isn't to blame.")
         assert actions(finding) == {"initialize": (layers(info), {"method": "xavier_normal_", "bias": 0.0})}
 
     def test_small_weights_under_relu_ask_for_more(self, runs):
@@ -80,8 +129,8 @@ class TestBlame:
         info = runs.stack(function="tanh")
         finding = found(runs, info, runs.gains(info, 0.02, 4.0), saturated_fraction=0.9)
         assert finding.cause == (
-            "The weights are too large for Tanh: between two sites they pass back 4 of the signal on average, where "
-            "xavier_normal_ gives 1, and drive the units to where the function is flat: a site passes back 0.02."
+            "The weights are too large for Tanh: between two activations they pass back 4 of the signal on average, where "
+            "xavier_normal_ gives 1, and drive the units to where the function is flat: an activation passes back 0.02."
         )
         assert actions(finding)["initialize"] == (layers(info), {"method": "xavier_normal_", "bias": 0.0})
         assert "replace_activation" not in actions(finding)
@@ -91,7 +140,7 @@ class TestBlame:
         info = runs.stack(function="elu")
         saturated = {"net.1": first} | dict.fromkeys(names(info)[1:], 0.8)
         finding = found(runs, info, runs.gains(info, 0.1, ROOT), saturated_fraction=saturated)
-        assert finding.cause.startswith("80 % of the units of the median ELU site are saturated, where the")
+        assert finding.cause.startswith("80 % of the units of the median ELU activation are saturated, where the")
         assert "pass back 1.41: they aren't to blame" in finding.cause
         assert ("normalize_inputs" in actions(finding)) is bool(first)
         assert actions(finding)["initialize"][1] == {"method": "kaiming_normal_", "bias": 0.0}
@@ -99,13 +148,15 @@ class TestBlame:
     def test_dead_units_short_of_a_layer(self, runs):
         info = runs.stack(function="relu")
         finding = found(runs, info, runs.gains(info, 0.1, ROOT), dead_fraction=0.97)
-        assert finding.cause.startswith("97 % of the units of the median ReLU site are dead: a site")
+        assert finding.cause.startswith("97 % of the units of the median ReLU activation are dead: an activation")
         assert actions(finding)["replace_activation"] == (names(info), {"with": "LeakyReLU"})
 
     def test_a_function_that_is_flat_in_the_middle(self, runs):
         info = runs.stack(function="tanhshrink")
         finding = found(runs, info, runs.gains(info, 0.01, 1.3))
-        assert finding.cause.startswith("Tanhshrink is nearly flat where its inputs lie: a site passes back 0.01")
+        assert finding.cause.startswith(
+            "Tanhshrink is nearly flat where its inputs lie: an activation passes back 0.01"
+        )
         assert actions(finding)["replace_activation"] == (names(info), {"with": "ReLU"})
 
     def test_one_function_of_two(self, runs):
@@ -150,8 +201,8 @@ class TestWithoutGains:
     @pytest.mark.parametrize(
         ("function", "saturated", "kind", "replaced"),
         [
-            ("sigmoid", 0.0, "is at most 1/4: a site can pass back no more than 0.25 of the signal", "ReLU"),
-            ("tanh", 0.8, "80 % of the units of the median Tanh site are saturated", None),
+            ("sigmoid", 0.0, "is at most 1/4: an activation can pass back no more than 0.25 of the signal", "ReLU"),
+            ("tanh", 0.8, "80 % of the units of the median Tanh activation are saturated", None),
             ("tanh", 0.0, "most likely the weights are too small: xavier_normal_", None),
             ("relu", np.nan, "most likely the weights are too small: kaiming_normal_", None),
             ("softshrink", 0.0, "Softshrink is nearly flat where its inputs lie.", "ReLU"),
@@ -177,8 +228,8 @@ class TestDepth:
         """So many sites, and no fewer, have an attenuation below the threshold."""
         info = runs.stack(depth=30)
         message = found(runs, info, runs.gains(info, gain, 1.0)).message
-        steps = float(message.partition("so it falls by e every ")[2].partition(" of them")[0])
-        assert steps == pytest.approx(-1 / math.log(gain), rel=1e-2)
+        steps = float(message.partition("so it falls tenfold every ")[2].partition(" of them")[0])
+        assert steps == pytest.approx(-1 / math.log10(gain), rel=1e-2)
         sites = int(message.partition("at this factor ")[2].partition(" hidden")[0])
         assert gain ** (sites - 1) < 3e-3 <= gain ** (sites - 2)
 

@@ -58,15 +58,17 @@ class TestOnce:
 
     def test_but_not_for_long(self, runs):
         fed = judged(runs, 0.0 * np.ones(12), steps=(0, 8, 16, 32))
-        assert fed.evaluator.unjudged["GW401"] == "can't judge: no signal at the hidden sites in the first 10 steps"
+        assert (
+            fed.evaluator.unjudged["GW401"] == "can't judge: no signal at the hidden activations in the first 10 steps"
+        )
 
     @pytest.mark.parametrize(
         ("depth", "signal", "why"),
         [
-            (2, [0.1, 0.3], "attenuation needs 3 hidden activation sites, the run has 2 hidden activation sites"),
-            (0, [], "attenuation needs 3 hidden activation sites, the run has no hidden activation site"),
-            (4, [np.nan, np.nan, 0.1, 0.3], "the signal was measured at 2 hidden activation sites only"),
-            (4, [0.0] * 4, "no signal at the hidden sites in the first 10 steps"),
+            (2, [0.1, 0.3], "a signal over depth needs 3 hidden activations, the run has 2 hidden activations"),
+            (0, [], "a signal over depth needs 3 hidden activations, the run has no hidden activation"),
+            (4, [np.nan, np.nan, 0.1, 0.3], "the signal was measured at 2 hidden activations only"),
+            (4, [0.0] * 4, "no signal at the hidden activations in the first 10 steps"),
         ],
     )
     def test_says_what_is_lacking(self, runs, depth, signal, why):
@@ -156,7 +158,7 @@ class TestSentences:
         assert "too small for ReLU" in finding.cause
         assert "0.333 (PyTorch's default) where 2 would keep the signal level" in finding.cause
         assert "the weights pass back 0.58 of the signal a layer and the functions 0.71" in finding.cause
-        assert "a factor of 0.41 at each of 11 steps between sites" in finding.message
+        assert "a factor of 0.41 at each of 11 steps between activations" in finding.message
         assert "the rms of the outputs goes from 0.5 to 0.02" in finding.message
         by_kind = {action.kind: action for action in finding.remedy.actions}
         assert dict(by_kind["initialize"].arguments)["method"] == "kaiming_normal_"

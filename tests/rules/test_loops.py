@@ -15,7 +15,7 @@ STEPS = range(10, 16)
 
 
 def judged(runs, rule, attenuation, *, calls=8.0, itself=True, function="sigmoid", role="hidden", losses=None):
-    """One hidden site, called in a loop."""
+    """One hidden activation, called in a loop."""
     info = dataclasses.replace(
         runs.stack(depth=1, function=function),
         sites=(SiteInfo("cell", function, role, 8, predecessors=("cell",) if itself else ()),),

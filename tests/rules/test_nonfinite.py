@@ -69,7 +69,7 @@ class TestWhere:
         assert "began in the forward pass: the output of net.7" in finding.cause
         assert finding.value == 5  # two layers and three sites
         assert "the gradients of 2 of 7 layers" in finding.message
-        assert "the outputs of 3 of 6 activation sites" in finding.message
+        assert "the outputs of 3 of 6 activations" in finding.message
 
     def test_the_layer_nearest_to_the_loss_in_the_backward_pass(self, runs):
         finding = judged(runs, {}, {"states": {"net.0": BAD, "net.2": BAD, "net.6": BAD}}).only
@@ -141,6 +141,23 @@ class TestHeading:
         finding = judged(runs, *[{}] * 5, {"states": {"net.0": BAD}}).only
         assert "out of nothing" in finding.cause
         assert "log(0)" in finding.cause
+
+    def test_a_step_that_changed_weights_by_several_times_their_size_is_named(self, runs):
+        """What it leads to is as large as that, and no operation is undefined."""
+        info = runs.stack()
+        bad = {"outputs": outputs(0), "loss": NAN}
+        records = [runs.measure(info, 0, update_ratio=40.0, weight_rms=0.2), runs.measure(info, 1, **bad)]
+        finding = runs.feed(NonFiniteGradient(), records, info).only
+        assert "Step 0 changed weights by up to 40 times their size: the learning rate is too high." in finding.cause
+        assert "log(0)" not in finding.cause + finding.remedy.text
+        assert "undefined" not in finding.remedy.text
+        assert {"set_learning_rate", "clip_gradients"} == {action.kind for action in finding.remedy.actions}
+        # Long ago, or smaller: no reason.
+        quiet = [runs.measure(info, step, update_ratio=1e-3, weight_rms=0.2) for step in range(1, 30)]
+        late = runs.feed(NonFiniteGradient(), [records[0], *quiet, runs.measure(info, 30, **bad)], info).only
+        small = runs.feed(NonFiniteGradient(), [quiet[0], runs.measure(info, 2, **bad)], info).only
+        assert "log(0)" in late.cause
+        assert "log(0)" in small.cause
 
     def test_steps_that_werent_measured_are_admitted(self, runs):
         finding = judged(runs, {}, {"step": 50, "states": {"net.0": BAD}}).only

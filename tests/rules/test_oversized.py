@@ -47,6 +47,17 @@ def test_two_steps_are_left_alone(runs):
     assert not judged(runs, *[1e-3] * 3, 0.2, 0.2, 1e-3, steps=range(30, 36)).findings
 
 
+def test_the_factor_suits_the_usual_layer_unless_another_moves_far_more(runs):
+    """Six layers change by 1, and one by 3, or by 40: at a quarter of what the largest asks for that one still learns."""
+
+    def factor(largest):
+        finding = judged(runs, [1.0] * 6 + [largest]).only
+        return dict(finding.remedy.actions[0].arguments)["factor"]
+
+    assert factor(3.0) == factor(1.0) == 0.009
+    assert factor(40.0) == 9e-4
+
+
 STRANDED = [2.3, 3.4, 3.2, 2.9, 2.6, 2.4]
 
 

@@ -132,7 +132,7 @@ class TestSelection:
                 ValueError,
                 "ignore: no rule's code starts with 'GW9', nor is one called so; the nearest is GW",
             ),
-            ((), ("",), ValueError, "ignore: no rule's code starts with ''"),
+            ((), ("",), ValueError, "ignore: an entry is empty"),
             ((), "GW101", TypeError, r"must be a sequence of codes: ignore=\('GW101',\)"),
             ((), (101,), TypeError, "it has 101"),
             ((DeadUnits(), DeadUnits(warn=0.8)), (), ValueError, r"rules\[1\] is a second DeadUnits \(GW201\)"),

@@ -142,7 +142,7 @@ COMPARED = [
     re.compile(r"A step changes (\S+) by \S+ of itself, and (\S+) by"),
     re.compile(r"gradient of (\S+) has an rms of \S+ that of (\S+) "),
     re.compile(r"gradient of (\S+) isn't weaker than that of (\S+):"),
-    re.compile(r"at the first hidden site, (\S+), .* that at the last, (\S+?)[,:]"),
+    re.compile(r"at the first hidden activation, (\S+), .* that at the last, (\S+?)[,:]"),
 ]
 
 

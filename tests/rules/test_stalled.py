@@ -237,6 +237,34 @@ class TestWhy:
         assert "net.0 has an rms of 1e-11, that of net.4 0.001" in finding.cause
         assert [action.kind for action in finding.remedy.actions] == ["replace_activation", "initialize"]
 
+    def test_of_a_branch_the_branch_is_told_and_not_the_whole_net(self, runs):
+        """The gradient passes a layer scale by: the first layers have a strong one. A new start would cure nothing."""
+        info = runs.stack(optimizers=("AdamW",))
+        adam = dataclasses.replace(info.optimizers[0], settings={"lr": 1e-3, "eps": 1e-8})
+        info = dataclasses.replace(info, optimizers=(adam,))
+        behind = dict.fromkeys(NAMES, 0.001) | {"net.6": 1e-6}
+        weak = dict.fromkeys(NAMES, 0.01) | {"net.6": 2e-10}
+        finding = judged(runs, behind, info=info, grad_rms=weak).only
+        assert finding.layers == ("net.6",)
+        assert "net.0, before it, has 0.01, so the gradient isn't lost on its way through the net" in finding.cause
+        assert finding.remedy.text == (
+            "If such a factor is meant, nothing: the gradient grows with it. Else start the factor at a larger value, or lower the "
+            "eps of AdamW to 2e-11."
+        )
+        assert [action.kind for action in finding.remedy.actions] == ["trace_gradient"]
+        # Without eps: weak beside the others alone.
+        finding = judged(runs, behind, grad_rms=weak | {"net.6": 1e-6}).only
+        assert finding.remedy.text.endswith("Else start the factor at a larger value.")
+
+    def test_large_weights_start_anew_and_no_others(self, runs):
+        finding = judged(runs, ratios(), weight_rms=ratios(50.0, high=0.3)).only
+        assert [action.targets for action in finding.remedy.actions] == [NAMES[:2]]
+
+    def test_what_the_optimizer_holds_back_is_looked_for_there(self, runs):
+        finding = judged(runs, ratios(), grad_rms=1e-3, weight_rms=0.3).only
+        assert "the optimizer gives it smaller steps" in finding.cause
+        assert finding.remedy.text.startswith("Look for what holds net.0 back")
+
 
 class TestLoss:
     def test_falling_makes_it_information(self, runs):

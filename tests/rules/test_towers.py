@@ -62,10 +62,10 @@ def test_a_tower_that_vanishes_beside_one_with_a_tiny_loss_is_found_and_named(ru
     assert (finding.severity, finding.value) == (Severity.ERROR, pytest.approx(1e-9))
     assert finding.message.startswith(
         "On the path from a.17 back to a.1, one of several in this net, the gradient signal at a.1 is 1e-9 of that at a.17: "
-        "a factor of 0.075 at each of 8 steps between sites"
+        "a factor of 0.075 at each of 8 steps between activations"
     )
     assert finding.layers == tuple(f"a.{2 * place}" for place in range(6))
-    assert "a.1 … a.17 (9 sites)" in finding.cause
+    assert "a.1 … a.17 (9 activations)" in finding.cause
     assert "b." not in finding.remedy.text.partition(";")[0]
 
 
@@ -135,7 +135,7 @@ def test_towers_of_too_few_sites_are_not_judged_across(runs):
     fed = judged(runs, VanishingGradient(), info, a=(1e-9, 1e-9), b=(1.0, 1.0))
     assert not fed.findings
     (reason,) = fed.evaluator.unjudged.values()
-    assert reason == "can't judge: attenuation needs 3 hidden activation sites on one path, and no path has as many"
+    assert reason == "can't judge: a signal over depth needs 3 hidden activations on one path, and no path has as many"
 
 
 def test_a_run_of_an_older_version_is_judged_along_its_path(runs):
@@ -154,7 +154,7 @@ def test_a_run_of_an_older_version_is_judged_along_its_path(runs):
     records = [runs.measure(info, step, signal_norm=np.concatenate([norms[8:], norms[:8]])) for step in STEPS]
     finding = runs.feed(VanishingGradient(), records, info).only
     assert finding.message.startswith(
-        "The gradient signal at the first hidden site, backbone.1, is 1e-9 of that at the last, head.3"
+        "The gradient signal at the first hidden activation, backbone.1, is 1e-9 of that at the last, head.3"
     )
     assert finding.layers == info.weight_names  # which of them feed what isn't told
 
@@ -173,5 +173,5 @@ def test_nothing_is_said_of_paths_where_there_is_one(runs):
     info = towers(runs, tower("a", 6))
     finding = judged(runs, VanishingGradient(), info, a=(1e-9, 1.0)).only
     assert finding.message.startswith(
-        "The gradient signal at the first hidden site, a.1, is 1e-9 of that at the last, a.11"
+        "The gradient signal at the first hidden activation, a.1, is 1e-9 of that at the last, a.11"
     )

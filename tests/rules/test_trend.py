@@ -39,6 +39,13 @@ def test_a_loss_that_came_down_long_ago_and_stays_falls_no_more(runs):
     assert not trend.falls_by(0.05)
 
 
+def test_a_net_that_learns_all_in_one_step_has_converged(runs):
+    """Three losses are called the start, and two of them may be as good as 0 already."""
+    assert noted(runs, [1.65, 3e-3, 1e-4, *[5e-5] * 17])[1].converged_to(0.01)
+    assert not noted(runs, [1.65, 3e-2, 2e-2, *[1e-2] * 17])[1].converged_to(0.01)
+    assert not noted(runs, [50.0, 1.0, 1.0, *[0.9] * 17])[1].converged_to(0.01)
+
+
 def test_what_is_kept_spreads_evenly_over_the_run_and_ends_with_the_latest(runs):
     """With each goes the mean of the steps since the one before."""
     losses = of_two_samples(0, np.full(1000, 1.0))

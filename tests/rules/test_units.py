@@ -1,4 +1,4 @@
-"""GW201 and GW202 judge units of hidden sites, over full windows only."""
+"""GW201 and GW202 judge units of hidden activations, over full windows only."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class TestHealing:
         assert fed.only.severity == Severity.ERROR
         fed = dead(runs, [*[1.0] * 3, 0.7, 1.0, *[0.3] * 3])
         assert (fed.only.severity, fed.only.last_step, fed.only.healed_step) == (Severity.INFO, 4, 7)
-        assert "It has healed: no more than 30 % of the units of a site are dead." in fed.only.message
+        assert "It has healed: no more than 30 % of the units of an activation are dead." in fed.only.message
 
     def test_an_error_that_is_information_now_says_so(self, runs):
         finding = dead(runs, [*[1.0] * 3, *[0.7] * 9]).only
@@ -143,7 +143,7 @@ def test_information_that_becomes_a_warning_is_told_and_growing_worse_from_there
 def test_a_window_that_isnt_full_is_not_yet_judged(runs):
     info = runs.stack(function="relu")
     fed = runs.feed(DeadUnits(), [runs.measure(info, 0, dead_fraction=np.nan, fill=0.25)], info)
-    assert fed.evaluator.unjudged == {"GW201": "not yet: the fullest window of a hidden site is 25 % full"}
+    assert fed.evaluator.unjudged == {"GW201": "not yet: the fullest window of a hidden activation is 25 % full"}
 
 
 RULES = {
@@ -180,12 +180,12 @@ def test_what_the_rules_know_of_a_function_is_what_is_measured_of_it(row):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 class TestWindowsThatArentFull:
     def test_a_rule_has_judged_once_each_window_was_full(self, runs, rule):
-        unread = "not yet: the window of net.5 is 28 % full (1 of 3 hidden sites)"
+        unread = "not yet: the window of net.5 is 28 % full (1 of 3 hidden activations)"
         assert with_fills(runs, rule, [[1, 1, 0.28]]) == unread
         assert with_fills(runs, rule, [[1, 1, 0.1]] * 9 + [[1, 1, 0.28]]) == unread
         assert with_fills(runs, rule, [[1, 1, 0.28], [1, 1, 1]]) == ""
-        assert with_fills(runs, rule, [[1, 0.5, 0.28], [1, 1, 0.9]]) == "not yet: the window of net.5 is 90 % full (1 of 3 hidden sites)"  # fmt: skip
-        assert with_fills(runs, rule, [[1, 0.5, 0.28]]) == "not yet: the window of net.3, net.5 is 28 % full (2 of 3 hidden sites)"  # fmt: skip
+        assert with_fills(runs, rule, [[1, 0.5, 0.28], [1, 1, 0.9]]) == "not yet: the window of net.5 is 90 % full (1 of 3 hidden activations)"  # fmt: skip
+        assert with_fills(runs, rule, [[1, 0.5, 0.28]]) == "not yet: the window of net.3, net.5 is 28 % full (2 of 3 hidden activations)"  # fmt: skip
 
     def test_they_needn_t_be_full_at_the_same_time(self, runs, rule):
         assert with_fills(runs, rule, [[1, 1, 0.28], [1, 0.5, 1]]) == ""
@@ -194,7 +194,7 @@ class TestWindowsThatArentFull:
         """For up to three records in a row, what was read before still stands."""
         doubt = [[1, 0.4, 1]]
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 2]) == ""
-        lapsed = "can't judge: units of net.3 fell silent, and what was seen since fills 40 % of a window (1 of 3 hidden sites)"
+        lapsed = "can't judge: units of net.3 fell silent, and what was seen since fills 40 % of a window (1 of 3 hidden activations)"
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 3]) == lapsed
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 9]) == lapsed
         assert with_fills(runs, rule, [[1, 1, 1], *doubt * 9, [1, 1, 1]]) == ""
@@ -229,7 +229,7 @@ def test_gates_and_outputs_are_left_out(runs, rule, metric):
     info = dataclasses.replace(info, sites=(gate, output))
     fed = runs.feed(rule, [runs.measure(info, step, **{metric: 1.0}) for step in range(10, 20)], info)
     assert not fed.findings
-    assert fed.evaluator.unjudged == {rule.code: "can't judge: the run has no hidden activation site"}
+    assert fed.evaluator.unjudged == {rule.code: "can't judge: the run has no hidden activation"}
 
 
 def test_confirming_stops_for_a_value_that_dances_around_its_threshold(runs):
@@ -264,7 +264,7 @@ def test_saturation_in_warm_up_or_for_two_steps_is_left_alone(runs):
 def test_relu_has_nothing_to_saturate(runs):
     fed = saturated(runs, [np.nan], info=runs.stack(function="relu"))
     assert fed.evaluator.unjudged == {
-        "GW202": "can't judge: no hidden site whose window is full can be saturated (relu)"
+        "GW202": "can't judge: no hidden activation whose window is full can be saturated (relu)"
     }
 
 
@@ -285,6 +285,29 @@ class TestWhyDead:
         finding = dead(runs, [0.1] + [0.95] * 3).only
         assert "At first they weren't there: most likely a step that was too large" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.1}
+
+    def test_a_window_that_fills_later_than_another_shows_no_step_that_threw_its_units(self, runs):
+        """Sites fill their windows at steps of their own: that the second is well at first says nothing of the first."""
+        info = runs.stack(function="hardtanh")
+        second, both = [np.nan, 0.0, *[np.nan] * 4], [1.0, 0.0, *[np.nan] * 4]
+        records = [runs.measure(info, step, dead_fraction=row) for step, row in enumerate([second, both, both, both])]
+        finding = runs.feed(DeadUnits(), records, info).only
+        assert "They have been so since the first full window" in finding.cause
+        assert list(kinds(finding)) == ["replace_activation", "initialize", "normalize_inputs"]
+
+    def test_by_targets_that_make_the_steps_large(self, runs):
+        """The loss is in the millions while the net's own numbers are about 1: no rate is at fault."""
+        info = runs.stack(function="relu")
+        metrics = {"dead_fraction": 0.95, "update_ratio": 20.0}
+        records = [runs.measure(info, step, loss=1e6, **metrics) for step in range(3)]
+        finding = runs.feed(DeadUnits(), records, info).only
+        assert "changed the weights by 20 times their size: the loss is so large" in finding.cause
+        assert "targets that aren't scaled" in finding.cause
+        assert list(kinds(finding)) == ["replace_activation", "normalize_targets"]
+        # Adam's steps have the same size whatever the loss.
+        info = runs.stack(function="relu", optimizers=("Adam",))
+        finding = runs.feed(DeadUnits(), [runs.measure(info, 0, loss=1e6, **metrics) for _ in range(3)], info).only
+        assert list(kinds(finding)) == ["replace_activation", "set_learning_rate"]
 
     @pytest.mark.parametrize(
         ("update", "factor"), [(0.09, None), (0.11, 0.09), (1.0, 0.009), (1.7, 0.006), (500.0, 2e-5), (np.nan, None)]
@@ -340,7 +363,7 @@ class TestWhySaturated:
         assert "At first they weren't there" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.1}
         finding = self.finding(runs, self.THIRD, update_ratio=2.0)
-        assert "moved the weights by 200 % of themselves" in finding.cause
+        assert "changed the weights by 2 times their size" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.005}
 
     def test_a_function_without_a_good_start_is_replaced_everywhere(self, runs):

@@ -149,7 +149,7 @@ class TestFollowed:
                 ("times-zero", "mul", ""),
                 ZERO,
                 Severity.INFO,
-                "multiplied by the number 0, in the root's own forward",
+                "multiplied by the number 0, in the training step itself",
                 "meant",
             ),
             (
@@ -158,6 +158,27 @@ class TestFollowed:
                 Severity.ERROR,
                 "the graph is cut by detach(), called in net",
                 "take detach()",
+            ),
+            (
+                ("cut", "detach", "", ("training_step (gan.py:18)", "training_step (gan.py:21)")),
+                NONE,
+                Severity.ERROR,
+                "cut by detach(), called in training_step (gan.py:18, 21).",
+                "take detach() in training_step (gan.py:18, 21) out of the gradient's way, where it is on the way to the loss",
+            ),
+            (
+                ("cut", "no_grad", "", ("training_step (gan.py:18)",)),
+                NONE,
+                Severity.ERROR,
+                "the graph is cut by torch.no_grad()",
+                "move the call in training_step (gan.py:18) out of torch.no_grad()",
+            ),
+            (
+                ("clamped", "clamp", "net.0", ("forward (model.py:31)",)),
+                ZERO,
+                Severity.ERROR,
+                "each value that clamp(), called in net.0, forward (model.py:31), is given",
+                "widen the range",
             ),
             (("cut", "data", "net"), NONE, Severity.ERROR, "the graph is cut by .data, called in net", "take .data"),
             (("cut", "no_grad", "net"), NONE, Severity.ERROR, "the graph is cut by torch.no_grad()", "torch.no_grad()"),
@@ -444,7 +465,7 @@ class TestCause:
         metrics["signal_norm"][:3] = 0
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, **metrics).only
         assert "below the smallest number of 32-true" in finding.cause
-        assert "a site passes back 1e-10 of the signal" in finding.cause
+        assert "an activation passes back 1e-10 of the signal" in finding.cause
         assert kinds(finding) == ["replace_activation", "initialize"]
 
     @pytest.mark.parametrize("function", ["sigmoid", "tanh"])
@@ -462,10 +483,23 @@ class TestCause:
         replaced = ["replace_activation"] if function == "sigmoid" else []
         assert kinds(finding) == [*replaced, "initialize", "normalize_inputs"]
 
+    def test_saturated_units_of_which_a_few_observations_are_not_flat(self, runs):
+        """As of weights that steps have thrown far out: what passes is next to nothing at each of them, and 0 after all."""
+        metrics = {"saturated_fraction": 1.0, "signal_norm": [0.0, 0.0, 1e-2, 0.1, 1.0, 1.0]}
+        info = runs.stack(function="tanh")
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=0.996, **metrics).only
+        assert (
+            "99.6 % or more of the observations of Tanh at net.1 … net.11 (6 activations) are on a flat side"
+            in finding.cause
+        )
+        assert kinds(finding) == ["initialize", "normalize_inputs"]
+        finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, inactive_share=0.9, **metrics).only
+        assert kinds(finding) == ["trace_gradient"]
+
     def test_a_function_that_is_flat_in_the_middle(self, runs):
         info = runs.stack(function="tanhshrink")
         finding = judged(runs, [{"net.0": ZERO}] * 3, info=info, signal_norm=[0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).only
-        assert finding.cause.startswith("The derivative of Tanhshrink, at net.1 … net.9 (5 sites), is 0 at 0")
+        assert finding.cause.startswith("The derivative of Tanhshrink, at net.1 … net.9 (5 activations), is 0 at 0")
         assert finding.remedy.actions[0].targets == ("net.1", "net.3", "net.5", "net.7", "net.9")
 
     @pytest.mark.parametrize(

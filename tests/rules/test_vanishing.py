@@ -145,7 +145,7 @@ def test_needs_three_hidden_sites(runs, depth):
     info = runs.stack(depth=depth)
     records = [runs.measure(info, step, signal_norm=np.full(depth, 1.0)) for step in (10, 11, 12)]
     fed = runs.feed(VanishingGradient(), records, info)
-    assert fed.evaluator.unjudged["GW101"].startswith("can't judge: attenuation needs 3 hidden")
+    assert fed.evaluator.unjudged["GW101"].startswith("can't judge: a signal over depth needs 3 hidden")
 
 
 def test_says_not_yet_in_warm_up_and_while_confirming(runs):
