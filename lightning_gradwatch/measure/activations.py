@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from lightning_gradwatch.measure.axes import LOST, as_units, fitted
 from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import counter
 from lightning_gradwatch.measure.functions import COMPOSITES, OUTER, Call, Inner, Zones, composite
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
+    from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.collect import Collected, SiteSums
     from lightning_gradwatch.measure.connections import Connections
     from lightning_gradwatch.measure.layers import Layer
@@ -83,35 +85,38 @@ class Activations:
         location = locate(self._names, above=3)
         z = call.z
         tag = self._tags.get(z)
-        axis = unit_axis(z, tag)
-        counts = counter(call.zones, z.dtype, z.dim(), axis)
+        where = unit_axis(z, tag)
+        zones, z, axis = _along_one_axis(call.zones, z, where)
+        counts = counter(zones, z.dtype, z.dim(), axis)
         site = self._site(location, call, None if tag is None else tag.layer, counts.units(z))
+        if zones.fractions is not call.zones.fractions:
+            self._unseen.scattered.add(site)
         sums = self._collected.of(site)
         if alone:
             self._unseen.alone[site] = alone
-        seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
+        seen = SiteCall(site, sums, where, tag, in_place=call.in_place)
         seen.height = call.zones.height
         seen.centred = site.function == "relu6" and tag is not None and 2 * tag.shift == seen.height
         seen.samples = self._samples(site, z, axis)
         if not site.part:
             if site.composite is not None:
-                counts = counter(site_zones(site), z.dtype, z.dim(), axis)
+                counts = counter(site_zones(site, judged=counts.judges), z.dtype, z.dim(), axis)
             seen.columns = tag is not None and tag.columns
             sums.count(counts, z, axis, seen.samples, columns=seen.columns)
             if site.role is None and site.composite is None:
-                self._count_as_inner_step(seen, z)
+                self._count_as_inner_step(seen, z, axis, judged=counts.judges)
         inner = seen.inner
         within = inner is not None and inner.site.function == "softplus"
-        seen.of = tag.of if tag is not None and within else self._tags.root(z)
-        seen.origin = Origin(z)
+        seen.of = tag.of if tag is not None and within else self._tags.root(call.z)
+        seen.origin = Origin(call.z)
         return seen
 
-    def _count_as_inner_step(self, seen: SiteCall, z: Tensor) -> None:
+    def _count_as_inner_step(self, seen: SiteCall, z: Tensor, axis: int, *, judged: bool) -> None:
         """Count a new site's call by what it may turn out to compute: by then its argument may have been overwritten."""
         for zones in OUTER.get(seen.site.function, ()):
-            counts = counter(zones, z.dtype, z.dim(), seen.axis)
+            counts = counter(zones if judged else zones._replace(fractions=False), z.dtype, z.dim(), axis)
             supposed = self._collected.supposed(seen.site, zones.name)
-            supposed.count(counts, z, seen.axis, seen.samples, columns=seen.columns)
+            supposed.count(counts, z, axis, seen.samples, columns=seen.columns)
 
     def after(self, seen: SiteCall, output: Tensor) -> None:
         """Measure a call's output and ask for its signal."""
@@ -122,7 +127,7 @@ class Activations:
         tag.gate = seen if may_gate(site) else None
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
-            seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
+            self._add_output(seen.sums, output, seen.axis)
             node = node_of(output, in_place=seen.in_place)
             if node is origin.node:
                 node = None  # none was made: without gradients, an in-place call leaves its argument the node it had
@@ -171,7 +176,7 @@ class Activations:
         inside = sum(isinstance(each, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for each in module.modules())
         self._unseen.note(location, Note(location.module, UNTRAINED, inside, location))
 
-    def complete(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
+    def complete(self, done: Composite, output: Tensor, axis: Axis, layer: Layer | None) -> None:
         """Measure a function written by hand, at its last step."""
         if done.call is None:
             self._complete_without_site(done, output, axis, layer)
@@ -181,18 +186,21 @@ class Activations:
             self._rename(site, done)
         done.call.ended = self._end(site, self._collected.of(site), done, output, axis)
 
-    def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
+    def _complete_without_site(self, done: Composite, output: Tensor, axis: Axis, layer: Layer | None) -> None:
         assert done.u is not None
         call = composite(done.function, "erf", done.u)
-        counts = counter(call.zones, done.u.dtype, done.u.dim(), axis)
-        site = self._site(locate(self._names, above=5), call, layer, counts.units(done.u))
+        zones, u, along = _along_one_axis(call.zones, done.u, axis)
+        counts = counter(zones, u.dtype, u.dim(), along)
+        site = self._site(locate(self._names, above=5), call, layer, counts.units(u))
         if not output.requires_grad:
             return
+        if not zones.fractions:
+            self._unseen.scattered.add(site)
         sums = self._collected.of(site)
-        sums.count(counts, done.u, axis, self._samples(site, done.u, axis))
+        sums.count(counts, u, along, self._samples(site, u, along))
         self._end(site, sums, done, output, axis)
 
-    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> Ended:
+    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: Axis) -> Ended:
         ended = Ended(site, sums, done.root, axis, done.missing)
         self._read(ended, output)
         tag = self._tags.get(output)
@@ -212,7 +220,7 @@ class Activations:
         """Measure the output of a hand-written function, and ask for its signal."""
         site, sums, node = ended.site, ended.sums, output.grad_fn
         ended.before, ended.node = sums.outputs(), node
-        sums.add_output(output, ended.axis, self._samples(site, output, ended.axis))
+        self._add_output(sums, output, ended.axis)
         turn = sums.turn()
         ended.handles = self.hooks.watch(sums, output, node, ended.root, turn=turn)
         self._connections.called(site, ended.root, node, turn=turn, whole=True)
@@ -239,6 +247,13 @@ class Activations:
     def _site(self, location: Location, call: Call, layer: Layer | None, units: int) -> Site:
         return self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
 
+    def _add_output(self, sums: SiteSums, output: Tensor, axis: Axis) -> None:
+        if self.masks.given:
+            output, along = as_units(output, fitted(axis, output.shape))
+            sums.add_output(output, along, self._samples(sums.site, output, along))
+        else:
+            sums.add_output(output, 0)
+
     def _samples(self, site: Site, tensor: Tensor, axis: int) -> Samples | None:
         if not self.masks.given or not self.masks.meant_for(site.location.module):
             return None
@@ -256,7 +271,7 @@ class Ended:
     handles: Sequence[RemovableHandle]
     node: Node | None
 
-    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: int, missing: float) -> None:
+    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: Axis, missing: float) -> None:
         self.site = site
         self.sums = sums
         self.root = root
@@ -265,7 +280,22 @@ class Ended:
         """The constant that its formula still wants."""
 
 
-def site_zones(site: Site) -> Zones:
+def site_zones(site: Site, *, judged: bool = True) -> Zones:
     """Return the intervals of the function that a hand-written site computes, of its inner function's argument."""
     name = site.composite or site.function
-    return COMPOSITES.get((name, cast("Inner", site.function))) or COMPOSITES[name, "erf"]
+    zones = COMPOSITES.get((name, cast("Inner", site.function))) or COMPOSITES[name, "erf"]
+    return zones if judged else zones._replace(fractions=False)
+
+
+def _along_one_axis(zones: Zones, z: Tensor, where: Axis) -> tuple[Zones, Tensor, int]:
+    """Return intervals, and a tensor whose units lie along one axis; without fractions where they can't be told apart."""
+    if isinstance(where, int):
+        return zones, z, where
+    z = z.detach()
+    if (dim := zones.gate_dim) is not None:
+        half = z.shape[dim] // 2
+        zones, z = zones._replace(gate_dim=None), z.narrow(dim, half, half)
+    where = fitted(where, z.shape)
+    if where == LOST:
+        return zones._replace(fractions=False), z, z.dim() - 1
+    return zones, *as_units(z, where)

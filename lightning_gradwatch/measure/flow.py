@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from lightning_gradwatch.measure import gates
+from lightning_gradwatch.measure.axes import axes_of_products, axis_after, split_of, stacked
 from lightning_gradwatch.measure.composites import Composite, combine
-from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, axis_of_products, unit_axis
+from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
 
 if TYPE_CHECKING:
@@ -102,12 +103,15 @@ class Flow:
     def _hand_on(
         self, op: Op, func: Callable[..., Any], sources: _Sources, arguments: Sequence[Tensor], result: Tensor
     ) -> None:
-        tag = sources.tag
-        new = Tag(
-            result,
-            axis_after(op, func, sources.tensor, None if tag is None else tag.axis, result),
-            sources.user or (None if tag is None else tag.layer),
-        )
+        tag, source = sources.tag, sources.tensor
+        axis = None if tag is None else tag.axis
+        if axis is None and source is not None and op in _MOVES:
+            axis = unit_axis(source, tag)
+        if axis is not None and source is not None and result.dim() > source.dim() and self._stacks(func, arguments):
+            axis = stacked(source, axis, result, several=True)
+        else:
+            axis = axis_after(op, func, source, axis, result)
+        new = Tag(result, axis, sources.user or (None if tag is None else tag.layer))
         new.weights_only = sources.weights_only
         if sources.user is not None and op in _MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
             self._turn(new, arguments, result)
@@ -148,10 +152,20 @@ class Flow:
     def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
         """Find the features of a product of weights and data where its form says that they aren't last."""
         weights = [self._layers.owner(each) is not None or self._made_of_weights(each) for each in arguments]
-        axis = axis_of_products(arguments, weights, result)
-        if axis is not None:
-            new.axis = axis
-            new.columns = axis == 0 and result.dim() == 2
+        axes = axes_of_products(arguments, weights, result)
+        if len(axes) == 1:
+            (new.axis,) = axes
+            new.columns = axes == (0,) and result.dim() == 2
+        elif axes:
+            new.axis = split_of(result.shape, axes)
+
+    def _stacks(self, func: Callable[..., Any], arguments: Sequence[Tensor]) -> bool:
+        """Whether a call stacks what as many layers have made."""
+        if getattr(func, "__name__", "") != "stack":
+            return False
+        tags = [self._tags.get(each) for each in arguments]
+        layers = [None if tag is None else tag.layer for tag in tags]
+        return None not in layers and len(set(layers)) == len(layers) > 1
 
     def _made_of_weights(self, tensor: Tensor) -> bool:
         tag = self._tags.get(tensor)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lightning_gradwatch.measure.activations import Ended
+    from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.layers import Layer
 
@@ -58,7 +59,6 @@ class Op(IntEnum):
     ZEROS = 15
 
 
-_LAST = Op.LAST  # by name, as in `tracer`
 _NAMES: dict[Op, str] = {
     Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
     "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "
@@ -87,7 +87,6 @@ _NAMES: dict[Op, str] = {
     Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
 }
 _OP_OF_NAME = {name: op for op, names in _NAMES.items() for name in names.split()}
-_RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for transposed in ("", "_transpose")}
 
 
 def classify(func: Callable[..., Any]) -> Op:
@@ -141,7 +140,7 @@ class Tag:
     weights_only = False
     """Whether it was made without data: from parameters, as a normalised weight is, and from buffers and numbers."""
 
-    def __init__(self, tensor: Tensor, axis: int | None, layer: Layer | None) -> None:
+    def __init__(self, tensor: Tensor, axis: Axis | None, layer: Layer | None) -> None:
         self.ref = weakref.ref(tensor)
         self.axis = axis
         self.layer = layer
@@ -187,16 +186,17 @@ class Tags:
             known = self._untagged[id(tensor)] = weakref.ref(tensor), Origin(tensor)
         return known[1]
 
-    def unit_axis(self, tensor: Tensor) -> int:
-        """Return the unit axis of a tensor: its producer's, else 1 for four or more axes, else the last."""
+    def unit_axis(self, tensor: Tensor) -> Axis:
+        """Return where the units of a tensor lie: along its producer's axis, else 1 for four or more axes, else the last."""
         return unit_axis(tensor, self.get(tensor))
 
 
-def unit_axis(tensor: Tensor, tag: Tag | None) -> int:
-    """Return the unit axis of a tensor whose tag is known."""
+def unit_axis(tensor: Tensor, tag: Tag | None) -> Axis:
+    """Return where the units of a tensor lie whose tag is known."""
     rank = tensor.dim()
-    if tag is not None and tag.axis is not None and tag.axis < rank:
-        return tag.axis
+    axis = None if tag is None else tag.axis
+    if axis is not None and (axis.__class__ is not int or axis < rank):
+        return axis
     return 1 if rank >= 4 else max(rank - 1, 0)
 
 
@@ -238,37 +238,6 @@ def einsum_of(args: Sequence[Any]) -> Einsum:
     return operands
 
 
-def axis_of_products(arguments: Sequence[Tensor], weights: Sequence[bool], result: Tensor) -> int | None:
-    """Return which axis of a product of tensors has the features that weights have made; None where nothing tells.
-
-    Args:
-        arguments: The tensors.
-        weights: Which of them are parameters, or made from parameters alone.
-        result: The product.
-
-    In ``W @ x`` that is the last axis but one; of an ``einsum``, the last one that its output has from weights alone.
-    """
-    if not any(weights) or all(weights):
-        return None
-    rank = result.dim()
-    if not isinstance(arguments, Einsum):
-        *_, first, second = weights if len(weights) > 1 else (False, *weights)  # the bias of `addmm` stands before both
-        left = first and not second and arguments[-2].dim() > 1
-        return max(rank - 1 - (arguments[-1].dim() > 1), 0) if left else None
-    inputs, arrow, output = arguments.equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if not arrow or len(terms) != len(weights):
-        return None
-    data = {label for term, weight in zip(terms, weights, strict=True) if not weight for label in term}
-    behind = output.rpartition("...")[2]
-    made = [place for place, label in enumerate(behind) if label not in data]
-    if made:
-        return rank - len(behind) + made[-1]
-    before = output.partition("...")[0] if "..." in output else ""
-    made = [place for place, label in enumerate(before) if label not in data]
-    return made[-1] if made else None
-
-
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:
     """Return the tensors among arguments, one level of lists and tuples deep."""
     found: list[Tensor] = []
@@ -278,37 +247,3 @@ def tensors_in(args: Iterable[Any]) -> list[Tensor]:
         elif isinstance(arg, (list, tuple)):
             found += [entry for entry in arg if isinstance(entry, Tensor)]
     return found
-
-
-def axis_after(op: Op, func: Callable[..., Any], source: Tensor | None, axis: int | None, result: Tensor) -> int | None:
-    """Return the unit axis of a result whose first tagged argument `source` had `axis`; None where it is lost."""
-    rank = result.dim()
-    if op is _LAST:
-        return rank - 1 if rank else None
-    if op is Op.CHANNEL:
-        full = _RANK_OF_CONVOLUTION.get(getattr(func, "__name__", ""))
-        return 0 if full is not None and rank == full - 1 else min(1, rank - 1)
-    if source is None or axis is None:
-        return None
-    if op is Op.RESHAPE:
-        return _axis_after_reshape(tuple(source.shape), axis, tuple(result.shape))
-    if op is Op.TRANSPOSE:
-        return _axis_after_transpose(source, axis, result)
-    return axis if rank == source.dim() else None
-
-
-def _axis_after_reshape(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
-    if before[: axis + 1] == after[: axis + 1]:
-        return axis
-    shift = len(after) - len(before)
-    if axis + shift >= 0 and before[axis:] == after[axis + shift :]:
-        return axis + shift
-    # Features that were split or merged with others stay at the end, where they were.
-    return len(after) - 1 if axis == len(before) - 1 and after else None
-
-
-def _axis_after_transpose(source: Tensor, axis: int, result: Tensor) -> int | None:
-    """Find where the axis went by its stride, which no permutation changes."""
-    stride, size = source.stride(axis), source.size(axis)
-    places = [place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size]
-    return places[0] if len(places) == 1 else None
