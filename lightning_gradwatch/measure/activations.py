@@ -124,7 +124,7 @@ class Activations:
         origin, seen.origin = seen.origin, None
         tag = Tag(output, seen.axis, seen.layer)
         tag.call, tag.of, tag.columns = seen, seen.of, seen.columns
-        tag.gate = seen if may_gate(site) else None
+        tag.gate = (seen,) if may_gate(site) else ()
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
             self._add_output(seen.sums, output, seen.axis)

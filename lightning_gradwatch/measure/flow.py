@@ -142,12 +142,14 @@ class Flow:
             self._activations.extend(ended, result)
         return None
 
-    def _gates(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Tensor) -> SiteCall | None:
-        """Note which sites gate; return the call that the result is a function of, if it is one alone."""
-        gating, call = gates.follow(op, func, arguments, self._tags, result)
+    def _gates(
+        self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Tensor
+    ) -> tuple[SiteCall, ...]:
+        """Note which sites gate; return the calls that the result is a function of, if it is one of them alone."""
+        gating, calls = gates.follow(op, func, arguments, self._tags, result)
         for site in gating:
             self._activations.gates(site)
-        return call
+        return calls
 
     def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
         """Find the features of a product of weights and data where its form says that they aren't last."""
@@ -207,7 +209,7 @@ class Flow:
                     layer = tag.layer
                 else:
                     weights_only = False
-                    gates = gates or tag.gate is not None
+                    gates = gates or bool(tag.gate)
                     if found is None:
                         found, tensor = tag, argument
             if layer is not None:

@@ -127,8 +127,8 @@ class Tag:
     """What `root` is multiplied by to make it; None for any other function of it."""
     scale = 1.0
     """What the output of `call`, or the error function's, is multiplied by; NaN where the device alone knows."""
-    gate: SiteCall | None = None
-    """The activation call of whose output this is a function, and of nothing else, where it may turn out to be a gate's."""
+    gate: tuple[SiteCall, ...] = ()
+    """The activation calls of whose outputs this is a function, and of nothing else, where they may turn out to be gates'."""
     ended: Ended | None = None
     """Where it is a hand-written function but for a constant that is still to come."""
     shift = 0.0
