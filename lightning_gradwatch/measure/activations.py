@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from lightning_gradwatch.measure.mask import Masks
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.sites import Roles
 from lightning_gradwatch.measure.tags import Tag, Tags, tensors_in, unit_axis
-from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
+from lightning_gradwatch.measure.unseen import BY_HAND, FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.collect import Collected, SiteSums
     from lightning_gradwatch.measure.connections import Connections
+    from lightning_gradwatch.measure.formulas import Formula, Known, Start
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.location import ModuleNames
     from lightning_gradwatch.measure.mask import Samples
@@ -67,7 +68,8 @@ class Activations:
 
     def end_pass(self) -> None:
         """Close a pass: new sites get their roles and names, and nothing of the user's graph is kept."""
-        self._sites.settle(self.roles)
+        for site in self._sites.settle(self.roles):
+            self._collected.sites.pop(site, None)
         self.roles = Roles()
         self._tags.clear()
         self._collected.end_pass()
@@ -82,9 +84,26 @@ class Activations:
         if alone == "untrained":
             self._unseen.call(locate(self._names, above=3), call.function, UNTRAINED)
             return None
-        location = locate(self._names, above=3)
-        z = call.z
+        tag = self._tags.get(call.z)
+        seen = self._seen(call, locate(self._names, above=3), tag, alone)
+        inner = seen.inner
+        within = inner is not None and inner.site.function == "softplus"
+        seen.of = tag.of if tag is not None and within else self._tags.root(call.z)
+        seen.origin = Origin(call.z)
+        return seen
+
+    def are_features(self, z: Tensor) -> bool:
+        """Whether some layer has a part in a tensor, which is trained."""
+        if z.dim() < 2 or not (z.requires_grad and torch.is_grad_enabled()):
+            return False
         tag = self._tags.get(z)
+        return tag is not None and tag.layer is not None and not tag.weights_only
+
+    def _seen(
+        self, call: Call, location: Location, tag: Tag | None, alone: Literal["", "checkpoint", "function"]
+    ) -> SiteCall:
+        """Count the units of a call's argument, of which the tag is known."""
+        z = call.z
         where = unit_axis(z, tag)
         zones, z, axis = _along_one_axis(call.zones, z, where)
         counts = counter(zones, z.dtype, z.dim(), axis)
@@ -105,11 +124,31 @@ class Activations:
             sums.count(counts, z, axis, seen.samples, columns=seen.columns)
             if site.role is None and site.composite is None:
                 self._count_as_inner_step(seen, z, axis, judged=counts.judges)
-        inner = seen.inner
-        within = inner is not None and inner.site.function == "softplus"
-        seen.of = tag.of if tag is not None and within else self._tags.root(call.z)
-        seen.origin = Origin(call.z)
         return seen
+
+    def written_out(self, formula: Formula, known: Known, output: Tensor) -> None:
+        """Measure a function that was written out in arithmetic, at its last step."""
+        start = formula.start
+        assert start.argument is not None
+        share = known.scale / start.factor
+        z = start.argument if share == 1 else start.argument * share
+        seen = self._seen(Call(known.zones, z, in_place=False), locate(self._names, above=5), start.tag, "")
+        if seen.site.role is None:
+            seen.site.supposed = not start.direct
+        seen.of = seen.origin = formula.of
+        self.after(seen, output)
+
+    def place(self) -> Location:
+        """Return where the call is that is looked at."""
+        return locate(self._names, above=1)
+
+    def are_of_layer(self, features: Tensor) -> bool:
+        """Whether a layer has made a tensor, with nothing but constants, weights and moves of axes between."""
+        return self._connections.made_by_layer(features.grad_fn)
+
+    def leaves_out_at(self, start: Start) -> None:
+        """Note that a layer takes what was made of a layer's output: whatever function that is, it isn't known."""
+        self._unseen.call(start.place, start.name, BY_HAND)
 
     def _count_as_inner_step(self, seen: SiteCall, z: Tensor, axis: int, *, judged: bool) -> None:
         """Count a new site's call by what it may turn out to compute: by then its argument may have been overwritten."""
@@ -245,7 +284,10 @@ class Activations:
                 handle.remove()
 
     def _site(self, location: Location, call: Call, layer: Layer | None, units: int) -> Site:
-        return self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
+        site = self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
+        if call.zones.supposed and site.role is None:
+            site.supposed = True
+        return site
 
     def _add_output(self, sums: SiteSums, output: Tensor, axis: Axis) -> None:
         if self.masks.given:

@@ -74,7 +74,7 @@ class Composite(NamedTuple):
 def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | None:
     """Complete the tag of an arithmetic result; return the activation function that it completes, if it does."""
     operands = [argument for argument in arguments if argument.dim() > 0]
-    if not operands:
+    if not operands or op is Op.FUNCTION:
         return None
     roots = [tags.root(operand) for operand in operands]
     known = [tags.get(operand) for operand in operands]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.activations import Ended
     from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.composites import SiteCall
+    from lightning_gradwatch.measure.formulas import Formula, Start
     from lightning_gradwatch.measure.layers import Layer
+
+
+_HELD = 4
+"""Arguments of formulas that are kept: a tanh written out has up to four exponentials."""
 
 
 class Op(IntEnum):
@@ -55,6 +61,8 @@ class Op(IntEnum):
     """KEEP, and an activation function where it cuts its argument off (see `cuts`)."""
     EINSUM = 16
     """Makes features along the axis that its output string has from the weights."""
+    FUNCTION = 17
+    """KEEP, and a step of a function that is written out."""
     COMPARE = 14
     ZEROS = 15
 
@@ -69,6 +77,8 @@ _NAMES: dict[Op, str] = {
     "new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
     Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
     Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
+    Op.FUNCTION: "exp exp2 expm1 abs absolute __abs__ sqrt rsqrt log log1p sinh cosh exp_ exp2_ expm1_ abs_ absolute_ sqrt_ "
+    "rsqrt_ log_ log1p_ sinh_ cosh_ __rpow__",
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
     "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
@@ -129,6 +139,8 @@ class Tag:
     """What the output of `call`, or the error function's, is multiplied by; NaN where the device alone knows."""
     gate: tuple[SiteCall, ...] = ()
     """The activation calls of whose outputs this is a function, and of nothing else, where they may turn out to be gates'."""
+    formula: Formula | None = None
+    """What it is as a function of another tensor, if it isn't known yet which one that is."""
     ended: Ended | None = None
     """Where it is a hand-written function but for a constant that is still to come."""
     shift = 0.0
@@ -154,6 +166,7 @@ class Tags:
         self._untagged: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         """Origins of tensors of which nothing else is known."""
         self.comparisons = Comparisons()
+        self._starts: deque[Start] = deque()
 
     def get(self, tensor: object) -> Tag | None:
         """Return what is known of a tensor; an id that was reused by another tensor is not it."""
@@ -169,6 +182,21 @@ class Tags:
         self._tags.clear()
         self._untagged.clear()
         self.comparisons.clear()
+        self._starts.clear()
+
+    def hold(self, start: Start) -> None:
+        """Keep the argument of a formula's first step for as long as few others came after it."""
+        self._starts.append(start)
+        if len(self._starts) > _HELD:
+            self._starts.popleft().argument = None
+
+    def is_of(self, tensor: object, origin: Origin) -> bool:
+        """Whether a tensor is an arithmetic function of a value, or that value."""
+        tag = self.get(tensor)
+        if tag is not None:
+            return tag.root is origin
+        known = self._untagged.get(id(tensor))
+        return known is not None and known[0]() is tensor and known[1] is origin
 
     def root(self, tensor: Tensor) -> Origin:
         """Return the origin of the value of which a tensor is an arithmetic function (of its own, where of none).
@@ -205,11 +233,15 @@ class Operands(list["Tensor"]):
 
     constant = math.nan
     """What its one tensor is multiplied by, or what is added to it; NaN where that is something else than a plain number."""
+    given: Sequence[Any] = ()
+    """All arguments of the call, if they have no names."""
 
 
 def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operands:
     """Return the tensors that an operation computes with, and the constant that one is multiplied by."""
     operands = Operands(tensors_in((*args, *kwargs.values()) if kwargs else args))
+    if not kwargs:
+        operands.given = args
     name = getattr(func, "__name__", "")
     if "neg" in name:
         operands.constant = -1.0

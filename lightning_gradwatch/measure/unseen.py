@@ -40,6 +40,7 @@ _ALONE = {
     "function": "inside a custom autograd function: its signal isn't measured",
 }
 _ENTANGLED = "its signal can't be told from others in the autograd graph"
+BY_HAND = "an activation function by hand that isn't counted: which one it is isn't known"
 _SCATTERED = "its units lie where they can't be told from positions any more: they aren't counted"
 _UNMASKED = "all of its positions count: its shape isn't the mask's"
 BY_GRAD = (

@@ -225,7 +225,7 @@ def shared_lstm(m, x):
         z = torch.cat([m.a(h), m.b(x)], 1)
         i, f, o = torch.sigmoid(torch.cat([z, m.c(x)], 1)).chunk(3, 1)
         c = f * c + i * m.d(x)
-        h = o * c.sin()
+        h = o * torch.tanh(c)
     return h
 
 
