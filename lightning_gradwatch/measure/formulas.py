@@ -125,7 +125,7 @@ def may_start(name: str, given: Sequence[Any]) -> bool:
     if name not in STARTS:
         return False
     if name == "pow":
-        return len(given) == 2 and given[1] == 2 and given[1].__class__ in (int, float)
+        return len(given) == 2 and given[1].__class__ in (int, float) and given[1] == 2
     return name not in ("mul", "multiply") or (len(given) == 2 and given[0] is given[1])
 
 

@@ -203,6 +203,8 @@ ORDINARY = {
     "a difference": lambda x: (x - x.roll(1, 0)).abs(),
     "a distance to centres": lambda x: (x[:, None] - x.detach()[None, :12]).pow(2).sum(-1),
     "pooled moments": lambda x: x + (x**2).mean(0) - x.mean(0) ** 2,
+    "powers of positions": lambda x: x + torch.pow(torch.rand(12) + 1, torch.arange(12.0)) + torch.pow(x.detach().abs(), torch.ones(12)),
+    "a learned exponent": lambda x: x.detach().abs().add(0.1) ** (x / 99) + torch.pow(2.0, x.detach()),
     "a constant": lambda x: x * torch.exp(torch.tensor(0.1)),
     "residual of two": lambda x: x + x.roll(1, 0) * 0.5,
     "scaled and shifted": lambda x: 0.5 * (x + 1) / 3 - 2,
