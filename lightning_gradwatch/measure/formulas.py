@@ -150,6 +150,8 @@ def evaluate(name: str, given: Sequence[Any], of: Origin, tags: Tags) -> FloatVe
 
 
 def _values(given: Any, of: Origin, tags: Tags) -> Any:
+    if isinstance(given, np.ndarray):
+        return given
     number = plain_number(given)
     if number is not None:
         return number

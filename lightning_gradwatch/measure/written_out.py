@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.measure.formulas import CARRIES, Formula, Start, evaluate, may_start, recognise, wants_layer
+from lightning_gradwatch.measure.formulas import (
+    CARRIES,
+    POINTS,
+    Formula,
+    Start,
+    evaluate,
+    may_start,
+    recognise,
+    wants_layer,
+)
+from lightning_gradwatch.measure.signal import Origin
 from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, is_in_place
 
 if TYPE_CHECKING:
@@ -49,31 +59,37 @@ class WrittenOut:
         given = arguments.given if isinstance(arguments, Operands) else ()
         formula = sources.formula
         if formula is None:
-            starts = not sources.users and may_start(name, given) and not is_in_place(func)
-            formula = self._start(name, sources.tensor) if starts else None
-        elif op in _MAKES_FEATURES:
+            if not sources.users and may_start(name, given) and not is_in_place(func):
+                new.formula = self._start(name, given, sources.tensor)
+            return None
+        if op in _MAKES_FEATURES:
             if sources.user is not None and formula.start.direct:
                 self._activations.leaves_out_at(formula.start)
             return None
-        elif op in _MOVES or name in CARRIES:
+        if op in _MOVES or name in CARRIES:
             new.formula = formula._replace(values=None)
             return None
-        if formula is None or not isinstance(arguments, Operands) or not given:
-            return None
-        return self._step(op, name, formula, arguments, new)
+        return self._step(op, name, formula, arguments, new) if isinstance(arguments, Operands) and given else None
 
-    def _start(self, name: str, z: Tensor | None) -> Formula | None:
+    def _start(self, name: str, given: Sequence[Any], z: Tensor | None) -> Formula | None:
         """Return the formula whose first step is a call with a tensor, if that may be an activation function's."""
         tag = self._tags.get(z)
         if tag is None or z is None or tag.call is not None or not self._activations.are_features(z):
             return None
-        factor = 1.0 if tag.root is None else tag.factor
         direct = self._activations.are_of_layer(z)
-        if factor is None or not (math.isfinite(factor) and factor) or not (direct or not wants_layer(name)):
+        if not direct and wants_layer(name):
             return None
+        factor = 1.0 if tag.root is None else tag.factor
+        of = self._tags.root(z)
+        if factor is None or not (
+            math.isfinite(factor) and factor
+        ):  # shifted, or of another function: an argument of its own
+            of, factor = Origin(z), 1.0
         start = Start(z, factor, tag, name=name, place=self._activations.place(), direct=direct)
         self._tags.hold(start)
-        return Formula(self._tags.root(z), start, None)
+        return Formula(
+            of, start, evaluate(name, [start.factor * POINTS if each is z else each for each in given], of, self._tags)
+        )
 
     def _step(self, op: Op, name: str, formula: Formula, arguments: Operands, new: Tag) -> Known | None:
         """Take one step of arithmetic."""

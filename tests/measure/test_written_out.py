@@ -147,6 +147,8 @@ UNKNOWN = {
     "with dropout": (lambda x: F.dropout(torch.exp(x / 9), 0.2), ":exp"),
     "viewed": (lambda x: torch.abs(x.view(64, 3, 4)).flatten(1), ":abs"),
     "around a residual block": (lambda x: x + torch.square(x), ":square"),
+    "of what was shifted": (lambda x: 0.5 * (1 + torch.erf((x - 0.7).div(0.28 * math.sqrt(2)))), ":erf"),
+    "shifted, then squared": (lambda x: (x + 1) ** 2, ":pow"),
     "a sum of two": (lambda x: torch.exp(x / 9) + torch.exp(-x / 9), ":exp"),
 }
 
