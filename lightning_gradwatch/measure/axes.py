@@ -8,6 +8,7 @@ tensor whose features were split remembers of each of its axes what it is made o
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -23,6 +24,8 @@ _RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for tr
 _LAST, _RESHAPE, _TRANSPOSE = Op.LAST, Op.RESHAPE, Op.TRANSPOSE  # by name, as in `tracer`
 _MOST_REMOVED = 2
 _MATRIX = 2
+_CACHED = 1024
+"""Shapes for which it is remembered where units went."""
 _ORDER = ("batch", "positions", "units")
 
 
@@ -76,10 +79,16 @@ def axis_after(
     if source is None or axis is None:
         return None
     if op is _RESHAPE:
-        return _after_reshape(source, axis, result)
+        return _after_reshape(source.shape, axis, result.shape)
     if op is _TRANSPOSE:
         return _after_transpose(source, axis, result)
-    return axis if rank == source.dim() else _at_another_rank(source, axis, result)
+    return axis if rank == source.dim() else _after_another_call(source, axis, result)
+
+
+def _after_another_call(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
+    view = result.dim() < source.dim() and result._is_view()  # noqa: SLF001 - the documented test for a view has no public name
+    strides, new = (source.stride(), result.stride()) if view else ((), ())
+    return _at_another_rank(axis, source.shape, strides, result.shape, new)
 
 
 def as_units(tensor: Tensor, axis: Axis) -> tuple[Tensor, int]:
@@ -128,15 +137,15 @@ def _whole(split: Split) -> Axis:
     return split if places else LOST
 
 
-def _after_reshape(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
-    before, after = tuple(source.shape), tuple(result.shape)
+@lru_cache(maxsize=_CACHED)
+def _after_reshape(before: tuple[int, ...], axis: Axis, after: tuple[int, ...]) -> Axis | None:
     if isinstance(axis, int):
         if before[: axis + 1] == after[: axis + 1]:
             return axis
         shift = len(after) - len(before)
         if axis + shift >= 0 and before[axis:] == after[axis + shift :]:
             return axis + shift
-        if not source.numel() or before[axis] == 1:
+        if 0 in before or before[axis] == 1:
             return len(after) - 1 if axis == len(before) - 1 and after else None
         axis = split_of(before, (axis,))
     axis = _fitted(axis, before)
@@ -197,48 +206,60 @@ def _after_repeating(split: Split, before: Sequence[int], after: Sequence[int]) 
 def _after_transpose(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
     """Find where axes went by their strides, which no permutation changes."""
     if isinstance(axis, int):
-        places = _moved(source, axis, result)
+        stride, size = source.stride(axis), source.size(axis)
+        places = [
+            place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size
+        ]
         return places[0] if len(places) == 1 else None
-    axis = _fitted(axis, source.shape)
-    if axis == LOST:
+    return _turned(axis, source.shape, source.stride(), result.shape, result.stride())
+
+
+@lru_cache(maxsize=_CACHED)
+def _turned(
+    split: Split, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
+) -> Axis:
+    split = _fitted(split, before)
+    if split == LOST:
         return LOST
-    axes: list[Parts] = [()] * result.dim()
-    for place, parts in enumerate(axis.axes):
+    now = [*zip(after, new, strict=True)]
+    axes: list[Parts] = [()] * len(after)
+    for place, parts in enumerate(split.axes):
         if parts:
-            places = _moved(source, place, result)
-            if len(places) != 1:
+            if now.count(own := (before[place], strides[place])) != 1:
                 return LOST
-            axes[places[0]] = parts
+            axes[now.index(own)] = parts
     return _whole(Split(tuple(axes)))
 
 
-def _moved(source: Tensor, axis: int, result: Tensor) -> list[int]:
-    stride, size = source.stride(axis), source.size(axis)
-    return [place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size]
-
-
-def _at_another_rank(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
-    split = split_of(source.shape, (axis,)) if isinstance(axis, int) else _fitted(axis, source.shape)
+@lru_cache(maxsize=_CACHED)
+def _at_another_rank(
+    axis: Axis, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
+) -> Axis | None:
+    """Find where units lie in what has more axes, or fewer; the strides are those of a tensor and a view of it, or none."""
+    split = split_of(before, (axis,)) if isinstance(axis, int) else _fitted(axis, before)
     found: Axis | None = None
-    if split != LOST and result.dim() < source.dim():
-        found = _after_selection(source, split, result)
-    elif split != LOST:
-        found = stacked(source, split, result, several=False)
+    if split != LOST:
+        found = (
+            _selected(split, before, strides, after, new)
+            if len(after) < len(before)
+            else _stacked(split, before, after, several=False)
+        )
     return LOST if found is None and not isinstance(axis, int) else found
 
 
-def _after_selection(source: Tensor, split: Split, result: Tensor) -> Axis | None:
+def _selected(
+    split: Split, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
+) -> Axis | None:
     """Find the units of what has fewer axes, as one of several parts that share a tensor, or what was added up over axes."""
-    removed = source.dim() - result.dim()
+    removed = len(before) - len(after)
     if removed > _MOST_REMOVED:
         return None
-    view = result._is_view()  # noqa: SLF001 - the documented test for a view has no public name
     found = set()
-    for gone in combinations(range(source.dim()), removed):
-        kept = [place for place in range(source.dim()) if place not in gone]
+    for gone in combinations(range(len(before)), removed):
+        kept = [place for place in range(len(before)) if place not in gone]
         if all(
-            source.size(place) == size and (not view or size == 1 or source.stride(place) == result.stride(at))
-            for at, (place, size) in enumerate(zip(kept, result.shape, strict=True))
+            before[place] == size and (not strides or size == 1 or strides[place] == new[at])
+            for at, (place, size) in enumerate(zip(kept, after, strict=True))
         ):
             found.add(tuple(split.axes[place] for place in kept))
     return _the_only(found)
@@ -254,11 +275,15 @@ def stacked(source: Tensor, axis: Axis, result: Tensor, *, several: bool) -> Axi
         several: Whether each was made by another layer, whose features are units of their own.
     """
     split = split_of(source.shape, (axis,)) if isinstance(axis, int) else _fitted(axis, source.shape)
-    if result.dim() != source.dim() + 1 or split == LOST:
+    return None if split == LOST else _stacked(split, source.shape, result.shape, several=several)
+
+
+def _stacked(split: Split, before: tuple[int, ...], after: tuple[int, ...], *, several: bool) -> Axis | None:
+    if len(after) != len(before) + 1:
         return None
     found = set()
-    for new, size in enumerate(result.shape):
-        if result.shape[:new] + result.shape[new + 1 :] == source.shape:
+    for new, size in enumerate(after):
+        if after[:new] + after[new + 1 :] == before:
             own: Parts = (Part(size, "units" if several else "positions"),) if size != 1 else ()
             found.add((*split.axes[:new], own, *split.axes[new:]))
     return _the_only(found)

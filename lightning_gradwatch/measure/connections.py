@@ -125,8 +125,8 @@ class Connections:
         for _ in range(_NEAR):
             if node is None or node in self._pass.calls:
                 return False
-            if node in self._pass.uses:
-                return True
+            if (layers := self._pass.uses.get(node)) is not None:
+                return not any(layer.kind.startswith("Embedding") for layer in layers)
             before = [each for each, _ in node.next_functions if each is not None and not isinstance(each, _Leaf)]
             node = before[0] if len(before) == 1 else None
         return False

@@ -28,6 +28,8 @@ _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF)
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
 _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
+_ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
+"""What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 """Names of functions whose first argument is what a layer is given."""
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
@@ -109,12 +111,11 @@ class Flow:
     def _hand_on(
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
     ) -> None:
-        tag = sources.tag
-        new = Tag(
-            result,
-            self._units(op, func, sources, arguments, result),
-            sources.user or (None if tag is None else tag.layer),
-        )
+        tag, source = sources.tag, sources.tensor
+        axis = None if tag is None else tag.axis
+        if op in _ARRANGES or source is None or result.dim() != source.dim():
+            axis = self._units(op, func, sources, arguments, result)
+        new = Tag(result, axis, sources.user or (None if tag is None else tag.layer))
         new.weights_only = sources.weights_only
         if sources.user is not None and op in _MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
             self._turn(new, arguments, result)
@@ -128,16 +129,20 @@ class Flow:
         if done is None and (sources.formula is not None or op in STARTS):
             known = self._written_out.follow(op, func, sources, arguments, new)
         self._tags.put(result, new)
-        if sources.weights_only:
-            self._activations.of_weights(result)
-        if sources.user is not None and not sources.weights_only:
-            self._activations.parameterised(result, sources.users)
+        self._note_weights(sources, result)
         if known is not None and new.formula is not None:
             self._activations.written_out(new.formula, known, result)
         elif done is not None:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
+
+    def _note_weights(self, sources: Sources, result: Tensor) -> None:
+        """Note what parameters have a part in."""
+        if sources.weights_only:
+            self._activations.of_weights(result)
+        elif sources.user is not None:
+            self._activations.parameterised(result, sources.users)
 
     def _units(
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
