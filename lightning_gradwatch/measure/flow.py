@@ -32,6 +32,7 @@ _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 """Names of functions whose first argument is what a layer is given."""
+_MULTIPLY = Op.MULTIPLY
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
@@ -126,10 +127,15 @@ class Flow:
         if sources.gates and not (sources.user is not None and op in _MAKES_FEATURES):
             new.gate = self._gates(op, func, arguments, result) if done is None else gates.of_hand_written(done)
         known = None
-        if done is None and (sources.formula is not None or op in STARTS):
+        if done is None and (
+            sources.formula is not None
+            or op in STARTS
+            or (op is _MULTIPLY and len(arguments) == 2 and arguments[0] is arguments[1])
+        ):
             known = self._written_out.follow(op, func, sources, arguments, new)
         self._tags.put(result, new)
-        self._note_weights(sources, result)
+        if sources.user is not None or sources.weights_only:
+            self._note_weights(sources, result)
         if known is not None and new.formula is not None:
             self._activations.written_out(new.formula, known, result)
         elif done is not None:
@@ -141,7 +147,7 @@ class Flow:
         """Note what parameters have a part in."""
         if sources.weights_only:
             self._activations.of_weights(result)
-        elif sources.user is not None:
+        else:
             self._activations.parameterised(result, sources.users)
 
     def _units(

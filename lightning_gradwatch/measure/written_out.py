@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.flow import Sources
     from lightning_gradwatch.measure.formulas import Known
 
-STARTS = frozenset((Op.FUNCTION, Op.POWER, Op.MULTIPLY, Op.ERF))
-"""What may begin one."""
+STARTS = frozenset((Op.FUNCTION, Op.POWER, Op.ERF))
+"""What may begin one, as may the product of a tensor with itself."""
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _MAY_END = frozenset((Op.SHIFT, Op.FUNCTION, Op.POWER, Op.MULTIPLY))
