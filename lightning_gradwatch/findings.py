@@ -29,7 +29,8 @@ class Action:
     """One of these, here with what they take:
 
     - ``replace_activation(sites, with=<class in torch.nn>)``
-    - ``initialize(layers, method=<function in torch.nn.init>, gain=<factor, 1 if absent>, bias=<value, kept if absent>)``
+    - ``initialize(layers, method=<function in torch.nn.init>, gain=<factor, 1 if absent>, bias=<value, kept if absent>)``: each a
+      module, ``""`` for the root, or a parameter of the root; a parametrized weight is assigned, as ``layer.weight = …``
     - ``add_skip_connections(sites)``: each adds 1/n of what it puts out to its input, n being their number
     - ``add_normalization(sites, with="LayerNorm" | "BatchNorm")``, in front of each
     - ``set_learning_rate(layers, factor=<multiplies the present one>)``: no layers are all of them

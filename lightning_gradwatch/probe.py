@@ -312,7 +312,7 @@ class Probe:
             self._unseen.take_signals(measured.sums)
         if meter.activations.by_grad and measured.steps and not (measured.losses or measured.activations_only):
             self._unseen.note(BY_GRAD, Note("", BY_GRAD, len(self._sites.ordered)))
-        self._unseen.take_masks()
+        self._unseen.take_units()
         if meter.lost:
             self._unseen.note(TOO_LARGE, Note("", TOO_LARGE, 0))
         for step in measured.steps.values():

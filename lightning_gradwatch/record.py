@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -26,6 +27,9 @@ from lightning_gradwatch.columns import RunColumns
 Role: TypeAlias = Literal["hidden", "gate", "output"]
 
 SCHEMA_VERSION = 1
+
+PARAMETRIZED = re.compile(r"(?:^|\.)parametrizations\.[^.]+$")
+"""What torch puts behind the name of a module for what one of its parametrized weights is made of."""
 
 LAYER_METRICS: tuple[str, ...] = ("grad_norm", "grad_rms", "weight_rms", "update_ratio")
 SITE_METRICS: tuple[str, ...] = (
@@ -129,6 +133,15 @@ class LayerInfo:
         own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
         lost = () if self.lost is None else ((self.lost.kind, self.lost.operation, self.lost.module),)
         return (*own, *lost) if not self.feeds and self.place is None else (*own, *lost, self.feeds, self.place)
+
+    @property
+    def holder(self) -> str:
+        """Name of the module whose weight it is: of a parametrized one the module itself; ``""`` for the root.
+
+        >>> LayerInfo("net.0.parametrizations.weight", "Linear", ((16, 1), (16, 8)), 144, weight=True).holder
+        'net.0'
+        """
+        return PARAMETRIZED.sub("", self.name)
 
     @property
     def fan_in(self) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from benchmarks.galleries.arithmetic import computing_in
 from benchmarks.galleries.nets import norm
@@ -118,13 +119,18 @@ def _initialize(
     module: nn.Module, targets: tuple[str, ...], *, method: str, gain: float = 1.0, bias: float | None = None
 ) -> None:
     for target in targets:
-        layer = module.get_submodule(target)
-        for name, parameter in layer.named_parameters(recurse=False):
+        own = dict(module.named_parameters(recurse=False)).get(target)
+        layer = module if own is not None else module.get_submodule(target)
+        held = dict(layer.named_parameters(recurse=False)) if own is None else {target: own}
+        made = [*layer.parametrizations] if parametrize.is_parametrized(layer) else []
+        for name, parameter in (*held.items(), *((name, getattr(layer, name).clone()) for name in made)):
             if parameter.dim() > 1:
                 getattr(nn.init, method)(parameter)
                 parameter.mul_(gain)
             elif bias is not None and "bias" in name:
                 parameter.fill_(bias)
+            if name in made:  # what it is made from takes it
+                setattr(layer, name, parameter)
 
 
 def _add_skip_connections(module: nn.Module, targets: tuple[str, ...]) -> None:

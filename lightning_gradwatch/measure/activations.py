@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
 
+from lightning_gradwatch.measure.axes import LOST, as_units, fitted
 from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import counter
 from lightning_gradwatch.measure.functions import COMPOSITES, OUTER, Call, Inner, Zones, composite
@@ -17,7 +18,7 @@ from lightning_gradwatch.measure.mask import Masks
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.sites import Roles
 from lightning_gradwatch.measure.tags import Tag, Tags, tensors_in, unit_axis
-from lightning_gradwatch.measure.unseen import FUSED, UNTRAINED, Note, out_of_reach
+from lightning_gradwatch.measure.unseen import BY_HAND, FUSED, UNTRAINED, Note, out_of_reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
+    from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.collect import Collected, SiteSums
     from lightning_gradwatch.measure.connections import Connections
+    from lightning_gradwatch.measure.formulas import Formula, Known, Start
     from lightning_gradwatch.measure.layers import Layer
     from lightning_gradwatch.measure.location import ModuleNames
     from lightning_gradwatch.measure.mask import Samples
@@ -65,7 +68,8 @@ class Activations:
 
     def end_pass(self) -> None:
         """Close a pass: new sites get their roles and names, and nothing of the user's graph is kept."""
-        self._sites.settle(self.roles)
+        for site in self._sites.settle(self.roles):
+            self._collected.sites.pop(site, None)
         self.roles = Roles()
         self._tags.clear()
         self._collected.end_pass()
@@ -80,40 +84,80 @@ class Activations:
         if alone == "untrained":
             self._unseen.call(locate(self._names, above=3), call.function, UNTRAINED)
             return None
-        location = locate(self._names, above=3)
-        z = call.z
+        tag = self._tags.get(call.z)
+        seen = self._seen(call, locate(self._names, above=3), tag, alone)
+        inner = seen.inner
+        seen.origin = Origin(call.z)
+        if tag is not None and inner is not None and inner.site.function == "softplus":
+            seen.of = tag.of
+        else:
+            seen.of = self._tags.root_of(call.z, tag, seen.origin)
+        return seen
+
+    def are_features(self, z: Tensor) -> bool:
+        """Whether some layer has a part in a tensor, which is trained."""
+        if z.dim() < 2 or not (z.requires_grad and torch.is_grad_enabled()):
+            return False
         tag = self._tags.get(z)
-        axis = unit_axis(z, tag)
-        counts = counter(call.zones, z.dtype, z.dim(), axis)
+        return tag is not None and tag.layer is not None and not tag.weights_only
+
+    def _seen(
+        self, call: Call, location: Location, tag: Tag | None, alone: Literal["", "checkpoint", "function"]
+    ) -> SiteCall:
+        """Count the units of a call's argument, of which the tag is known."""
+        z = call.z
+        where = unit_axis(z, tag)
+        zones, z, axis = _along_one_axis(call.zones, z, where)
+        counts = counter(zones, z.dtype, z.dim(), axis)
         site = self._site(location, call, None if tag is None else tag.layer, counts.units(z))
+        if zones.fractions is not call.zones.fractions:
+            self._unseen.scattered.add(site)
         sums = self._collected.of(site)
         if alone:
             self._unseen.alone[site] = alone
-        seen = SiteCall(site, sums, axis, tag, in_place=call.in_place)
+        seen = SiteCall(site, sums, where, tag, in_place=call.in_place)
         seen.height = call.zones.height
         seen.centred = site.function == "relu6" and tag is not None and 2 * tag.shift == seen.height
         seen.samples = self._samples(site, z, axis)
         if not site.part:
             if site.composite is not None:
-                counts = counter(site_zones(site), z.dtype, z.dim(), axis)
+                counts = counter(site_zones(site, judged=counts.judges), z.dtype, z.dim(), axis)
             seen.columns = tag is not None and tag.columns
             sums.count(counts, z, axis, seen.samples, columns=seen.columns)
             if site.role is None and site.composite is None:
-                self._count_as_inner_step(seen, z)
-        inner = seen.inner
-        seen.origin = Origin(z)
-        if tag is not None and inner is not None and inner.site.function == "softplus":
-            seen.of = tag.of
-        else:
-            seen.of = self._tags.root_of(z, tag, seen.origin)
+                self._count_as_inner_step(seen, z, axis, judged=counts.judges)
         return seen
 
-    def _count_as_inner_step(self, seen: SiteCall, z: Tensor) -> None:
+    def written_out(self, formula: Formula, known: Known, output: Tensor) -> None:
+        """Measure a function that was written out in arithmetic, at its last step."""
+        start = formula.start
+        assert start.argument is not None
+        share = known.scale / start.factor
+        z = start.argument if share == 1 else start.argument * share
+        seen = self._seen(Call(known.zones, z, in_place=False), locate(self._names, above=5), start.tag, "")
+        if seen.site.role is None:
+            seen.site.supposed = not start.direct
+        seen.of = seen.origin = formula.of
+        self.after(seen, output)
+
+    def place(self) -> Location:
+        """Return where the call is that is looked at."""
+        return locate(self._names, above=1)
+
+    def are_of_layer(self, features: Tensor) -> bool:
+        """Whether a layer has made a tensor, with nothing but constants, weights and moves of axes between."""
+        return self._connections.made_by_layer(features.grad_fn)
+
+    def leaves_out_at(self, start: Start) -> None:
+        """Note that a layer takes what was made of a layer's output: whatever function that is, it isn't known."""
+        self._unseen.call(start.place, start.name, BY_HAND)
+
+    def _count_as_inner_step(self, seen: SiteCall, z: Tensor, axis: int, *, judged: bool) -> None:
         """Count a new site's call by what it may turn out to compute: by then its argument may have been overwritten."""
         for zones in OUTER.get(seen.site.function, ()):
-            counts = counter(zones, z.dtype, z.dim(), seen.axis)
+            counts = counter(zones if judged else zones._replace(fractions=False), z.dtype, z.dim(), axis)
             supposed = self._collected.supposed(seen.site, zones.name)
-            supposed.count(counts, z, seen.axis, seen.samples, columns=seen.columns)
+            supposed.count(counts, z, axis, seen.samples, columns=seen.columns)
 
     def after(self, seen: SiteCall, output: Tensor) -> None:
         """Measure a call's output and ask for its signal."""
@@ -121,10 +165,10 @@ class Activations:
         origin, seen.origin = seen.origin, None
         tag = Tag(output, seen.axis, seen.layer)
         tag.call, tag.of, tag.columns = seen, seen.of, seen.columns
-        tag.gate = seen if may_gate(site) else None
+        tag.gate = (seen,) if may_gate(site) else ()
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
-            seen.sums.add_output(output, seen.axis, self._samples(site, output, seen.axis))
+            self._add_output(seen.sums, output, seen.axis)
             node = node_of(output, in_place=seen.in_place)
             if node is origin.node:
                 node = None  # none was made: without gradients, an in-place call leaves its argument the node it had
@@ -173,7 +217,7 @@ class Activations:
         inside = sum(isinstance(each, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for each in module.modules())
         self._unseen.note(location, Note(location.module, UNTRAINED, inside, location))
 
-    def complete(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
+    def complete(self, done: Composite, output: Tensor, axis: Axis, layer: Layer | None) -> None:
         """Measure a function written by hand, at its last step."""
         if done.call is None:
             self._complete_without_site(done, output, axis, layer)
@@ -183,18 +227,21 @@ class Activations:
             self._rename(site, done)
         done.call.ended = self._end(site, self._collected.of(site), done, output, axis)
 
-    def _complete_without_site(self, done: Composite, output: Tensor, axis: int, layer: Layer | None) -> None:
+    def _complete_without_site(self, done: Composite, output: Tensor, axis: Axis, layer: Layer | None) -> None:
         assert done.u is not None
         call = composite(done.function, "erf", done.u)
-        counts = counter(call.zones, done.u.dtype, done.u.dim(), axis)
-        site = self._site(locate(self._names, above=5), call, layer, counts.units(done.u))
+        zones, u, along = _along_one_axis(call.zones, done.u, axis)
+        counts = counter(zones, u.dtype, u.dim(), along)
+        site = self._site(locate(self._names, above=5), call, layer, counts.units(u))
         if not output.requires_grad:
             return
+        if not zones.fractions:
+            self._unseen.scattered.add(site)
         sums = self._collected.of(site)
-        sums.count(counts, done.u, axis, self._samples(site, done.u, axis))
+        sums.count(counts, u, along, self._samples(site, u, along))
         self._end(site, sums, done, output, axis)
 
-    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: int) -> Ended:
+    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: Axis) -> Ended:
         ended = Ended(site, sums, done.root, axis, done.missing)
         self._read(ended, output)
         tag = self._tags.get(output)
@@ -214,7 +261,7 @@ class Activations:
         """Measure the output of a hand-written function, and ask for its signal."""
         site, sums, node = ended.site, ended.sums, output.grad_fn
         ended.before, ended.node = sums.outputs(), node
-        sums.add_output(output, ended.axis, self._samples(site, output, ended.axis))
+        self._add_output(sums, output, ended.axis)
         turn = sums.turn()
         ended.handles = self.hooks.watch(sums, output, node, ended.root, turn=turn)
         self._connections.called(site, ended.root, node, turn=turn, whole=True)
@@ -239,7 +286,17 @@ class Activations:
                 handle.remove()
 
     def _site(self, location: Location, call: Call, layer: Layer | None, units: int) -> Site:
-        return self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
+        site = self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
+        if call.zones.supposed and site.role is None:
+            site.supposed = True
+        return site
+
+    def _add_output(self, sums: SiteSums, output: Tensor, axis: Axis) -> None:
+        if self.masks.given:
+            output, along = as_units(output, fitted(axis, output.shape))
+            sums.add_output(output, along, self._samples(sums.site, output, along))
+        else:
+            sums.add_output(output, 0)
 
     def _samples(self, site: Site, tensor: Tensor, axis: int) -> Samples | None:
         if not self.masks.given or not self.masks.meant_for(site.location.module):
@@ -258,7 +315,7 @@ class Ended:
     handles: Sequence[RemovableHandle]
     node: Node | None
 
-    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: int, missing: float) -> None:
+    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: Axis, missing: float) -> None:
         self.site = site
         self.sums = sums
         self.root = root
@@ -267,7 +324,22 @@ class Ended:
         """The constant that its formula still wants."""
 
 
-def site_zones(site: Site) -> Zones:
+def site_zones(site: Site, *, judged: bool = True) -> Zones:
     """Return the intervals of the function that a hand-written site computes, of its inner function's argument."""
     name = site.composite or site.function
-    return COMPOSITES.get((name, cast("Inner", site.function))) or COMPOSITES[name, "erf"]
+    zones = COMPOSITES.get((name, cast("Inner", site.function))) or COMPOSITES[name, "erf"]
+    return zones if judged else zones._replace(fractions=False)
+
+
+def _along_one_axis(zones: Zones, z: Tensor, where: Axis) -> tuple[Zones, Tensor, int]:
+    """Return intervals, and a tensor whose units lie along one axis; without fractions where they can't be told apart."""
+    if isinstance(where, int):
+        return zones, z, where
+    z = z.detach()
+    if (dim := zones.gate_dim) is not None:
+        half = z.shape[dim] // 2
+        zones, z = zones._replace(gate_dim=None), z.narrow(dim, half, half)
+    where = fitted(where, z.shape)
+    if where == LOST:
+        return zones._replace(fractions=False), z, z.dim() - 1
+    return zones, *as_units(z, where)

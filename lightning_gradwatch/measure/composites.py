@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.activations import Ended
+    from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.mask import Samples
     from lightning_gradwatch.measure.signal import Origin
@@ -45,7 +46,7 @@ class SiteCall:
     height = math.nan
     """Its upper bound, for a function that is 0 below 0 and constant from some bound on; NaN for any other."""
 
-    def __init__(self, site: Site, sums: SiteSums, axis: int, tag: Tag | None, *, in_place: bool) -> None:
+    def __init__(self, site: Site, sums: SiteSums, axis: Axis, tag: Tag | None, *, in_place: bool) -> None:
         self.site = site
         self.sums = sums
         self.axis = axis
@@ -73,7 +74,7 @@ class Composite(NamedTuple):
 def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | None:
     """Complete the tag of an arithmetic result; return the activation function that it completes, if it does."""
     operands = [argument for argument in arguments if argument.dim() > 0]
-    if not operands:
+    if not operands or op is Op.FUNCTION:
         return None
     roots = [tags.root(operand) for operand in operands]
     known = [tags.get(operand) for operand in operands]

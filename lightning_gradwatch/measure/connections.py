@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.spans import Span
 
 _Leaf: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name
+_NEAR = 8
+"""Nodes between a layer and its activation function at most, as of a view, a constant and a bias."""
 _UNSEEN = single(UNSEEN)
 """In a set of sites: an activation function that isn't measured lies between. The sites' own numbers are above."""
 _LOST = union(_UNSEEN, single(LOST))
@@ -117,6 +119,17 @@ class Connections:
                 self._pass.used[layer.number] = True
         if node is not None:
             self._pass.uses[node] = layers
+
+    def made_by_layer(self, node: Node | None) -> bool:
+        """Whether a layer has made a tensor, given by its node, with nothing but constants, weights and moves of axes between."""
+        for _ in range(_NEAR):
+            if node is None or node in self._pass.calls:
+                return False
+            if (layers := self._pass.uses.get(node)) is not None:
+                return not any(layer.kind.startswith("Embedding") for layer in layers)
+            before = [each for each, _ in node.next_functions if each is not None and not isinstance(each, _Leaf)]
+            node = before[0] if len(before) == 1 else None
+        return False
 
     def of_weights(self, node: Node) -> None:
         """Note a node that makes weights of parameters: an activation function there is none that data goes through."""

@@ -10,26 +10,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from lightning_gradwatch.measure import gates
+from lightning_gradwatch.measure.axes import axes_of_products, axis_after, split_of, stacked
 from lightning_gradwatch.measure.composites import Composite, combine
-from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, axis_after, axis_of_products, unit_axis
+from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
+from lightning_gradwatch.measure.written_out import STARTS, WrittenOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from lightning_gradwatch.measure.activations import Activations, Ended
+    from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.composites import SiteCall
+    from lightning_gradwatch.measure.formulas import Formula
     from lightning_gradwatch.measure.layers import Layer, Layers
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
 _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
 _MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
+_ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
+"""What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
+_MULTIPLY = Op.MULTIPLY
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
-class _Sources(NamedTuple):
+class Sources(NamedTuple):
     """Where the arguments of a call come from."""
 
     user: Layer | None
@@ -44,6 +51,8 @@ class _Sources(NamedTuple):
     """Whether there is no data: nothing but parameters, buffers, numbers and what was made from them, as in weight normalisation."""
     gates: bool
     """Whether one is made of the output of an activation function that may turn out to gate."""
+    formula: Formula | None
+    """Of the first that is a function of another tensor."""
 
 
 @cache
@@ -63,6 +72,7 @@ class Flow:
         self._layers = layers
         self._activations = activations
         self._tags = tags
+        self._written_out = WrittenOut(activations=activations, tags=tags, is_weight=self.is_weight)
         self._kept: Tensor | None = None
         """The argument of an error function that is being computed in place."""
 
@@ -107,14 +117,13 @@ class Flow:
                 self._hand_on(op, func, sources, arguments, each)
 
     def _hand_on(
-        self, op: Op, func: Callable[..., Any], sources: _Sources, arguments: Sequence[Tensor], result: Tensor
+        self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
     ) -> None:
-        tag = sources.tag
-        new = Tag(
-            result,
-            axis_after(op, func, sources.tensor, None if tag is None else tag.axis, result),
-            sources.user or (None if tag is None else tag.layer),
-        )
+        tag, source = sources.tag, sources.tensor
+        axis = None if tag is None else tag.axis
+        if op in _ARRANGES or source is None or result.dim() != source.dim():
+            axis = self._units(op, func, sources, arguments, result)
+        new = Tag(result, axis, sources.user or (None if tag is None else tag.layer))
         new.weights_only = sources.weights_only
         if sources.user is not None and op in _MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
             self._turn(new, arguments, result)
@@ -124,15 +133,41 @@ class Flow:
         done = self._computes(op, arguments, new, result)
         if sources.gates and not (sources.user is not None and op in _MAKES_FEATURES):
             new.gate = self._gates(op, func, arguments, result) if done is None else gates.of_hand_written(done)
+        known = None
+        if done is None and (
+            sources.formula is not None
+            or op in STARTS
+            or (op is _MULTIPLY and len(arguments) == 2 and arguments[0] is arguments[1])
+        ):
+            known = self._written_out.follow(op, func, sources, arguments, new)
         self._tags.put(result, new)
-        if sources.weights_only:
-            self._activations.of_weights(result)
-        if sources.user is not None and not sources.weights_only:
-            self._activations.parameterised(result, sources.users)
-        if done is not None:
+        if sources.user is not None or sources.weights_only:
+            self._note_weights(sources, result)
+        if known is not None and new.formula is not None:
+            self._activations.written_out(new.formula, known, result)
+        elif done is not None:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
+
+    def _note_weights(self, sources: Sources, result: Tensor) -> None:
+        """Note what parameters have a part in."""
+        if sources.weights_only:
+            self._activations.of_weights(result)
+        else:
+            self._activations.parameterised(result, sources.users)
+
+    def _units(
+        self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
+    ) -> Axis | None:
+        """Return where the units of a result lie; None: nothing is known."""
+        tag, source = sources.tag, sources.tensor
+        axis = None if tag is None else tag.axis
+        if axis is None and source is not None and op in _MOVES:
+            axis = unit_axis(source, tag)
+        if axis is not None and source is not None and result.dim() > source.dim() and self._stacks(func, arguments):
+            return stacked(source, axis, result, several=True)
+        return axis_after(op, func, source, axis, result)
 
     def _computes(self, op: Op, arguments: Sequence[Tensor], new: Tag, result: Tensor) -> Composite | None:
         """Note what arithmetic makes of one tensor; return the hand-written function of which it is the last step."""
@@ -145,20 +180,32 @@ class Flow:
             self._activations.extend(ended, result)
         return None
 
-    def _gates(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Tensor) -> SiteCall | None:
-        """Note which sites gate; return the call that the result is a function of, if it is one alone."""
-        gating, call = gates.follow(op, func, arguments, self._tags, result)
+    def _gates(
+        self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], result: Tensor
+    ) -> tuple[SiteCall, ...]:
+        """Note which sites gate; return the calls that the result is a function of, if it is one of them alone."""
+        gating, calls = gates.follow(op, func, arguments, self._tags, result)
         for site in gating:
             self._activations.gates(site)
-        return call
+        return calls
 
     def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
         """Find the features of a product of weights and data where its form says that they aren't last."""
         weights = [self._layers.owner(each) is not None or self._made_of_weights(each) for each in arguments]
-        axis = axis_of_products(arguments, weights, result)
-        if axis is not None:
-            new.axis = axis
-            new.columns = axis == 0 and result.dim() == 2
+        axes = axes_of_products(arguments, weights, result)
+        if len(axes) == 1:
+            (new.axis,) = axes
+            new.columns = axes == (0,) and result.dim() == 2
+        elif axes:
+            new.axis = split_of(result.shape, axes)
+
+    def _stacks(self, func: Callable[..., Any], arguments: Sequence[Tensor]) -> bool:
+        """Whether a call stacks what as many layers have made."""
+        if getattr(func, "__name__", "") != "stack":
+            return False
+        tags = [self._tags.get(each) for each in arguments]
+        layers = [None if tag is None else tag.layer for tag in tags]
+        return None not in layers and len(set(layers)) == len(layers) > 1
 
     def _made_of_weights(self, tensor: Tensor) -> bool:
         tag = self._tags.get(tensor)
@@ -166,7 +213,7 @@ class Flow:
 
     def _awaits(self, op: Op, arguments: Operands) -> Ended | None:
         """Return the hand-written function whose last constant a call multiplies in, if it does."""
-        if op is Op.SHIFT or op is Op.POWER or len(arguments) != 1:
+        if op is Op.SHIFT or op is Op.POWER or op is Op.FUNCTION or len(arguments) != 1:
             return None
         tag = self._tags.get(arguments[0])
         ended = None if tag is None else tag.ended
@@ -177,11 +224,11 @@ class Flow:
         tag = self._tags.get(tensor)
         return self._layers.owner(tensor) is not None if tag is None else tag.weights_only
 
-    def _sources(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor]) -> _Sources:
+    def _sources(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor]) -> Sources:
         users: dict[Layer, None] = {}
         found: Tag | None = None
         tensor: Tensor | None = None
-        gates = False
+        gates, formula = False, None
         # A parameter that a layer takes for its input, as learned queries are, is data.
         weights_only = bool(arguments) and not (op in _MAKES_FEATURES and _takes_data(getattr(func, "__name__", "")))
         for argument in arguments:
@@ -198,9 +245,10 @@ class Flow:
                     layer = tag.layer
                 else:
                     weights_only = False
-                    gates = gates or tag.gate is not None
+                    gates = gates or bool(tag.gate)
+                    formula = formula or tag.formula
                     if found is None:
                         found, tensor = tag, argument
             if layer is not None:
                 users[layer] = None
-        return _Sources(next(iter(users), None), tuple(users), found, tensor, weights_only, gates)
+        return Sources(next(iter(users), None), tuple(users), found, tensor, weights_only, gates, formula)

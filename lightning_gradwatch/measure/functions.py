@@ -32,6 +32,8 @@ SIGMOID_BOUND = 4.0  # f' / max f' = sech²(z / 2)
 TANH_BOUND = 2.0
 LOGISTIC_BOUND = 2.0 * math.log(math.sinh(2.0))  # sigmoid(-z) = FLAT: Softplus and LogSigmoid, whose f' is a sigmoid
 SOFTSIGN_BOUND = math.cosh(2.0) - 1.0  # f' = 1 / (1 + |z|)²
+ISRU_BOUND = math.sqrt(math.cosh(2.0) ** (4 / 3) - 1.0)  # f' = (1 + z²)^(-3/2)
+ATAN_BOUND = math.sinh(2.0)  # f' = 1 / (1 + z²)
 GELU_BOUND = -2.0507762548328534
 GELU_TANH_BOUND = -2.0587640546960086
 SILU_BOUND = -3.298184345921125
@@ -62,6 +64,8 @@ class Zones(NamedTuple):
     """False: no fraction of units can be given (softmax; a parameter that only the device knows)."""
     gate_dim: int | None = None
     """The axis whose second half is the gate that is judged (GLU); None: all of z is judged."""
+    supposed: bool = False
+    """Whether it is an activation function only where a layer has made its argument and takes its output, as sin is."""
 
     @property
     def height(self) -> float:
@@ -202,6 +206,19 @@ ACTIVATIONS: tuple[Activation, ...] = (
     Activation("softmin", _always("softmin", fractions=False)),
     Activation("log_softmax", _always("log_softmax", fractions=False)),
 )
+
+PLAIN: tuple[Activation, ...] = (
+    Activation("sin", _always("sin", supposed=True)),
+    Activation("cos", _always("cos", supposed=True)),
+    Activation("asinh", _always("asinh", supposed=True), ("arcsinh",)),
+    Activation(
+        "atan", _always("atan", supposed=True, saturated=(Region(">", ATAN_BOUND, absolute=True),)), ("arctan",)
+    ),
+)
+"""Functions that serve for much else. Of sin and cos no side is outer and bounded; they can't be dead."""
+
+ISRU = Zones("isru", saturated=(Region(">", ISRU_BOUND, absolute=True),))
+"""``x / sqrt(1 + x²)``, which torch has no function for."""
 
 _OUTSIDE = (Region("<=", 0.0), Region(">=", 6.0))
 COMPOSITES: Mapping[tuple[str, Inner], Zones] = {

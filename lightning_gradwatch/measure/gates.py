@@ -1,7 +1,8 @@
 """Which activation calls gate: what their output multiplies is another tensor, of which something is learned through it.
 
-The output of a call is followed through whatever is a function of it alone (a mean, a clamp, a slice, a dropout), until it meets
-other data. A product makes a gate of it; a sum, as around a residual block, ends it.
+The output of a call is followed through whatever is a function of it alone, or of several such outputs (a mean, a clamp, a
+slice, a dropout, a sum of gates), until it meets other data. A product makes a gate of it; a sum, as around a residual block,
+ends it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 from lightning_gradwatch.measure.tags import Op
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
@@ -43,6 +44,10 @@ _SUMMING = frozenset(
 )
 
 
+_MOST = 8
+"""Activation calls that one tensor is made of, as far as they are followed."""
+
+
 class _Made(NamedTuple):
     function: str
     """Of the site."""
@@ -55,14 +60,14 @@ def may_gate(site: Site) -> bool:
     return site.function in GATES
 
 
-def of_hand_written(done: Composite) -> SiteCall | None:
+def of_hand_written(done: Composite) -> tuple[SiteCall, ...]:
     """Return the call whose output may gate, as of what a hand-written function has made of it."""
-    return done.call if done.function in GATES else None
+    return (done.call,) if done.call is not None and done.function in GATES else ()
 
 
 def follow(
     op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], tags: Tags, result: Tensor
-) -> tuple[list[Site], SiteCall | None]:
+) -> tuple[list[Site], tuple[SiteCall, ...]]:
     """Follow the outputs of activation calls through a call.
 
     Args:
@@ -73,24 +78,26 @@ def follow(
         result: What it made.
 
     Returns:
-        The sites that turn out to gate, and the activation call that the result is a function of, if it's one alone.
+        The sites that turn out to gate, and the activation calls that the result is a function of, if it's one of them alone.
     """
     name = getattr(func, "__name__", "")
     if op is Op.RESHAPE or name in _LIKE_ANOTHER:
         arguments = arguments[:1]
     known = [tags.get(argument) for argument in arguments]
     data = [place for place, each in enumerate(arguments) if each.dim() and not _is_weight(each, known[place])]
-    calls = {place: tag.gate for place in data if (tag := known[place]) is not None and tag.gate is not None}
-    others = {place: [other for other in data if calls.get(other) is not call] for place, call in calls.items()}
+    calls = {place: tag.gate for place in data if (tag := known[place]) is not None and tag.gate}
+    others = {place: [other for other in data if calls.get(other) != each] for place, each in calls.items()}
     if not any(others.values()):
-        return [], next(iter(calls.values()), None)
+        return [], next(iter(calls.values()), ())
     gating = [
         call.site
-        for place, call in calls.items()
+        for place, each in calls.items()
+        for call in each
         if any(
             _multiplies(op, name, (place, other), arguments, _Made(call.site.function, result.shape))
+            and not (name in _DIVISIONS and other in calls and set(calls[other]) < set(each))  # a part's share of a sum
             and (
-                arguments[other].requires_grad
+                _learns(arguments[other], other, result)
                 or not torch.is_grad_enabled()
                 or call.site.function == "softplus"  # data, too: a positive scale is meant to start small
             )
@@ -98,11 +105,24 @@ def follow(
         )
     ]
     if gating:
-        return gating, None
+        return gating, ()
     # What gets no gradient, as a padding mask or a dropout's, lets nothing be learnt through the factor beside it.
-    learned = {place for place in data if arguments[place].requires_grad and place not in calls}
-    alone = len({id(call) for call in calls.values()}) == 1 and not learned and torch.is_grad_enabled()
-    return [], next(iter(calls.values())) if alone else None
+    learned = any(place not in calls and _learns(arguments[place], place, result) for place in data)
+    return [], () if learned or not torch.is_grad_enabled() else _all_of(calls.values())
+
+
+def _learns(argument: Tensor, place: int, result: Tensor) -> bool:
+    """Whether an argument got a gradient before the call too, which may have been in place."""
+    if argument is not result or result.grad_fn is None:
+        return argument.requires_grad
+    edges = result.grad_fn.next_functions
+    return place >= len(edges) or edges[place][0] is not None
+
+
+def _all_of(calls: Iterable[tuple[SiteCall, ...]]) -> tuple[SiteCall, ...]:
+    """Return the calls that something is made of; none where a site's turns are among them, as of states that are looked at."""
+    found = tuple(dict.fromkeys(call for each in calls for call in each))
+    return found if len({call.site for call in found}) == len(found) <= _MOST else ()
 
 
 def _multiplies(op: Op, name: str, pair: tuple[int, int], arguments: Sequence[Tensor], made: _Made) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_gradwatch.measure.functions import ACTIVATIONS, Activation, Call, Zones
+from lightning_gradwatch.measure.functions import ACTIVATIONS, PLAIN, Activation, Call, Zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,11 +51,12 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
 
 
 def is_activation(func: object) -> bool:
-    """Return whether a torch function is an activation function, by any of its spellings."""
+    """Return whether a torch function is an activation function, by any of its spellings, and hardly ever anything else."""
     try:
-        return func in _SPELLINGS
+        spelling = _SPELLINGS.get(func)
     except TypeError:  # an unhashable callable
         return False
+    return spelling is not None and spelling.activation not in PLAIN
 
 
 class _Spelling(NamedTuple):
@@ -108,7 +109,7 @@ def _zones_by_default(row: Activation) -> Zones | None:
 def _find_spellings() -> dict[object, _Spelling]:
     spellings: dict[object, _Spelling] = {}
     spaces = (functional, torch, torch.Tensor, torch.special, torch._C._nn)  # noqa: SLF001 - F.silu and others end there
-    for row in ACTIVATIONS:
+    for row in (*ACTIVATIONS, *PLAIN):
         wanted = _parameters(row.judge)
         plain = _zones_by_default(row)
         for name, space, suffix in itertools.product((row.name, *row.aliases), spaces, ("", "_")):

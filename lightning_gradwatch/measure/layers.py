@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_gradwatch.measure.path import Path
 from lightning_gradwatch.measure.shards import placed
-from lightning_gradwatch.record import LayerInfo, LostGradient, NotCovered
+from lightning_gradwatch.record import PARAMETRIZED, LayerInfo, LostGradient, NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,6 @@ _NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupN
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _OTHER_WAY_ROUND = "Conv1D"
 """The linear layer of transformers whose matrix has a column, not a row, for each output."""
-_PARAMETRIZED = re.compile(r"(?:^|\.)parametrizations\.[^.]+$")
 _FABRIC = "_forward_module"
 """Under which Lightning Fabric's wrapper holds what its forward pass runs."""
 
@@ -354,7 +353,7 @@ def _describe(layer: Layer, name: str, modules: Mapping[str, nn.Module]) -> None
     module = modules.get(f"{name}.")
     kind = "" if module is None else type(module).__name__
     if isinstance(module, ParametrizationList):  # of the kind of what it makes a weight for
-        outer = _PARAMETRIZED.sub("", name)
+        outer = PARAMETRIZED.sub("", name)
         module = modules.get(f"{outer}." if outer else "")
         kind = type(module).__name__.removeprefix("Parametrized")
     layer.kind = kind.removeprefix("Lazy") or "Parameter"

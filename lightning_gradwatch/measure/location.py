@@ -146,12 +146,13 @@ def line_of_call(names: ModuleNames, *, above: int = 1) -> str:
     """
     frame: FrameType | None = sys._getframe(above + 1)  # noqa: SLF001 - as above
     for _ in range(_DEEPEST):
-        if frame is None or id(frame.f_code) in _OUTERMOST:
+        if frame is None:
             break
         code = frame.f_code
-        if code is _CALL_IMPL and names.of(frame.f_locals["self"]) is not None:
-            break  # what the module runs is torch's own; a line further out only calls it
-        if code is not _CALL_IMPL and not (_is_internal.get(id(code)) or _look(code))[0]:
+        kind = _kinds.get(id(code)) or _look(code)
+        if kind is _ENDS or (kind is _CALLS_MODULE and names.of(frame.f_locals["self"]) is not None):
+            break  # what a module runs here is torch's own; a line further out only calls it
+        if kind is _OF_USER:
             line = f"{Path(code.co_filename).name}:{frame.f_lineno}"
             return line if code.co_name.startswith("<") else f"{code.co_name} ({line})"
         frame = frame.f_back

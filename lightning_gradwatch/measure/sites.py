@@ -45,6 +45,8 @@ class Site:
     """The function that the place turned out to compute, such as ``silu`` for ``x * sigmoid(x)``."""
     part: bool = False
     """Whether it turned out to be a step inside a hand-written function, and so no site."""
+    supposed: bool = False
+    """Whether it is none unless a layer takes its output: such a function serves for much else, as in a loss."""
     name: str = ""
     place: int = 0
     """How many sites were named before it; its curves are numbered so, as its column may change."""
@@ -164,16 +166,25 @@ class Sites:
             del self._fresh[site]
             site.part = True
 
-    def settle(self, roles: Roles) -> None:
-        """Give each new site its role and its name, at the end of the first forward pass that called it."""
+    def settle(self, roles: Roles) -> list[Site]:
+        """Give each new site its role and its name, at the end of the first forward pass that called it.
+
+        Returns:
+            Those that turned out to be none.
+        """
         fresh = list(self._fresh)
         self._fresh.clear()
         for site in fresh:
             site.role = roles.of(site)
+        none = [site for site in fresh if site.supposed and site.role == "output"]
+        for site in none:
+            site.part = True
+        fresh = [site for site in fresh if not site.part]
         self._names.give(fresh)
         for site in fresh:
             site.place = self.places.setdefault(site.name, len(self.places))
         self.ordered += fresh
+        return none
 
 
 class Roles:

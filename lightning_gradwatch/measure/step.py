@@ -20,6 +20,7 @@ from lightning_gradwatch.measure.connections import Connections
 from lightning_gradwatch.measure.gradients import OptimizerGradients
 from lightning_gradwatch.measure.layers import parameters_of
 from lightning_gradwatch.measure.pack import Pack, Pending, Slot, Values
+from lightning_gradwatch.measure.repeats import Repeats
 from lightning_gradwatch.measure.signal import SignalHooks
 from lightning_gradwatch.measure.tags import Tags
 from lightning_gradwatch.measure.tracer import Tracer
@@ -166,6 +167,7 @@ class StepMeter:
         self.chains: Mapping[Site, Sequence[Sequence[int]]] = {}
         self._measure_early = measure_early
         self._optimizers = optimizers
+        self._repeats = Repeats(optimizers)
         self._layers = layers
         self._snapshots = snapshots
         self._spacious = spacious
@@ -273,14 +275,17 @@ class StepMeter:
 
     @_harmless
     def add_loss(self, loss: Any, scale: Tensor | None = None, *, late: bool = False) -> None:
-        """Take the loss of one backward pass; those of a step add up, and those of a line search behind it don't count.
+        """Take the loss of one backward pass; those of a step's micro-batches add up, and a repeated pass counts for nothing.
 
         Args:
             loss: The loss.
             scale: What it is multiplied by.
             late: It belongs to the step although the gradients were measured before.
         """
-        if len(self.steps) > len(self._early) and not late:
+        if self.activations_only or (len(self.steps) > len(self._early) and not late):
+            return
+        self.hooks.ignoring = not late and self._repeats.is_one()
+        if self.hooks.ignoring:
             return
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]
@@ -336,9 +341,10 @@ class StepMeter:
 
         A closure that it is given may be called for other weights than these, as that of a SAM is.
         """
-        if self.activations_only or index in self.steps or not self.faults.on("updates"):
+        if self.activations_only or index in self.steps:
             return
-        if all(parameter.grad is None for parameter in parameters_of(optimizer)):
+        self._repeats.step_begins(optimizer)
+        if not self.faults.on("updates") or all(each.grad is None for each in parameters_of(optimizer)):
             return
         with self.faults.guard("updates"):
             owned = self._layers.trained_by(optimizer)

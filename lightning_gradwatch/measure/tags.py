@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lightning_gradwatch.measure.activations import Ended
+    from lightning_gradwatch.measure.axes import Axis
     from lightning_gradwatch.measure.composites import SiteCall
+    from lightning_gradwatch.measure.formulas import Formula, Start
     from lightning_gradwatch.measure.layers import Layer
+
+
+_HELD = 4
+"""Arguments of formulas that are kept: a tanh written out has up to four exponentials."""
 
 
 class Op(IntEnum):
@@ -56,11 +63,12 @@ class Op(IntEnum):
     """KEEP, and an activation function where it cuts its argument off (see `cuts`)."""
     EINSUM = 16
     """Makes features along the axis that its output string has from the weights."""
+    FUNCTION = 17
+    """KEEP, and a step of a function that is written out."""
     COMPARE = 14
     ZEROS = 15
 
 
-_LAST = Op.LAST  # by name, as in `tracer`
 _NAMES: dict[Op, str] = {
     Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
     "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "
@@ -71,6 +79,8 @@ _NAMES: dict[Op, str] = {
     "new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
     Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
     Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
+    Op.FUNCTION: "exp exp2 expm1 abs absolute __abs__ sqrt rsqrt log log1p sinh cosh exp_ exp2_ expm1_ abs_ absolute_ sqrt_ "
+    "rsqrt_ log_ log1p_ sinh_ cosh_ __rpow__",
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
     "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
@@ -89,7 +99,6 @@ _NAMES: dict[Op, str] = {
     Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
 }
 _OP_OF_NAME = {name: op for op, names in _NAMES.items() for name in names.split()}
-_RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for transposed in ("", "_transpose")}
 
 
 def classify(func: Callable[..., Any]) -> Op:
@@ -130,8 +139,10 @@ class Tag:
     """What `root` is multiplied by to make it; None for any other function of it."""
     scale = 1.0
     """What the output of `call`, or the error function's, is multiplied by; NaN where the device alone knows."""
-    gate: SiteCall | None = None
-    """The activation call of whose output this is a function, and of nothing else, where it may turn out to be a gate's."""
+    gate: tuple[SiteCall, ...] = ()
+    """The activation calls of whose outputs this is a function, and of nothing else, where they may turn out to be gates'."""
+    formula: Formula | None = None
+    """What it is as a function of another tensor, if it isn't known yet which one that is."""
     ended: Ended | None = None
     """Where it is a hand-written function but for a constant that is still to come."""
     shift = 0.0
@@ -143,7 +154,7 @@ class Tag:
     weights_only = False
     """Whether it was made without data: from parameters, as a normalised weight is, and from buffers and numbers."""
 
-    def __init__(self, tensor: Tensor, axis: int | None, layer: Layer | None) -> None:
+    def __init__(self, tensor: Tensor, axis: Axis | None, layer: Layer | None) -> None:
         self.ref = weakref.ref(tensor)
         self.axis = axis
         self.layer = layer
@@ -157,6 +168,7 @@ class Tags:
         self._untagged: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         """Origins of tensors of which nothing else is known."""
         self.comparisons = Comparisons()
+        self._starts: deque[Start] = deque()
 
     def get(self, tensor: object) -> Tag | None:
         """Return what is known of a tensor; an id that was reused by another tensor is not it."""
@@ -172,6 +184,21 @@ class Tags:
         self._tags.clear()
         self._untagged.clear()
         self.comparisons.clear()
+        self._starts.clear()
+
+    def hold(self, start: Start) -> None:
+        """Keep the argument of a formula's first step for as long as few others came after it."""
+        self._starts.append(start)
+        if len(self._starts) > _HELD:
+            self._starts.popleft().argument = None
+
+    def is_of(self, tensor: object, origin: Origin) -> bool:
+        """Whether a tensor is an arithmetic function of a value, or that value."""
+        tag = self.get(tensor)
+        if tag is not None:
+            return tag.root is origin
+        known = self._untagged.get(id(tensor))
+        return known is not None and known[0]() is tensor and known[1] is origin
 
     def root(self, tensor: Tensor) -> Origin:
         """Return the origin of the value of which a tensor is an arithmetic function (of its own, where of none).
@@ -192,16 +219,17 @@ class Tags:
             known = self._untagged[id(tensor)] = weakref.ref(tensor), origin or Origin(tensor)
         return known[1]
 
-    def unit_axis(self, tensor: Tensor) -> int:
-        """Return the unit axis of a tensor: its producer's, else 1 for four or more axes, else the last."""
+    def unit_axis(self, tensor: Tensor) -> Axis:
+        """Return where the units of a tensor lie: along its producer's axis, else 1 for four or more axes, else the last."""
         return unit_axis(tensor, self.get(tensor))
 
 
-def unit_axis(tensor: Tensor, tag: Tag | None) -> int:
-    """Return the unit axis of a tensor whose tag is known."""
+def unit_axis(tensor: Tensor, tag: Tag | None) -> Axis:
+    """Return where the units of a tensor lie whose tag is known."""
     rank = tensor.dim()
-    if tag is not None and tag.axis is not None and tag.axis < rank:
-        return tag.axis
+    axis = None if tag is None else tag.axis
+    if axis is not None and (axis.__class__ is not int or axis < rank):
+        return axis
     return 1 if rank >= 4 else max(rank - 1, 0)
 
 
@@ -210,11 +238,15 @@ class Operands(list["Tensor"]):
 
     constant = math.nan
     """What its one tensor is multiplied by, or what is added to it; NaN where that is something else than a plain number."""
+    given: Sequence[Any] = ()
+    """All arguments of the call, if they have no names."""
 
 
 def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operands:
     """Return the tensors that an operation computes with, and the constant that one is multiplied by."""
     operands = Operands(tensors_in((*args, *kwargs.values()) if kwargs else args))
+    if not kwargs:
+        operands.given = args
     name = getattr(func, "__name__", "")
     if "neg" in name:
         operands.constant = -1.0
@@ -243,37 +275,6 @@ def einsum_of(args: Sequence[Any]) -> Einsum:
     return operands
 
 
-def axis_of_products(arguments: Sequence[Tensor], weights: Sequence[bool], result: Tensor) -> int | None:
-    """Return which axis of a product of tensors has the features that weights have made; None where nothing tells.
-
-    Args:
-        arguments: The tensors.
-        weights: Which of them are parameters, or made from parameters alone.
-        result: The product.
-
-    In ``W @ x`` that is the last axis but one; of an ``einsum``, the last one that its output has from weights alone.
-    """
-    if not any(weights) or all(weights):
-        return None
-    rank = result.dim()
-    if not isinstance(arguments, Einsum):
-        *_, first, second = weights if len(weights) > 1 else (False, *weights)  # the bias of `addmm` stands before both
-        left = first and not second and arguments[-2].dim() > 1
-        return max(rank - 1 - (arguments[-1].dim() > 1), 0) if left else None
-    inputs, arrow, output = arguments.equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if not arrow or len(terms) != len(weights):
-        return None
-    data = {label for term, weight in zip(terms, weights, strict=True) if not weight for label in term}
-    behind = output.rpartition("...")[2]
-    made = [place for place, label in enumerate(behind) if label not in data]
-    if made:
-        return rank - len(behind) + made[-1]
-    before = output.partition("...")[0] if "..." in output else ""
-    made = [place for place, label in enumerate(before) if label not in data]
-    return made[-1] if made else None
-
-
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:
     """Return the tensors among arguments, one level of lists and tuples deep."""
     found: list[Tensor] = []
@@ -283,37 +284,3 @@ def tensors_in(args: Iterable[Any]) -> list[Tensor]:
         elif isinstance(arg, (list, tuple)):
             found += [entry for entry in arg if isinstance(entry, Tensor)]
     return found
-
-
-def axis_after(op: Op, func: Callable[..., Any], source: Tensor | None, axis: int | None, result: Tensor) -> int | None:
-    """Return the unit axis of a result whose first tagged argument `source` had `axis`; None where it is lost."""
-    rank = result.dim()
-    if op is _LAST:
-        return rank - 1 if rank else None
-    if op is Op.CHANNEL:
-        full = _RANK_OF_CONVOLUTION.get(getattr(func, "__name__", ""))
-        return 0 if full is not None and rank == full - 1 else min(1, rank - 1)
-    if source is None or axis is None:
-        return None
-    if op is Op.RESHAPE:
-        return _axis_after_reshape(tuple(source.shape), axis, tuple(result.shape))
-    if op is Op.TRANSPOSE:
-        return _axis_after_transpose(source, axis, result)
-    return axis if rank == source.dim() else None
-
-
-def _axis_after_reshape(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
-    if before[: axis + 1] == after[: axis + 1]:
-        return axis
-    shift = len(after) - len(before)
-    if axis + shift >= 0 and before[axis:] == after[axis + shift :]:
-        return axis + shift
-    # Features that were split or merged with others stay at the end, where they were.
-    return len(after) - 1 if axis == len(before) - 1 and after else None
-
-
-def _axis_after_transpose(source: Tensor, axis: int, result: Tensor) -> int | None:
-    """Find where the axis went by its stride, which no permutation changes."""
-    stride, size = source.stride(axis), source.size(axis)
-    places = [place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size]
-    return places[0] if len(places) == 1 else None

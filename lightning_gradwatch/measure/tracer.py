@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.activations import Activations
     from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.faults import Faults
+    from lightning_gradwatch.measure.functions import Call
     from lightning_gradwatch.measure.layers import Layer, Layers
 
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
@@ -42,7 +43,7 @@ _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 _IGNORE, _KEEP, _GRAD, _BACKWARD, _CHANGE = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD, Op.CHANGE
 _CUT, _MULTIPLY, _COMPARE, _EINSUM = Op.CUT, Op.MULTIPLY, Op.COMPARE, Op.EINSUM
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
-_VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
+_VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF, Op.FUNCTION))
 _ops: dict[Any, Op] = {}
 _changes: dict[Any, Op] = {}
 """What those do to the unit axis that may change gradients, and so are `Op.CHANGE`."""
@@ -200,7 +201,7 @@ class Tracer(TorchFunctionMode):
         """Look at a call that is about to run."""
         # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         try:
-            if op is _KEEP and (call := identify(func, args, kwargs)) is not None and not self._flow.is_weight(call.z):
+            if op is _KEEP and (call := identify(func, args, kwargs)) is not None and self._is_activation(call):
                 self._used = self._flow.use(args)
                 return self._activations.before(call)
             if op is _CUT or (op is _MULTIPLY and self._tags.comparisons.masks):
@@ -224,6 +225,10 @@ class Tracer(TorchFunctionMode):
             self._faults.report("activations", error)
             return None
         return tensors
+
+    def _is_activation(self, call: Call) -> bool:
+        """Whether an activation function's argument is data, of a layer where the function serves for much else."""
+        return not self._flow.is_weight(call.z) and (not call.zones.supposed or self._activations.are_features(call.z))
 
     def _after(self, op: Op, func: Callable[..., Any], seen: _Seen, result: Any) -> None:
         """Look at what a call made."""

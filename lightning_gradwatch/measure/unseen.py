@@ -40,6 +40,8 @@ _ALONE = {
     "function": "inside a custom autograd function: its signal isn't measured",
 }
 _ENTANGLED = "its signal can't be told from others in the autograd graph"
+BY_HAND = "an activation function by hand that isn't counted: which one it is isn't known"
+_SCATTERED = "its units lie where they can't be told from positions any more: they aren't counted"
 _UNMASKED = "all of its positions count: its shape isn't the mask's"
 BY_GRAD = (
     "gradients are taken by torch.autograd.grad, so neither the loss nor a signal is measured; call loss.backward()"
@@ -83,6 +85,8 @@ class Unseen:
         """Sites inside an autograd function that has a backward of its own."""
         self.unmasked: set[Site] = set()
         """Sites whose shape isn't that of the mask."""
+        self.scattered: set[Site] = set()
+        """Sites whose units can't be told apart."""
         self.changes = 0
         """How often something was added or taken back, for whoever has described the run already."""
 
@@ -106,8 +110,11 @@ class Unseen:
         name = location.module if inside and location.module else f"{location.module}:{function}"
         self.note((location, function), Note(name, reason, 1, location))
 
-    def take_masks(self) -> None:
-        """Note the sites that the mask doesn't fit."""
+    def take_units(self) -> None:
+        """Note the sites whose units can't be told apart, and those that the mask doesn't fit."""
+        for site in self.scattered:
+            if site.name and not site.part:
+                self.note((site, "units"), Note(site.name, _SCATTERED, 0))
         for site in self.unmasked:
             if site.name and not site.part:
                 self.note((site, "mask"), Note(site.name, _UNMASKED, 0))

@@ -74,6 +74,11 @@ _FUNCTIONS = {
         Function("Softmax"),
         Function("Softmin"),
         Function("LogSoftmax"),
+        Function("isru", two_sided=True),  # x / sqrt(1 + x²); this and what follows are no classes of torch's
+        Function("atan", two_sided=True),
+        Function("sin", saturates=False),
+        Function("cos", saturates=False),
+        Function("asinh", saturates=False),
     )
 }
 

@@ -49,16 +49,15 @@ class Prescription:
 
     def initialize(self, only: Sequence[int] | None = None) -> None:
         """Start weight layers, None: all, as the functions ask for that the net has when the rest is done."""
+        weights = [self._info.layers[column] for column in (self._info.weight_columns if only is None else only)]
         layers = tuple(
-            self._info.layers[column].name
-            for column in (self._info.weight_columns if only is None else only)
-            if not self._info.layers[column].kind.startswith(_START_OF_THEIR_OWN)
+            dict.fromkeys(layer.holder for layer in weights if not layer.kind.startswith(_START_OF_THEIR_OWN))
         )
         if not layers:
             return
         method = self.method
         self._add(
-            f"initialise the weights of {listed(layers)} with {method} and the biases with 0",
+            f"initialise the weights of {listed([each or 'the root' for each in layers])} with {method} and the biases with 0",
             Action("initialize", layers, (("method", method), ("bias", 0.0))),
         )
 

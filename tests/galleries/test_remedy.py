@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
 
 from benchmarks.galleries import remedy
 from benchmarks.galleries.cases import CASES
@@ -13,6 +16,8 @@ from benchmarks.galleries.remedy import NotApplicableError, try_remedy
 from benchmarks.galleries.runner import run
 from benchmarks.galleries.training import prepare
 from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.rules.remedies import Prescription
 
 SITES = tuple(f"net.blocks.{place}.activation" for place in range(3))
 LAYERS = tuple(f"net.blocks.{place}.layer" for place in range(3))
@@ -47,6 +52,43 @@ def test_layers_are_initialised_by_the_method_that_is_named(module):
     layer = module.net.blocks[1].layer
     assert torch.allclose(layer.weight @ layer.weight.T, 4 * torch.eye(32), atol=1e-5)
     assert torch.equal(layer.bias, torch.full((32,), 0.5))
+
+
+class Rooted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.bias = nn.Parameter(torch.zeros(5, 5)), nn.Parameter(torch.zeros(5))
+
+
+HELD = {
+    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(5, 5)),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(5, 5), n_power_iterations=50),
+    "weight norm in its old form": lambda: weight_norm(nn.Linear(5, 5)),
+    "a layer": lambda: nn.Linear(5, 5),
+    "parameters of the root": Rooted,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("make", HELD.values(), ids=HELD)
+def test_what_a_remedy_initialises_is_there_whatever_holds_the_weights(make, inside):
+    net = make()
+    if inside and not isinstance(net, Rooted):
+        net = nn.Sequential(net, nn.ReLU())
+    with Probe(net, optimizer := torch.optim.SGD(net.parameters(), 0.0)) as probe:
+        optimizer.step()
+    cure = Prescription(probe.info)
+    cure.initialize()
+    (action,) = cure.remedy().actions
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(0)
+    assert remedy._apply(net, replace(action, arguments=(("method", "orthogonal_"), ("bias", 0.5)))) == []
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.rpartition(".")[2] for name in changed} & {"weight", "original", "original1", "weight_v", "table"}
+    if "parametrizations" in str(net.state_dict().keys()):
+        weight = (net[0] if inside else net).weight
+        assert torch.allclose(weight @ weight.T, torch.eye(5), atol=1e-3)
 
 
 def test_each_of_n_skip_connections_adds_an_nth(module):

@@ -12,6 +12,7 @@ import torch
 from integration.captures import compare
 from integration.nets import seed, trainer
 from integration.situation import Situation, differences, fit_both, others, ours
+from integration.zoo_covered import COVERED
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -171,3 +172,17 @@ def test_the_count_of_known_sites_is_that_of_seen_and_named_ones(pair):
     info = pair.watch.info
     assert info.known_sites == len(info.sites) + sum(entry.sites for entry in info.coverage)
     assert len(info.sites) > 0
+
+
+def test_no_less_of_it_is_seen_than_before(pair, capsys):
+    info = pair.watch.info
+    seen, known = len(info.sites), info.known_sites
+    with capsys.disabled():
+        print(f"\n{pair.name}: {seen} of {known} activation sites are covered, {100 * seen / known:.0f} %")  # noqa: T201 - for whoever reads the log
+    before, of = COVERED[pair.name]
+    assert seen / known >= before / of
+    assert seen >= before
+
+
+def test_what_is_seen_of_each_architecture_is_written_down():
+    assert COVERED.keys() == ZOO.keys()

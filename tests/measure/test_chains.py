@@ -47,7 +47,7 @@ def siamese(net):
 
 
 def of_different_lengths(net):
-    return net.out(net.encode(sequence(3)) * net.encode(sequence(9)).sin())
+    return net.out(net.encode(sequence(3)) * net.encode(sequence(9)).square())
 
 
 def truncated(net):

@@ -201,6 +201,77 @@ def test_what_is_on_the_way_to_a_product_does_not_unmake_a_gate(measure, join, f
     assert set(roles.values()) == {"gate"}
 
 
+def experts(m, x):
+    """Two experts, each let through by a part of one router's output."""
+    shares = torch.sigmoid(m.a(x))
+    shares = shares / shares.sum(-1, keepdim=True)
+    return sum(shares[:, place : place + 1] * expert(x) for place, expert in enumerate((m.b, m.c)))
+
+
+def routed(m, x):
+    """Each sample to one expert."""
+    shares = torch.sigmoid(m.a(x))
+    out, best = torch.zeros_like(x), shares.detach().argmax(-1) % 2
+    for place, expert in enumerate((m.b, m.c)):
+        rows = (best == place).nonzero()[:, 0]
+        out = out.index_add(0, rows, expert(x[rows]) * shares[rows, place, None])
+    return out
+
+
+def shared_lstm(m, x):
+    """All three gates in one call."""
+    h = c = x
+    for _ in range(2):
+        z = torch.cat([m.a(h), m.b(x)], 1)
+        i, f, o = torch.sigmoid(torch.cat([z, m.c(x)], 1)).chunk(3, 1)
+        c = f * c + i * m.d(x)
+        h = o * torch.tanh(c)
+    return h
+
+
+def peepholes(m, x):
+    c = x
+    for _ in range(2):
+        f = torch.sigmoid(m.a(x) + m.p * c)
+        c = torch.addcmul(f * c, 1 - f, m.b(x))
+    return m.c(c)
+
+
+SUMS_OF_GATES = {
+    "highway": lambda m, x, g: g(m.a(x)) * F.relu(m.b(x)) + (1 - g(m.a(x))) * m.c(x),
+    "highway, the gate once": lambda m, x, g: (t := g(m.a(x))) * m.b(x) + (1 - t) * x,
+    "highway, carried by a difference": lambda m, x, g: (h := m.c(x)) + g(m.a(x)) * (m.b(x) - h),
+    "two gates of two paths": lambda m, x, g: g(m.a(x)) * m.b(x) + g(m.c(x)) * m.b(x + 1),
+    "a sum of two gates": lambda m, x, g: (g(m.a(x)) + g(m.b(x))) * m.c(x),
+    "a difference of two gates": lambda m, x, g: m.c(x) * (g(m.a(x)) - g(m.b(x))),
+    "a mean of two gates": lambda m, x, g: torch.stack([g(m.a(x)), g(m.b(x))]).mean(0) * m.c(x),
+    "the larger of two gates": lambda m, x, g: torch.maximum(g(m.a(x)), g(m.b(x))) * m.c(x),
+    "one of two gates": lambda m, x, g: torch.where(x > 0, g(m.a(x)), g(m.b(x))) * m.c(x),
+    "shares of two gates": lambda m, x, g: (s := g(m.a(x))) / (s + g(m.b(x))) * m.c(x),
+    "two gates side by side": lambda m, x, g: torch.cat([g(m.a(x)), g(m.b(x))], -1)[:, 2:6] * m.c(x),
+    "weighed and added": lambda m, x, g: (0.3 * g(m.a(x)) + 0.7 * g(m.b(x))).clamp(0.1, 0.9) * m.c(x),
+    "added in place": lambda m, x, g: torch.zeros_like(x).add_(g(m.a(x))).add_(g(m.b(x))).mul(m.c(x)),
+    "squeeze and excitation, twice": lambda m, x, g: (z := m.a(x)) * g(m.b(z).mean(0)) + z * g(m.c(z)),
+}
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, F.hardsigmoid, torch.tanh])
+@pytest.mark.parametrize("name", SUMS_OF_GATES)
+def test_gates_that_are_added_up_are_gates(measure, name, function):
+    way = SUMS_OF_GATES[name]
+    roles = measure(Net(lambda m, x: m.c(way(m, x, function))), X).roles
+    gates = {role for site, role in roles.items() if "relu" not in site}
+    assert gates == {"gate"}
+    assert all(role == "hidden" for site, role in roles.items() if "relu" in site)
+
+
+@pytest.mark.parametrize("way", [experts, routed, shared_lstm, peepholes])
+def test_what_is_written_by_hand_of_gates_has_gates(measure, way):
+    model = Net(lambda m, x: m.c(way(m, x)), d=nn.Linear(4, 4))
+    model.p = nn.Parameter(torch.ones(4))
+    assert set(measure(model, X).roles.values()) == {"gate"}
+
+
 HIDDEN = {
     "mask": lambda a, s, m: s * torch.ones(len(s), 1),
     "dropout by hand": lambda a, s, m: s * (torch.rand_like(s) > 0.1) / 0.9,
@@ -218,6 +289,9 @@ HIDDEN = {
     "divided": lambda a, s, m: s / (1 + a.square()),
     "larger": lambda a, s, m: torch.maximum(a, s),
     "distance": lambda a, s, m: (a - s).square(),
+    "sum of two": lambda a, s, m: s + torch.tanh(a),
+    "distance of two": lambda a, s, m: (d := s - torch.tanh(a)) * d,
+    "share of two": lambda a, s, m: s / (s + torch.sigmoid(a) + 2.0),
 }
 
 

@@ -1,0 +1,331 @@
+"""Where the units of a tensor lie: along one axis, or along parts of several, as where features are split into heads.
+
+A layer makes its features along one axis. What `view`, `transpose` and their like do to it afterwards changes no unit: head h's
+feature d stays feature h * D + d of the layer, also where the heads have an axis of their own or share one with the batch. So a
+tensor whose features were split remembers of each of its axes what it is made of.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from lightning_gradwatch.measure.tags import Einsum, Op
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from torch import Tensor
+
+_RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for transposed in ("", "_transpose")}
+_LAST, _RESHAPE, _TRANSPOSE = Op.LAST, Op.RESHAPE, Op.TRANSPOSE  # by name, as in `tracer`
+_MOST_REMOVED = 2
+_MATRIX = 2
+_CACHED = 1024
+"""Shapes for which it is remembered where units went."""
+_ORDER = ("batch", "positions", "units")
+
+
+class Part(NamedTuple):
+    """A part of an axis, as the heads are of an axis of batch and heads together."""
+
+    size: int
+    of: Literal["batch", "positions", "units"]
+
+
+Parts: TypeAlias = "tuple[Part, ...]"
+
+
+class Split(NamedTuple):
+    """Of each axis of a tensor what it is made of, from the outermost part to the innermost; none of them has size 1."""
+
+    axes: tuple[Parts, ...]
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.axes)
+
+
+LOST = Split(())
+"""Stands for units that lie where they can't be told from positions any more."""
+Axis: TypeAlias = "int | Split"
+"""The axis of the units, or the parts of axes."""
+
+
+def split_of(shape: Sequence[int], units: Sequence[int]) -> Split:
+    """Return what the axes of a tensor are made of, of which some are its units'."""
+    return Split(
+        tuple(
+            () if size == 1 else (Part(size, "units" if axis in units else "positions" if axis else "batch"),)
+            for axis, size in enumerate(shape)
+        )
+    )
+
+
+def axis_after(
+    op: Op, func: Callable[..., object], source: Tensor | None, axis: Axis | None, result: Tensor
+) -> Axis | None:
+    """Return where the units of a result lie whose first tagged argument `source` had them at `axis`; None: nothing is known."""
+    rank = result.dim()
+    if op is _LAST:
+        return rank - 1 if rank else None
+    if op is Op.CHANNEL:
+        full = _RANK_OF_CONVOLUTION.get(getattr(func, "__name__", ""))
+        return 0 if full is not None and rank == full - 1 else min(1, rank - 1)
+    if source is None or axis is None:
+        return None
+    if op is _RESHAPE:
+        return _after_reshape(source.shape, axis, result.shape)
+    if op is _TRANSPOSE:
+        return _after_transpose(source, axis, result)
+    return axis if rank == source.dim() else _after_another_call(source, axis, result)
+
+
+def _after_another_call(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
+    view = result.dim() < source.dim() and result._is_view()  # noqa: SLF001 - the documented test for a view has no public name
+    strides, new = (source.stride(), result.stride()) if view else ((), ())
+    return _at_another_rank(axis, source.shape, strides, result.shape, new)
+
+
+def as_units(tensor: Tensor, axis: Axis) -> tuple[Tensor, int]:
+    """Return a tensor of the same entries whose units lie along one axis, and that axis.
+
+    Raises:
+        ValueError: they don't lie where the tensor has entries that could be told apart.
+    """
+    if isinstance(axis, int):
+        return tensor, axis
+    parts = [part for each in axis.axes for part in each]
+    places = sorted(range(len(parts)), key=lambda place: _ORDER.index(parts[place].of))
+    units = [parts[place].size for place in places if parts[place].of == "units"]
+    others = [parts[place].size for place in places if parts[place].of != "units"]
+    apart = tensor.reshape([part.size for part in parts]).permute(places)
+    return apart.reshape([*others, math.prod(units)]), len(others)
+
+
+def fitted(axis: Axis, shape: Sequence[int]) -> Axis:
+    """Return where the units lie in a tensor of this shape, which may be a piece of the one that they were known of."""
+    return axis if isinstance(axis, int) else _fitted(axis, shape)
+
+
+def _fitted(split: Split, shape: Sequence[int]) -> Split:
+    if len(split.axes) != len(shape):
+        return LOST
+    fitting = [_fit(parts, size) for parts, size in zip(split.axes, shape, strict=True)]
+    axes = tuple(parts for parts in fitting if parts is not None)
+    return Split(axes) if len(axes) == len(fitting) else LOST
+
+
+def _fit(parts: Parts, size: int) -> Parts | None:
+    if math.prod(part.size for part in parts) == size:
+        return parts
+    if len(parts) > 1:
+        return None
+    of = parts[0].of if parts else "positions"
+    return (Part(size, of),) if size != 1 else ()
+
+
+def _whole(split: Split) -> Axis:
+    """Return the one axis that has all of the units, where there is one and it has nothing else."""
+    places = [place for place, parts in enumerate(split.axes) if any(part.of == "units" for part in parts)]
+    if len(places) == 1 and all(part.of == "units" for part in split.axes[places[0]]):
+        return places[0]
+    return split if places else LOST
+
+
+@lru_cache(maxsize=_CACHED)
+def _after_reshape(before: tuple[int, ...], axis: Axis, after: tuple[int, ...]) -> Axis | None:
+    if isinstance(axis, int):
+        if before[: axis + 1] == after[: axis + 1]:
+            return axis
+        shift = len(after) - len(before)
+        if axis + shift >= 0 and before[axis:] == after[axis + shift :]:
+            return axis + shift
+        if 0 in before or before[axis] == 1:
+            return len(after) - 1 if axis == len(before) - 1 and after else None
+        axis = split_of(before, (axis,))
+    axis = _fitted(axis, before)
+    if axis == LOST:
+        return LOST
+    if math.prod(before) != math.prod(after):
+        return _after_repeating(axis, before, after)
+    axes = _regrouped([part for parts in axis.axes for part in parts], after)
+    return LOST if axes is None else _whole(_flattened(Split(axes)))
+
+
+def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | None:
+    """Deal parts out to axes of other sizes, splitting them where it takes; None where they don't fit."""
+    left = parts[::-1]
+    axes = []
+    for size in shape:
+        found = []
+        while size > 1:
+            if not left:
+                return None
+            part = left.pop()
+            if size % part.size == 0:
+                size //= part.size  # noqa: PLW2901 - what is still wanted
+            elif part.size % size == 0:
+                left.append(Part(part.size // size, part.of))
+                part, size = Part(size, part.of), 1  # noqa: PLW2901 - as above
+            else:
+                return None
+            found.append(part)
+        axes.append(tuple(found))
+    return tuple(axes)
+
+
+def _flattened(split: Split) -> Split:
+    """Take positions for units where all units were merged with them into one axis, as in front of a linear layer."""
+    places = [place for place, parts in enumerate(split.axes) if any(part.of == "units" for part in parts)]
+    if len(places) != 1 or any(part.of == "batch" for part in split.axes[places[0]]):
+        return split
+    axes = [*split.axes]
+    axes[places[0]] = tuple(Part(part.size, "units") for part in axes[places[0]])
+    return Split(tuple(axes))
+
+
+def _after_repeating(split: Split, before: Sequence[int], after: Sequence[int]) -> Axis:
+    """Find the parts of what was expanded or repeated along axes that have no units."""
+    new = len(after) - len(before)
+    if new < 0:
+        return LOST
+    axes: list[Parts] = [(Part(size, "positions"),) if size != 1 else () for size in after]
+    for place, parts in enumerate(split.axes, new):
+        if after[place] == before[place - new]:
+            axes[place] = parts
+        elif any(part.of == "units" for part in parts):
+            return LOST
+    return Split(tuple(axes))
+
+
+def _after_transpose(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
+    """Find where axes went by their strides, which no permutation changes."""
+    if isinstance(axis, int):
+        stride, size = source.stride(axis), source.size(axis)
+        places = [
+            place for place in range(result.dim()) if result.stride(place) == stride and result.size(place) == size
+        ]
+        return places[0] if len(places) == 1 else None
+    return _turned(axis, source.shape, source.stride(), result.shape, result.stride())
+
+
+@lru_cache(maxsize=_CACHED)
+def _turned(
+    split: Split, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
+) -> Axis:
+    split = _fitted(split, before)
+    if split == LOST:
+        return LOST
+    now = [*zip(after, new, strict=True)]
+    axes: list[Parts] = [()] * len(after)
+    for place, parts in enumerate(split.axes):
+        if parts:
+            if now.count(own := (before[place], strides[place])) != 1:
+                return LOST
+            axes[now.index(own)] = parts
+    return _whole(Split(tuple(axes)))
+
+
+@lru_cache(maxsize=_CACHED)
+def _at_another_rank(
+    axis: Axis, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
+) -> Axis | None:
+    """Find where units lie in what has more axes, or fewer; the strides are those of a tensor and a view of it, or none."""
+    split = split_of(before, (axis,)) if isinstance(axis, int) else _fitted(axis, before)
+    found: Axis | None = None
+    if split != LOST:
+        found = (
+            _selected(split, before, strides, after, new)
+            if len(after) < len(before)
+            else _stacked(split, before, after, several=False)
+        )
+    return LOST if found is None and not isinstance(axis, int) else found
+
+
+def _selected(
+    split: Split, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
+) -> Axis | None:
+    """Find the units of what has fewer axes, as one of several parts that share a tensor, or what was added up over axes."""
+    removed = len(before) - len(after)
+    if removed > _MOST_REMOVED:
+        return None
+    found = set()
+    for gone in combinations(range(len(before)), removed):
+        kept = [place for place in range(len(before)) if place not in gone]
+        if all(
+            before[place] == size and (not strides or size == 1 or strides[place] == new[at])
+            for at, (place, size) in enumerate(zip(kept, after, strict=True))
+        ):
+            found.add(tuple(split.axes[place] for place in kept))
+    return _the_only(found)
+
+
+def stacked(source: Tensor, axis: Axis, result: Tensor, *, several: bool) -> Axis | None:
+    """Return where the units lie in what has an axis more, of length 1 or for each of several tensors that were stacked.
+
+    Args:
+        source: The first of them.
+        axis: Where its units lie.
+        result: All of them.
+        several: Whether each was made by another layer, whose features are units of their own.
+    """
+    split = split_of(source.shape, (axis,)) if isinstance(axis, int) else _fitted(axis, source.shape)
+    return None if split == LOST else _stacked(split, source.shape, result.shape, several=several)
+
+
+def _stacked(split: Split, before: tuple[int, ...], after: tuple[int, ...], *, several: bool) -> Axis | None:
+    if len(after) != len(before) + 1:
+        return None
+    found = set()
+    for new, size in enumerate(after):
+        if after[:new] + after[new + 1 :] == before:
+            own: Parts = (Part(size, "units" if several else "positions"),) if size != 1 else ()
+            found.add((*split.axes[:new], own, *split.axes[new:]))
+    return _the_only(found)
+
+
+def _the_only(found: AbstractSet[tuple[Parts, ...]]) -> Axis | None:
+    """Return what was found where it is one thing, and has units."""
+    units = _whole(Split(next(iter(found)))) if len(found) == 1 else LOST
+    return None if units == LOST else units
+
+
+def axes_of_products(arguments: Sequence[Tensor], weights: Sequence[bool], result: Tensor) -> tuple[int, ...]:
+    """Return which axes of a product of tensors have the features that weights have made; none where nothing tells.
+
+    Args:
+        arguments: The tensors.
+        weights: Which of them are parameters, or made from parameters alone.
+        result: The product.
+
+    In ``W @ x`` that is the last axis but one; of an ``einsum``, those that its output has from weights. Weights that are there
+    for each of several heads or experts make each one's features.
+    """
+    if not any(weights) or all(weights):
+        return ()
+    rank = result.dim()
+    if not isinstance(arguments, Einsum):
+        *_, first, second = weights if len(weights) > 1 else (False, *weights)  # the bias of `addmm` stands before both
+        weight = arguments[-2 if first else -1]
+        left = first and not second and weight.dim() > 1
+        if not left and weight.dim() <= _MATRIX:
+            return ()
+        own = max(rank - 1 - (arguments[-1].dim() > 1), 0) if left else rank - 1
+        shift = rank - weight.dim()
+        each = [axis + shift for axis in range(weight.dim() - _MATRIX) if weight.size(axis) > 1 and axis + shift >= 0]
+        return (*each, own)
+    inputs, arrow, output = arguments.equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow or len(terms) != len(weights):
+        return ()
+    made = {label for term, weight in zip(terms, weights, strict=True) if weight for label in term} - {"."}
+    before, dots, behind = output.partition("...")
+    if not dots:
+        before, behind = "", output
+    found = [place for place, label in enumerate(before) if label in made]
+    return (*found, *(rank - len(behind) + place for place, label in enumerate(behind) if label in made))

@@ -1,0 +1,106 @@
+"""Follows functions that are written out in arithmetic from their first step to the last, or to the layer that takes them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.measure.formulas import (
+    CARRIES,
+    POINTS,
+    Formula,
+    Start,
+    evaluate,
+    may_start,
+    recognise,
+    wants_layer,
+)
+from lightning_gradwatch.measure.signal import Origin
+from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, is_in_place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lightning_gradwatch.measure.activations import Activations
+    from lightning_gradwatch.measure.flow import Sources
+    from lightning_gradwatch.measure.formulas import Known
+
+STARTS = frozenset((Op.FUNCTION, Op.POWER, Op.ERF))
+"""What may begin one, as may the product of a tensor with itself."""
+_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
+_MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
+_MAY_END = frozenset((Op.SHIFT, Op.FUNCTION, Op.POWER, Op.MULTIPLY))
+_DIVIDES = frozenset(("div", "true_divide", "divide", "truediv"))
+
+
+class WrittenOut:
+    """The formulas of one step's tensors."""
+
+    def __init__(self, *, activations: Activations, tags: Tags, is_weight: Callable[[Tensor], bool]) -> None:
+        self._activations = activations
+        self._tags = tags
+        self._is_weight = is_weight
+
+    def follow(
+        self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], new: Tag
+    ) -> Known | None:
+        """Follow one through a call, or begin one; return which function it is, where this was the last step.
+
+        Args:
+            op: What the call does.
+            func: The torch function.
+            sources: Where its arguments come from.
+            arguments: Its tensors.
+            new: The tag of what it made, which gets the formula.
+        """
+        name = getattr(func, "__name__", "").strip("_")
+        given = arguments.given if isinstance(arguments, Operands) else ()
+        formula = sources.formula
+        if formula is None:
+            if not sources.users and may_start(name, given) and not is_in_place(func):
+                new.formula = self._start(name, given, sources.tensor)
+            return None
+        if op in _MAKES_FEATURES:
+            if sources.user is not None and formula.start.direct:
+                self._activations.leaves_out_at(formula.start)
+            return None
+        if op in _MOVES or name in CARRIES:
+            new.formula = formula._replace(values=None)
+            return None
+        return self._step(op, name, formula, arguments, new) if isinstance(arguments, Operands) and given else None
+
+    def _start(self, name: str, given: Sequence[Any], z: Tensor | None) -> Formula | None:
+        """Return the formula whose first step is a call with a tensor, if that may be an activation function's."""
+        tag = self._tags.get(z)
+        if tag is None or z is None or tag.call is not None or not self._activations.are_features(z):
+            return None
+        direct = self._activations.are_of_layer(z)
+        if not direct and wants_layer(name):
+            return None
+        factor = 1.0 if tag.root is None else tag.factor
+        of = self._tags.root(z)
+        if factor is None or not (
+            math.isfinite(factor) and factor
+        ):  # shifted, or of another function: an argument of its own
+            of, factor = Origin(z), 1.0
+        start = Start(z, factor, tag, name=name, place=self._activations.place(), direct=direct)
+        self._tags.hold(start)
+        return Formula(
+            of, start, evaluate(name, [start.factor * POINTS if each is z else each for each in given], of, self._tags)
+        )
+
+    def _step(self, op: Op, name: str, formula: Formula, arguments: Operands, new: Tag) -> Known | None:
+        """Take one step of arithmetic."""
+        if any(each.dim() and not self._is_of(each, formula) and not self._is_weight(each) for each in arguments):
+            if op is Op.SHIFT:  # around a residual block; any other scales it, or is scaled by it
+                new.formula = formula._replace(values=None)
+            return None
+        new.formula = formula._replace(values=evaluate(name, arguments.given, formula.of, self._tags))
+        return recognise(new.formula) if op in _MAY_END or name in _DIVIDES else None
+
+    def _is_of(self, tensor: Tensor, formula: Formula) -> bool:
+        tag = self._tags.get(tensor)
+        own = None if tag is None else tag.formula
+        return own.of is formula.of if own is not None else self._tags.is_of(tensor, formula.of)

@@ -1,0 +1,280 @@
+"""Functions written out in arithmetic: a site with autograd's numbers in float64, or named as not counted; ordinary arithmetic is neither."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_gradwatch.probe import Probe
+
+FLAT = 1 / math.cosh(2.0) ** 2
+
+
+class Net(nn.Module):
+    def __init__(self, act, *, last=True):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 12)
+        self.act = act
+        self.ends = last
+
+    def forward(self, x):
+        self.z = self.first(x)
+        self.a = self.act(self.z)
+        return self.last(self.a) if self.ends else self.a
+
+
+def measured(act, *, steps=1, loss=lambda y: y.square().mean(), last=True):
+    torch.manual_seed(0)
+    model = Net(act, last=last)
+    with torch.no_grad():
+        model.first.weight.mul_(4)
+        model.first.bias[0], model.first.bias[1] = -30, 30
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    probe = Probe(model, optimizer, observations=1, batch_elements=1)
+    x = torch.randn(64, 6)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with probe:
+            loss(model(x)).backward()
+            optimizer.step()
+    return model, probe, x
+
+
+class Softsign(nn.Module):
+    def forward(self, x):
+        return x / (1 + torch.abs(x))
+
+
+# Name: what is written, the function's name, what it computes of z in float64.
+WRITTEN = {
+    "1 / (1 + exp(-x))": (lambda x: 1 / (1 + torch.exp(-x)), "sigmoid", torch.sigmoid),
+    "1.0 / (torch.exp(-x) + 1.0)": (lambda x: 1.0 / (torch.exp(-x) + 1.0), "sigmoid", torch.sigmoid),
+    "reciprocal": (lambda x: torch.reciprocal(1 + torch.exp(-x)), "sigmoid", torch.sigmoid),
+    "x.neg().exp().add(1).reciprocal()": (lambda x: x.neg().exp().add(1).reciprocal(), "sigmoid", torch.sigmoid),
+    "pow(-1)": (lambda x: (1 + (-x).exp()).pow(-1), "sigmoid", torch.sigmoid),
+    "** -1": (lambda x: (1 + torch.exp(-x)) ** -1, "sigmoid", torch.sigmoid),
+    "torch.pow(…, -1.0)": (lambda x: torch.pow(1 + torch.exp(-x), -1.0), "sigmoid", torch.sigmoid),
+    "exp(x) / (1 + exp(x))": (lambda x: torch.exp(x) / (1 + torch.exp(x)), "sigmoid", torch.sigmoid),
+    "exp(x) / (exp(x) + 1), once": (lambda x: (e := torch.exp(x)) / (e + 1), "sigmoid", torch.sigmoid),
+    "torch.div(1, …)": (lambda x: torch.div(torch.tensor(1.0), 1 + torch.exp(-1 * x)), "sigmoid", torch.sigmoid),
+    "in place": (lambda x: (1 + torch.exp(-x)).reciprocal_(), "sigmoid", torch.sigmoid),
+    "a steeper one": (lambda x: 1 / (1 + torch.exp(-2 * x)), "sigmoid", lambda x: torch.sigmoid(2 * x)),
+    "expm1": (lambda x: 1 / (2 + torch.expm1(-x)), "sigmoid", torch.sigmoid),
+    "x / (1 + |x|)": (lambda x: x / (1 + torch.abs(x)), "softsign", F.softsign),
+    "x / (1 + x.abs())": (lambda x: x / (1 + x.abs()), "softsign", F.softsign),
+    "x * (1 + |x|)^-1": (lambda x: x * (1 + abs(x)).reciprocal(), "softsign", F.softsign),
+    "x.div(x.abs() + 1)": (lambda x: x.div(x.abs() + 1), "softsign", F.softsign),
+    "a module": (Softsign(), "softsign", F.softsign),
+    "(e^x - e^-x) / (e^x + e^-x)": (lambda x: (torch.exp(x) - torch.exp(-x)) / (torch.exp(x) + torch.exp(-x)), "tanh", torch.tanh),
+    "the same, each once": (lambda x: ((p := x.exp()) - (n := (-x).exp())) / (p + n), "tanh", torch.tanh),
+    "(1 - e^-2x) / (1 + e^-2x)": (lambda x: (1 - torch.exp(-2 * x)) / (1 + torch.exp(-2 * x)), "tanh", torch.tanh),
+    "(e^2x - 1) / (e^2x + 1)": (lambda x: (torch.exp(2 * x) - 1) / (torch.exp(2 * x) + 1), "tanh", torch.tanh),
+    "2 / (1 + e^-2x) - 1": (lambda x: 2 / (1 + torch.exp(-2 * x)) - 1, "tanh", torch.tanh),
+    "1 - 2 / (1 + e^2x)": (lambda x: 1 - 2 / (1 + torch.exp(2 * x)), "tanh", torch.tanh),
+    "sinh / cosh": (lambda x: torch.sinh(x) / torch.cosh(x), "tanh", torch.tanh),
+    "x / sqrt(1 + x * x)": (lambda x: x / torch.sqrt(1 + x * x), "isru", lambda x: x / (1 + x * x).sqrt()),
+    "x * rsqrt(1 + x ** 2)": (lambda x: x * torch.rsqrt(1 + x**2), "isru", lambda x: x / (1 + x * x).sqrt()),
+    "x / (1 + x.square()) ** 0.5": (lambda x: x / (1 + x.square()) ** 0.5, "isru", lambda x: x / (1 + x * x).sqrt()),
+    "x / (1 + exp(-x))": (lambda x: x / (1 + torch.exp(-x)), "silu", F.silu),
+    "x * (1 / (1 + exp(-x)))": (lambda x: x * (1 / (1 + torch.exp(-x))), "silu", F.silu),
+    "QuickGELU": (lambda x: x / (1 + torch.exp(-1.702 * x)), "silu", lambda x: x * torch.sigmoid(1.702 * x)),
+    "log(1 + exp(x))": (lambda x: torch.log(1 + torch.exp(x)), "softplus", F.softplus),
+    "log1p(exp(x))": (lambda x: x.exp().log1p(), "softplus", F.softplus),
+    "sin": (torch.sin, "sin", torch.sin),
+    "sin of 3 x": (lambda x: torch.sin(3 * x), "sin", torch.sin),
+    "cos": (lambda x: x.cos(), "cos", torch.cos),
+    "atan": (torch.atan, "atan", torch.atan),
+    "arctan": (lambda x: x.arctan(), "atan", torch.atan),
+    "asinh": (torch.asinh, "asinh", torch.asinh),
+}  # fmt: skip
+NEVER_FLAT = ("sin", "cos", "asinh")
+
+
+def slopes_of(function, z):
+    z = z.detach().double().requires_grad_()
+    (slope,) = torch.autograd.grad(function(z).sum(), z)
+    return slope.abs()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_it_is_one_site_whose_numbers_are_autograds(name, steps):
+    act, function, own = WRITTEN[name]
+    model, probe, x = measured(act, steps=steps)
+    (site,) = probe.info.sites
+    assert (site.function, site.role, site.units) == (function, "hidden", 12)
+    assert site.name == ("act" if isinstance(act, nn.Module) else f":{function}") or name == "x * (1 / (1 + exp(-x)))"
+    assert probe.info.coverage == ()
+    record = probe.record
+    factor = 3.0 if name == "sin of 3 x" else 1.0
+    model.double()
+    z = (factor * model.first(x.double())).detach().requires_grad_()
+    a = own(z)
+    expected, of_output = torch.autograd.grad(model.last(a).square().mean(), [z, a])
+    assert record.metrics["signal_norm"][0] == pytest.approx(expected.norm().item(), rel=1e-4)
+    assert record.metrics["activation_gain"][0] == pytest.approx((expected.norm() / of_output.norm()).item(), rel=1e-4)
+    assert record.forward_rms[0] == pytest.approx(a.detach().square().mean().sqrt().item(), rel=1e-5)
+    assert record.metrics["dead_fraction"][0] == 0
+    if function in NEVER_FLAT:
+        assert np.isnan(record.metrics["saturated_fraction"][0])
+        return
+    steepest = slopes_of(own, torch.linspace(-6, 6, 200_001)).max()
+    flat = slopes_of(own, z) < FLAT * steepest
+    if function == "silu":  # its outer bounded side
+        flat &= z < (-2 / 1.702 if name == "QuickGELU" else -2)
+    assert record.metrics["inactive_share"][0] == pytest.approx(flat.double().mean().item(), abs=1e-9)
+    assert record.metrics["saturated_fraction"][0] == (flat.double().mean(0) >= 0.95).double().mean()
+    assert record.metrics["saturated_fraction"][0] > 0
+
+
+UNKNOWN = {
+    "x * exp(-x)": (lambda x: x * torch.exp(-x / 9), ":exp"),
+    "a Gaussian": (lambda x: torch.exp(-x.square()), ":square"),
+    "exp": (lambda x: torch.exp(x / 9), ":exp"),
+    "square": (torch.square, ":square"),
+    "x ** 2": (lambda x: x**2, ":pow"),
+    "x * x": (lambda x: x * x, ":mul"),
+    "x / (1 + x²)": (lambda x: x / (1 + x * x), ":mul"),
+    "erf": (torch.erf, ":erf"),
+    "abs": (torch.abs, ":abs"),
+    "expm1": (lambda x: torch.expm1(x / 9), ":expm1"),
+    "sinh": (lambda x: torch.sinh(x / 9), ":sinh"),
+    "log cosh": (lambda x: torch.log(torch.cosh(x / 9)), ":cosh"),
+    "a scaled sigmoid": (lambda x: 3.7 / (1 + torch.exp(-x)), ":exp"),
+    "with dropout": (lambda x: F.dropout(torch.exp(x / 9), 0.2), ":exp"),
+    "viewed": (lambda x: torch.abs(x.view(64, 3, 4)).flatten(1), ":abs"),
+    "around a residual block": (lambda x: x + torch.square(x), ":square"),
+    "of what was shifted": (lambda x: 0.5 * (1 + torch.erf((x - 0.7).div(0.28 * math.sqrt(2)))), ":erf"),
+    "shifted, then squared": (lambda x: (x + 1) ** 2, ":pow"),
+    "a sum of two": (lambda x: torch.exp(x / 9) + torch.exp(-x / 9), ":exp"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_known_is_named_where_it_is(name):
+    act, place = UNKNOWN[name]
+    _, probe, _ = measured(act, steps=2)
+    assert not probe.info.sites
+    (entry,) = probe.info.coverage
+    assert (entry.name, entry.sites) == (place, 1)
+    assert entry.reason == "an activation function by hand that isn't counted: which one it is isn't known"
+
+
+def test_a_module_of_its_own_is_named_by_its_name():
+    class Squared(nn.Module):
+        def forward(self, x):
+            return x**2
+
+    _, probe, _ = measured(Squared())
+    assert [entry.name for entry in probe.info.coverage] == ["act"]
+
+
+def _norm(x):
+    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(
+        (x - x.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True) + 1e-5
+    )
+
+
+def _attention(x):
+    q = x.view(4, 16, 12)
+    scores = q @ q.mT / math.sqrt(12)
+    e = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return ((e / e.sum(-1, keepdim=True)) @ q).reshape(64, 12)
+
+
+ORDINARY = {
+    "layer norm": _norm,
+    "rms norm": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "rms norm, divided": lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
+    "unit length": lambda x: x / (x * x).sum(-1, keepdim=True).sqrt(),
+    "by the largest": lambda x: x / x.abs().amax(-1, keepdim=True),
+    "by the sum of the sizes": lambda x: x / (x.abs().sum(-1, keepdim=True) + 1e-6),
+    "batch norm": lambda x: (x - x.mean(0)) / torch.sqrt(x.var(0) + 1e-5),
+    "softmax": lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
+    "softmax, shifted": lambda x: (e := torch.exp(x - x.amax(-1, keepdim=True))) / e.sum(-1, keepdim=True),
+    "attention": _attention,
+    "positions": lambda x: x + torch.cat([torch.sin(torch.arange(64.0)[:, None] / 10 ** torch.arange(6)), torch.cos(torch.arange(64.0)[:, None] / 10 ** torch.arange(6))], -1),
+    "rotated": lambda x: x * torch.cos(torch.arange(12.0)) + x.roll(1, -1) * torch.sin(torch.arange(12.0)),
+    "a sample": lambda x: x + torch.exp(0.5 * x.roll(1, -1)) * torch.randn_like(x),
+    "a sample of a layer's": lambda x: x.roll(1, -1) + torch.exp(0.05 * x) * torch.randn_like(x),
+    "a scale": lambda x: x * torch.exp(0.01 * x.roll(1, -1)),
+    "a distance": lambda x: (x - x.roll(1, 0)).square(),
+    "a difference": lambda x: (x - x.roll(1, 0)).abs(),
+    "a distance to centres": lambda x: (x[:, None] - x.detach()[None, :12]).pow(2).sum(-1),
+    "pooled moments": lambda x: x + (x**2).mean(0) - x.mean(0) ** 2,
+    "powers of positions": lambda x: x + torch.pow(torch.rand(12) + 1, torch.arange(12.0)) + torch.pow(x.detach().abs(), torch.ones(12)),
+    "a learned exponent": lambda x: x.detach().abs().add(0.1) ** (x / 99) + torch.pow(2.0, x.detach()),
+    "a constant": lambda x: x * torch.exp(torch.tensor(0.1)),
+    "residual of two": lambda x: x + x.roll(1, 0) * 0.5,
+    "scaled and shifted": lambda x: 0.5 * (x + 1) / 3 - 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_arithmetic_is_neither(name):
+    _, probe, _ = measured(ORDINARY[name], steps=2)
+    assert probe.info.sites == ()
+    assert probe.info.coverage == ()
+
+
+LOSSES = {
+    "squares": lambda y: (y - 1).pow(2).mean(),
+    "squares of the output": lambda y: y.square().mean(),
+    "sizes": lambda y: y.abs().mean(),
+    "logistic": lambda y: torch.log(1 + torch.exp(-torch.sign(torch.arange(12.0) - 5) * y / 9)).mean(),
+    "Poisson": lambda y: (torch.exp(y / 99) - y).mean(),
+    "cross-entropy": lambda y: (torch.log(torch.exp(y / 9).sum(-1)) - y[:, 0]).mean(),
+    "Cauchy": lambda y: torch.log(1 + y * y).mean(),
+    "angles": lambda y: (1 - torch.cos(y - 1)).mean(),
+    "smooth": lambda y: torch.sqrt(1 + y**2).mean(),
+    "Gaussian": lambda y: (y.square() * torch.exp(-y / 99) + y).mean(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_neither(name):
+    _, probe, _ = measured(F.relu, loss=LOSSES[name], steps=2)
+    assert [site.function for site in probe.info.sites] == ["relu"]
+    assert probe.info.coverage == ()
+
+
+def test_a_sigmoid_written_out_is_a_gate_where_it_gates():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.c(self.a(x) / (1 + torch.exp(-self.b(x))) + self.a(x) * (1 / (1 + torch.exp(-self.b(x)))))
+
+    torch.manual_seed(0)
+    model = Gated()
+    with Probe(model, optimizer := torch.optim.SGD(model.parameters(), 0.1)) as probe:
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+    assert [(site.function, site.role) for site in probe.info.sites] == [("sigmoid", "gate")]
+
+
+def test_a_sigmoid_written_out_at_the_end_is_an_output():
+    _, probe, _ = measured(lambda x: 1 / (1 + torch.exp(-x)), last=False)
+    assert [(site.function, site.role) for site in probe.info.sites] == [("sigmoid", "output")]
+
+
+def test_siren():
+    class Sine(nn.Module):
+        def forward(self, x):
+            return torch.sin(30 * x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), Sine(), nn.Linear(16, 16), Sine(), nn.Linear(16, 1))
+    with Probe(model, optimizer := torch.optim.SGD(model.parameters(), 0.1)) as probe:
+        model(torch.rand(9, 2)).sum().backward()
+        optimizer.step()
+    assert [(site.name, site.function, site.role, site.predecessors) for site in probe.info.sites] == [
+        ("1", "sin", "hidden", ()),
+        ("3", "sin", "hidden", ("1",)),
+    ]
+    assert probe.info.coverage == ()
