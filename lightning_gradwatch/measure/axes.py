@@ -78,6 +78,8 @@ def axis_after(
         return 0 if full is not None and rank == full - 1 else min(1, rank - 1)
     if source is None or axis is None:
         return None
+    if source.is_nested or result.is_nested:  # has no shape, and may have no strides
+        return axis if rank == source.dim() else None
     if op is _RESHAPE:
         return _after_reshape(source.shape, axis, result.shape)
     if op is _TRANSPOSE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +33,7 @@ _HELD = 4
 """Arguments of formulas that are kept: a tanh written out has up to four exponentials."""
 
 
+@unique
 class Op(IntEnum):
     """What an operation does to the unit axis."""
 
@@ -54,7 +55,7 @@ class Op(IntEnum):
     """ARITHMETIC that adds: with a constant, it makes another function of an activation's output."""
     POWER = 12
     """ARITHMETIC whose result is a function of its argument, and no multiple of it."""
-    CHANGE = 17
+    CHANGE = 18
     """May change gradients that are there, as clipping does; as a call on other tensors it is one of these."""
     GRAD = 9
     """``autograd.grad``: whatever backward it runs isn't the step's own."""

@@ -97,7 +97,7 @@ def check_prefixes(
         upper = code_of(prefix)
         if not upper:
             raise ValueError(
-                f"{argument}: an entry is empty; give codes, their beginnings or names, such as GW202 or saturated-units"
+                f"{argument}: an entry is empty ({prefix!r}); give codes, their beginnings or names, such as GW202 or saturated-units"
             )
         if not any(code.startswith(upper) for code in codes):
             raise ValueError(

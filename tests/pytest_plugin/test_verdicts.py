@@ -138,7 +138,7 @@ def test_it():
     fit()
 """)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*nothing was judged: GW101 can't judge: attenuation needs 3 hidden*"])
+    result.stdout.fnmatch_lines(["*nothing was judged: GW101 can't judge: a signal over depth needs 3 hidden*"])
 
 
 def test_whole_suite_is_watched_on_request_and_tests_without_a_trainer_pass(suite):
