@@ -178,7 +178,9 @@ class TestIgnoredLayers:
 
     def test_a_pattern_that_matches_nothing_is_said(self, capsys):
         run = self.found("--ignore-layers GW201:nte.*", capsys)
-        assert run["problems"] == ["GW201:nte.* (given by --ignore-layers) matches no layer and no activation of this run"]
+        assert run["problems"] == [
+            "GW201:nte.* (given by --ignore-layers) matches no layer and no activation of this run"
+        ]
 
     def test_the_reason_is_shown(self, capsys, runs):
         (runs / "gradwatch.toml").write_text(

@@ -80,11 +80,15 @@ def axis_after(
         return None
     if source.is_nested or result.is_nested:  # has no shape, and may have no strides
         return axis if rank == source.dim() else None
+    return _after_move(op, source, axis, result)
+
+
+def _after_move(op: Op, source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
     if op is _RESHAPE:
         return _after_reshape(source.shape, axis, result.shape)
     if op is _TRANSPOSE:
         return _after_transpose(source, axis, result)
-    return axis if rank == source.dim() else _after_another_call(source, axis, result)
+    return axis if result.dim() == source.dim() else _after_another_call(source, axis, result)
 
 
 def _after_another_call(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:

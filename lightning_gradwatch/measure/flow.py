@@ -161,6 +161,8 @@ class Flow:
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
     ) -> Axis | None:
         """Return where the units of a result lie; None: nothing is known."""
+        if op is _LAST:  # as `axis_after` has it, sooner, as layers are what there is most of
+            return result.dim() - 1 if result.dim() else None
         tag, source = sources.tag, sources.tensor
         axis = None if tag is None else tag.axis
         if axis is None and source is not None and op in _MOVES:
@@ -231,11 +233,12 @@ class Flow:
         gates, formula = False, None
         # A parameter that a layer takes for its input, as learned queries are, is data.
         weights_only = bool(arguments) and not (op in _MAKES_FEATURES and _takes_data(getattr(func, "__name__", "")))
+        owner, step = self._layers.owner, self._layers.step
         for argument in arguments:
-            layer = self._layers.owner(argument)
+            layer = owner(argument)
             if layer is not None:
                 # Without a sample there is no use: an expert that got no token, a mask that is empty.
-                if layer.step != self._layers.step and all(map(Tensor.numel, arguments)):
+                if layer.step != step and all(map(Tensor.numel, arguments)):
                     self._layers.use(layer)
             else:
                 tag = self._tags.get(argument)
