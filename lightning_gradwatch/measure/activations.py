@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.axes import LOST, as_units, fitted
+from lightning_gradwatch.measure.axes import LOST, as_units, first_unit, fitted
 from lightning_gradwatch.measure.composites import Composite, SiteCall
 from lightning_gradwatch.measure.counting import counter
 from lightning_gradwatch.measure.functions import COMPOSITES, OUTER, Call, Inner, Zones, composite
@@ -55,6 +55,8 @@ class Activations:
         self.hooks = hooks
         self._last_layer: Layer | None = None
         self.roles = Roles()
+        self._pieces: dict[Site, tuple[int, ...]] = {}
+        """The first unit that a site's first call in this pass took, where it takes only some that a layer made."""
         self._unseen = unseen
         self.masks = Masks(None)
         """Which positions of this pass are samples."""
@@ -71,6 +73,7 @@ class Activations:
         for site in self._sites.settle(self.roles):
             self._collected.sites.pop(site, None)
         self.roles = Roles()
+        self._pieces.clear()
         self._tags.clear()
         self._collected.end_pass()
 
@@ -110,7 +113,7 @@ class Activations:
         zones, z, axis = _along_one_axis(call.zones, z, where)
         counts = counter(zones, z.dtype, z.dim(), axis)
         site = self._site(location, call, None if tag is None else tag.layer, counts.units(z))
-        if zones.fractions is not call.zones.fractions:
+        if zones.fractions is not call.zones.fractions or self._takes_turns(site, call.z, tag):
             self._unseen.scattered.add(site)
         sums = self._collected.of(site)
         if alone:
@@ -127,6 +130,18 @@ class Activations:
             if site.role is None and site.composite is None:
                 self._count_as_inner_step(seen, z, axis, judged=counts.judges)
         return seen
+
+    def _takes_turns(self, site: Site, z: Tensor, tag: Tag | None) -> bool:
+        """Whether a site's calls in a pass take the units of a layer piece by piece, and so have other units each time."""
+        if tag is None or tag.layer is None or not 0 < site.units < tag.layer.features:
+            return site.in_pieces
+        base = z._base  # noqa: SLF001 - of which it is a view; it has no public name
+        if base is not None:
+            of = self._tags.get(base)
+            first = first_unit(z, base, None if of is None else of.axis, tag.layer.features)
+            if self._pieces.setdefault(site, first) != first:
+                self._sites.take_apart(site)
+        return site.in_pieces
 
     def written_out(self, formula: Formula, known: Known, output: Tensor) -> None:
         """Measure a function that was written out in arithmetic, at its last step."""

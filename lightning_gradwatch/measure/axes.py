@@ -113,6 +113,33 @@ def as_units(tensor: Tensor, axis: Axis) -> tuple[Tensor, int]:
     return apart.reshape([*others, math.prod(units)]), len(others)
 
 
+def first_unit(view: Tensor, base: Tensor, axis: Axis | None, features: int) -> tuple[int, ...]:
+    """Return the place of a view's first entry along the axes of its base that have units; empty where they aren't known.
+
+    Args:
+        view: The view.
+        base: The tensor of which it is one.
+        axis: Where the units of the base lie, if that is known; None: along the axis that has as many entries as there are
+            features.
+        features: Those that the layer before has.
+    """
+    if axis is None:
+        units = {place for place, size in enumerate(base.shape) if size == features}
+    elif isinstance(axis, int):
+        units = {axis}
+    else:
+        units = {place for place, parts in enumerate(axis.axes) if any(part.of == "units" for part in parts)}
+    left = int(view.storage_offset()) - int(base.storage_offset())
+    first = []
+    for stride, place in sorted(
+        ((stride, place) for place, stride in enumerate(base.stride()) if stride), reverse=True
+    ):
+        index, left = divmod(left, stride)
+        if place in units:
+            first.append(index)
+    return tuple(first)
+
+
 def fitted(axis: Axis, shape: Sequence[int]) -> Axis:
     """Return where the units lie in a tensor of this shape, which may be a piece of the one that they were known of."""
     return axis if isinstance(axis, int) else _fitted(axis, shape)

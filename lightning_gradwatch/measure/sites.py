@@ -33,6 +33,8 @@ class Site:
     function: str
     units: int
     """Size of the unit axis; 0 without unit fractions."""
+    in_pieces: bool = False
+    """Whether each of its calls in a pass takes other units of a layer, as one for each head does."""
     sizes: int = 1
     """How many times it had another size than before, and one."""
     layer: str = ""
@@ -149,10 +151,15 @@ class Sites:
             )
             site.number = self._path.add_site(site)
             self._fresh[site] = None
-        elif units not in (0, site.units) and not site.varies:
+        elif units not in (0, site.units) and not (site.varies or site.in_pieces):
             site.resize(units)
             self.corrections += 1
         return site
+
+    def take_apart(self, site: Site) -> None:
+        """Count no units of a site whose calls in a pass have other units each time."""
+        site.in_pieces, site.units = True, 0
+        self.corrections += 1
 
     def correct(self, site: Site, role: Role) -> None:
         """Give a site the role that a later pass showed."""

@@ -42,6 +42,9 @@ _ALONE = {
 _ENTANGLED = "its signal can't be told from others in the autograd graph"
 BY_HAND = "an activation function by hand that isn't counted: which one it is isn't known"
 _SCATTERED = "its units lie where they can't be told from positions any more: they aren't counted"
+_IN_PIECES = (
+    "each of its calls takes other units of the layer before it, as one for each head does: they aren't counted"
+)
 _UNMASKED = "all of its positions count: its shape isn't the mask's"
 BY_GRAD = (
     "gradients are taken by torch.autograd.grad, so neither the loss nor a signal is measured; call loss.backward()"
@@ -114,7 +117,7 @@ class Unseen:
         """Note the sites whose units can't be told apart, and those that the mask doesn't fit."""
         for site in self.scattered:
             if site.name and not site.part:
-                self.note((site, "units"), Note(site.name, _SCATTERED, 0))
+                self.note((site, "units"), Note(site.name, _IN_PIECES if site.in_pieces else _SCATTERED, 0))
         for site in self.unmasked:
             if site.name and not site.part:
                 self.note((site, "mask"), Note(site.name, _UNMASKED, 0))

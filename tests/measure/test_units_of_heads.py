@@ -305,3 +305,38 @@ def test_units_that_cannot_be_told_are_absent_with_the_reason(name):
     assert "aren't counted" in probe.info.coverage[0].reason
     assert np.isnan(probe.record.metrics["dead_fraction"]).all()
     assert np.isfinite(probe.record.metrics["signal_norm"]).all()
+
+
+PIECES = {
+    "unbind": lambda y: [F.relu(head) for head in y.view(B, T, H, D).unbind(2)],
+    "split": lambda y: [F.relu(head) for head in y.split(D, -1)],
+    "by hand": lambda y: [F.relu(y[..., D * head : D * head + D]) for head in range(H)],
+    "chunks of the transpose": lambda y: [F.relu(head) for head in y.transpose(1, 2).chunk(H, 1)],
+    "heads before positions": lambda y: [F.relu(head) for head in y.view(B, T, H, D).transpose(1, 2).unbind(1)],
+    "of what an activation made": lambda y: [F.relu(head) for head in (y + 1).unflatten(-1, (H, D)).unbind(2)],
+}
+
+
+@pytest.mark.parametrize("way", PIECES.values(), ids=PIECES)
+def test_a_call_for_each_head_has_other_units_each_time_and_counts_none(way):
+    probe = measured(Net(lambda y: torch.cat(way(y), -1), act=lambda x: x), torch.randn(B, T, WIDTH), steps=2)
+    assert [(site.name, site.units) for site in probe.info.sites] == [(":relu", 0)]
+    assert np.isnan(probe.record.metrics["dead_fraction"]).all()
+    assert [entry.name for entry in probe.info.coverage] == [":relu"]
+    assert "other units" in probe.info.coverage[0].reason
+
+
+ONE_PIECE = {
+    "each position": (lambda y: [F.relu(each) for each in y.unbind(1)], range(FEATURES)),
+    "a head at each position": (lambda y: [F.relu(each[..., :D]) for each in y.unbind(1)], range(D)),
+    "another": (lambda y: [F.relu(each[..., 1, :]) for each in y.view(B, T, H, D).unbind(1)], range(D, 2 * D)),
+    "a head of each sample": (lambda y: [F.relu(each[:, D : 2 * D]) for each in y], range(D, 2 * D)),
+}
+
+
+@pytest.mark.parametrize(("way", "taken"), ONE_PIECE.values(), ids=ONE_PIECE)
+def test_calls_that_take_the_same_units_each_time_count_them(way, taken):
+    probe = measured(Net(lambda y: torch.stack(way(y)), act=lambda x: x), torch.randn(B, T, WIDTH))
+    assert [site.units for site in probe.info.sites] == [len(taken)]
+    assert probe.record.metrics["dead_fraction"][0] == len({*DEAD} & {*taken}) / len(taken)
+    assert probe.info.coverage == ()
