@@ -110,8 +110,9 @@ class EventReader:
                 marked = self._marker in self._payload
                 if marked and len(self._payload) == length:
                     yield start, self._payload
-        if not marked and not (self.is_sound() and self._is_whole()):
-            # Whatever follows an event of ours says that it is missing; nothing follows the last one.
+        # Whatever follows an event of ours says that it is missing; nothing follows the last one. What was cut from the middle of
+        # that on, to where another's end fits its length, leaves a record that is right and takes the rest of the run.
+        if 0 < at == self._next and not (self.is_sound() and (marked or self._is_whole())):
             self._problem(f"{self._path.name}: the last event, at byte {self._start}, is damaged")
 
     def is_sound(self) -> bool:

@@ -214,6 +214,15 @@ def test_what_an_event_has_swallowed_is_read_where_its_checksum_is_wrong(tmp_pat
     assert seen[1:] == [event(2), event(3)]
 
 
+def test_the_last_event_of_ours_is_checked_too_as_its_end_may_be_that_of_another(tmp_path):
+    """Cut from inside of one event on, so that what is left of a later one fills it up: the events between leave no trace."""
+    first, torn = frame(event(1)), frame(event(2), sound=False)
+    path = write(tmp_path, first + torn)
+    payloads, problems = read(path)
+    assert payloads == [event(1), event(2)]
+    assert problems == [f"{path.name}: the last event, at byte {len(first)}, is damaged"]
+
+
 @pytest.mark.parametrize(("cut", "sound", "told"), [(0, True, False), (0, False, True), (12, True, True)])
 def test_the_last_event_is_checked_where_none_of_ours_says_what_follows(cut, sound, told, tmp_path):
     """Also whether it is whole inside: what was cut off of it, under right checksums, may have been all that is ours."""

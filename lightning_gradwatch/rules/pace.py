@@ -144,9 +144,15 @@ def note_start(record: StepRecord, state: dict[str, Any]) -> None:
     if len(first["norms"]) < _READINGS:
         first["norms"].append(norm)
         first["losses"].append(loss)
-    latest = state.setdefault("latest", [])
-    latest.append(norm)
-    del latest[:-_READINGS]
+    for name, value in (("latest", norm), ("losses", loss)):
+        latest = state.setdefault(name, [])
+        latest.append(value)
+        del latest[:-_READINGS]
+
+
+def has_come_down(state: dict[str, Any]) -> bool:
+    """Tell whether the loss is half of what it was at the start: what was slow has got somewhere, whatever the steps can do."""
+    return "first" in state and middle(sorted(state["losses"])) < _COME_DOWN * _start(state, "losses")
 
 
 def _start(state: dict[str, Any], what: Literal["norms", "losses"]) -> float:

@@ -11,7 +11,15 @@ import numpy as np
 from lightning_gradwatch.findings import Severity, StalledUpdateWarning
 from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
-from lightning_gradwatch.rules.pace import credible, note_start, read_pace, told_of_pace, wakes_up, why_slow_pace
+from lightning_gradwatch.rules.pace import (
+    credible,
+    has_come_down,
+    note_start,
+    read_pace,
+    told_of_pace,
+    wakes_up,
+    why_slow_pace,
+)
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
 from lightning_gradwatch.rules.readings import count_hit, has_gone, layer_values, of_full_weights, weight_layers
@@ -28,8 +36,10 @@ _RISEN = 2
 _HEALED = {
     "stalled": "the layers move again",
     "slow": "the weights move again",
-    "pace": "the loss has come down, or the gradient no longer is what it was, so the steps ahead take off more, or needn't",
+    "pace": "the loss has come down to half of what it was, or it falls as the gradient grows",
 }
+_CLEARLY = 2.0
+"""How many times the threshold makes sure: a ratio that is just above it hasn't healed, and comes and goes with the noise."""
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
 _STALLED, _SLOW = 0, 1
 """Levels of the streaks: a layer behind the others, and all layers alike."""
@@ -147,10 +157,16 @@ class StalledUpdate(Rule):
             findings["stalled"] = self._stalled(reading, due, trend)
         if (due := lasting(held, self.patience, _SLOW)) is not None:
             findings["slow"] = self._slow(reading, due, trend, state["size"])
+        near = judged & (ratios < _CLEARLY * self.ratio)
+        still = {
+            "stalled": holds(held, _STALLED) or bool((near & (ratios * self.spread <= _CLEARLY * beside)).any()),
+            "slow": holds(held, _SLOW) or reading.top < _CLEARLY * self.ratio,
+        }
+        told = {*findings, *state.get("clear", {})}
         healed = {
             key: _HEALED[key]
-            for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
-            if has_gone(state, key, holds=holds(held, level), patience=self.patience)
+            for key, holding in still.items()
+            if has_gone(state, key, holds=holding and key in told, patience=self.patience)
         }
         reported = state.setdefault("reported", [])
         reported += [key for key in findings if key not in reported]
@@ -166,7 +182,8 @@ class StalledUpdate(Rule):
         pace = read_pace(record, info, memory)
         if pace is None or pace.reach >= self.reach:
             memory.pop("hits", None)
-            if memory.get("told") and (memory.get("gets_somewhere") or wakes_up(memory)):
+            falls = wakes_up(memory) and _trend(record, info, state).falls_by(self.loss_fall)
+            if memory.get("told") and (falls or has_come_down(memory)):
                 memory["told"] = False
                 return Verdict(healed={"pace": _HEALED["pace"]})
             return HEALTHY

@@ -132,13 +132,23 @@ def test_a_gradient_that_grows_is_that_of_a_net_which_is_waking_up(runs):
         assert bool(judged(runs, steps=steps, norms=norms).findings) is fires
 
 
-def test_what_was_told_heals_when_the_gradient_grows_after_all(runs):
-    steps = (*STEPS, *range(50, 56))
+@pytest.mark.parametrize(("kept", "heals"), [(0.997, True), (1.0, False)])
+def test_what_was_told_heals_when_the_gradient_grows_after_all_and_the_loss_falls(runs, kept, heals):
+    """A gradient that grows where the loss stands is noise, or an explosion: the net has got nowhere."""
+    steps = (*STEPS, *range(50, 80))
     norms = {step: 0.2 if step < 50 else 0.4 for step in steps}
-    fed = judged(runs, steps=steps, norms=norms)
+    fed = judged(runs, steps=steps, norms=norms, losses={step: 2.3 * kept ** max(step - 50, 0) for step in steps})
     assert fed.told[2][0].severity == Severity.WARNING
-    assert (fed.only.severity, fed.only.healed_step) == (Severity.INFO, 52)
+    assert (fed.only.severity, fed.only.healed_step is None) == (
+        (Severity.INFO, False) if heals else (Severity.WARNING, True)
+    )
     assert sum(len(told) for told in fed.told) == 1
+
+
+def test_what_was_told_heals_when_the_loss_has_come_down_to_half(runs):
+    steps = (*STEPS, *range(50, 60))
+    fed = judged(runs, steps=steps, losses={step: 1.0 for step in steps if step >= 50})
+    assert fed.only.healed_step is not None
 
 
 @pytest.mark.parametrize(("low", "fires"), [(0.99, True), (1.01, False)])

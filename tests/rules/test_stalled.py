@@ -177,6 +177,11 @@ class TestHealing:
         assert (fed.only.severity, fed.only.last_step, fed.only.healed_step) == (Severity.INFO, 12, 15)
         assert "move again" in fed.only.message
 
+    @pytest.mark.parametrize(("above", "heals"), [(1.9e-5, False), (2.1e-5, True)])
+    def test_what_is_just_above_the_threshold_has_not_healed(self, runs, above, heals):
+        fed = self.fed(runs, *[9e-6] * 3, *[above] * 6)
+        assert (fed.only.healed_step is not None) is heals
+
     def test_readings_of_layers_without_a_gradient_heal_nothing(self, runs):
         info = runs.stack()
         states = dict.fromkeys(NAMES, LayerState.ZERO)
