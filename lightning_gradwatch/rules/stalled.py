@@ -11,15 +11,7 @@ import numpy as np
 from lightning_gradwatch.findings import Severity, StalledUpdateWarning
 from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
 from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
-from lightning_gradwatch.rules.pace import (
-    credible,
-    has_come_down,
-    note_start,
-    read_pace,
-    told_of_pace,
-    wakes_up,
-    why_slow_pace,
-)
+from lightning_gradwatch.rules.pace import credible, has_come_down, note_start, read_pace, told_of_pace, why_slow_pace
 from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
 from lightning_gradwatch.rules.readings import count_hit, has_gone, layer_values, of_full_weights, weight_layers
@@ -36,7 +28,7 @@ _RISEN = 2
 _HEALED = {
     "stalled": "the layers move again",
     "slow": "the weights move again",
-    "pace": "the loss has come down to half of what it was, or it falls as the gradient grows",
+    "pace": "the loss has come down to half of what it was",
 }
 _CLEARLY = 2.0
 """How many times the threshold makes sure: a ratio that is just above it hasn't healed, and comes and goes with the noise."""
@@ -182,8 +174,7 @@ class StalledUpdate(Rule):
         pace = read_pace(record, info, memory)
         if pace is None or pace.reach >= self.reach:
             memory.pop("hits", None)
-            falls = wakes_up(memory) and _trend(record, info, state).falls_by(self.loss_fall)
-            if memory.get("told") and (falls or has_come_down(memory)):
+            if memory.get("told") and has_come_down(memory):
                 memory["told"] = False
                 return Verdict(healed={"pace": _HEALED["pace"]})
             return HEALTHY

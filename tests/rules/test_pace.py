@@ -132,16 +132,12 @@ def test_a_gradient_that_grows_is_that_of_a_net_which_is_waking_up(runs):
         assert bool(judged(runs, steps=steps, norms=norms).findings) is fires
 
 
-@pytest.mark.parametrize(("kept", "heals"), [(0.997, True), (1.0, False)])
-def test_what_was_told_heals_when_the_gradient_grows_after_all_and_the_loss_falls(runs, kept, heals):
-    """A gradient that grows where the loss stands is noise, or an explosion: the net has got nowhere."""
+def test_what_was_told_does_not_heal_by_a_gradient_that_grows(runs):
+    """What slows a run down may grow and get nowhere all the same."""
     steps = (*STEPS, *range(50, 80))
     norms = {step: 0.2 if step < 50 else 0.4 for step in steps}
-    fed = judged(runs, steps=steps, norms=norms, losses={step: 2.3 * kept ** max(step - 50, 0) for step in steps})
-    assert fed.told[2][0].severity == Severity.WARNING
-    assert (fed.only.severity, fed.only.healed_step is None) == (
-        (Severity.INFO, False) if heals else (Severity.WARNING, True)
-    )
+    fed = judged(runs, steps=steps, norms=norms, losses={step: 2.3 * 0.997 ** max(step - 50, 0) for step in steps})
+    assert (fed.only.severity, fed.only.healed_step) == (Severity.WARNING, None)
     assert sum(len(told) for told in fed.told) == 1
 
 
