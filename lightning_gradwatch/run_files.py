@@ -190,6 +190,8 @@ def _events(path: Path, problems: Problems) -> Iterator[tuple[int, DecodedEvent]
     decoder = Decoder()
     try:
         for start, payload in reader:
+            if not start:
+                problems.tell(f"{path.name}: its first bytes are missing, with which every event file begins")
             try:
                 event = decoder.decode(payload)
             except ValueError as error:

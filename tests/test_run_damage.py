@@ -119,3 +119,12 @@ def test_damage_before_the_first_record_is_told(tmp_path):
     path.write_bytes(b"not an event file, " * 100)
     with pytest.raises(RunError, match="damaged from byte 0"):
         read_run(path)
+
+
+def test_a_file_whose_first_bytes_are_gone_is_told(tmp_path):
+    """Cut at its end too, between two events, it looks like a shorter run that nothing happened to."""
+    path, starts = write(tmp_path)
+    path.write_bytes(path.read_bytes()[starts[0] : starts[1]])
+    run = read_run(path)
+    assert steps_of(run) == [0]
+    assert run.problems == (f"{path.name}: its first bytes are missing, with which every event file begins",)
