@@ -66,7 +66,8 @@ class StalledUpdate(Rule):
     shown (48 at most) that the gradient doesn't grow, as it does in a net that is just waking up; neither the loss nor the
     gradient may have come down to half of what it was, clipping may not have halved the step, and the steps must be smaller
     than is usual, or the targets unscaled. All of it is information only as long as the loss still falls, below where it
-    began, and silent once it has converged. What no longer holds for ``patience`` measured steps has healed.
+    began, and silent once it has converged. It has healed where the ratio is twice ``ratio`` for ``patience`` measured steps;
+    a pace, where the loss has come down to half of what it was.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
     at the start. Under SGD its gradient is that small; under Adam, whose steps don't depend on the gradient's scale, it
