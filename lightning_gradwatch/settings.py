@@ -133,11 +133,10 @@ def read_thresholds(value: Any, where: str) -> dict[str, dict[str, Threshold]]:
         read = found.setdefault(_code(code, place), {})
         for name, entry in fields.items():
             at = f"{place}.{name}"
-            if (
-                before := read.get(_field(code, name, at))
-            ) is not None:  # TOML takes a code and its name for two tables
-                raise ConfigError(f"{at}: is given as {before.where} already, which is the same rule")
-            read[name] = Threshold(_number(entry, at), at)
+            field = _field(code, name, at)
+            if field in read:  # TOML takes a code and its name for two tables
+                raise ConfigError(f"{at}: is given as {read[field].where} already, which is the same rule")
+            read[field] = Threshold(_number(entry, at), at)
     return found
 
 

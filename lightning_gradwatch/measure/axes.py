@@ -45,9 +45,9 @@ class Split(NamedTuple):
     axes: tuple[Parts, ...]
 
     @property
-    def rank(self) -> int:
-        """Number of axes."""
-        return len(self.axes)
+    def with_units(self) -> list[int]:
+        """The axes that have units, or a part of them."""
+        return [place for place, parts in enumerate(self.axes) if any(part.of == "units" for part in parts)]
 
 
 LOST = Split(())
@@ -128,7 +128,7 @@ def first_unit(view: Tensor, base: Tensor, axis: Axis | None, features: int) -> 
     elif isinstance(axis, int):
         units = {axis}
     else:
-        units = {place for place, parts in enumerate(axis.axes) if any(part.of == "units" for part in parts)}
+        units = {*axis.with_units}
     left = int(view.storage_offset()) - int(base.storage_offset())
     first = []
     for stride, place in sorted(
@@ -164,7 +164,7 @@ def _fit(parts: Parts, size: int) -> Parts | None:
 
 def _whole(split: Split) -> Axis:
     """Return the one axis that has all of the units, where there is one and it has nothing else."""
-    places = [place for place, parts in enumerate(split.axes) if any(part.of == "units" for part in parts)]
+    places = split.with_units
     if len(places) == 1 and all(part.of == "units" for part in split.axes[places[0]]):
         return places[0]
     return split if places else LOST
@@ -214,7 +214,7 @@ def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | N
 
 def _flattened(split: Split) -> Split:
     """Take positions for units where all units were merged with them into one axis, as in front of a linear layer."""
-    places = [place for place, parts in enumerate(split.axes) if any(part.of == "units" for part in parts)]
+    places = split.with_units
     if len(places) != 1 or any(part.of == "batch" for part in split.axes[places[0]]):
         return split
     axes = [*split.axes]

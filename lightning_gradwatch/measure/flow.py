@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_gradwatch.measure import gates
 from lightning_gradwatch.measure.axes import axes_of_products, axis_after, split_of, stacked
 from lightning_gradwatch.measure.composites import Composite, combine
-from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, unit_axis
+from lightning_gradwatch.measure.tags import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, unit_axis
 from lightning_gradwatch.measure.unseen import FUSED
 from lightning_gradwatch.measure.written_out import STARTS, WrittenOut
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.layers import Layer, Layers
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
-_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
 _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
-_MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
@@ -110,7 +108,7 @@ class Flow:
             trained = any(isinstance(each, Tensor) and each.requires_grad for each in results)
             self._activations.hides(name, trained=trained)
         sources = self._sources(op, func, arguments)
-        if sources.tag is None and sources.user is None and op not in _ARITHMETIC and op not in _MAKES_FEATURES:
+        if sources.tag is None and sources.user is None and op not in _ARITHMETIC and op not in MAKES_FEATURES:
             return
         for each in results:
             if isinstance(each, Tensor):
@@ -125,13 +123,13 @@ class Flow:
             axis = self._units(op, func, sources, arguments, result)
         new = Tag(result, axis, sources.user or (None if tag is None else tag.layer))
         new.weights_only = sources.weights_only
-        if sources.user is not None and op in _MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
+        if sources.user is not None and op in MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
             self._turn(new, arguments, result)
         elif tag is not None and tag.columns:
-            new.columns = op not in _MAKES_FEATURES and op not in _MOVES
+            new.columns = op not in MAKES_FEATURES and op not in MOVES
         # Before the result has its tag: it may be an argument, changed in place.
         done = self._computes(op, arguments, new, result)
-        if sources.gates and not (sources.user is not None and op in _MAKES_FEATURES):
+        if sources.gates and not (sources.user is not None and op in MAKES_FEATURES):
             new.gate = self._gates(op, func, arguments, result) if done is None else gates.of_hand_written(done)
         known = None
         if done is None and (
@@ -147,7 +145,7 @@ class Flow:
             self._activations.written_out(new.formula, known, result)
         elif done is not None:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
-        elif tag is not None and (op in _MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
+        elif tag is not None and (op in MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
             new.call = tag.call
 
     def _note_weights(self, sources: Sources, result: Tensor) -> None:
@@ -161,11 +159,9 @@ class Flow:
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
     ) -> Axis | None:
         """Return where the units of a result lie; None: nothing is known."""
-        if op is _LAST:  # as `axis_after` has it, sooner, as layers are what there is most of
-            return result.dim() - 1 if result.dim() else None
         tag, source = sources.tag, sources.tensor
         axis = None if tag is None else tag.axis
-        if axis is None and source is not None and op in _MOVES:
+        if axis is None and source is not None and op in MOVES:
             axis = unit_axis(source, tag)
         if axis is not None and source is not None and result.dim() > source.dim() and self._stacks(func, arguments):
             return stacked(source, axis, result, several=True)
@@ -232,7 +228,7 @@ class Flow:
         tensor: Tensor | None = None
         gates, formula = False, None
         # A parameter that a layer takes for its input, as learned queries are, is data.
-        weights_only = bool(arguments) and not (op in _MAKES_FEATURES and _takes_data(getattr(func, "__name__", "")))
+        weights_only = bool(arguments) and not (op in MAKES_FEATURES and _takes_data(getattr(func, "__name__", "")))
         owner, step = self._layers.owner, self._layers.step
         for argument in arguments:
             layer = owner(argument)

@@ -70,6 +70,8 @@ class Op(IntEnum):
     ZEROS = 15
 
 
+MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
+MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _NAMES: dict[Op, str] = {
     Op.IGNORE: "size dim numel stride is_contiguous storage_offset item tolist numpy requires_grad_ zero_ fill_ copy_ "
     "backward_ set_ data_ptr element_size is_floating_point is_complex is_signed get_device ndimension nelement "

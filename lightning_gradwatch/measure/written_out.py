@@ -16,7 +16,7 @@ from lightning_gradwatch.measure.formulas import (
     wants_layer,
 )
 from lightning_gradwatch.measure.signal import Origin
-from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags, is_in_place
+from lightning_gradwatch.measure.tags import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, is_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 STARTS = frozenset((Op.FUNCTION, Op.POWER, Op.ERF))
 """What may begin one, as may the product of a tensor with itself."""
-_MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
-_MOVES = frozenset((Op.RESHAPE, Op.TRANSPOSE))
 _MAY_END = frozenset((Op.SHIFT, Op.FUNCTION, Op.POWER, Op.MULTIPLY))
 _DIVIDES = frozenset(("div", "true_divide", "divide", "truediv"))
 
@@ -62,11 +60,11 @@ class WrittenOut:
             if not sources.users and may_start(name, given) and not is_in_place(func):
                 new.formula = self._start(name, given, sources.tensor)
             return None
-        if op in _MAKES_FEATURES:
+        if op in MAKES_FEATURES:
             if sources.user is not None and formula.start.direct:
                 self._activations.leaves_out_at(formula.start)
             return None
-        if op in _MOVES or name in CARRIES:
+        if op in MOVES or name in CARRIES:
             new.formula = formula._replace(values=None)
             return None
         return self._step(op, name, formula, arguments, new) if isinstance(arguments, Operands) and given else None

@@ -13,7 +13,7 @@ from lightning_gradwatch.rules.wording import number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
-    from lightning_gradwatch.rules.memory import Mask
+    from lightning_gradwatch.rules.memory import Columns, Mask
     from lightning_gradwatch.rules.protocol import State
 
 _WATCHED = 16
@@ -78,7 +78,7 @@ def note_first(state: State, info: RunInfo, fractions: FloatVector, wrong: Mask)
 
     Sites don't fill their windows at the same step, so that one of them has been read says nothing of the others.
     """
-    first = columns(state, "first", info, "sites", rows=1, fill=math.nan)
+    first = _first(state, info)
     new = np.isnan(first.values[0]) & np.isfinite(fractions)
     if np.count_nonzero(new):
         np.copyto(first.values[0], wrong, where=new)
@@ -87,6 +87,10 @@ def note_first(state: State, info: RunInfo, fractions: FloatVector, wrong: Mask)
 
 def drift(state: State, info: RunInfo, where: Mask) -> Drift:
     """Return what the memory tells of the units of some sites."""
-    first = columns(state, "first", info, "sites", rows=1, fill=math.nan)
-    later = not np.count_nonzero(first.values[0][where] == 1)
+    later = not np.count_nonzero(_first(state, info).values[0][where] == 1)
     return Drift(state.get("update", 0.0), later, state.get("unscaled", False))
+
+
+def _first(state: State, info: RunInfo) -> Columns:
+    """Return of each site whether anything was wrong in its first reading: 1, 0, or NaN before it."""
+    return columns(state, "first", info, "sites", rows=1, fill=math.nan)
