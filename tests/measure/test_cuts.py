@@ -1,9 +1,12 @@
 """ReLU and its like written by hand (``clamp``, ``maximum``, ``where``, a mask): counted, and their signal, against autograd."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from measure import one_activation
 from torch import nn
 
 from lightning_gradwatch.probe import Probe
@@ -63,33 +66,7 @@ WRITTEN = {
 }  # fmt: skip
 
 
-class Net(nn.Module):
-    def __init__(self, act):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 1)
-        self.act = act
-
-    def forward(self, x):
-        self.z = self.first(x)
-        self.a = self.act(self.z)
-        return self.last(self.a)
-
-
-def measured(act, *, steps=1):
-    torch.manual_seed(0)
-    model = Net(act)
-    with torch.no_grad():
-        model.first.weight.mul_(8)
-        model.first.bias[0], model.first.bias[1] = -90, 90
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    probe = Probe(model, optimizer, observations=1, batch_elements=1)
-    x = torch.randn(64, 6)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        with probe:
-            model(x).square().mean().backward()
-            optimizer.step()
-    return model, probe, x
+measured = partial(one_activation.measured, spread=8, far=90, outputs=1)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -1,11 +1,13 @@
 """Functions written out in arithmetic: a site with autograd's numbers in float64, or named as not counted; ordinary arithmetic is neither."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from measure import one_activation
 from torch import nn
 
 from lightning_gradwatch.probe import Probe
@@ -13,34 +15,7 @@ from lightning_gradwatch.probe import Probe
 FLAT = 1 / math.cosh(2.0) ** 2
 
 
-class Net(nn.Module):
-    def __init__(self, act, *, last=True):
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 12)
-        self.act = act
-        self.ends = last
-
-    def forward(self, x):
-        self.z = self.first(x)
-        self.a = self.act(self.z)
-        return self.last(self.a) if self.ends else self.a
-
-
-def measured(act, *, steps=1, loss=lambda y: y.square().mean(), last=True):
-    torch.manual_seed(0)
-    model = Net(act, last=last)
-    with torch.no_grad():
-        model.first.weight.mul_(4)
-        model.first.bias[0], model.first.bias[1] = -30, 30
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    probe = Probe(model, optimizer, observations=1, batch_elements=1)
-    x = torch.randn(64, 6)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        with probe:
-            loss(model(x)).backward()
-            optimizer.step()
-    return model, probe, x
+measured = partial(one_activation.measured, spread=4, far=30, outputs=12)
 
 
 class Softsign(nn.Module):
