@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_gradwatch.event_file import EventFile, masked_crc32c
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.heatmap import heatmap_png
-from lightning_gradwatch.record import METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.run import read_run
+from lightning_gradwatch.judge.run import read_run
+from lightning_gradwatch.record.events.file import EventFile, masked_crc32c
+from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.heatmap import heatmap_png
+from lightning_gradwatch.record.step import METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
 
 
 def milliseconds(function, repeats):

@@ -37,16 +37,18 @@ from unittest import mock
 import numpy as np
 from tensorboard.compat.proto import event_pb2
 
-from lightning_gradwatch.check import judge
-from lightning_gradwatch.event_file import EventFile, masked_crc32c
-from lightning_gradwatch.events import RUN_TAG, STEP_TAG, _seal, findings_event, step_event
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.record import METRICS, LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator, settings_of
-from lightning_gradwatch.run import RunError, evaluate, read_run
-from lightning_gradwatch.settings import FORMATS, Settings
-from lightning_gradwatch.wire import content
+from lightning_gradwatch.cli.check import judge
+from lightning_gradwatch.cli.settings import FORMATS, Settings
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.run import RunError, evaluate, read_run
+from lightning_gradwatch.judge.selection import settings_of
+from lightning_gradwatch.record.events.encoding import content
+from lightning_gradwatch.record.events.file import EventFile, masked_crc32c
+from lightning_gradwatch.record.events.step_events import RUN_TAG, STEP_TAG, _seal, findings_event, step_event
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.step import METRICS, LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.tell.formats import render
 
 SECONDS = 1.0
 MEGABYTES = 200
@@ -421,7 +423,7 @@ def judged(path):
         read.append(read_run(path))
         return read[-1]
 
-    with mock.patch("lightning_gradwatch.run.read_run", keep):
+    with mock.patch("lightning_gradwatch.judge.run.read_run", keep):
         verdict = judge(str(path), Settings())
     return verdict, read[-1] if read else None
 

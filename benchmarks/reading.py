@@ -21,13 +21,14 @@ from pathlib import Path
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.record import METRICS, LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.rules import DEFAULT_RULES, settings_of
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.selection import settings_of
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.step import METRICS, LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 COLUMNS = 160
-CHECK = "import sys; from lightning_gradwatch.cli import main; sys.exit(main(['check', '--no-config', sys.argv[1]]))"
+CHECK = "import sys; from lightning_gradwatch.cli.command import main; sys.exit(main(['check', '--no-config', sys.argv[1]]))"
 STOCK = (
     "import sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator as A; "
     "A(sys.argv[1], size_guidance={'tensors': 0, 'scalars': 0, 'images': 1}).Reload()"

@@ -12,81 +12,81 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.version import __version__
 
 _HOMES = {
-    "GradWatch": "callback",
-    "Probe": "probe",
-    "Run": "run",
-    "RunError": "run",
-    "read_run": "run",
-    "evaluate": "run",
-    "TrainingReport": "smoke",
-    "check_training": "smoke",
-    "RunInfo": "record",
-    "StepRecord": "record",
-    "LayerState": "record",
-    "DEFAULT_RULES": "rules",
-    "VanishingGradient": "rules",
-    "ExplodingGradient": "rules",
-    "NonFiniteGradient": "rules",
-    "UnreachedLayer": "rules",
-    "DeadUnits": "rules",
-    "SaturatedUnits": "rules",
-    "StalledUpdate": "rules",
-    "OversizedUpdate": "rules",
-    "Initialization": "rules",
-    "Finding": "findings",
-    "Remedy": "findings",
-    "Severity": "findings",
-    "GradWatchError": "findings",
-    "GradWatchWarning": "findings",
-    "VanishingGradientWarning": "findings",
-    "UnreachedLayerWarning": "findings",
-    "ExplodingGradientWarning": "findings",
-    "NonFiniteGradientWarning": "findings",
-    "DeadUnitsWarning": "findings",
-    "SaturatedUnitsWarning": "findings",
-    "StalledUpdateWarning": "findings",
-    "OversizedUpdateWarning": "findings",
-    "InitializationWarning": "findings",
+    "GradWatch": "fit.callback",
+    "Probe": "measure.probe",
+    "Run": "judge.run",
+    "RunError": "judge.run",
+    "read_run": "judge.run",
+    "evaluate": "judge.run",
+    "TrainingReport": "testing.check_training",
+    "check_training": "testing.check_training",
+    "RunInfo": "record.step",
+    "StepRecord": "record.step",
+    "LayerState": "record.step",
+    "DEFAULT_RULES": "judge.catalog",
+    "VanishingGradient": "judge.rules.vanishing",
+    "ExplodingGradient": "judge.rules.exploding",
+    "NonFiniteGradient": "judge.rules.nonfinite",
+    "UnreachedLayer": "judge.rules.unreached",
+    "DeadUnits": "judge.rules.dead",
+    "SaturatedUnits": "judge.rules.saturated",
+    "StalledUpdate": "judge.rules.stalled",
+    "OversizedUpdate": "judge.rules.oversized",
+    "Initialization": "judge.rules.initialization",
+    "Finding": "record.finding",
+    "Remedy": "record.finding",
+    "Severity": "record.finding",
+    "GradWatchError": "record.finding",
+    "GradWatchWarning": "record.finding",
+    "VanishingGradientWarning": "record.finding",
+    "UnreachedLayerWarning": "record.finding",
+    "ExplodingGradientWarning": "record.finding",
+    "NonFiniteGradientWarning": "record.finding",
+    "DeadUnitsWarning": "record.finding",
+    "SaturatedUnitsWarning": "record.finding",
+    "StalledUpdateWarning": "record.finding",
+    "OversizedUpdateWarning": "record.finding",
+    "InitializationWarning": "record.finding",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's, which a linter can't read
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.callback import GradWatch as GradWatch
-    from lightning_gradwatch.findings import DeadUnitsWarning as DeadUnitsWarning
-    from lightning_gradwatch.findings import ExplodingGradientWarning as ExplodingGradientWarning
-    from lightning_gradwatch.findings import Finding as Finding
-    from lightning_gradwatch.findings import GradWatchError as GradWatchError
-    from lightning_gradwatch.findings import GradWatchWarning as GradWatchWarning
-    from lightning_gradwatch.findings import InitializationWarning as InitializationWarning
-    from lightning_gradwatch.findings import NonFiniteGradientWarning as NonFiniteGradientWarning
-    from lightning_gradwatch.findings import OversizedUpdateWarning as OversizedUpdateWarning
-    from lightning_gradwatch.findings import Remedy as Remedy
-    from lightning_gradwatch.findings import SaturatedUnitsWarning as SaturatedUnitsWarning
-    from lightning_gradwatch.findings import Severity as Severity
-    from lightning_gradwatch.findings import StalledUpdateWarning as StalledUpdateWarning
-    from lightning_gradwatch.findings import UnreachedLayerWarning as UnreachedLayerWarning
-    from lightning_gradwatch.findings import VanishingGradientWarning as VanishingGradientWarning
-    from lightning_gradwatch.probe import Probe as Probe
-    from lightning_gradwatch.record import LayerState as LayerState
-    from lightning_gradwatch.record import RunInfo as RunInfo
-    from lightning_gradwatch.record import StepRecord as StepRecord
-    from lightning_gradwatch.rules import DEFAULT_RULES as DEFAULT_RULES
-    from lightning_gradwatch.rules import DeadUnits as DeadUnits
-    from lightning_gradwatch.rules import ExplodingGradient as ExplodingGradient
-    from lightning_gradwatch.rules import Initialization as Initialization
-    from lightning_gradwatch.rules import NonFiniteGradient as NonFiniteGradient
-    from lightning_gradwatch.rules import OversizedUpdate as OversizedUpdate
-    from lightning_gradwatch.rules import SaturatedUnits as SaturatedUnits
-    from lightning_gradwatch.rules import StalledUpdate as StalledUpdate
-    from lightning_gradwatch.rules import UnreachedLayer as UnreachedLayer
-    from lightning_gradwatch.rules import VanishingGradient as VanishingGradient
-    from lightning_gradwatch.run import Run as Run
-    from lightning_gradwatch.run import RunError as RunError
-    from lightning_gradwatch.run import evaluate as evaluate
-    from lightning_gradwatch.run import read_run as read_run
-    from lightning_gradwatch.smoke import TrainingReport as TrainingReport
-    from lightning_gradwatch.smoke import check_training as check_training
+    from lightning_gradwatch.fit.callback import GradWatch as GradWatch
+    from lightning_gradwatch.judge.catalog import DEFAULT_RULES as DEFAULT_RULES
+    from lightning_gradwatch.judge.rules.dead import DeadUnits as DeadUnits
+    from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
+    from lightning_gradwatch.judge.rules.initialization import Initialization as Initialization
+    from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient as NonFiniteGradient
+    from lightning_gradwatch.judge.rules.oversized import OversizedUpdate as OversizedUpdate
+    from lightning_gradwatch.judge.rules.saturated import SaturatedUnits as SaturatedUnits
+    from lightning_gradwatch.judge.rules.stalled import StalledUpdate as StalledUpdate
+    from lightning_gradwatch.judge.rules.unreached import UnreachedLayer as UnreachedLayer
+    from lightning_gradwatch.judge.rules.vanishing import VanishingGradient as VanishingGradient
+    from lightning_gradwatch.judge.run import Run as Run
+    from lightning_gradwatch.judge.run import RunError as RunError
+    from lightning_gradwatch.judge.run import evaluate as evaluate
+    from lightning_gradwatch.judge.run import read_run as read_run
+    from lightning_gradwatch.measure.probe import Probe as Probe
+    from lightning_gradwatch.record.finding import DeadUnitsWarning as DeadUnitsWarning
+    from lightning_gradwatch.record.finding import ExplodingGradientWarning as ExplodingGradientWarning
+    from lightning_gradwatch.record.finding import Finding as Finding
+    from lightning_gradwatch.record.finding import GradWatchError as GradWatchError
+    from lightning_gradwatch.record.finding import GradWatchWarning as GradWatchWarning
+    from lightning_gradwatch.record.finding import InitializationWarning as InitializationWarning
+    from lightning_gradwatch.record.finding import NonFiniteGradientWarning as NonFiniteGradientWarning
+    from lightning_gradwatch.record.finding import OversizedUpdateWarning as OversizedUpdateWarning
+    from lightning_gradwatch.record.finding import Remedy as Remedy
+    from lightning_gradwatch.record.finding import SaturatedUnitsWarning as SaturatedUnitsWarning
+    from lightning_gradwatch.record.finding import Severity as Severity
+    from lightning_gradwatch.record.finding import StalledUpdateWarning as StalledUpdateWarning
+    from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
+    from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning
+    from lightning_gradwatch.record.step import LayerState as LayerState
+    from lightning_gradwatch.record.step import RunInfo as RunInfo
+    from lightning_gradwatch.record.step import StepRecord as StepRecord
+    from lightning_gradwatch.testing.check_training import TrainingReport as TrainingReport
+    from lightning_gradwatch.testing.check_training import check_training as check_training
 
 
 def __getattr__(name: str) -> Any:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from lightning_gradwatch.testing.options import OptionError, Options, add_options, read_markers, read_options
+from lightning_gradwatch.testing.plugin.options import OptionError, Options, add_options, read_markers, read_options
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from lightning_gradwatch.callback import GradWatch
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.testing.watched import WatchedTest
+    from lightning_gradwatch.fit.callback import GradWatch
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.testing.plugin.watched import WatchedTest
 
 _OPTIONS = pytest.StashKey[Options]()
 _WATCHED = pytest.StashKey["WatchedTest"]()
@@ -94,7 +94,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     result = yield
     watched = item.stash.get(_WATCHED, None)
     if watched is not None:
-        from lightning_gradwatch.testing.telling import failure, section  # noqa: PLC0415 - numpy
+        from lightning_gradwatch.testing.plugin.report import failure, section  # noqa: PLC0415 - numpy
 
         item.stash[_SECTION] = section(watched)
         reason = failure(watched)
@@ -126,7 +126,7 @@ def _watch(item: pytest.Item) -> WatchedTest | None:
             return None
     if not options.enabled and not asked:
         return None
-    from lightning_gradwatch.testing.watched import WatchedTest  # noqa: PLC0415 - only where something is watched
+    from lightning_gradwatch.testing.plugin.watched import WatchedTest  # noqa: PLC0415 - only where something is watched
 
     required = asked or (bool(markers) and options.enabled)
     return WatchedTest(options, required=required, every_trainer=options.enabled)

@@ -1,18 +1,21 @@
-"""Judging: rules read records and return findings, the same way live and from a file. No torch, no rendering."""
+"""What a program imports to judge by rules of its choice: the rules, what runs them, how they are chosen. No torch."""
 
 from __future__ import annotations
 
-from lightning_gradwatch.rules.causes import relate
-from lightning_gradwatch.rules.dead import DeadUnits
-from lightning_gradwatch.rules.evaluator import Evaluator, evaluate_records, replay
-from lightning_gradwatch.rules.exploding import ExplodingGradient
-from lightning_gradwatch.rules.initialization import Initialization
-from lightning_gradwatch.rules.nonfinite import NonFiniteGradient
-from lightning_gradwatch.rules.oversized import OversizedUpdate
-from lightning_gradwatch.rules.protocol import Rule, Verdict
-from lightning_gradwatch.rules.registry import DEFAULT_RULES, RULE_BY_CODE, RULES
-from lightning_gradwatch.rules.saturated import SaturatedUnits
-from lightning_gradwatch.rules.selection import (
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULE_BY_CODE, RULES
+from lightning_gradwatch.judge.evaluator import Evaluator, evaluate_records, replay
+from lightning_gradwatch.judge.root_causes import relate
+from lightning_gradwatch.judge.rule import Rule, Verdict
+from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
+from lightning_gradwatch.judge.rules.initialization import Initialization
+from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient
+from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
+from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
+from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
+from lightning_gradwatch.judge.selection import (
     check_prefixes,
     code_of,
     nearest_rule,
@@ -20,9 +23,6 @@ from lightning_gradwatch.rules.selection import (
     rules_from_settings,
     settings_of,
 )
-from lightning_gradwatch.rules.stalled import StalledUpdate
-from lightning_gradwatch.rules.unreached import UnreachedLayer
-from lightning_gradwatch.rules.vanishing import VanishingGradient
 
 __all__ = [
     "DEFAULT_RULES",

@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 from judging import why_unmarked
 
-from lightning_gradwatch.fit import Fit
+from lightning_gradwatch.fit.fit import Fit
 from lightning_gradwatch.measure import faults
 
 # What is red is red again, here and elsewhere; `pytest --hypothesis-profile=default` draws anew each time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_gradwatch import evaluate, read_run
-from lightning_gradwatch.run import RunError
+from lightning_gradwatch.judge.run import RunError
 
 
 def check_equals_live(root):

@@ -14,17 +14,17 @@ STARTS_PROCESSES = re.compile(
 )
 MARKED = re.compile(r"\bpytest\.mark\.judges\b")
 JUDGES_NONE = {
-    "test_cli.py": "reads runs that are written by hand",
-    "test_cli_colour.py": "reads runs that are written by hand",
-    "test_event_file.py": "writes bytes",
+    "cli/test_command.py": "reads runs that are written by hand",
+    "cli/test_colour.py": "reads runs that are written by hand",
+    "record/events/test_file.py": "writes bytes",
     "test_light_import.py": "imports",
-    "test_packages.py": "imports, and a few steps",
+    "fit/test_packages.py": "imports, and a few steps",
     "test_what_arrives.py": "what is installed",
-    "test_plain_data.py": "data that processes hand on",
-    "test_outcome.py": "what spawned processes hand back of a few steps",
-    "measure/test_graph.py": "whether a few steps end",
+    "fit/test_plain_data.py": "data that processes hand on",
+    "fit/test_results.py": "what spawned processes hand back of a few steps",
+    "measure/model/test_autograd_graph.py": "whether a few steps end",
     "galleries/test_arithmetic.py": "about the arithmetics themselves",
-    "rules/test_rules.py": "judges records that are written by hand",
+    "judge/test_rules.py": "judges records that are written by hand",
     "integration/test_distributed.py": "compares numbers of a few steps",
     "integration/test_distributed_faults.py": "a few steps, about the faults in them",
     "integration/test_streams.py": "the command line, on runs that are written by hand",
@@ -45,7 +45,7 @@ def test_the_fixture_sees_the_records_of_a_fit(tmp_path, request):
     from integration.nets import Classifier, batches, trainer  # noqa: PLC0415
 
     from lightning_gradwatch import GradWatch  # noqa: PLC0415
-    from lightning_gradwatch.fit import Fit  # noqa: PLC0415
+    from lightning_gradwatch.fit.fit import Fit  # noqa: PLC0415
 
     assert "conftest" in Fit._take.__code__.co_filename
     watch = GradWatch(every_n_steps=1)

@@ -7,17 +7,17 @@ import pytest
 
 LIGHT = [
     "",
-    ".events",
-    ".event_file",
-    ".run",
+    ".record.events.step_events",
+    ".record.events.file",
+    ".judge.run",
     ".rules",
-    ".report.terminal",
+    ".tell.terminal",
     ".cli",
-    ".findings",
-    ".record",
+    ".record.finding",
+    ".record.step",
     ".pytest_plugin",
-    ".testing.watched",
-    ".report.training",
+    ".testing.plugin.watched",
+    ".tell.training",
 ]
 HEAVY = ["torch", "lightning", "pytorch_lightning"]
 
@@ -41,17 +41,17 @@ def test_the_public_names_of_judging_are_light_too():
 
 
 def test_this_test_can_fail():
-    assert "'torch'" in heavy_modules_after("import lightning_gradwatch.probe")
+    assert "'torch'" in heavy_modules_after("import lightning_gradwatch.measure.probe")
     assert "'torch'" in heavy_modules_after("from lightning_gradwatch import Probe")
 
 
 def test_measuring_does_not_import_lightning():
-    assert heavy_modules_after("import lightning_gradwatch.probe") == "['torch']"
+    assert heavy_modules_after("import lightning_gradwatch.measure.probe") == "['torch']"
 
 
 @pytest.mark.parametrize(
     "arguments", ["check nowhere --format sarif", "compare a b", "rules", "explain GW101", "--help"]
 )
 def test_the_command_line_stays_light_while_it_works(arguments):
-    program = f"from lightning_gradwatch.cli import main\nmain({arguments.split()!r})"
+    program = f"from lightning_gradwatch.cli.command import main\nmain({arguments.split()!r})"
     assert heavy_modules_after(program) == "[]"

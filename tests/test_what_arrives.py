@@ -39,7 +39,7 @@ def test_nothing_is_imported_that_isnt_declared():
     """Where the tests run, more is installed: by other packages, and for the tests."""
     declared = {"numpy", "PIL", "tensorboard", "torch", "pytorch_lightning", "typing_extensions", "tomli"}
     declared.add("google")  # protobuf, in which tensorboard's events are written
-    extras = {"packages.py": {"lightning"}, "demo": {"sklearn"}, "pytest_plugin.py": {"pytest"}, "testing": {"pytest"}}
+    extras = {"fit": {"lightning"}, "demo": {"sklearn"}, "pytest_plugin.py": {"pytest"}, "testing": {"pytest"}}
     found = {}
     for file in (ROOT / "lightning_gradwatch").rglob("*.py"):
         place = file.relative_to(ROOT / "lightning_gradwatch").parts[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.record import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.rules import DEFAULT_RULES, settings_of
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.selection import settings_of
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 
 def make_info(depth=6, *, prefix="net.", function="sigmoid", rules=None):

@@ -10,7 +10,7 @@ from benchmarks.galleries.cases import CASES, HALF_OF
 from benchmarks.galleries.peer_rules import Alarm, judge_as_peers
 from benchmarks.galleries.runner import load, run_folder
 from lightning_gradwatch import DEFAULT_RULES, Finding, Severity, evaluate, read_run
-from lightning_gradwatch.rules import Evaluator
+from lightning_gradwatch.judge.evaluator import Evaluator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

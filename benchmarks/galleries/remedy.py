@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.galleries.spec import Case
-    from lightning_gradwatch.findings import Action, Remedy
+    from lightning_gradwatch.record.finding import Action, Remedy
 
 
 @dataclass(frozen=True)

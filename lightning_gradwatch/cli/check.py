@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.compare import compare_runs
-from lightning_gradwatch.confirm import confirm
-from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
-from lightning_gradwatch.record import LAYER_METRICS, LayerState
-from lightning_gradwatch.report.coverage import columns_text
-from lightning_gradwatch.rules import RULE_BY_CODE, RULES, relate, replay, rules_from_settings
-from lightning_gradwatch.rules.wording import counted
-from lightning_gradwatch.run_folders import holds_event_files, is_event_file, natural, runs_below
-from lightning_gradwatch.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison, IgnoredLayers, RunVerdict
+from lightning_gradwatch.cli.confirm import confirm
+from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES
+from lightning_gradwatch.judge.compare import compare_runs
+from lightning_gradwatch.judge.evaluator import replay
+from lightning_gradwatch.judge.root_causes import relate
+from lightning_gradwatch.judge.selection import rules_from_settings
+from lightning_gradwatch.judge.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison, IgnoredLayers, RunVerdict
+from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
+from lightning_gradwatch.record.run_folders import holds_event_files, is_event_file, natural, runs_below
+from lightning_gradwatch.record.step import LAYER_METRICS, LayerState
+from lightning_gradwatch.record.wording import counted
+from lightning_gradwatch.tell.coverage import columns_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.rules import Rule
-    from lightning_gradwatch.run import Run
-    from lightning_gradwatch.settings import LayerIgnore, Settings, Threshold
+    from lightning_gradwatch.cli.settings import LayerIgnore, Settings, Threshold
+    from lightning_gradwatch.judge.rule import Rule
+    from lightning_gradwatch.judge.run import Run
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -89,7 +92,7 @@ def _place(error: Exception) -> str:
 
 
 def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict:
-    from lightning_gradwatch.run import read_run  # noqa: PLC0415 - the other commands read no runs
+    from lightning_gradwatch.judge.run import read_run  # noqa: PLC0415 - the other commands read no runs
 
     run = read_run(path)
     judged = _judge_run(run, settings)
@@ -230,7 +233,7 @@ def _exit_code(verdict: RunVerdict) -> int:
 
 def _compare(run: Run, judged: _Judged, settings: Settings) -> Comparison:
     """Judge the baseline by the same settings and put the run beside it."""
-    from lightning_gradwatch.run import read_run  # noqa: PLC0415 - the other commands read no runs
+    from lightning_gradwatch.judge.run import read_run  # noqa: PLC0415 - the other commands read no runs
 
     path = str(settings.baseline)
     try:

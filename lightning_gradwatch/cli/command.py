@@ -11,25 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.check import cannot_judge, find_runs, judge
-from lightning_gradwatch.cli_options import build_parser, terminal_width
-from lightning_gradwatch.config import load_settings
-from lightning_gradwatch.reasons import CannotJudgeError
-from lightning_gradwatch.report.cells import wants_colour, write
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.report.explain import explain_text, rules_text
-from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.report.terminal import line_text, summary_text, verdict_text
-from lightning_gradwatch.rules import RULE_BY_CODE, RULES, code_of, nearest_rule
-from lightning_gradwatch.settings import ConfigError, told
-from lightning_gradwatch.verdict import CANNOT_JUDGE, HEALTHY
+from lightning_gradwatch.cli.check import cannot_judge, find_runs, judge
+from lightning_gradwatch.cli.config import load_settings
+from lightning_gradwatch.cli.options import build_parser, terminal_width
+from lightning_gradwatch.cli.settings import ConfigError, told
+from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES
+from lightning_gradwatch.judge.selection import code_of, nearest_rule
+from lightning_gradwatch.judge.verdict import CANNOT_JUDGE, HEALTHY
+from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.record.reasons import CannotJudgeError
+from lightning_gradwatch.tell.cells import wants_colour, write
+from lightning_gradwatch.tell.explain import explain_text, rules_text
+from lightning_gradwatch.tell.formats import render
+from lightning_gradwatch.tell.terminal import line_text, summary_text, verdict_text
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-    from lightning_gradwatch.settings import Settings
-    from lightning_gradwatch.verdict import RunVerdict
+    from lightning_gradwatch.cli.settings import Settings
+    from lightning_gradwatch.judge.verdict import RunVerdict
 
 _FEW_COLLECTIONS = 100_000
 """A run is many objects that stay and hardly any cycle: looking for cycles takes a twentieth of the time."""

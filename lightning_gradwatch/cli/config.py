@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.settings import (
+from lightning_gradwatch.cli.settings import (
     KEYS,
     SCALARS,
     ConfigError,

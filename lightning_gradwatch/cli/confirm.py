@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.rules import replay, rules_from_settings
-from lightning_gradwatch.rules.wording import listed
+from lightning_gradwatch.judge.evaluator import replay
+from lightning_gradwatch.judge.selection import rules_from_settings
+from lightning_gradwatch.record.wording import listed
 from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.run import Run
-    from lightning_gradwatch.settings import Settings
-    from lightning_gradwatch.verdict import IgnoredLayers
+    from lightning_gradwatch.cli.settings import Settings
+    from lightning_gradwatch.judge.run import Run
+    from lightning_gradwatch.judge.verdict import IgnoredLayers
+    from lightning_gradwatch.record.finding import Finding
 
 _NAMED = 3
 

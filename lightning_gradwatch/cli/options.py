@@ -1,4 +1,4 @@
-"""The command line's grammar and its help. What the commands do is in `cli`."""
+"""The command line's grammar and its help. What the commands do is in `command`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import shutil
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning_gradwatch.cli.settings import FORMATS, LEVELS
 from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.settings import FORMATS, LEVELS
+from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.rules import RULE_BY_CODE, check_prefixes, code_of, nearest_rule
+from lightning_gradwatch.judge.catalog import RULE_BY_CODE
+from lightning_gradwatch.judge.selection import check_prefixes, code_of, nearest_rule
+from lightning_gradwatch.record.finding import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

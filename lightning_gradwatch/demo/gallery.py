@@ -19,10 +19,12 @@ from lightning_gradwatch.demo.nets import (
     vgg16,
     xavier,
 )
-from lightning_gradwatch.rules import Rule, VanishingGradient
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from lightning_gradwatch.judge.rule import Rule
 
 
 @dataclass(frozen=True, kw_only=True)

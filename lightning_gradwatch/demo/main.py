@@ -12,7 +12,7 @@ from lightning_gradwatch.demo.gallery import GALLERY, Patient
 from lightning_gradwatch.demo.screen import Screen
 from lightning_gradwatch.demo.table import layer_table, scales, signal_sentence
 from lightning_gradwatch.demo.training import Outcome, train
-from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.record.finding import Severity
 
 if TYPE_CHECKING:
     import os

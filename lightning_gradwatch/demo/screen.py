@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from lightning_gradwatch.report.cells import cells_of, cut, paint, wants_colour, wrapped, write
+from lightning_gradwatch.tell.cells import cells_of, cut, paint, wants_colour, wrapped, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.report.cells import Cell, table_lines, width_of_table, widths_of
-from lightning_gradwatch.rules.wording import number, percent
+from lightning_gradwatch.record.wording import number, percent
+from lightning_gradwatch.tell.cells import Cell, table_lines, width_of_table, widths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lightning_gradwatch.demo.training import Outcome
-    from lightning_gradwatch.record import StepRecord
+    from lightning_gradwatch.record.step import StepRecord
 
 _BAR = 12
 _SHARE_BAR = 5

@@ -17,8 +17,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_gradwatch.callback import GradWatch
-from lightning_gradwatch.findings import Finding, GradWatchWarning
+from lightning_gradwatch.fit.callback import GradWatch
+from lightning_gradwatch.record.finding import Finding, GradWatchWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.demo.data import Data
     from lightning_gradwatch.demo.gallery import Patient
     from lightning_gradwatch.demo.screen import Bar, Screen
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _BATCH = 64
 _LOG_EVERY = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.fit.trainer import TracedTrainingStep, is_compiled_step
 from lightning_gradwatch.measure.optimizer_step import OptimizerSteps
-from lightning_gradwatch.trainer import TracedTrainingStep, is_compiled_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,32 +13,28 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.arguments import check_choice, check_count, check_function
-from lightning_gradwatch.batch_hooks import BatchHooks
-from lightning_gradwatch.callback_base import Telling, guarded
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.fit import Fit, Speaks
+from lightning_gradwatch.fit.arguments import check_choice, check_count, check_function
+from lightning_gradwatch.fit.batch_hooks import BatchHooks
+from lightning_gradwatch.fit.callback_base import Telling, guarded
+from lightning_gradwatch.fit.fit import Fit, Speaks
+from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
+from lightning_gradwatch.fit.results import Outcome
+from lightning_gradwatch.fit.schedule import DEFAULT_EVERY_N_STEPS, Schedule
+from lightning_gradwatch.fit.trainer import accumulates, current_scale, describe, folder_of, logger_step, ranks_of
+from lightning_gradwatch.fit.writing.writer import Sinks
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.rule import Rule
+from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.selection import resolve_rules
 from lightning_gradwatch.measure.assemble import StepFacts
-from lightning_gradwatch.measure.compiled import has_compiled_step
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.mask import Mask, mask_of
-from lightning_gradwatch.outcome import Outcome
-from lightning_gradwatch.packages import AnyModule, AnyTrainer
-from lightning_gradwatch.probe import Probe
-from lightning_gradwatch.rules import DeadUnits, Evaluator, Rule, resolve_rules
-from lightning_gradwatch.schedule import DEFAULT_EVERY_N_STEPS, Schedule
-from lightning_gradwatch.sinks import Sinks
-from lightning_gradwatch.trainer import (
-    accumulates,
-    current_scale,
-    describe,
-    folder_of,
-    logger_step,
-    ranks_of,
-)
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.measure.trace.compiled import has_compiled_step
+from lightning_gradwatch.measure.units.mask import Mask, mask_of
+from lightning_gradwatch.record.finding import Severity
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.ranks.ranks import Ranks
+    from lightning_gradwatch.fit.ranks.ranks import Ranks
 
 FailOn = Literal["warning", "error"]
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 
-from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarning
-from lightning_gradwatch.kin import Kin
+from lightning_gradwatch.fit.copies import Kin
+from lightning_gradwatch.fit.packages import AnyCallback
+from lightning_gradwatch.fit.results import Handover, Outcome
 from lightning_gradwatch.measure.faults import Faults, GivenUp
-from lightning_gradwatch.outcome import Handover, Outcome
-from lightning_gradwatch.packages import AnyCallback
-from lightning_gradwatch.record import NotCovered, RunInfo, StepRecord
-from lightning_gradwatch.report.announce import tell_unwatched
+from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning
+from lightning_gradwatch.record.step import NotCovered, RunInfo, StepRecord
+from lightning_gradwatch.tell.announce import tell_unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from lightning_gradwatch.fit import Fit
+    from lightning_gradwatch.fit.fit import Fit
 
 
 class Telling(AnyCallback):

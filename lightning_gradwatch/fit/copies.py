@@ -13,14 +13,14 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning_gradwatch.outcome import Outcome
-from lightning_gradwatch.record import NotCovered
-from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.fit.results import Outcome
+from lightning_gradwatch.record.step import NotCovered
+from lightning_gradwatch.record.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.record.finding import Finding
 
     class Watching(Protocol):
         """A callback, as far as it tells of its own fit."""

@@ -8,30 +8,31 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from lightning_gradwatch.findings import Finding, GradWatchError, GradWatchWarning, Severity
+from lightning_gradwatch.fit.schedule import Schedule
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.selection import settings_of
+from lightning_gradwatch.judge.verdict import RunVerdict
 from lightning_gradwatch.measure.faults import GivenUp
 from lightning_gradwatch.measure.unobserved import unobserved
-from lightning_gradwatch.report.announce import announce, conclude, tell, warn
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.report.terminal import warning_text
-from lightning_gradwatch.rules import Evaluator, settings_of
-from lightning_gradwatch.rules.wording import counted
-from lightning_gradwatch.saved import StateError, mapping_of, places_of
-from lightning_gradwatch.schedule import Schedule
-from lightning_gradwatch.verdict import RunVerdict
+from lightning_gradwatch.record.checkpoint import StateError, mapping_of, places_of
+from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning, Severity
+from lightning_gradwatch.record.wording import counted
+from lightning_gradwatch.tell.announce import announce, conclude, tell, warn
+from lightning_gradwatch.tell.terminal import warning_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch.optim import Optimizer
 
+    from lightning_gradwatch.fit.ranks.ranks import Ranks, SharedRecord
+    from lightning_gradwatch.fit.writing.writer import Sinks
     from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
     from lightning_gradwatch.measure.faults import Faults, Part
+    from lightning_gradwatch.measure.probe import Probe
     from lightning_gradwatch.measure.step import StepMeter
-    from lightning_gradwatch.probe import Probe
-    from lightning_gradwatch.ranks.ranks import Ranks, SharedRecord
-    from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.sinks import Sinks
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 Speaks: TypeAlias = Literal["aloud", "errors", "never"]
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
-from lightning_gradwatch.plain_data import decode, encode
-from lightning_gradwatch.record import LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.fit.plain_data import decode, encode
+from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.saved import count_of, mapping_of
+from lightning_gradwatch.record.checkpoint import count_of, mapping_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_gradwatch.measure.compiled import has_compiled_step
+from lightning_gradwatch.fit.ranks.exchange import Exchange
+from lightning_gradwatch.fit.ranks.ranks import Ranks
 from lightning_gradwatch.measure.coverage import OUT_OF_SIGHT
 from lightning_gradwatch.measure.faults import Unsupported
-from lightning_gradwatch.measure.location import mark_outermost
+from lightning_gradwatch.measure.model.call_site import mark_outermost
 from lightning_gradwatch.measure.patches import Patch
-from lightning_gradwatch.ranks.exchange import Exchange
-from lightning_gradwatch.ranks.ranks import Ranks
-from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.measure.trace.compiled import has_compiled_step
+from lightning_gradwatch.record.step import NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.step import StepMeter
-    from lightning_gradwatch.record import RunInfo
+    from lightning_gradwatch.record.step import RunInfo
 
 
 class TracedTrainingStep:

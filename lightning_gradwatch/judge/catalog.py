@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.rules.dead import DeadUnits
-from lightning_gradwatch.rules.exploding import ExplodingGradient
-from lightning_gradwatch.rules.initialization import Initialization
-from lightning_gradwatch.rules.nonfinite import NonFiniteGradient
-from lightning_gradwatch.rules.oversized import OversizedUpdate
-from lightning_gradwatch.rules.saturated import SaturatedUnits
-from lightning_gradwatch.rules.stalled import StalledUpdate
-from lightning_gradwatch.rules.unreached import UnreachedLayer
-from lightning_gradwatch.rules.vanishing import VanishingGradient
+from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
+from lightning_gradwatch.judge.rules.initialization import Initialization
+from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient
+from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
+from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
+from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.rules.protocol import Rule
+    from lightning_gradwatch.judge.rule import Rule
 
 RULES: tuple[type[Rule], ...] = (
     VanishingGradient,

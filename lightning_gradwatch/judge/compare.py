@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.rules.wording import counted
-from lightning_gradwatch.verdict import Change, Comparison
+from lightning_gradwatch.judge.verdict import Change, Comparison
+from lightning_gradwatch.record.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import FloatVector
-    from lightning_gradwatch.run import Run
+    from lightning_gradwatch.judge.run import Run
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import FloatVector
 
 FACTOR = 3.0
 """A smaller change of a norm or a ratio is never called worse."""

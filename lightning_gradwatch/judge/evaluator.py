@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_gradwatch.findings import Finding, Severity
-from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
-from lightning_gradwatch.rules.causes import awaits_root, in_order, relate, related
-from lightning_gradwatch.rules.memory import plain
-from lightning_gradwatch.rules.protocol import HEALTHY
-from lightning_gradwatch.rules.trend import LOSSES, Losses
-from lightning_gradwatch.saved import (
+from lightning_gradwatch.judge.evidence.loss_trend import LOSSES, Losses
+from lightning_gradwatch.judge.root_causes import awaits_root, in_order, relate, related
+from lightning_gradwatch.judge.rule import HEALTHY
+from lightning_gradwatch.judge.streaks import plain
+from lightning_gradwatch.record.checkpoint import (
     StateError,
     count_of,
     instance_of,
@@ -25,12 +23,14 @@ from lightning_gradwatch.saved import (
     numbers_of,
     plain_of,
 )
+from lightning_gradwatch.record.finding import Finding, Severity
+from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.rules.protocol import Rule, Sighting, State, Verdict
+    from lightning_gradwatch.judge.rule import Rule, Sighting, State, Verdict
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _VERSION = 5
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")

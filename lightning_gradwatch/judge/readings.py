@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
-    from lightning_gradwatch.rules.memory import Mask
-    from lightning_gradwatch.rules.protocol import State
+    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
 
 
 def hidden_sites(info: RunInfo) -> list[tuple[int, SiteInfo]]:

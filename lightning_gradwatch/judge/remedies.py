@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.findings import Action, Remedy
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.rates import rate_factor
-from lightning_gradwatch.rules.readings import hidden_sites
-from lightning_gradwatch.rules.targets import SCALE_TARGETS
-from lightning_gradwatch.rules.wording import listed, number
+from lightning_gradwatch.judge.evidence.unscaled_targets import SCALE_TARGETS
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.rates import rate_factor
+from lightning_gradwatch.judge.readings import hidden_sites
+from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.record.wording import listed, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.record import RunInfo, SiteInfo
-    from lightning_gradwatch.rules.drift import Drift
+    from lightning_gradwatch.judge.evidence.onset import Drift
+    from lightning_gradwatch.record.step import RunInfo, SiteInfo
 
 DEEP_SITES = 12
 """Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_gradwatch.findings import Finding, Remedy, Severity
+from lightning_gradwatch.record.finding import Finding, Remedy, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

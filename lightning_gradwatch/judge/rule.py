@@ -1,6 +1,6 @@
 """What a rule is: a frozen dataclass of thresholds that reads one record at a time and keeps nothing itself.
 
-A rule's memory is a dictionary of plain data and of `memory.Columns`, handed in at each record: it travels in a
+A rule's memory is a dictionary of plain data and of `streaks.Columns`, handed in at each record: it travels in a
 checkpoint by names, so layers or sites that appear in mid-run can't shift it. The losses in it (`trend.loss_trend`) are the
 evaluator's, one for all rules.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-from lightning_gradwatch.findings import Finding, GradWatchWarning, Remedy, Severity
-from lightning_gradwatch.record import RunInfo, StepRecord
+from lightning_gradwatch.record.finding import Finding, GradWatchWarning, Remedy, Severity
+from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 State: TypeAlias = dict[str, Any]
 
@@ -80,7 +80,7 @@ class Rule(ABC):
 
     @abstractmethod
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
-        """Judge one record; `state` is this rule's memory, changed in place: plain JSON data, or made by `memory`."""
+        """Judge one record; `state` is this rule's memory, changed in place: plain JSON data, or made by `streaks`."""
 
     def settings(self) -> dict[str, Any]:
         """Return the thresholds by field name, as plain JSON data."""

@@ -16,14 +16,14 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch import columns
-from lightning_gradwatch.description import check_lengths
-from lightning_gradwatch.findings import Finding
-from lightning_gradwatch.reasons import DATA_ERRORS, CannotJudgeError, reason_of
-from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
-from lightning_gradwatch.remote import is_remote, local_path
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.run_files import Problems, Written, read_files, tell_missing_fits
+from lightning_gradwatch.record import run_info
+from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.record.finding import Finding
+from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
+from lightning_gradwatch.record.remote import is_remote, local_path
+from lightning_gradwatch.record.run_files import Problems, Written, read_files, tell_missing_fits
+from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.record.validation import check_lengths
 
 _MOST_GONE = 4_000_000
 
@@ -97,7 +97,7 @@ class Run:
             RunError: nearly all of it would be NaN, and far larger than what is known.
         """
         try:
-            return columns.series(self.records, self.infos, metric, self.names(metric))
+            return run_info.series(self.records, self.infos, metric, self.names(metric))
         except CannotJudgeError as error:
             raise RunError(f"{self.path}: {error}") from error
 
@@ -178,8 +178,8 @@ def evaluate(
         RunError: it holds what can't be judged.
         TypeError, ValueError: records without what describes them.
     """
-    from lightning_gradwatch.rules import evaluate_records, rules_from_settings  # noqa: PLC0415 - reading needs no rules
-    from lightning_gradwatch.rules.selection import from_configuration  # noqa: PLC0415 - as above
+    from lightning_gradwatch.judge.evaluator import evaluate_records  # noqa: PLC0415 - reading needs no rules
+    from lightning_gradwatch.judge.selection import from_configuration, rules_from_settings  # noqa: PLC0415 - as above
 
     if not isinstance(run, Run):
         if info is None:
@@ -205,7 +205,8 @@ def _described(info: Any) -> dict[str, RunInfo]:
     Raises:
         TypeError: something isn't a description.
     """
-    from lightning_gradwatch.rules import DEFAULT_RULES, settings_of  # noqa: PLC0415 - reading needs no rules
+    from lightning_gradwatch.judge.catalog import DEFAULT_RULES  # noqa: PLC0415 - reading needs no rules
+    from lightning_gradwatch.judge.selection import settings_of  # noqa: PLC0415 - reading needs no rules
 
     infos: dict[str, RunInfo] = {}
     for each in info if isinstance(info, Iterable) and not isinstance(info, str) else (info,):
@@ -323,7 +324,7 @@ def _check_growth(infos: dict[str, RunInfo]) -> None:
 
 
 def _nothing(path: Path, paths: Sequence[Path], written: Sequence[Written], problems: Problems) -> str:
-    from lightning_gradwatch.foreign import describe_curves, gradient_curves  # noqa: PLC0415 - only where nothing is ours
+    from lightning_gradwatch.record.events.lightning_curves import describe_curves, gradient_curves  # noqa: PLC0415 - only where nothing is ours
 
     if not any(file.stat().st_size for file in paths):
         return f"nothing is written yet in {path}: {', '.join(file.name for file in paths[:3])} is empty"

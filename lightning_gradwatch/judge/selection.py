@@ -8,8 +8,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.rules.protocol import Rule
-from lightning_gradwatch.rules.registry import DEFAULT_RULES, RULE_BY_CODE
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULE_BY_CODE
+from lightning_gradwatch.judge.rule import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

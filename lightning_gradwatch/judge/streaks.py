@@ -17,8 +17,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.record import FloatVector, RunInfo
-    from lightning_gradwatch.rules.protocol import State
+    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.record.step import FloatVector, RunInfo
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.findings import Severity
+from lightning_gradwatch.record.finding import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.findings import Finding
+    from lightning_gradwatch.record.finding import Finding
 
 HEALTHY, FOUND, CANNOT_JUDGE = 0, 1, 2
 

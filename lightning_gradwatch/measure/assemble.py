@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.tally import OfLayer, OfSite, tally
-from lightning_gradwatch.measure.windows import fractions
-from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.measure.totals import OfLayer, OfSite, tally
+from lightning_gradwatch.measure.units.windows import fractions
+from lightning_gradwatch.record.step import FloatVector, LayerState, RunInfo, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.measure.pack import Values
     from lightning_gradwatch.measure.step import Measured
-    from lightning_gradwatch.measure.tally import Columns, Tally
-    from lightning_gradwatch.measure.windows import Window, Windows
+    from lightning_gradwatch.measure.totals import Columns, Tally
+    from lightning_gradwatch.measure.transfer.host import Values
+    from lightning_gradwatch.measure.units.windows import Window, Windows
 
 _NAN = float("nan")
 _LACKING = (LayerState.NONE, LayerState.ZERO)

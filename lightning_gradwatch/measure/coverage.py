@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.audit import UNSEEN_USE
-from lightning_gradwatch.measure.compiled import COMPILED, is_compiled
-from lightning_gradwatch.measure.layers import parameters_of, qualified_name
-from lightning_gradwatch.measure.unseen import UNTRAINED
-from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.measure.model.layers import parameters_of, qualified_name
+from lightning_gradwatch.measure.trace.compiled import COMPILED, is_compiled
+from lightning_gradwatch.measure.trace.hidden_ops import UNSEEN_USE
+from lightning_gradwatch.measure.trace.uncovered import UNTRAINED
+from lightning_gradwatch.record.step import NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.layers import Layers
-    from lightning_gradwatch.measure.location import Location
-    from lightning_gradwatch.measure.sites import Sites
-    from lightning_gradwatch.measure.unseen import Note, Unseen
+    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.layers import Layers
+    from lightning_gradwatch.measure.model.sites import Sites
+    from lightning_gradwatch.measure.trace.uncovered import Note, Unseen
 
 _SCRIPTED = "scripted: its activations aren't seen"
 NOT_CALLED = "not called in a measured step"

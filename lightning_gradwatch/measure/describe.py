@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_gradwatch.measure.coverage import not_covered
-from lightning_gradwatch.record import OptimizerInfo, RunInfo
+from lightning_gradwatch.record.step import OptimizerInfo, RunInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.layers import Layers
-    from lightning_gradwatch.measure.sites import Sites
-    from lightning_gradwatch.measure.unseen import Unseen
+    from lightning_gradwatch.measure.model.layers import Layers
+    from lightning_gradwatch.measure.model.sites import Sites
+    from lightning_gradwatch.measure.trace.uncovered import Unseen
 
 
 def describe(

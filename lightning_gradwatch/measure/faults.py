@@ -8,8 +8,8 @@ from __future__ import annotations
 import warnings
 from typing import Literal, TypeAlias
 
-from lightning_gradwatch.findings import GradWatchWarning
-from lightning_gradwatch.report.escape import Place, escape
+from lightning_gradwatch.record.escape import Place, escape
+from lightning_gradwatch.record.finding import GradWatchWarning
 
 Part: TypeAlias = Literal["activations", "signal", "gradients", "updates", "record", "rules", "writing", "schedule"]
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.layers import by_device
+from lightning_gradwatch.measure.model.layers import by_device
+from lightning_gradwatch.measure.model.shards import local_parts, replicas_of, why_unreadable
 from lightning_gradwatch.measure.norms import l2_norms
-from lightning_gradwatch.measure.shards import local_parts, replicas_of, why_unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from lightning_gradwatch.measure.layers import Layer, Owned
-    from lightning_gradwatch.measure.pack import Pack, Slot, Values
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.measure.model.layers import Layer, Owned
+    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.record.step import FloatVector
 
 _WIDE = (torch.float64, torch.complex128)
 """Dtypes whose smallest entries have squares that vanish even in float64, so that a norm of 0 proves nothing."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from lightning_gradwatch.measure.compiled import AroundStep, has_compiled_step
 from lightning_gradwatch.measure.patches import Patch
+from lightning_gradwatch.measure.trace.compiled import AroundStep, has_compiled_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

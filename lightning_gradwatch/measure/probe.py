@@ -11,30 +11,30 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from lightning_gradwatch.measure.aside import need_space
 from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
-from lightning_gradwatch.measure.compiled import is_compiled
 from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.graph import TOO_LARGE
-from lightning_gradwatch.measure.layers import Layers, parameters_of, unwrapped
-from lightning_gradwatch.measure.location import ModuleNames
-from lightning_gradwatch.measure.mask import Mask, Masks
+from lightning_gradwatch.measure.model.autograd_graph import TOO_LARGE
+from lightning_gradwatch.measure.model.call_site import ModuleNames
+from lightning_gradwatch.measure.model.layers import Layers, parameters_of, unwrapped
+from lightning_gradwatch.measure.model.path import Path
+from lightning_gradwatch.measure.model.sites import Sites
 from lightning_gradwatch.measure.optimizer_step import OptimizerSteps
-from lightning_gradwatch.measure.path import Path
-from lightning_gradwatch.measure.sites import Sites
-from lightning_gradwatch.measure.staging import Staging
 from lightning_gradwatch.measure.step import StepMeter
-from lightning_gradwatch.measure.tally import Columns
-from lightning_gradwatch.measure.trail import MOST_STEPS, MOST_TRIES
+from lightning_gradwatch.measure.totals import Columns
+from lightning_gradwatch.measure.trace.compiled import is_compiled
+from lightning_gradwatch.measure.trace.lost_gradients import MOST_STEPS, MOST_TRIES
+from lightning_gradwatch.measure.trace.opaque import need_space
+from lightning_gradwatch.measure.trace.uncovered import BY_GRAD, Note, Unseen
+from lightning_gradwatch.measure.units.batched_reductions import Staging
+from lightning_gradwatch.measure.units.mask import Mask, Masks
+from lightning_gradwatch.measure.units.windows import Windows
 from lightning_gradwatch.measure.unobserved import unobserved
-from lightning_gradwatch.measure.unseen import BY_GRAD, Note, Unseen
 from lightning_gradwatch.measure.updates import Limits, Snapshots
-from lightning_gradwatch.measure.windows import Windows
-from lightning_gradwatch.record import RunInfo, StepRecord
+from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.measure.layers import Layer
+    from lightning_gradwatch.measure.model.layers import Layer
 
 
 _MOST_INFOS = 100

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.measure.layers import parameters_of
+from lightning_gradwatch.measure.model.layers import parameters_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.faults import Faults
+    from lightning_gradwatch.measure.units.site_stats import SiteSums
 
 Grads: TypeAlias = "tuple[Tensor | None, ...]"
 

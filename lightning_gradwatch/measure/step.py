@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.findings import GradWatchWarning
 from lightning_gradwatch.measure import faults as internal
-from lightning_gradwatch.measure.activations import Activations
-from lightning_gradwatch.measure.aside import stepping_aside
-from lightning_gradwatch.measure.audit import Audit, AuditedTracer
-from lightning_gradwatch.measure.by_hand import Held
-from lightning_gradwatch.measure.collect import Collected, SiteSums
-from lightning_gradwatch.measure.connections import Connections
 from lightning_gradwatch.measure.gradients import OptimizerGradients
-from lightning_gradwatch.measure.layers import parameters_of
-from lightning_gradwatch.measure.pack import Pack, Pending, Slot, Values
+from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.repeats import Repeats
 from lightning_gradwatch.measure.signal import SignalHooks
-from lightning_gradwatch.measure.tags import Tags
-from lightning_gradwatch.measure.tracer import Tracer
-from lightning_gradwatch.measure.trail import Trail, TrailedTracer
+from lightning_gradwatch.measure.trace.activation_calls import Activations
+from lightning_gradwatch.measure.trace.connections import Connections
+from lightning_gradwatch.measure.trace.hidden_ops import Audit, AuditedTracer
+from lightning_gradwatch.measure.trace.lost_gradients import Trail, TrailedTracer
+from lightning_gradwatch.measure.trace.manual_gradients import Held
+from lightning_gradwatch.measure.trace.opaque import stepping_aside
+from lightning_gradwatch.measure.trace.tensor_state import Tags
+from lightning_gradwatch.measure.trace.tracer import Tracer
+from lightning_gradwatch.measure.transfer.host import Pack, Pending, Slot, Values
+from lightning_gradwatch.measure.units.site_stats import Collected, SiteSums
 from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
+from lightning_gradwatch.record.finding import GradWatchWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.layers import Layer, Layers, Owned
-    from lightning_gradwatch.measure.location import ModuleNames
-    from lightning_gradwatch.measure.path import Path
-    from lightning_gradwatch.measure.sites import Site, Sites
-    from lightning_gradwatch.measure.staging import Staging
-    from lightning_gradwatch.measure.unseen import Unseen
+    from lightning_gradwatch.measure.model.call_site import ModuleNames
+    from lightning_gradwatch.measure.model.layers import Layer, Layers, Owned
+    from lightning_gradwatch.measure.model.path import Path
+    from lightning_gradwatch.measure.model.sites import Site, Sites
+    from lightning_gradwatch.measure.trace.uncovered import Unseen
+    from lightning_gradwatch.measure.units.batched_reductions import Staging
     from lightning_gradwatch.measure.updates import Snapshots, WeightSnapshot
 
 

@@ -17,15 +17,15 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lightning_gradwatch.measure.collect import SiteSums
     from lightning_gradwatch.measure.gradients import OptimizerGradients
-    from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.measure.pack import Slot, Values
-    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.model.sites import Site
     from lightning_gradwatch.measure.step import Measured
+    from lightning_gradwatch.measure.transfer.host import Slot, Values
+    from lightning_gradwatch.measure.units.site_stats import SiteSums
+    from lightning_gradwatch.measure.units.windows import Chunk
     from lightning_gradwatch.measure.updates import WeightSnapshot
-    from lightning_gradwatch.measure.windows import Chunk
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.record.step import FloatVector
 
 Rows: TypeAlias = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.report.escape import Place, escape
+from lightning_gradwatch.record.escape import Place, escape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

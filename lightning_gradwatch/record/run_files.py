@@ -6,19 +6,19 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.decoding import SIGNS, DecodedEvent, Decoder
-from lightning_gradwatch.event_reader import EventReader
-from lightning_gradwatch.numbering import Stamp
-from lightning_gradwatch.record import SCHEMA_VERSION
-from lightning_gradwatch.rules.wording import counted
-from lightning_gradwatch.wire import PLUGIN
+from lightning_gradwatch.record.events.decoding import SIGNS, DecodedEvent, Decoder
+from lightning_gradwatch.record.events.encoding import PLUGIN
+from lightning_gradwatch.record.events.numbering import Stamp
+from lightning_gradwatch.record.events.reader import EventReader
+from lightning_gradwatch.record.step import SCHEMA_VERSION
+from lightning_gradwatch.record.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _MOST_TOLD = 20
 _LONGEST = 500

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from lightning_gradwatch.reasons import CannotJudgeError
+from lightning_gradwatch.record.reasons import CannotJudgeError
 
 _MOST_ENTRIES = 200_000
 """Files and folders that are looked at."""

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence  # noqa: TC003 - `get_type_hints` of a public class needs it
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.paths import SitePaths
-from lightning_gradwatch.reasons import CannotJudgeError
-from lightning_gradwatch.segments import segment_starts
+from lightning_gradwatch.record.reasons import CannotJudgeError
+from lightning_gradwatch.record.segments import segment_starts
+from lightning_gradwatch.record.signal_paths import SitePaths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.record import (
-        LayerInfo,
-        NotCovered,
-        OptimizerInfo,
-        RunInfo,
-        SiteInfo,
-        StepRecord,
-    )
+    from lightning_gradwatch.record.step import LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 FloatVector: TypeAlias = npt.NDArray[np.float64]
 

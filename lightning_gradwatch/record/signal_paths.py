@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.segments import components, turned_round
+from lightning_gradwatch.record.segments import components, turned_round
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.record.step import FloatVector
 
 Places: TypeAlias = npt.NDArray[np.intp]
 

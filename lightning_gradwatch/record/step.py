@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.columns import FloatVector as FloatVector  # noqa: PLC0414 - others have it from here
-from lightning_gradwatch.columns import RunColumns
+from lightning_gradwatch.record.run_info import FloatVector as FloatVector  # noqa: PLC0414 - others have it from here
+from lightning_gradwatch.record.run_info import RunColumns
 
 Role: TypeAlias = Literal["hidden", "gate", "output"]
 

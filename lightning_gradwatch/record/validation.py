@@ -7,7 +7,7 @@ import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.record import (
+from lightning_gradwatch.record.step import (
     LAYER_METRICS,
     LOOP_VECTORS,
     LayerInfo,
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import StepRecord
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import StepRecord
 
 MAX_NAME = 4096
 """Characters of a name: of a layer, a site, a class, an optimizer."""

@@ -7,16 +7,16 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.report.coverage import coverage_line
-from lightning_gradwatch.report.escape import Place, escape
-from lightning_gradwatch.report.terminal import check_command, ending, warning_text
+from lightning_gradwatch.record.escape import Place, escape
+from lightning_gradwatch.tell.coverage import coverage_line
+from lightning_gradwatch.tell.terminal import check_command, ending, warning_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import RunInfo
-    from lightning_gradwatch.verdict import RunVerdict
+    from lightning_gradwatch.judge.verdict import RunVerdict
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import RunInfo
 
 _INTERNAL = (
     "lightning_gradwatch.",

@@ -12,7 +12,7 @@ import unicodedata
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from lightning_gradwatch.report.escape import escape, is_command, uncut
+from lightning_gradwatch.record.escape import escape, is_command, uncut
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

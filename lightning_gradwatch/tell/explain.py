@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lightning_gradwatch.rules.protocol import Rule
+    from lightning_gradwatch.judge.rule import Rule
 
 
 def explain_text(rule: type[Rule], *, width: int = 80) -> str:

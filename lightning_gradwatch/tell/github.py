@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.escape import Place, escape
-from lightning_gradwatch.report.terminal import change_text, warning_text
-from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.record.escape import Place, escape
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.wording import counted
+from lightning_gradwatch.tell.terminal import change_text, warning_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.verdict import RunVerdict
+    from lightning_gradwatch.judge.verdict import RunVerdict
+    from lightning_gradwatch.record.finding import Finding
 
 _SHOWN = 10
 """Changes against a baseline that one annotation lists."""

@@ -1,4 +1,4 @@
-"""The report as JSON: everything a check knows, in a versioned form that `schemas/report.schema.json` describes.
+"""The report as JSON: everything a check knows, in a versioned form that `cli/schemas/report.schema.json` describes.
 
 Plain ASCII, so that no name in it can steer a terminal; a number that JSON can't hold is one of three words.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.escape import Place, escape, json_text
+from lightning_gradwatch.record.escape import Place, escape, json_text
+from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lightning_gradwatch.verdict import Comparison, RunVerdict
+    from lightning_gradwatch.judge.verdict import Comparison, RunVerdict
 
 REPORT_VERSION = 1
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, indent, tostring  # only written: no XML is ever parsed here
 
-from lightning_gradwatch.report.escape import Place, escape
-from lightning_gradwatch.report.terminal import change_text, warning_text
+from lightning_gradwatch.record.escape import Place, escape
+from lightning_gradwatch.tell.terminal import change_text, warning_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.verdict import RunVerdict
+    from lightning_gradwatch.judge.verdict import RunVerdict
+    from lightning_gradwatch.record.finding import Finding
 
 
 def junit_report(verdicts: Sequence[RunVerdict]) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.report.escape import Place, escape
-from lightning_gradwatch.report.terminal import change_text, consequence_text, outcome
-from lightning_gradwatch.rules.wording import listed, number
+from lightning_gradwatch.record.escape import Place, escape
+from lightning_gradwatch.record.wording import listed, number
+from lightning_gradwatch.tell.terminal import change_text, consequence_text, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.verdict import RunVerdict
+    from lightning_gradwatch.judge.verdict import RunVerdict
+    from lightning_gradwatch.record.finding import Finding
 
 _MARKS = {"healthy": "✅ healthy", "passed": "✅ passed", "failed": "❌ failed", "cannot-judge": "⚠️ can't judge"}
 _SHOWN = 20

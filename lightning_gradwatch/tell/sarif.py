@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.escape import Place, escape, json_text
-from lightning_gradwatch.report.terminal import change_text
-from lightning_gradwatch.rules import RULES
-from lightning_gradwatch.verdict import CANNOT_JUDGE
+from lightning_gradwatch.judge.catalog import RULES
+from lightning_gradwatch.judge.verdict import CANNOT_JUDGE
+from lightning_gradwatch.record.escape import Place, escape, json_text
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.tell.terminal import change_text
 from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.rules import Rule
-    from lightning_gradwatch.verdict import Comparison, RunVerdict
+    from lightning_gradwatch.judge.rule import Rule
+    from lightning_gradwatch.judge.verdict import Comparison, RunVerdict
+    from lightning_gradwatch.record.finding import Finding
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _WORSE = "baseline"

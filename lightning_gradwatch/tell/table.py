@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.report.cells import Cell, cells_of, table_lines, width_of_table, widths_of
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.rules.wording import counted, listed, number
+from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.record.wording import counted, listed, number
+from lightning_gradwatch.tell.cells import Cell, cells_of, table_lines, width_of_table, widths_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.verdict import RunVerdict
+    from lightning_gradwatch.judge.verdict import RunVerdict
+    from lightning_gradwatch.record.finding import Finding
 
 STYLES = {
     "healthy": "green",

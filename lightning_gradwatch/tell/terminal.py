@@ -5,18 +5,18 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.cells import paint, wrapped
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.report.table import STYLES, rule_table, runs_table
-from lightning_gradwatch.rules.wording import counted, listed, number, percent
-from lightning_gradwatch.verdict import Change, RunVerdict
+from lightning_gradwatch.judge.verdict import Change, RunVerdict
+from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.wording import counted, listed, number, percent
+from lightning_gradwatch.tell.cells import paint, wrapped
+from lightning_gradwatch.tell.table import STYLES, rule_table, runs_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.verdict import Comparison
+    from lightning_gradwatch.judge.verdict import Comparison
+    from lightning_gradwatch.record.finding import Finding
 
 __all__ = [
     "RunVerdict",

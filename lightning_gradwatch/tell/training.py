@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.report.cells import wrapped
-from lightning_gradwatch.report.coverage import columns_text
-from lightning_gradwatch.report.terminal import warning_text
-from lightning_gradwatch.rules.wording import counted, listed, number, percent
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.step import LayerState
+from lightning_gradwatch.record.wording import counted, listed, number, percent
+from lightning_gradwatch.tell.cells import wrapped
+from lightning_gradwatch.tell.coverage import columns_text
+from lightning_gradwatch.tell.terminal import warning_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _WIDTH = 80
 _UNREACHED = {LayerState.NONE: "it gets no gradient", LayerState.ZERO: "its gradient is exactly zero"}

@@ -1,1 +1,1 @@
-"""What stands behind the pytest plugin and `check_training`. Only `watch` imports torch and Lightning."""
+"""`check_training`, and what stands behind the pytest plugin, which must stay light: nothing is imported here."""

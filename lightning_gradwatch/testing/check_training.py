@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_gradwatch.findings import Finding, GradWatchError, Severity
-from lightning_gradwatch.measure.mask import Mask
-from lightning_gradwatch.record import RunInfo, StepRecord
-from lightning_gradwatch.report.training import training_text
-from lightning_gradwatch.rules import Rule
+from lightning_gradwatch.judge.rule import Rule
+from lightning_gradwatch.measure.units.mask import Mask
+from lightning_gradwatch.record.finding import Finding, GradWatchError, Severity
+from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.tell.training import training_text
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
 from lightning_gradwatch.testing.watch import Watch
 

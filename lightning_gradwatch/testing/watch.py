@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.callback import GradWatch
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.outcome import Outcome
-from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.fit.callback import GradWatch
+from lightning_gradwatch.fit.results import Outcome
+from lightning_gradwatch.fit.writing.writer import Sinks
+from lightning_gradwatch.record.finding import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.fit import Speaks
-    from lightning_gradwatch.measure.mask import Mask
-    from lightning_gradwatch.packages import AnyModule, AnyTrainer
-    from lightning_gradwatch.rules import Rule
+    from lightning_gradwatch.fit.fit import Speaks
+    from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
+    from lightning_gradwatch.judge.rule import Rule
+    from lightning_gradwatch.measure.units.mask import Mask
+    from lightning_gradwatch.record.finding import Finding
 
 
 class Watch(GradWatch):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from written import make_info, write_run
 
-from lightning_gradwatch import cli
-from lightning_gradwatch.check import find_runs
-from lightning_gradwatch.settings import FORMATS
+from lightning_gradwatch.cli import command
+from lightning_gradwatch.cli.check import find_runs
+from lightning_gradwatch.cli.settings import FORMATS
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def check(arguments):
-    return cli.main(["check", *arguments.split()])
+    return command.main(["check", *arguments.split()])
 
 
 @pytest.mark.parametrize(

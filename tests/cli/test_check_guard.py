@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from written import make_info, make_record, write_run
 
-from lightning_gradwatch import cli
 from lightning_gradwatch import evaluate as evaluate_run
-from lightning_gradwatch.check import judge
-from lightning_gradwatch.columns import series
-from lightning_gradwatch.reasons import CannotJudgeError, reason_of
-from lightning_gradwatch.report import formats
-from lightning_gradwatch.rules import DEFAULT_RULES, VanishingGradient, replay
-from lightning_gradwatch.run import Run, RunError, read_run
-from lightning_gradwatch.run_files import Problems
-from lightning_gradwatch.settings import FORMATS, Settings
+from lightning_gradwatch.cli import command
+from lightning_gradwatch.cli.check import judge
+from lightning_gradwatch.cli.settings import FORMATS, Settings
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.evaluator import replay
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
+from lightning_gradwatch.judge.run import Run, RunError, read_run
+from lightning_gradwatch.record.reasons import CannotJudgeError, reason_of
+from lightning_gradwatch.record.run_files import Problems
+from lightning_gradwatch.record.run_info import series
+from lightning_gradwatch.tell import formats
 
 DIGITS = "1" + "0" * 400
 ERRORS = {
@@ -68,7 +70,7 @@ def fails(monkeypatch):
 def test_what_one_run_brings_about_is_its_verdict_alone(fails, capsys, case, name):
     error, said = ERRORS[case]
     fails(error)
-    assert cli.main(["check", "--no-config", "--format", name, "first", "hostile", "last"]) == 2
+    assert command.main(["check", "--no-config", "--format", name, "first", "hostile", "last"]) == 2
     out, err = capsys.readouterr()
     assert err == ""
     assert f"step 5: {said}" in html.unescape(" ".join(out.split()))
@@ -83,7 +85,7 @@ def test_what_one_run_brings_about_is_its_verdict_alone(fails, capsys, case, nam
 
 def test_a_fault_of_ours_is_a_verdict_and_a_line_to_report(runs, fails, capsys):
     fails(TypeError("a bug"))
-    assert cli.main(["check", "--no-config", "first", "hostile", "last"]) == 2
+    assert command.main(["check", "--no-config", "first", "hostile", "last"]) == 2
     out, err = capsys.readouterr()
     assert "3 runs: 2 healthy, 1 can't be judged" in out
     assert "can't judge: hostile: its numbers can't be calculated with (TypeError: a bug)" in out
@@ -103,8 +105,8 @@ def test_a_verdict_that_cannot_be_told_is_replaced_by_why(runs, monkeypatch, cap
             raise OverflowError("too large")
         return real(verdicts, *args, **kwargs)
 
-    monkeypatch.setattr(cli, "verdict_text" if name == "text" else "render", tell)
-    assert cli.main(["check", "--no-config", "--format", name, "first", "hostile", "last"]) == 2
+    monkeypatch.setattr(command, "verdict_text" if name == "text" else "render", tell)
+    assert command.main(["check", "--no-config", "--format", name, "first", "hostile", "last"]) == 2
     out = " ".join(capsys.readouterr().out.split())
     assert "hostile: a number in it is too large to calculate with" in out
     assert "first" in out
@@ -132,11 +134,11 @@ def test_reading_raises_an_error_of_a_run_whatever_it_meets(runs, monkeypatch, e
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("lightning_gradwatch.run.read_files", fail)
+    monkeypatch.setattr("lightning_gradwatch.judge.run.read_files", fail)
     with pytest.raises(RunError, match="first can't be read: "):
         read_run("first")
     monkeypatch.setattr(
-        "lightning_gradwatch.run.read_files", lambda *args: (_ for _ in ()).throw(OSError(5, "I/O error"))
+        "lightning_gradwatch.judge.run.read_files", lambda *args: (_ for _ in ()).throw(OSError(5, "I/O error"))
     )
     with pytest.raises(RunError, match="first can't be read: I/O error"):
         read_run("first")
@@ -146,14 +148,14 @@ def test_a_comparison_that_fails_is_a_verdict(runs, monkeypatch, capsys):
     def fail(*args):
         raise OverflowError("x")
 
-    monkeypatch.setattr("lightning_gradwatch.check.compare_runs", fail)
-    assert cli.main(["compare", "--no-config", "first", "last"]) == 2
+    monkeypatch.setattr("lightning_gradwatch.cli.check.compare_runs", fail)
+    assert command.main(["compare", "--no-config", "first", "last"]) == 2
     assert "not comparable with first: a number in it is too large" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_baseline_that_cannot_be_judged_is_a_verdict(runs, fails, capsys):
     fails(MemoryError())
-    assert cli.main(["check", "--no-config", "--baseline", "hostile", "first"]) == 2
+    assert command.main(["check", "--no-config", "--baseline", "hostile", "first"]) == 2
     said = " ".join(capsys.readouterr().out.split())
     assert "the baseline can't be read: step 5: it takes more memory than there is" in said
 
@@ -168,7 +170,7 @@ def test_a_huge_number_in_a_setting_is_a_usage_error(runs, monkeypatch, capsys, 
     if place == "file":
         (runs / "gradwatch.toml").write_text(f"[rules.GW302]\nratio = {number}\n")
         arguments = []
-    assert cli.main(["check", "first", *arguments]) == 2
+    assert command.main(["check", "first", *arguments]) == 2
     out, err = capsys.readouterr()
     assert "internal error" not in err
     assert ("gradwatch.toml" if place == "file" else "GW302.ratio") in (out + err)
@@ -187,7 +189,7 @@ def test_a_huge_number_in_a_setting_is_a_usage_error(runs, monkeypatch, capsys, 
 )
 def test_a_hostile_file_of_settings_is_a_usage_error(runs, capsys, text):
     (runs / "gradwatch.toml").write_text(text)
-    assert cli.main(["check", "first"]) == 2
+    assert command.main(["check", "first"]) == 2
     err = capsys.readouterr().err
     assert "internal error" not in err
     assert "gradwatch.toml" in err
@@ -225,7 +227,7 @@ def test_a_run_that_cannot_be_opened_is_a_verdict(tmp_path):
 
 
 def test_a_code_that_is_none_is_shown_by_its_beginning(capsys):
-    assert cli.main(["explain", "x" * 100_000]) == 2
+    assert command.main(["explain", "x" * 100_000]) == 2
     assert len(capsys.readouterr().err) < 1000
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 from written import write_run
 
-from lightning_gradwatch import cli
+from lightning_gradwatch.cli import command as cli
 
 
 @pytest.fixture(autouse=True)

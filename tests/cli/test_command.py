@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_gradwatch import cli
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.record import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.rules import DEFAULT_RULES, settings_of
-from lightning_gradwatch.run import Run, RunError, read_run
+from lightning_gradwatch.cli import command as cli
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.run import Run, RunError, read_run
+from lightning_gradwatch.judge.selection import settings_of
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 INFO = RunInfo(
     layers=tuple(LayerInfo(f"net.{place}", "Linear", ((4, 4),), 16, weight=True) for place in range(0, 8, 2)),
@@ -73,7 +74,7 @@ def reader(monkeypatch):
             raise RunError(f"no such run: {path}")
         return RUNS[path]
 
-    monkeypatch.setattr("lightning_gradwatch.run.read_run", read_run)
+    monkeypatch.setattr("lightning_gradwatch.judge.run.read_run", read_run)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_real_event_file_gives_the_same_verdict(name, code, tmp_path, monkeypa
             file.write(step_event(record, RUNS[name].info, describe=place == 0))
     cli.main(["check", name])
     expected = capsys.readouterr().out
-    monkeypatch.setattr("lightning_gradwatch.run.read_run", REAL_READER)
+    monkeypatch.setattr("lightning_gradwatch.judge.run.read_run", REAL_READER)
     assert cli.main(["check", str(tmp_path)]) == code
     assert capsys.readouterr().out.splitlines()[2:] == expected.splitlines()[1:]
 
@@ -220,7 +221,7 @@ def test_an_interrupt_ends_quietly(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_gradwatch.run.read_run", interrupt)
+    monkeypatch.setattr("lightning_gradwatch.judge.run.read_run", interrupt)
     assert cli.main(["check", "healthy"]) == 130
     assert capsys.readouterr().err == ""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from lightning_gradwatch.config import load_settings
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.rules import RULE_BY_CODE, RULES
-from lightning_gradwatch.schemas import config_schema_text, read_schema
-from lightning_gradwatch.settings import KEYS, ConfigError, LayerIgnore, Settings
+from lightning_gradwatch.cli.config import load_settings
+from lightning_gradwatch.cli.schemas import config_schema_text, read_schema
+from lightning_gradwatch.cli.settings import KEYS, ConfigError, LayerIgnore, Settings
+from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES
+from lightning_gradwatch.record.finding import Severity
 
 WHOLE = """
 select = ["GW1", "GW201"]
@@ -315,10 +315,10 @@ class TestSchema:
         }
 
     def test_the_shipped_file_follows_the_rules(self):
-        """Else: python -m lightning_gradwatch.schemas."""
+        """Else: python -m lightning_gradwatch.cli.schemas."""
         from importlib import resources  # noqa: PLC0415
 
-        shipped = resources.files("lightning_gradwatch").joinpath("schemas/config.schema.json").read_text()
+        shipped = resources.files("lightning_gradwatch").joinpath("cli/schemas/config.schema.json").read_text()
         assert shipped == config_schema_text()
 
     def test_the_defaults_are_the_rules(self):

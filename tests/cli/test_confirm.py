@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from written import make_info, make_record
 
-from lightning_gradwatch import cli
-from lightning_gradwatch.check import judge
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import findings_event, step_event
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator
-from lightning_gradwatch.run import evaluate, read_run
-from lightning_gradwatch.settings import FORMATS, LayerIgnore, Settings, Threshold
+from lightning_gradwatch.cli import command
+from lightning_gradwatch.cli.check import judge
+from lightning_gradwatch.cli.settings import FORMATS, LayerIgnore, Settings, Threshold
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.run import evaluate, read_run
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import findings_event, step_event
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.tell.formats import render
 from lightning_gradwatch.version import __version__
 
 ILL = 4
@@ -53,7 +54,7 @@ def test_a_finding_whose_records_are_damaged_is_no_all_clear(tmp_path, capsys):
     assert (verdict.exit_code, verdict.failure) == (2, SAID)
     for name in FORMATS:
         assert "the live run reported GW103" in " ".join(render([verdict], name).split())
-    assert cli.main(["check", "--no-config", str(tmp_path)]) == 2
+    assert command.main(["check", "--no-config", str(tmp_path)]) == 2
     assert "can't judge: the live run reported GW103" in " ".join(capsys.readouterr().out.split())
 
 

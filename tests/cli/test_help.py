@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gradwatch import cli
-from lightning_gradwatch.cli_options import build_parser
+from lightning_gradwatch.cli import command as cli
+from lightning_gradwatch.cli.options import build_parser
 
-PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
+PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 COMMANDS = ["", "check", "compare", "explain", "rules", "demo"]
 
 

@@ -10,11 +10,11 @@ import pytest
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 from written import make_info, make_record, write_run
 
-from lightning_gradwatch import cli
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.foreign import describe_curves
-from lightning_gradwatch.run import RunError, read_run
+from lightning_gradwatch.cli import command
+from lightning_gradwatch.judge.run import RunError, read_run
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.lightning_curves import describe_curves
+from lightning_gradwatch.record.events.step_events import step_event
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def check(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def check(*arguments):
-        code = cli.main(["check", "--no-config", *map(str, arguments)])
+        code = command.main(["check", "--no-config", *map(str, arguments)])
         said = capsys.readouterr()
         assert "internal error" not in said.err
         return code, " ".join((said.out + said.err).split())

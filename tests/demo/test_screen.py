@@ -10,7 +10,7 @@ import pytest
 from lightning_gradwatch.demo import screen as module
 from lightning_gradwatch.demo.screen import Bar, Screen
 from lightning_gradwatch.demo.table import _lines
-from lightning_gradwatch.report.cells import Cell, cells_of
+from lightning_gradwatch.tell.cells import Cell, cells_of
 
 
 class Terminal(io.StringIO):

@@ -20,10 +20,10 @@ from torch import nn
 from written import write_run
 
 import lightning_gradwatch as package
-from lightning_gradwatch.cli_options import build_parser
-from lightning_gradwatch.config import load_settings
-from lightning_gradwatch.rules.selection import check_prefixes
-from lightning_gradwatch.testing.options import _OPTIONS
+from lightning_gradwatch.cli.config import load_settings
+from lightning_gradwatch.cli.options import build_parser
+from lightning_gradwatch.judge.selection import check_prefixes
+from lightning_gradwatch.testing.plugin.options import _OPTIONS
 
 LANGUAGES = {"python", "sh", "text", "toml", "yaml"}
 ON_PYTEST = "pytest.mark"

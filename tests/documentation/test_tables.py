@@ -14,10 +14,10 @@ from benchmarks.galleries.healthy import HEALTHY
 from benchmarks.galleries.ill import ILL
 from benchmarks.nets import NETS
 from lightning_gradwatch import DEFAULT_RULES, GradWatch, RunInfo
-from lightning_gradwatch.record import LAYER_METRICS, METRICS, NotCovered
-from lightning_gradwatch.report.coverage import coverage_line
-from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS
-from lightning_gradwatch.testing.options import _OPTIONS
+from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, NotCovered
+from lightning_gradwatch.record.summaries import CURVES, DESCRIPTIONS
+from lightning_gradwatch.tell.coverage import coverage_line
+from lightning_gradwatch.testing.plugin.options import _OPTIONS
 
 
 def without_numbers(text):

@@ -18,7 +18,7 @@ from lightning_gradwatch import GradWatch
 pytestmark = pytest.mark.slow  # each starts a process that imports a package
 
 PACKAGES = {"lightning.pytorch": "pytorch_lightning", "pytorch_lightning": "lightning.pytorch"}
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PRELUDE = """
 import importlib, json, logging, pickle, sys
 from global_state import differences, shared_state
@@ -175,7 +175,7 @@ def test_a_users_class_that_cant_be_one_of_another_package_ends_no_import(tmp_pa
     run(
         """
         from lightning_gradwatch import GradWatch
-        from lightning_gradwatch.packages import AnyCallback
+        from lightning_gradwatch.fit.packages import AnyCallback
         import lightning.pytorch, pytorch_lightning
         class Both(pytorch_lightning.Callback, lightning.pytorch.Callback): pass
         AnyCallback.__bases__ = (lightning.pytorch.Callback,)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from lightning_gradwatch.plain_data import decode, encode
+from lightning_gradwatch.fit.plain_data import decode, encode
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fit.test_plain_data import FLOATS, Evil, exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record.test_run_round_trip import INFOS, NAMES, bits, runs
 from sent import sent
-from test_plain_data import FLOATS, Evil, exact
-from test_run_round_trip import INFOS, NAMES, bits, runs
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
-from lightning_gradwatch.outcome import Handover, Outcome
-from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.fit.results import Handover, Outcome
+from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.step import NotCovered
 
 ARGUMENTS = st.lists(st.tuples(NAMES, NAMES | FLOATS | st.integers() | st.booleans() | st.none()), max_size=2)
 FINDINGS = st.builds(
@@ -90,7 +90,7 @@ def test_all_that_an_outcome_holds_comes_back_bit_for_bit(outcome):
 
 
 def test_what_is_no_outcome_is_refused():
-    from lightning_gradwatch.plain_data import encode  # noqa: PLC0415 - what another writer could have used
+    from lightning_gradwatch.fit.plain_data import encode  # noqa: PLC0415 - what another writer could have used
 
     with pytest.raises(ValueError, match="no outcome"):
         Outcome.from_bytes(encode(NotCovered("", ""), (NotCovered,)))
@@ -282,7 +282,7 @@ def test_another_user_who_sees_the_name_gets_nothing_run(shared, tmp_path):
 
 def test_no_module_of_the_package_reads_pickles():
     """Neither itself nor by what reads them for it."""
-    for path in (Path(__file__).parents[1] / "lightning_gradwatch").rglob("*.py"):
+    for path in (Path(__file__).parents[2] / "lightning_gradwatch").rglob("*.py"):
         text = path.read_text()
         for word in ("pickle", "shelve", "marshal", "torch.load", "torch.save", "joblib", "dill", "np.load"):
             assert word not in text, path

@@ -14,7 +14,7 @@ from benchmarks.galleries.ill import ILL
 from benchmarks.galleries.losses import LOSSES
 from benchmarks.galleries.spec import SEEDS
 from benchmarks.galleries.training import prepare
-from lightning_gradwatch.rules import RULE_BY_CODE
+from lightning_gradwatch.judge.catalog import RULE_BY_CODE
 
 
 def test_both_galleries_are_large_and_no_name_is_there_twice():

@@ -15,9 +15,9 @@ from benchmarks.galleries.judge import judge
 from benchmarks.galleries.remedy import NotApplicableError, try_remedy
 from benchmarks.galleries.runner import run
 from benchmarks.galleries.training import prepare
-from lightning_gradwatch.findings import Action, Remedy
-from lightning_gradwatch.probe import Probe
-from lightning_gradwatch.rules.remedies import Prescription
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.record.finding import Action, Remedy
 
 SITES = tuple(f"net.blocks.{place}.activation" for place in range(3))
 LAYERS = tuple(f"net.blocks.{place}.layer" for place in range(3))

@@ -13,9 +13,9 @@ from benchmarks.galleries.cases import CASES
 from benchmarks.galleries.judge import judge
 from benchmarks.galleries.remedy import try_remedy
 from benchmarks.galleries.runner import run
-from lightning_gradwatch.check import judge as check
-from lightning_gradwatch.findings import Finding, Remedy
-from lightning_gradwatch.settings import Settings
+from lightning_gradwatch.cli.check import judge as check
+from lightning_gradwatch.cli.settings import Settings
+from lightning_gradwatch.record.finding import Finding, Remedy
 
 SMALL = "vanishing-activation/sigmoid-8-iris"
 

@@ -24,11 +24,12 @@ from torch.distributed.tensor.parallel import (
 from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, Probe
-from lightning_gradwatch.measure import collect, counting, gradients, updates
-from lightning_gradwatch.ranks import exchange
-from lightning_gradwatch.ranks import ranks as ranks_module
-from lightning_gradwatch.rules.evaluator import Evaluator
-from lightning_gradwatch.schedule import Schedule
+from lightning_gradwatch.fit.ranks import exchange
+from lightning_gradwatch.fit.ranks import ranks as ranks_module
+from lightning_gradwatch.fit.schedule import Schedule
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.measure import gradients, updates
+from lightning_gradwatch.measure.units import counting, site_stats
 
 
 def bug(*_, **__):
@@ -58,7 +59,7 @@ def fit_with_fault(rank, *, where, of_ranks=(1,), at_call=1, **settings):
 
 FAULTS = {
     "counting": (counting.Counter, "count"),
-    "signal": (collect.SiteSums, "add_signal"),
+    "signal": (site_stats.SiteSums, "add_signal"),
     "gradients": (gradients, "l2_norms"),
     "updates": (updates, "_copy"),
     "schedule": (Schedule, "due"),

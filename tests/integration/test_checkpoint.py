@@ -85,7 +85,7 @@ def test_a_finding_told_before_the_checkpoint_is_not_told_again_after_it(tmp_pat
     assert first.findings
     with pytest.MonkeyPatch.context() as patch:
         told = []
-        patch.setattr("lightning_gradwatch.fit.warn", lambda finding, category: told.append(finding))
+        patch.setattr("lightning_gradwatch.fit.fit.warn", lambda finding, category: told.append(finding))
         fit(tmp_path / "second", second, vanishing_net(), steps=60, resume=saved)
     assert second.findings
     assert told == []

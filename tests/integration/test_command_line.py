@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_gradwatch import DEFAULT_RULES, GradWatch, VanishingGradient
-from lightning_gradwatch.rules import RULES
+from lightning_gradwatch.judge.catalog import RULES
 
 
 def steps(watch):

@@ -209,8 +209,8 @@ def test_a_compiled_step_of_a_plain_loop_that_is_given_a_closure_is_measured_too
     "where",
     [
         "lightning_gradwatch.measure.gradients.l2_norms",
-        "lightning_gradwatch.measure.compiled._at_the_end",
-        "lightning_gradwatch.probe.Probe.before_optimizer_step",
+        "lightning_gradwatch.measure.trace.compiled._at_the_end",
+        "lightning_gradwatch.measure.probe.Probe.before_optimizer_step",
     ],
 )
 def test_a_fault_of_ours_within_a_backward_pass_is_told_and_training_goes_on(where, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import torch
 from integration.nets import Classifier, batches, relu_net, seed, trainer, vanishing_net
 
 from lightning_gradwatch import GradWatch, GradWatchError, Severity
-from lightning_gradwatch.kin import Kin
+from lightning_gradwatch.fit.copies import Kin
 
 WAYS = {
     "deepcopy": copy.deepcopy,

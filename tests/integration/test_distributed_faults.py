@@ -9,7 +9,7 @@ from integration.processes import Processes
 from integration.whole_batch import agree, same
 
 from lightning_gradwatch import VanishingGradientWarning
-from lightning_gradwatch.rules import DeadUnits
+from lightning_gradwatch.judge.rules.dead import DeadUnits
 
 pytestmark = pytest.mark.slow
 

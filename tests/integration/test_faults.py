@@ -37,25 +37,25 @@ def full_disk(*args, **kwargs):
 
 
 FAULTS = {
-    "counting": ("lightning_gradwatch.measure.counting.Counter.count", bug, "activations"),
-    "locating": ("lightning_gradwatch.measure.activations.locate", bug, "activations"),
-    "identifying": ("lightning_gradwatch.measure.tracer.identify", bug, "activations"),
-    "after an activation": ("lightning_gradwatch.measure.activations.Activations.after", bug, "activations"),
-    "end of a pass": ("lightning_gradwatch.measure.sites.Sites.settle", bug, "activations"),
-    "signal": ("lightning_gradwatch.measure.collect.SiteSums.add_signal", bug, "signal"),
-    "walking the graph": ("lightning_gradwatch.measure.connections.Connections.end_pass", bug, "signal"),
+    "counting": ("lightning_gradwatch.measure.units.counting.Counter.count", bug, "activations"),
+    "locating": ("lightning_gradwatch.measure.trace.activation_calls.locate", bug, "activations"),
+    "identifying": ("lightning_gradwatch.measure.trace.tracer.identify", bug, "activations"),
+    "after an activation": ("lightning_gradwatch.measure.trace.activation_calls.Activations.after", bug, "activations"),
+    "end of a pass": ("lightning_gradwatch.measure.model.sites.Sites.settle", bug, "activations"),
+    "signal": ("lightning_gradwatch.measure.units.site_stats.SiteSums.add_signal", bug, "signal"),
+    "walking the graph": ("lightning_gradwatch.measure.trace.connections.Connections.end_pass", bug, "signal"),
     "gradients": ("lightning_gradwatch.measure.gradients.l2_norms", bug, "gradients"),
     "snapshot": ("lightning_gradwatch.measure.updates._copy", bug, "updates"),
     "comparing weights": ("lightning_gradwatch.measure.updates.WeightSnapshot.measure", bug, "updates"),
-    "rules": ("lightning_gradwatch.rules.evaluator.Evaluator.feed", bug, "rules"),
-    "full disk": ("lightning_gradwatch.event_file.EventFile.write", full_disk, "writing"),
-    "writing": ("lightning_gradwatch.sinks.step_event", bug, "writing"),
-    "end of the file": ("lightning_gradwatch.sinks.Sinks.finish", bug, "writing"),
-    "schedule": ("lightning_gradwatch.schedule.Schedule.due", bug, "schedule"),
+    "rules": ("lightning_gradwatch.judge.evaluator.Evaluator.feed", bug, "rules"),
+    "full disk": ("lightning_gradwatch.record.events.file.EventFile.write", full_disk, "writing"),
+    "writing": ("lightning_gradwatch.fit.writing.writer.step_event", bug, "writing"),
+    "end of the file": ("lightning_gradwatch.fit.writing.writer.Sinks.finish", bug, "writing"),
+    "schedule": ("lightning_gradwatch.fit.schedule.Schedule.due", bug, "schedule"),
     "loss": ("lightning_gradwatch.measure.step.StepMeter.add_loss", bug, "schedule"),
-    "packing": ("lightning_gradwatch.measure.pack.Pack.send", bug, "schedule"),
+    "packing": ("lightning_gradwatch.measure.transfer.host.Pack.send", bug, "schedule"),
     "assembling": ("lightning_gradwatch.measure.assemble.assemble", bug, "schedule"),
-    "describing": ("lightning_gradwatch.callback.describe", bug, "schedule"),
+    "describing": ("lightning_gradwatch.fit.callback.describe", bug, "schedule"),
 }
 
 
@@ -121,7 +121,7 @@ def test_the_other_parts_go_on_after_a_fault(name, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("_faults_are_caught")
 def test_a_disk_that_fills_up_in_mid_run_keeps_what_was_written(tmp_path, monkeypatch):
-    from lightning_gradwatch.event_file import EventFile  # noqa: PLC0415 - only this test goes below the callback
+    from lightning_gradwatch.record.events.file import EventFile  # noqa: PLC0415 - only this test goes below the callback
 
     write, calls = EventFile.write, []
 

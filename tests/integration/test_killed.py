@@ -85,8 +85,8 @@ def test_a_killed_run_is_read_back_but_for_its_last_records(kind, tmp_path):
 
 WRITE = """
 import sys, time
-from lightning_gradwatch.event_file import EventFile, write_to
-from lightning_gradwatch.events import step_event
+from lightning_gradwatch.record.events.file import EventFile, write_to
+from lightning_gradwatch.record.events.step_events import step_event
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from written import make_info, make_record
 

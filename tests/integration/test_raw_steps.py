@@ -7,7 +7,7 @@ from integration.nets import batches, relu_net, seed, trainer
 from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from lightning_gradwatch import fit as fits
+from lightning_gradwatch.fit import fit as fits
 from lightning_gradwatch.measure import faults
 
 pytestmark = pytest.mark.judges

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 from integration.nets import Classifier, batches, trainer
-from rules.scripted import ERROR, WARNING, Fades, Stalls
+from judge.scripted import ERROR, WARNING, Fades, Stalls
 
 from lightning_gradwatch import GradWatch, GradWatchError, GradWatchWarning, StalledUpdateWarning
 

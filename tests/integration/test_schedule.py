@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_gradwatch import GradWatch, VanishingGradientWarning
-from lightning_gradwatch.schedule import Schedule
+from lightning_gradwatch.fit.schedule import Schedule
 
 
 def steps(watch):

@@ -18,7 +18,7 @@ def test_every_situation_is_on_the_page_once():
     assert sorted(named) == sorted(SITUATIONS)
 
 
-PLACE = r"`((?:tests/measure/)?test_[a-z_0-9]+\.py)(?:::(test_[a-z_0-9]+))?`"
+PLACE = r"`((?:tests/measure/(?:[a-z]+/)?)?test_[a-z_0-9]+\.py)(?:::(test_[a-z_0-9]+))?`"
 
 
 def test_every_test_that_the_page_names_is_there():

@@ -8,8 +8,9 @@ import pytest
 from integration.nets import Classifier, batches, relu_net, seed, trainer, vanishing_net
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_gradwatch import GradWatch, GradWatchError, RunError, cli, read_run
-from lightning_gradwatch.check import find_runs
+from lightning_gradwatch import GradWatch, GradWatchError, RunError, read_run
+from lightning_gradwatch.cli import command as cli
+from lightning_gradwatch.cli.check import find_runs
 from lightning_gradwatch.measure import faults
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
@@ -110,7 +111,7 @@ def test_a_monitor_that_was_switched_off_calls_nothing_healthy(tmp_path, lines, 
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lightning_gradwatch.rules.evaluator.Evaluator.feed", broken)
+    monkeypatch.setattr("lightning_gradwatch.judge.evaluator.Evaluator.feed", broken)
     fit(tmp_path, max_steps=4)
     assert lines()[1].startswith("GradWatch: can't judge: the rules are switched off")
 
@@ -118,7 +119,7 @@ def test_a_monitor_that_was_switched_off_calls_nothing_healthy(tmp_path, lines, 
 @pytest.mark.parametrize("place", ["memory://bucket/runs", "s3://bucket/runs", "gs://bucket/runs"])
 def test_a_remote_folder_is_refused_with_the_reason(tmp_path, place, lines, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lightning_gradwatch.callback.folder_of", lambda _: place)
+    monkeypatch.setattr("lightning_gradwatch.fit.callback.folder_of", lambda _: place)
     watch = fit(tmp_path / "elsewhere", max_steps=3)
     start, end = lines()
     assert f"no event file is written: {place} is remote, where a file can't grow by appending" in start
@@ -132,6 +133,6 @@ def test_a_remote_folder_is_refused_with_the_reason(tmp_path, place, lines, monk
 
 
 def test_the_address_of_a_local_folder_is_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_gradwatch.callback.folder_of", lambda _: f"file://{tmp_path}/runs")
+    monkeypatch.setattr("lightning_gradwatch.fit.callback.folder_of", lambda _: f"file://{tmp_path}/runs")
     fit(tmp_path, max_steps=3)
     assert len(read_run(f"file://{tmp_path}/runs/gradwatch/version_0").records) == 3

@@ -63,16 +63,16 @@ def test_one_transfer_a_measured_step(make, settings, tmp_path, reads):
     steps = len(watch.records)
     assert steps == (3 if make is Gan else 6)
     # `numpy` is of the tensor that has arrived; it copies nothing.
-    assert reads.count(("pack.send", "cpu")) == steps
-    assert set(reads) <= {("pack.send", "cpu"), ("pack.wait", "numpy")}
+    assert reads.count(("host.send", "cpu")) == steps
+    assert set(reads) <= {("host.send", "cpu"), ("host.wait", "numpy")}
 
 
 def test_a_step_of_activations_only_has_one_transfer_too(tmp_path, reads):
     watch = GradWatch(every_n_steps=100)
     trainer(tmp_path, watch, max_steps=20).fit(Classifier(Everything()), batches())
     assert len(watch.records) == 6  # 0, 1, 2, 4, 8, 16
-    assert reads.count(("pack.send", "cpu")) == 20
-    assert set(reads) <= {("pack.send", "cpu"), ("pack.wait", "numpy")}
+    assert reads.count(("host.send", "cpu")) == 20
+    assert set(reads) <= {("host.send", "cpu"), ("host.wait", "numpy")}
 
 
 class Operations(TorchDispatchMode):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import DeadUnits, GradWatch, GradWatchWarning, evaluate, read_run
-from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.record.step import LayerState
 
 pytestmark = [pytest.mark.judges, pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")]
 FEATURES = 8
@@ -170,7 +170,7 @@ def test_what_gw104_says_of_a_dead_layer_is_what_gw201_reads(tmp_path):
     told = []
     watch = GradWatch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_gradwatch.fit.warn", lambda finding, category: told.append(finding))
+        patch.setattr("lightning_gradwatch.fit.fit.warn", lambda finding, category: told.append(finding))
         fit(tmp_path, Dies(units=16), watch, 16, max_steps=300)
     (first,) = [finding for finding in told if finding.code == "GW104"]
     at = {record.step: record for record in watch.records}

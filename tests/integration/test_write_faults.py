@@ -208,7 +208,9 @@ def test_what_was_measured_is_written_when_a_signal_comes_in_mid_step(signum, ki
 
 
 @pytest.mark.parametrize("kind", ["none", "tensorboard"])
-@pytest.mark.parametrize("where", ["event_file.append", "logger_files.append", "sinks.step_event"])
+@pytest.mark.parametrize(
+    "where", ["record.events.file.append", "fit.writing.logger_files.append", "fit.writing.writer.step_event"]
+)
 @pytest.mark.slow
 def test_a_requeue_that_comes_while_we_write_neither_hangs_nor_tears_a_record(where, kind):
     watched = one(kind, watched=True, logs=True, signum=signal.SIGUSR1, inside=f"lightning_gradwatch.{where}")
@@ -220,9 +222,10 @@ def test_a_requeue_that_comes_while_we_write_neither_hangs_nor_tears_a_record(wh
 
 def test_the_number_of_looks_is_small(tmp_path, monkeypatch):
     """A few system calls a measured step, whatever the run has become."""
-    from lightning_gradwatch import event_file, room  # noqa: PLC0415 - only here they are looked into
-    from lightning_gradwatch.event_file import EventFile  # noqa: PLC0415 - as above
-    from lightning_gradwatch.events import findings_event  # noqa: PLC0415 - as above
+    from lightning_gradwatch.record import disk_space  # noqa: PLC0415 - only here they are looked into
+    from lightning_gradwatch.record.events import file as event_file  # noqa: PLC0415 - only here they are looked into
+    from lightning_gradwatch.record.events.file import EventFile  # noqa: PLC0415 - as above
+    from lightning_gradwatch.record.events.step_events import findings_event  # noqa: PLC0415 - as above
 
     with EventFile(tmp_path) as file:
         calls = []
@@ -231,5 +234,5 @@ def test_the_number_of_looks_is_small(tmp_path, monkeypatch):
             monkeypatch.setattr(os, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
         file.write(findings_event([], step=0))
         monkeypatch.undo()
-    assert event_file.os is room.os is os
+    assert event_file.os is disk_space.os is os
     assert calls == ["stat", "statvfs"]

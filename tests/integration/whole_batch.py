@@ -10,7 +10,7 @@ from integration import ranked
 from integration.by_hand import train_by_hand
 from integration.nets import seed
 
-from lightning_gradwatch.rules import DeadUnits
+from lightning_gradwatch.judge.rules.dead import DeadUnits
 
 
 def window(observations):

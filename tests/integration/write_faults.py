@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, read_run
-from lightning_gradwatch.run import RunError
+from lightning_gradwatch.judge.run import RunError
 
 STEPS = 24
 AT = 12

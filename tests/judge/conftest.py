@@ -8,15 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from lightning_gradwatch.record import (
-    LayerInfo,
-    LayerState,
-    OptimizerInfo,
-    RunInfo,
-    SiteInfo,
-    StepRecord,
-)
-from lightning_gradwatch.rules import Evaluator
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.record.step import LayerInfo, LayerState, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 
 def stack(depth=6, function="sigmoid", optimizers=("SGD",), **settings):

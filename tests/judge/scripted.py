@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_gradwatch.findings import Action, Remedy, Severity, StalledUpdateWarning, VanishingGradientWarning
-from lightning_gradwatch.rules import Rule, Verdict
-from lightning_gradwatch.rules.protocol import Sentences, Sighting
+from lightning_gradwatch.judge.rule import Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.record.finding import Action, Remedy, Severity, StalledUpdateWarning, VanishingGradientWarning
 
 
 @dataclass(frozen=True, kw_only=True)

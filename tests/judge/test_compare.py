@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from written import make_info, write_run
 
-from lightning_gradwatch import cli
-from lightning_gradwatch.check import judge
-from lightning_gradwatch.settings import Settings
+from lightning_gradwatch.cli import command
+from lightning_gradwatch.cli.check import judge
+from lightning_gradwatch.cli.settings import Settings
 
 
 @pytest.fixture
@@ -175,17 +175,17 @@ class TestCommand:
         ],
     )
     def test_exit_codes(self, runs, arguments, code, capsys):
-        assert cli.main(arguments.split()) == code
+        assert command.main(arguments.split()) == code
         assert "internal error" not in capsys.readouterr().err
 
     def test_a_comparison_needs_no_rule_that_can_judge(self, runs, tmp_path, capsys):
         write_run("early", noise=0.2, seed=5, steps=range(4))
-        assert cli.main(["check", "early", "--select", "GW101", "--baseline", "short"]) == 2
-        assert cli.main(["compare", "short", "early", "--select", "GW101"]) == 0
+        assert command.main(["check", "early", "--select", "GW101", "--baseline", "short"]) == 2
+        assert command.main(["compare", "short", "early", "--select", "GW101"]) == 0
 
     def test_it_tells_numbers_ratio_and_noise(self, runs, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "100")
-        cli.main(["compare", "good", "faded"])
+        command.main(["compare", "good", "faded"])
         said = capsys.readouterr().out
         assert "  compared with good: steps 0 to 57, 20 measured steps against 20, 11 layers and sites of" in said
         line = (
@@ -195,6 +195,6 @@ class TestCommand:
         assert said.endswith("  failed: 7 numbers worse than good; 9 rules judged, nothing found\n")
 
     def test_json_has_it_all(self, runs, capsys):
-        cli.main(["compare", "good", "faded", "--format", "json"])
+        command.main(["compare", "good", "faded", "--format", "json"])
         (run,) = json.loads(capsys.readouterr().out)["runs"]
         assert {change["metric"] for change in run["comparison"]["worse"]} == {"grad_norm", "signal_norm"}

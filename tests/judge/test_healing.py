@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from rules.scripted import ERROR, INFO, WARNING, Fades, Stalls
+from judge.scripted import ERROR, INFO, WARNING, Fades, Stalls
 
-from lightning_gradwatch.findings import Finding
-from lightning_gradwatch.rules import Evaluator
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.record.finding import Finding
 
 
 def fed(runs, says, *, steps=8, rules=None):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import DEFAULT_RULES, Probe, Run, RunError, VanishingGradient, evaluate
-from lightning_gradwatch.rules import settings_of
+from lightning_gradwatch.judge.selection import settings_of
 
 
 def trained(depth=12, steps=24, *, every=1, anew=False, numbered=True):

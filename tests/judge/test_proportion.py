@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator
-from lightning_gradwatch.rules.memory import _moved, columns
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.streaks import _moved, columns
 
 
 class Counted(tuple):

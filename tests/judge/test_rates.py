@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from lightning_gradwatch.record import OptimizerInfo
-from lightning_gradwatch.rules.rates import aimed_update, rate_factor
+from lightning_gradwatch.judge.rates import aimed_update, rate_factor
+from lightning_gradwatch.record.step import OptimizerInfo
 
 
 @pytest.mark.parametrize(

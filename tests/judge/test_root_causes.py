@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
-from lightning_gradwatch.rules import DEFAULT_RULES, RULE_BY_CODE, Evaluator, relate
-from lightning_gradwatch.rules.causes import RELATIONS, _brings_about
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULE_BY_CODE
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.root_causes import RELATIONS, _brings_about, relate
+from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
 
 INFO, WARNING, ERROR = Severity
 

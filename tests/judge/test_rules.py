@@ -11,21 +11,16 @@ import sys
 
 import pytest
 
-from lightning_gradwatch.findings import GradWatchWarning, Severity
-from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.report.explain import explain_text
-from lightning_gradwatch.rules import (
-    DEFAULT_RULES,
-    RULES,
-    DeadUnits,
-    Rule,
-    SaturatedUnits,
-    UnreachedLayer,
-    VanishingGradient,
-    resolve_rules,
-    rules_from_settings,
-    settings_of,
-)
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULES
+from lightning_gradwatch.judge.rule import Rule
+from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
+from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
+from lightning_gradwatch.judge.selection import resolve_rules, rules_from_settings, settings_of
+from lightning_gradwatch.record.finding import GradWatchWarning, Severity
+from lightning_gradwatch.record.step import LayerState
+from lightning_gradwatch.tell.explain import explain_text
 
 STEPS = (0, *range(10, 14), 24)
 FIRING = {
@@ -190,7 +185,8 @@ class TestSelection:
 
 
 @pytest.mark.parametrize(
-    ("module", "light"), [("lightning_gradwatch.rules", True), ("lightning_gradwatch.cli", True), ("torch", False)]
+    ("module", "light"),
+    [("lightning_gradwatch.rules", True), ("lightning_gradwatch.cli.command", True), ("torch", False)],
 )
 def test_judging_is_light(module, light):
     """The third case shows that this test can fail."""

@@ -8,19 +8,11 @@ import numpy as np
 import pytest
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
-from lightning_gradwatch import rules as rules_
-from lightning_gradwatch.event_file import MAX_EVENT_BYTES, EventFile, masked_crc32c
-from lightning_gradwatch.events import findings_event, step_event
-from lightning_gradwatch.findings import Finding, Remedy, Severity
-from lightning_gradwatch.record import (
-    LAYER_METRICS,
-    METRICS,
-    LayerInfo,
-    RunInfo,
-    SiteInfo,
-    StepRecord,
-)
-from lightning_gradwatch.run import RunError, evaluate, read_run
+from lightning_gradwatch.judge.run import RunError, evaluate, read_run
+from lightning_gradwatch.record.events.file import MAX_EVENT_BYTES, EventFile, masked_crc32c
+from lightning_gradwatch.record.events.step_events import findings_event, step_event
+from lightning_gradwatch.record.finding import Finding, Remedy, Severity
+from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
 
 
 def make_info(layers=2, sites=1, first=0):
@@ -227,8 +219,10 @@ def test_a_stored_run_is_judged_by_the_rules_stored_in_it(tmp_path, monkeypatch)
         judged.append((list(records), dict(infos), rules))
         return (make_finding(),)
 
-    monkeypatch.setattr(rules_, "evaluate_records", evaluate_records, raising=False)
-    monkeypatch.setattr(rules_, "rules_from_settings", lambda settings: ("stored", settings), raising=False)
+    monkeypatch.setattr("lightning_gradwatch.judge.evaluator.evaluate_records", evaluate_records)
+    monkeypatch.setattr(
+        "lightning_gradwatch.judge.selection.rules_from_settings", lambda settings: ("stored", settings)
+    )
     assert evaluate(run) == (make_finding(),)
     assert evaluate(run, rules=["mine"]) == (make_finding(),)
     assert judged == [(run.records, run.infos, ("stored", info.rules)), (run.records, run.infos, ("mine",))]

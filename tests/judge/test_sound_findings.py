@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.step import LayerState
 
 RUNS = 60
 STEPS = 40

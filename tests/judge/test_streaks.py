@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradwatch.record import RunInfo, SiteInfo
-from lightning_gradwatch.rules import Evaluator, SaturatedUnits
-from lightning_gradwatch.rules.memory import columns, count_hits, counts, first_step, lasting, plain, shift_in, streaks
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
+from lightning_gradwatch.judge.streaks import columns, count_hits, counts, first_step, lasting, plain, shift_in, streaks
+from lightning_gradwatch.record.step import RunInfo, SiteInfo
 
 
 def described(*names):

@@ -7,11 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.record import LayerInfo, RunInfo, SiteInfo
-from lightning_gradwatch.rules import ExplodingGradient, Initialization, VanishingGradient
-from lightning_gradwatch.rules.depth import read_depths
-from lightning_gradwatch.summaries import summaries
+from lightning_gradwatch.judge.evidence.depth import read_depths
+from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
+from lightning_gradwatch.judge.rules.initialization import Initialization
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record.summaries import summaries
 
 STEPS = range(10, 16)
 

@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from rules.scripted import ERROR, INFO, WARNING, Fades, Scripted, Stalls
+from judge.scripted import ERROR, INFO, WARNING, Fades, Scripted, Stalls
 
-from lightning_gradwatch.findings import NonFiniteGradientWarning, OversizedUpdateWarning, SaturatedUnitsWarning
-from lightning_gradwatch.record import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.rules import DEFAULT_RULES, Evaluator
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.record.finding import NonFiniteGradientWarning, OversizedUpdateWarning, SaturatedUnitsWarning
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
 
 INFO_OF_RUN = RunInfo(
     layers=(LayerInfo("net.0", "Linear", ((2, 2),), 4, weight=True),),

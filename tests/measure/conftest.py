@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_gradwatch.probe import Probe
-from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.record.step import LayerState
 
 
 class Result:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradwatch.measure.functions import composite
-from lightning_gradwatch.measure.identify import identify
+from lightning_gradwatch.measure.trace.identify import identify
+from lightning_gradwatch.measure.units.activations import composite
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # Name: call of z, inactive and saturated of a float64 array (None: can't be, not applicable).

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
-from lightning_gradwatch.rules.depth import read_depths
-from lightning_gradwatch.summaries import summaries
+from lightning_gradwatch.judge.evidence.depth import read_depths
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.record.summaries import summaries
 
 X = torch.randn(6, 4)
 

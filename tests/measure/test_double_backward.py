@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 EXACT = [torch.relu, F.leaky_relu, F.relu6, F.hardtanh, torch.sigmoid, torch.tanh, F.softshrink]
 ABSENT = [

@@ -9,7 +9,7 @@ from lines import lines_run
 from torch import nn
 
 import lightning_gradwatch
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 OURS = str(Path(lightning_gradwatch.__file__).parent)
 

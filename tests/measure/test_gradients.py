@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
-from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.record.step import LayerState
 
 
 class Given(nn.Module):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from lightning_gradwatch.measure.optimizer_step import inner_optimizers
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 
 class Lookahead(Optimizer):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.record import METRICS, LayerState, RunInfo
+from lightning_gradwatch.record.step import METRICS, LayerState, RunInfo
 
 
 def make_model():

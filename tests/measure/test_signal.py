@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 FUNCTIONS = [
     F.relu, F.relu6, F.leaky_relu, nn.PReLU(), nn.RReLU(), nn.RReLU().eval(), F.elu, F.celu, F.selu, F.gelu, nn.GELU("tanh"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 OUT_OF_SIGHT = "used out of sight, as where another thread runs it"
 

@@ -8,10 +8,10 @@ import torch
 from measure.by_hand import rms
 from torch import nn
 
-from lightning_gradwatch.measure.layers import Layers
-from lightning_gradwatch.measure.pack import Pack
+from lightning_gradwatch.measure.model.layers import Layers
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.measure.transfer.host import Pack
 from lightning_gradwatch.measure.updates import Limits, Snapshots
-from lightning_gradwatch.probe import Probe
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -212,7 +212,7 @@ def test_no_random_number_generator_moves():
 
 
 def test_an_estimate_is_said_in_the_coverage(monkeypatch, measure):
-    monkeypatch.setattr("lightning_gradwatch.probe.Limits", lambda: Limits(copied_bytes=1, entries=10))
+    monkeypatch.setattr("lightning_gradwatch.measure.probe.Limits", lambda: Limits(copied_bytes=1, entries=10))
     result = measure(nn.Sequential(nn.Linear(30, 30)), torch.randn(4, 30))
     assert [entry.name for entry in result.info.coverage] == ["update_ratio"]
     assert result.layers["0"].update_ratio > 0

@@ -7,8 +7,8 @@ from measure.by_hand import rms
 from torch import nn
 
 from lightning_gradwatch.measure import updates
-from lightning_gradwatch.measure.layers import Layers
-from lightning_gradwatch.measure.pack import Pack
+from lightning_gradwatch.measure.model.layers import Layers
+from lightning_gradwatch.measure.transfer.host import Pack
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from forked import in_child
 
-from lightning_gradwatch import room
+from lightning_gradwatch.record import disk_space
 
 
 def disk(monkeypatch, *, total, free, flags=0):
@@ -35,17 +35,17 @@ def disk(monkeypatch, *, total, free, flags=0):
 def test_others_are_left_a_part_of_the_disk(total, free, taken, enough, monkeypatch, tmp_path):
     disk(monkeypatch, total=total, free=free)
     if enough:
-        room.check_disk(tmp_path, more=1000, taken=taken)
+        disk_space.check_disk(tmp_path, more=1000, taken=taken)
         return
     with pytest.raises(OSError, match="are free on the disk") as raised:
-        room.check_disk(tmp_path, more=1000, taken=taken)
+        disk_space.check_disk(tmp_path, more=1000, taken=taken)
     assert raised.value.errno == errno.ENOSPC
 
 
 def test_a_disk_that_has_become_read_only_is_told(monkeypatch, tmp_path):
     disk(monkeypatch, total=1 << 40, free=1 << 40, flags=os.ST_RDONLY)
     with pytest.raises(OSError, match="read-only"):
-        room.check_disk(tmp_path, more=1, taken=0)
+        disk_space.check_disk(tmp_path, more=1, taken=0)
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_a_limit_on_file_sizes_is_shared_with_who_else_writes_to_the_file(
 ):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (60_000, 60_000))
     if enough:
-        room.check_limit(tmp_path, size=size, more=1000, taken=taken, shared=shared)
+        disk_space.check_limit(tmp_path, size=size, more=1000, taken=taken, shared=shared)
         return
     with pytest.raises(OSError, match=r"60 kB only \(ulimit -f\)"):
-        room.check_limit(tmp_path, size=size, more=1000, taken=taken, shared=shared)
+        disk_space.check_limit(tmp_path, size=size, more=1000, taken=taken, shared=shared)
 
 
 def open_until(left):
@@ -85,23 +85,23 @@ def open_until(left):
 def looks(folder, left):
     open_until(left)
     try:
-        room.check_handles(folder)
+        disk_space.check_handles(folder)
     except OSError as error:
         return error.errno
     os.close(os.open(folder, os.O_RDONLY))  # what it opened is closed
     return None
 
 
-@pytest.mark.parametrize("left", [0, 1, room.HANDLES - 1, room.HANDLES])
+@pytest.mark.parametrize("left", [0, 1, disk_space.HANDLES - 1, disk_space.HANDLES])
 def test_a_few_handles_are_left_to_others(left, tmp_path):
-    assert in_child(looks, tmp_path, left) == (None if left >= room.HANDLES else errno.EMFILE)
+    assert in_child(looks, tmp_path, left) == (None if left >= disk_space.HANDLES else errno.EMFILE)
 
 
 def test_what_is_set_aside_shows_in_no_size(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100)
     with path.open("ab") as file:
-        assert room.set_aside(file.fileno(), 100) == 100 + room.SET_ASIDE
+        assert disk_space.set_aside(file.fileno(), 100) == 100 + disk_space.SET_ASIDE
     assert path.read_bytes() == b"x" * 100
     with path.open("ab") as file:
         file.write(b"y")
@@ -109,6 +109,6 @@ def test_what_is_set_aside_shows_in_no_size(tmp_path):
 
 
 def test_examples_in_docstrings_are_true():
-    result = doctest.testmod(room)
+    result = doctest.testmod(disk_space)
     assert result.attempted
     assert not result.failed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_gradwatch.heatmap import heatmap_png
+from lightning_gradwatch.record.heatmap import heatmap_png
 
 ZERO, NON_FINITE, ABSENT = (213, 94, 0), (190, 60, 190), (232, 232, 232)
 LOWEST, HIGHEST = (0, 34, 78), (254, 232, 56)

@@ -7,9 +7,10 @@ import os
 import pytest
 from written import write_run
 
-from lightning_gradwatch import cli, run_folders
-from lightning_gradwatch.check import find_runs
-from lightning_gradwatch.run_folders import TooManyFoldersError, runs_below
+from lightning_gradwatch.cli import command
+from lightning_gradwatch.cli.check import find_runs
+from lightning_gradwatch.record import run_folders
+from lightning_gradwatch.record.run_folders import TooManyFoldersError, runs_below
 
 
 @pytest.fixture
@@ -41,14 +42,14 @@ def test_the_runs_below_a_folder_are_found_in_natural_order(logs):
 
 
 def test_a_single_run_below_is_judged_as_if_it_were_named(logs, capsys):
-    assert cli.main(["check", str(logs / "old"), "--no-config"]) == 1
+    assert command.main(["check", str(logs / "old"), "--no-config"]) == 1
     below = capsys.readouterr().out
-    assert cli.main(["check", str(logs / "old" / "version_0"), "--no-config"]) == 1
+    assert command.main(["check", str(logs / "old" / "version_0"), "--no-config"]) == 1
     assert capsys.readouterr().out == below
 
 
 def test_several_are_told_in_a_line_each(logs, capsys):
-    assert cli.main(["check", str(logs), "--no-config"]) == 1
+    assert command.main(["check", str(logs), "--no-config"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 15
     assert lines[0].startswith(f"{logs}/old/version_0: failed: ")
@@ -62,20 +63,20 @@ def test_what_can_not_be_judged_among_them_decides(logs, capsys):
     empty = logs / "version_11"
     empty.mkdir()
     (empty / "events.out.tfevents.1.host").write_bytes(b"")
-    assert cli.main(["check", str(logs), "--no-config"]) == 2
+    assert command.main(["check", str(logs), "--no-config"]) == 2
     assert "1 can't be judged" in capsys.readouterr().out
 
 
 def test_a_folder_without_any_run_is_told(tmp_path, capsys):
-    assert cli.main(["check", str(tmp_path), "--no-config"]) == 2
+    assert command.main(["check", str(tmp_path), "--no-config"]) == 2
     assert "no TensorBoard event file in" in capsys.readouterr().out
 
 
 def test_the_baseline_may_be_the_folder_that_it_lies_in(logs, capsys):
     run = str(logs / "version_1")
-    assert cli.main(["check", run, "--no-config", "--baseline", str(logs / "old")]) == 0
+    assert command.main(["check", run, "--no-config", "--baseline", str(logs / "old")]) == 0
     capsys.readouterr()
-    assert cli.main(["check", run, "--no-config", "--baseline", str(logs)]) == 2
+    assert command.main(["check", run, "--no-config", "--baseline", str(logs)]) == 2
     assert "12 runs below" in " ".join(capsys.readouterr().out.split())
 
 
@@ -83,7 +84,7 @@ def test_the_search_has_a_limit(logs, monkeypatch, capsys):
     monkeypatch.setattr(run_folders, "_MOST_ENTRIES", 20)
     with pytest.raises(TooManyFoldersError, match="more than 20 files and folders"):
         runs_below(logs)
-    assert cli.main(["check", str(logs), "--no-config"]) == 2
+    assert command.main(["check", str(logs), "--no-config"]) == 2
     assert "name a run" in capsys.readouterr().err
 
 

@@ -20,12 +20,12 @@ from tensorboard.compat.proto import event_pb2
 from written import make_info, make_record, write_run
 
 from benchmarks import fuzz
-from lightning_gradwatch import events, wire
-from lightning_gradwatch.check import judge
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.settings import FORMATS, Settings
+from lightning_gradwatch.cli.check import judge
+from lightning_gradwatch.cli.settings import FORMATS, Settings
+from lightning_gradwatch.record.events import encoding, step_events
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.tell.formats import render
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 FUZZ = settings(
@@ -144,16 +144,16 @@ def test_sealed_nonsense_gives_records_or_a_message(data):
 
 def mutate_event(draw, event):
     values = {value.tag: value for value in event.summary.value}
-    tag = draw(st.sampled_from([tag for tag in (events.RUN_TAG, events.STEP_TAG) if tag in values]))
+    tag = draw(st.sampled_from([tag for tag in (step_events.RUN_TAG, step_events.STEP_TAG) if tag in values]))
     texts = values[tag].tensor.string_val
     texts[0] = json.dumps(mutated_json(draw, json.loads(texts[0]))).encode()
     if draw(st.booleans()):
         tensor = draw(st.sampled_from([value for value in event.summary.value if value.tensor.tensor_content])).tensor
         tensor.tensor_content = draw(st.binary(max_size=40))
-    ours = [value for value in event.summary.value if value.metadata.plugin_data.plugin_name == wire.PLUGIN]
-    envelope = values[events.STEP_TAG].tensor.string_val
-    contents = {value.tag: wire.content(value.tensor) for value in ours if value.tag != events.STEP_TAG}
-    envelope[1] = events._seal(envelope[0], contents)
+    ours = [value for value in event.summary.value if value.metadata.plugin_data.plugin_name == encoding.PLUGIN]
+    envelope = values[step_events.STEP_TAG].tensor.string_val
+    contents = {value.tag: encoding.content(value.tensor) for value in ours if value.tag != step_events.STEP_TAG}
+    envelope[1] = step_events._seal(envelope[0], contents)
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)

@@ -1,6 +1,6 @@
 """What a run's description says of itself."""
 
-from lightning_gradwatch.record import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
 
 INFO = RunInfo(
     layers=(

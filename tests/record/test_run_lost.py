@@ -8,12 +8,19 @@ import pytest
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from written import frames_of, make_info, make_record
 
-from lightning_gradwatch import wire
-from lightning_gradwatch.event_file import MAX_EVENT_BYTES, EventFile, framed, masked_crc32c
-from lightning_gradwatch.events import RUN_TAG, STEP_TAG, _seal, decode_event, findings_event, step_event
-from lightning_gradwatch.findings import Finding, Remedy, Severity
-from lightning_gradwatch.record import SCHEMA_VERSION
-from lightning_gradwatch.run import RunError, read_run
+from lightning_gradwatch.judge.run import RunError, read_run
+from lightning_gradwatch.record.events import encoding
+from lightning_gradwatch.record.events.file import MAX_EVENT_BYTES, EventFile, framed, masked_crc32c
+from lightning_gradwatch.record.events.step_events import (
+    RUN_TAG,
+    STEP_TAG,
+    _seal,
+    decode_event,
+    findings_event,
+    step_event,
+)
+from lightning_gradwatch.record.finding import Finding, Remedy, Severity
+from lightning_gradwatch.record.step import SCHEMA_VERSION
 
 INFO = make_info(2)
 FINDING = Finding("GW101", "x", Severity.ERROR, ("net.0",), 1, 2, 0.5, 1e-3, "c", Remedy("r"), "m")
@@ -157,8 +164,10 @@ def resealed(event, change, tag=STEP_TAG):
 
 def seal_again(event):
     envelope = next(value.tensor.string_val for value in event.summary.value if value.tag == STEP_TAG)
-    ours = [value for value in event.summary.value if value.metadata.plugin_data.plugin_name == wire.PLUGIN]
-    envelope[1] = _seal(envelope[0], {value.tag: wire.content(value.tensor) for value in ours if value.tag != STEP_TAG})
+    ours = [value for value in event.summary.value if value.metadata.plugin_data.plugin_name == encoding.PLUGIN]
+    envelope[1] = _seal(
+        envelope[0], {value.tag: encoding.content(value.tensor) for value in ours if value.tag != STEP_TAG}
+    )
     return event
 
 
@@ -215,7 +224,7 @@ def test_what_a_newer_release_added_is_left_out_and_told(tmp_path):
     """By the same schema, or a flipped bit in the name of a vector under the right seal: who can tell?"""
     events = payloads()
     resealed(events[1], lambda data: {**data, "mood": "good", "record": {**data["record"], "weather": 1}})
-    wire.add_bytes(events[2].summary.value, "gradwatch/new", np.ones(2, np.uint8))
+    encoding.add_bytes(events[2].summary.value, "gradwatch/new", np.ones(2, np.uint8))
     values = sorted(events[2].summary.value, key=lambda value: value.tag == STEP_TAG)
     moved = event_pb2.Event(wall_time=1.0, step=2, summary=summary_pb2.Summary(value=values))
     events[2] = seal_again(moved)

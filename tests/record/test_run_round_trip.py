@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.record import (
+from lightning_gradwatch.judge.run import read_run
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.step import (
     LAYER_METRICS,
     METRICS,
     LayerInfo,
@@ -21,7 +22,6 @@ from lightning_gradwatch.record import (
     SiteInfo,
     StepRecord,
 )
-from lightning_gradwatch.run import read_run
 
 # Two lone halves side by side are one character after JSON, and no module is named so: one half is hostile enough.
 NAMES = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\ud800") | st.sampled_from("\x00\n<|`/.\U0001f600"))

@@ -7,9 +7,9 @@ import random
 import pytest
 from lines import lines_run
 
-from lightning_gradwatch import segments
-from lightning_gradwatch.record import RunInfo, SiteInfo
-from lightning_gradwatch.segments import components, path_order, segment_starts
+from lightning_gradwatch.record import segments
+from lightning_gradwatch.record.segments import components, path_order, segment_starts
+from lightning_gradwatch.record.step import RunInfo, SiteInfo
 
 
 def paths(follow, start, ends):

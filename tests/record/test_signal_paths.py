@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from lines import lines_run
 
-from lightning_gradwatch.paths import SitePaths
-from lightning_gradwatch.record import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record.signal_paths import SitePaths
+from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
 
 
 def listed(fed, start):
@@ -152,7 +152,7 @@ def test_the_work_is_in_proportion_to_the_sites(net):
 
 
 def test_in_a_net_that_is_too_large_fewer_paths_are_looked_at(monkeypatch):
-    monkeypatch.setattr("lightning_gradwatch.paths._MOST_STEPS", 2000)
+    monkeypatch.setattr("lightning_gradwatch.record.signal_paths._MOST_STEPS", 2000)
     feeds = [[] if site < 100 else [site - 100] for site in range(400)] + [[399]]
     paths = SitePaths(feeds, [True] * len(feeds))
     assert [path.tolist() for path in paths.along(None)] == [[0, 100, 200, 300], [99, 199, 299, 399, 400]]

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Finding, Remedy, Severity
-from lightning_gradwatch.record import LayerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.summaries import DESCRIPTIONS, curve_tags, findings_markdown, summaries
+from lightning_gradwatch.record.finding import Finding, Remedy, Severity
+from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.summaries import DESCRIPTIONS, curve_tags, findings_markdown, summaries
 
 HOSTILE = (
     "<script>alert(1)</script>",

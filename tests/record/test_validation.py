@@ -9,7 +9,12 @@ import pytest
 from written import make_info, make_record
 
 from lightning_gradwatch import evaluate
-from lightning_gradwatch.description import (
+from lightning_gradwatch.judge.run import RunError, read_run
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import _seal, decode_event, findings_event, step_event
+from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.step import NotCovered, OptimizerInfo, RunInfo
+from lightning_gradwatch.record.validation import (
     MAX_COLUMNS,
     MAX_NAME,
     MAX_SENTENCES,
@@ -17,11 +22,6 @@ from lightning_gradwatch.description import (
     check_finding,
     check_record,
 )
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import _seal, decode_event, findings_event, step_event
-from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
-from lightning_gradwatch.record import NotCovered, OptimizerInfo, RunInfo
-from lightning_gradwatch.run import RunError, read_run
 
 HUGE = 10**400
 INFO = replace(make_info(3), coverage=(NotCovered("attention", "fused", 1),))

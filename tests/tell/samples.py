@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
-from lightning_gradwatch.verdict import Change, Comparison, IgnoredLayers, RunVerdict
+from lightning_gradwatch.judge.verdict import Change, Comparison, IgnoredLayers, RunVerdict
+from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
 
 HOSTILE = [
     "\x1b[2J\x1b]0;title\x07",

@@ -8,12 +8,12 @@ import re
 
 import pytest
 
-from lightning_gradwatch.findings import Finding, Remedy, Severity
-from lightning_gradwatch.report import cells
-from lightning_gradwatch.report.cells import Cell, cells_of, cut, paint, table_lines, widths_of, wrapped, write
-from lightning_gradwatch.report.table import rule_table, runs_table
-from lightning_gradwatch.report.terminal import verdict_text
-from lightning_gradwatch.verdict import RunVerdict
+from lightning_gradwatch.judge.verdict import RunVerdict
+from lightning_gradwatch.record.finding import Finding, Remedy, Severity
+from lightning_gradwatch.tell import cells
+from lightning_gradwatch.tell.cells import Cell, cells_of, cut, paint, table_lines, widths_of, wrapped, write
+from lightning_gradwatch.tell.table import rule_table, runs_table
+from lightning_gradwatch.tell.terminal import verdict_text
 
 # Counted by hand on a terminal; the first is written in two characters of one cell each and an accent on the second.
 WIDE = [

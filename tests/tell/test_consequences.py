@@ -8,13 +8,13 @@ import json
 from xml.etree import ElementTree as ET
 
 import pytest
-from report.samples import make_finding
+from tell.samples import make_finding
 
-from lightning_gradwatch.findings import Finding, Severity
-from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.report.terminal import warning_text
-from lightning_gradwatch.summaries import findings_markdown
-from lightning_gradwatch.verdict import RunVerdict
+from lightning_gradwatch.judge.verdict import RunVerdict
+from lightning_gradwatch.record.finding import Finding, Severity
+from lightning_gradwatch.record.summaries import findings_markdown
+from lightning_gradwatch.tell.formats import render
+from lightning_gradwatch.tell.terminal import warning_text
 
 ROOT = make_finding("GW201", Severity.WARNING, ("net.1",))
 EFFECT = make_finding("GW101", Severity.ERROR, consequence_of="GW201")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo, SiteInfo
-from lightning_gradwatch.report.coverage import columns_text, coverage_line
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, RunInfo, SiteInfo
+from lightning_gradwatch.tell.coverage import columns_text, coverage_line
 
 LAYERS = tuple(LayerInfo(f"net.{place}", "Linear", ((2, 2),), 4, weight=True) for place in range(41))
 SITES = tuple(SiteInfo(f"act.{place}", "relu", "hidden", 8) for place in range(38))

@@ -17,21 +17,21 @@ import markdown
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report.samples import HOSTILE, hostile, make_finding, steers
+from tell.samples import HOSTILE, hostile, make_finding, steers
 
-from lightning_gradwatch.cli import main
+from lightning_gradwatch.cli.command import main
+from lightning_gradwatch.cli.settings import FORMATS
+from lightning_gradwatch.judge.run import RunError
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.record import LayerInfo, NotCovered, RunInfo
-from lightning_gradwatch.report.announce import announce
-from lightning_gradwatch.report.cells import cells_of, wrapped
-from lightning_gradwatch.report.escape import ESCAPES, Place, escape
-from lightning_gradwatch.report.formats import render
-from lightning_gradwatch.report.terminal import summary_text, verdict_text, warning_text
-from lightning_gradwatch.report.training import training_text
-from lightning_gradwatch.run import RunError
-from lightning_gradwatch.settings import FORMATS
-from lightning_gradwatch.summaries import findings_markdown
-from lightning_gradwatch.testing.telling import failure
+from lightning_gradwatch.record.escape import ESCAPES, Place, escape
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, RunInfo
+from lightning_gradwatch.record.summaries import findings_markdown
+from lightning_gradwatch.tell.announce import announce
+from lightning_gradwatch.tell.cells import cells_of, wrapped
+from lightning_gradwatch.tell.formats import render
+from lightning_gradwatch.tell.terminal import summary_text, verdict_text, warning_text
+from lightning_gradwatch.tell.training import training_text
+from lightning_gradwatch.testing.plugin.report import failure
 
 PIECES = [
     *HOSTILE,

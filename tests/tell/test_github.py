@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 
 import pytest
-from report.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, MISSING, hostile, steers
+from tell.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, MISSING, hostile, steers
 
-from lightning_gradwatch.report.github import github_report
+from lightning_gradwatch.tell.github import github_report
 
 
 def test_a_finding_is_an_annotation_and_what_fails_comes_first():

@@ -6,11 +6,11 @@ import json
 
 import jsonschema
 import pytest
-from report.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, MISSING, hostile
+from tell.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, MISSING, hostile
 
-from lightning_gradwatch.findings import Finding
-from lightning_gradwatch.report.json_report import json_report
-from lightning_gradwatch.schemas import read_schema
+from lightning_gradwatch.cli.schemas import read_schema
+from lightning_gradwatch.record.finding import Finding
+from lightning_gradwatch.tell.json_report import json_report
 
 SCHEMA = read_schema("report")
 

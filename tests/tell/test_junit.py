@@ -5,9 +5,9 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 import pytest
-from report.samples import ALL, COMPARED, FAILED, HOSTILE, MISSING, hostile, steers
+from tell.samples import ALL, COMPARED, FAILED, HOSTILE, MISSING, hostile, steers
 
-from lightning_gradwatch.report.junit import junit_report
+from lightning_gradwatch.tell.junit import junit_report
 
 
 def parsed(*verdicts):

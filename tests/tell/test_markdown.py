@@ -6,9 +6,9 @@ import re
 
 import markdown
 import pytest
-from report.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, hostile, steers
+from tell.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, hostile, steers
 
-from lightning_gradwatch.report.markdown import markdown_report
+from lightning_gradwatch.tell.markdown import markdown_report
 
 
 def html(*verdicts):

@@ -9,11 +9,11 @@ from importlib import metadata
 
 import jsonschema
 import pytest
-from report.samples import ALL, COMPARED, ERROR, FAILED, HEALTHY, HOSTILE, MISSING, hostile, make_finding, steers
+from tell.samples import ALL, COMPARED, ERROR, FAILED, HEALTHY, HOSTILE, MISSING, hostile, make_finding, steers
 
-from lightning_gradwatch.report.sarif import sarif_report
-from lightning_gradwatch.rules import RULES
-from lightning_gradwatch.verdict import RunVerdict
+from lightning_gradwatch.judge.catalog import RULES
+from lightning_gradwatch.judge.verdict import RunVerdict
+from lightning_gradwatch.tell.sarif import sarif_report
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.report.terminal import RunVerdict, verdict_text, warning_text
+from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.tell.terminal import RunVerdict, verdict_text, warning_text
 
 FINDING = Finding(
     code="GW101",
@@ -107,7 +107,15 @@ def test_the_outcome_of_a_healthy_run_and_of_one_that_cant_be_judged():
 
 
 @pytest.mark.parametrize(
-    "module", ["report.escape", "rules.wording", "rules.functions", "segments", "measure.names", "measure.spans"]
+    "module",
+    [
+        "record.escape",
+        "record.wording",
+        "judge.functions",
+        "record.segments",
+        "measure.model.names",
+        "measure.model.number_sets",
+    ],
 )
 def test_examples_in_docstrings_are_true(module):
     result = doctest.testmod(importlib.import_module(f"lightning_gradwatch.{module}"))

@@ -1,6 +1,6 @@
 """JSON schemas that ship with the package: of the JSON report, and of the settings in a file.
 
-The settings' one follows the rules' thresholds: ``python -m lightning_gradwatch.schemas`` writes it again.
+The settings' one follows the rules' thresholds: ``python -m lightning_gradwatch.cli.schemas`` writes it again.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.rules import RULES, Rule
-from lightning_gradwatch.settings import FORMATS, LEVELS, MEASURED
+from lightning_gradwatch.cli.settings import FORMATS, LEVELS, MEASURED
+from lightning_gradwatch.judge.catalog import RULES
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.judge.rule import Rule
 
 
 def read_schema(name: str) -> dict[str, Any]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.fit.ranks.columns import Description, Table
+from lightning_gradwatch.fit.ranks.vector import Head, Layout, Parts, Status, fill, leave_out, read
 from lightning_gradwatch.measure.assemble import assemble
 from lightning_gradwatch.measure.faults import MEASURING, GivenUp
-from lightning_gradwatch.ranks.table import Description, Table
-from lightning_gradwatch.ranks.vector import Head, Layout, Parts, Status, fill, leave_out, read
 
 if TYPE_CHECKING:
+    from lightning_gradwatch.fit.ranks.exchange import Exchange
     from lightning_gradwatch.measure.assemble import PendingRecord
     from lightning_gradwatch.measure.faults import Faults, Part
-    from lightning_gradwatch.measure.tally import Tally
-    from lightning_gradwatch.ranks.exchange import Exchange
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.measure.totals import Tally
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _DISAGREED = "steps that only some of the ranks took aren't measured"
 _UNCOMBINED = "not the same on the ranks that share the work on one part of the data, nor split by units"

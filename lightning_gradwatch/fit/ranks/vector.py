@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.tally import LAYER_NORMS, SITE_NORMS, OfLayer, OfSite, Tally
-from lightning_gradwatch.measure.windows import Chunk
+from lightning_gradwatch.measure.totals import LAYER_NORMS, SITE_NORMS, OfLayer, OfSite, Tally
+from lightning_gradwatch.measure.units.windows import Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
 
+    from lightning_gradwatch.fit.ranks.columns import Table
     from lightning_gradwatch.measure.faults import Part
-    from lightning_gradwatch.ranks.table import Table
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.record.step import FloatVector
 
 
 class Status(IntEnum):

@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning_gradwatch.event_file import EventFile, next_version_folder
+from lightning_gradwatch.record.events.file import EventFile, next_version_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

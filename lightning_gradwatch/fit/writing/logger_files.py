@@ -15,10 +15,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.destinations import NotWritten, reason_of
-from lightning_gradwatch.event_file import append, file_id, framed, write_to
-from lightning_gradwatch.numbering import numbering_of
-from lightning_gradwatch.room import SET_ASIDE, check_disk, check_handles, check_limit, check_writable, set_aside
+from lightning_gradwatch.fit.writing.destinations import NotWritten, reason_of
+from lightning_gradwatch.record.disk_space import (
+    SET_ASIDE,
+    check_disk,
+    check_handles,
+    check_limit,
+    check_writable,
+    set_aside,
+)
+from lightning_gradwatch.record.events.file import append, file_id, framed, write_to
+from lightning_gradwatch.record.events.numbering import numbering_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.destinations import NotWritten
-from lightning_gradwatch.room import SET_ASIDE, check_disk, check_handles, check_limit, check_writable, set_aside
+from lightning_gradwatch.fit.writing.destinations import NotWritten
+from lightning_gradwatch.record.disk_space import (
+    SET_ASIDE,
+    check_disk,
+    check_handles,
+    check_limit,
+    check_writable,
+    set_aside,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,21 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning_gradwatch.columns import series
-from lightning_gradwatch.destinations import Destination, NoDestination, NotWritten, OwnFile, reason_of
-from lightning_gradwatch.events import findings_event, heatmap_event, step_event
-from lightning_gradwatch.heatmap import heatmap_png
-from lightning_gradwatch.logger_files import AppendedFile, QueuedFile, appended_path
+from lightning_gradwatch.fit.writing.destinations import Destination, NoDestination, NotWritten, OwnFile, reason_of
+from lightning_gradwatch.fit.writing.logger_files import AppendedFile, QueuedFile, appended_path
+from lightning_gradwatch.fit.writing.number_loggers import OtherLogger
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.number_loggers import OtherLogger
-from lightning_gradwatch.remote import is_remote, local_path
-from lightning_gradwatch.summaries import summaries
+from lightning_gradwatch.record.events.step_events import findings_event, heatmap_event, step_event
+from lightning_gradwatch.record.heatmap import heatmap_png
+from lightning_gradwatch.record.remote import is_remote, local_path
+from lightning_gradwatch.record.run_info import series
+from lightning_gradwatch.record.summaries import summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 
 _FIRST_PICTURE = 8

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_gradwatch.rules.attribution import Attribution, attribute
-from lightning_gradwatch.rules.functions import Function, look_up
-from lightning_gradwatch.rules.readings import hidden_sites, site_values
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.wording import listed, number, percent
-from lightning_gradwatch.rules.zeros import blocking_cause, blocking_sites
+from lightning_gradwatch.judge.evidence.attribution import Attribution, attribute
+from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, blocking_sites
+from lightning_gradwatch.judge.functions import Function, look_up
+from lightning_gradwatch.judge.readings import hidden_sites, site_values
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.wording import listed, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.finding import Remedy
+    from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
 
     Places: TypeAlias = npt.NDArray[np.intp]
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.rules.functions import Function, look_up
+from lightning_gradwatch.judge.functions import Function, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _LEAST_STEPS = 2
 _EXPLAINED = (0.5, 1.5)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.rules.readings import hidden_values
-from lightning_gradwatch.rules.wording import counted, number
+from lightning_gradwatch.judge.readings import hidden_values
+from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
 
 LEAST_SITES = 3
 _STEADY_SHARE = 0.75

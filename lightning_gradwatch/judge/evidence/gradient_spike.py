@@ -11,13 +11,13 @@ import itertools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.rules.trend import middle
+from lightning_gradwatch.judge.evidence.loss_trend import middle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.record import StepRecord
-    from lightning_gradwatch.rules.protocol import State
+    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.record.step import StepRecord
 
 _WINDOW = 20
 _LEAST = 5

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.columns import DEFAULT_VARIANCE
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.readings import layer_values
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.wording import number
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.readings import layer_values
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.run_info import DEFAULT_VARIANCE
+from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.finding import Remedy
+    from lightning_gradwatch.record.step import RunInfo, SiteInfo, StepRecord
 
 _PASSES = {"Sigmoid": 0.236, "Hardsigmoid": 0.167, "Hardswish": 0.74, "SiLU": 0.77, "Softplus": 0.88}
 _PASSES |= {"LogSigmoid": 0.88, "Softsign": 0.88, "Tanh": 0.94, "Tanhshrink": 1e-3}

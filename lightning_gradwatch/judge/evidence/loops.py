@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.readings import hidden_sites, site_values
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.wording import counted, number
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.readings import hidden_sites, site_values
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.finding import Remedy
+    from lightning_gradwatch.record.step import RunInfo, SiteInfo, StepRecord
 
 
 class Loop(NamedTuple):

@@ -11,13 +11,13 @@ from bisect import bisect_left, bisect_right
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_gradwatch.rules.wording import percent
+from lightning_gradwatch.record.wording import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.rules.protocol import State
+    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 LOSSES = "losses"
 """Where a rule's memory has them."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.findings import Action, Remedy
-from lightning_gradwatch.rules.wording import listed
+from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.record.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lightning_gradwatch.record import LostGradient, LostKind, RunInfo
+    from lightning_gradwatch.record.step import LostGradient, LostKind, RunInfo
 
 MEANT: frozenset[LostKind] = frozenset(("discarded", "zero-input", "left-out", "escaped", "times-zero"))
 """What many a program does on purpose: information."""

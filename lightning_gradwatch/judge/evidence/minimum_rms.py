@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
-from lightning_gradwatch.rules.fading import diagnose, fading_remedy
-from lightning_gradwatch.rules.memory import columns
-from lightning_gradwatch.rules.protocol import Sentences, Sighting, State
-from lightning_gradwatch.rules.readings import early_mask
-from lightning_gradwatch.rules.wording import counted, listed, number
+from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_remedy
+from lightning_gradwatch.judge.readings import early_mask
+from lightning_gradwatch.judge.rule import Sentences, Sighting, State
+from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.step import LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.wording import counted, listed, number
 
 _RMS, _SINCE = 0, 1
 

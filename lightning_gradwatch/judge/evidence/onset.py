@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.rules.memory import columns
-from lightning_gradwatch.rules.targets import WHY_HUGE, unscaled_targets
-from lightning_gradwatch.rules.wording import number, percent
+from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
+from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.record.wording import number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
-    from lightning_gradwatch.rules.memory import Columns, Mask
-    from lightning_gradwatch.rules.protocol import State
+    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.judge.streaks import Columns, Mask
+    from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
 
 _WATCHED = 16
 """Records whose updates are looked at: what ails a net from the start shows in them, and each costs time."""

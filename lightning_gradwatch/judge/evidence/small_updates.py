@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.findings import Action, Remedy
-from lightning_gradwatch.rules.rates import rate_factor
-from lightning_gradwatch.rules.readings import hidden_sites, layer_values
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.starting import starting_remedy
-from lightning_gradwatch.rules.wording import number
+from lightning_gradwatch.judge.evidence.initial_weights import starting_remedy
+from lightning_gradwatch.judge.rates import rate_factor
+from lightning_gradwatch.judge.readings import hidden_sites, layer_values
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
-    from lightning_gradwatch.rules.memory import Mask
+    from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
 
 _LARGE_WEIGHTS = 10
 _THROWN = 2.0

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.findings import Action, Remedy
+from lightning_gradwatch.record.finding import Action, Remedy
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _HUGE_LOSS = 100.0
 """Over C classes a loss starts at ln C, with targets of variance 1 at about 1."""

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import columns
-from lightning_gradwatch.rules.wording import listed, percent
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.record.wording import listed, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightning_gradwatch.record import RunInfo, StepRecord
-    from lightning_gradwatch.rules.functions import Function
-    from lightning_gradwatch.rules.memory import Mask
-    from lightning_gradwatch.rules.protocol import State
+    from lightning_gradwatch.judge.functions import Function
+    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _KEY = "windows"
 _ASKED = "asked"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import StepRecord
-    from lightning_gradwatch.rules.protocol import State
+    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.record.step import StepRecord
 
 _LONGEST = 20
 

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.findings import Action, Remedy
-from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.lost import lost_cause, lost_of
-from lightning_gradwatch.rules.readings import hidden_sites, site_values
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.wording import listed, percent
-from lightning_gradwatch.rules.zeros import blocking_cause, blocking_sites, underflow
+from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_cause, fading_remedy
+from lightning_gradwatch.judge.evidence.lost_gradients import lost_cause, lost_of
+from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, blocking_sites, underflow
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.readings import hidden_sites, site_values
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.record.step import LayerState
+from lightning_gradwatch.record.wording import listed, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 _SOFTMAX = {"softmax", "log_softmax"}
 _MOSTLY_FLAT = 0.95
@@ -28,7 +28,7 @@ class Unreached(NamedTuple):
     """Layers that get no gradient."""
 
     reason: str
-    """``none``, ``zero``, ``unused``, or a reason of `lost`."""
+    """``none``, ``zero``, ``unused``, or a reason of `lost_gradients`."""
     names: tuple[str, ...]
     since: int
     """First step without one."""

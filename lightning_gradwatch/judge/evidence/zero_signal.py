@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.readings import hidden_sites, site_values
-from lightning_gradwatch.rules.wording import listed, number, percent
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.readings import hidden_sites, site_values
+from lightning_gradwatch.record.wording import listed, number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.step import RunInfo, SiteInfo, StepRecord
 
 _SMALLEST = {"16": 6e-8, "bf16": 9.2e-41, "32": 1.4e-45, "64": 4.9e-324}
 _NEAR_UNDERFLOW, _NEAR_IN_HALF = 1e8, 1e4

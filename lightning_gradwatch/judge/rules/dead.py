@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lightning_gradwatch.findings import DeadUnitsWarning, Severity
-from lightning_gradwatch.record import FloatVector, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
-from lightning_gradwatch.rules.fullness import unread
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
-from lightning_gradwatch.rules.pace import note_start, wakes_up
-from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import has_gone, hidden_values, why_no_fraction
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend
-from lightning_gradwatch.rules.wording import counted, listed, percent
+from lightning_gradwatch.judge.evidence.loss_decrease import note_start, wakes_up
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
+from lightning_gradwatch.judge.evidence.window_fill import unread
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.readings import has_gone, hidden_values, why_no_fraction
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
+from lightning_gradwatch.record.finding import DeadUnitsWarning, Severity
+from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.wording import counted, listed, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.rules.functions import Function
+    from lightning_gradwatch.judge.functions import Function
+    from lightning_gradwatch.record.finding import Remedy
 
 _READINGS = 5
 _LEAST_LOSSES = 3

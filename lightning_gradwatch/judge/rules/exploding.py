@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Remedy, Severity
-from lightning_gradwatch.record import RunInfo, StepRecord
-from lightning_gradwatch.rules.depth import Depth, gains_sentence, read_depths
-from lightning_gradwatch.rules.loops import loop_cause, loop_message, loop_remedy, read_loops
-from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, weight_layers
-from lightning_gradwatch.rules.starting import read_start, starting_cause, starting_remedy
-from lightning_gradwatch.rules.surge import Surge, note_reading, read_surge
-from lightning_gradwatch.rules.targets import SCALE_TARGETS, WHY_HUGE
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
-from lightning_gradwatch.rules.wording import counted, number
-from lightning_gradwatch.rules.wreck import note_explosion, read_wreck
+from lightning_gradwatch.judge.evidence.depth import Depth, gains_sentence, read_depths
+from lightning_gradwatch.judge.evidence.gradient_spike import Surge, note_reading, read_surge
+from lightning_gradwatch.judge.evidence.initial_weights import read_start, starting_cause, starting_remedy
+from lightning_gradwatch.judge.evidence.loops import loop_cause, loop_message, loop_remedy, read_loops
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
+from lightning_gradwatch.judge.evidence.unscaled_targets import SCALE_TARGETS, WHY_HUGE
+from lightning_gradwatch.judge.evidence.wreck import note_explosion, read_wreck
+from lightning_gradwatch.judge.readings import count_hit, weight_layers
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.record.finding import Action, ExplodingGradientWarning, Remedy, Severity
+from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,13 +8,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightning_gradwatch.findings import InitializationWarning, Severity
-from lightning_gradwatch.record import RunInfo, StepRecord
-from lightning_gradwatch.rules.depth import LEAST_SITES, Depth, gains_sentence, read_depths
-from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import hidden_values
-from lightning_gradwatch.rules.starting import Start, log_passed, read_start, starting_cause, starting_remedy
-from lightning_gradwatch.rules.wording import number
+from lightning_gradwatch.judge.evidence.depth import LEAST_SITES, Depth, gains_sentence, read_depths
+from lightning_gradwatch.judge.evidence.initial_weights import (
+    Start,
+    log_passed,
+    read_start,
+    starting_cause,
+    starting_remedy,
+)
+from lightning_gradwatch.judge.readings import hidden_values
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.record.finding import InitializationWarning, Severity
+from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.wording import number
 
 _ERROR_FACTOR = 100
 _SGD, _LAX = (1e-3, 1e2), (1e-6, 1e3)

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.findings import SaturatedUnitsWarning, Severity
-from lightning_gradwatch.record import FloatVector, RunInfo, StepRecord
-from lightning_gradwatch.rules.drift import Drift, drift, note_first, note_update
-from lightning_gradwatch.rules.fullness import unread
-from lightning_gradwatch.rules.functions import look_up
-from lightning_gradwatch.rules.memory import Lasting, count_hits, holds, lasting, streaks
-from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import has_gone, hidden_sites, hidden_values, site_values, why_no_fraction
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.wording import counted, listed, number, percent
+from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
+from lightning_gradwatch.judge.evidence.window_fill import unread
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.readings import has_gone, hidden_sites, hidden_values, site_values, why_no_fraction
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.streaks import Lasting, count_hits, holds, lasting, streaks
+from lightning_gradwatch.record.finding import SaturatedUnitsWarning, Severity
+from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.record.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.findings import Remedy
-    from lightning_gradwatch.rules.functions import Function
-    from lightning_gradwatch.rules.memory import Mask
+    from lightning_gradwatch.judge.functions import Function
+    from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.record.finding import Remedy
 
 _LARGE_FACTOR = 2.0
 

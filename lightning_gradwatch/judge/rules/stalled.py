@@ -8,19 +8,26 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.findings import Severity, StalledUpdateWarning
-from lightning_gradwatch.record import FloatVector, LayerState, RunInfo, StepRecord
-from lightning_gradwatch.rules.memory import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
-from lightning_gradwatch.rules.pace import credible, has_come_down, note_start, read_pace, told_of_pace, why_slow_pace
-from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.rates import relative_rates, schedule_phase
-from lightning_gradwatch.rules.readings import count_hit, has_gone, layer_values, of_full_weights, weight_layers
-from lightning_gradwatch.rules.slowness import spelled_rates, weight_size, why_behind, why_slow
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend
-from lightning_gradwatch.rules.wording import counted, listed, number
+from lightning_gradwatch.judge.evidence.loss_decrease import (
+    credible,
+    has_come_down,
+    note_start,
+    read_pace,
+    told_of_pace,
+    why_slow_pace,
+)
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.small_updates import spelled_rates, weight_size, why_behind, why_slow
+from lightning_gradwatch.judge.rates import relative_rates, schedule_phase
+from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values, of_full_weights, weight_layers
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
+from lightning_gradwatch.record.finding import Severity, StalledUpdateWarning
+from lightning_gradwatch.record.step import FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.rules.memory import Columns, Mask
+    from lightning_gradwatch.judge.streaks import Columns, Mask
 
 _OK = int(LayerState.OK)  # numpy takes ten times as long to compare with an enumeration
 _ERROR_FACTOR = 10

@@ -11,11 +11,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
-from lightning_gradwatch.record import LayerState, RunInfo, StepRecord
-from lightning_gradwatch.rules.blocking import Unreached, may_be_chance, unreached_cause
-from lightning_gradwatch.rules.lost import MEANT, reason
-from lightning_gradwatch.rules.memory import (
+from lightning_gradwatch.judge.evidence.lost_gradients import MEANT, reason
+from lightning_gradwatch.judge.evidence.zero_gradients import Unreached, may_be_chance, unreached_cause
+from lightning_gradwatch.judge.readings import has_gone
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.streaks import (
     Columns,
     Lasting,
     Mask,
@@ -26,9 +26,9 @@ from lightning_gradwatch.rules.memory import (
     lasting,
     streaks,
 )
-from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import has_gone
-from lightning_gradwatch.rules.wording import counted, listed
+from lightning_gradwatch.record.finding import Severity, UnreachedLayerWarning
+from lightning_gradwatch.record.step import LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.wording import counted, listed
 
 _ROOTS = "roots"
 _FEW = "few"

@@ -8,19 +8,19 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from lightning_gradwatch.findings import Action, Remedy, Severity, VanishingGradientWarning
-from lightning_gradwatch.record import RunInfo, StepRecord
-from lightning_gradwatch.rules.depth import Depth, read_depths
-from lightning_gradwatch.rules.drift import Drift, note_update
-from lightning_gradwatch.rules.fading import diagnose, fading_cause, fading_remedy
-from lightning_gradwatch.rules.floor import judge_floor
-from lightning_gradwatch.rules.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
-from lightning_gradwatch.rules.protocol import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.rules.readings import count_hit, has_gone, layer_values
-from lightning_gradwatch.rules.remedies import Prescription
-from lightning_gradwatch.rules.trend import LossTrend, loss_trend, middle
-from lightning_gradwatch.rules.wording import counted, number
-from lightning_gradwatch.rules.zeros import underflow
+from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_cause, fading_remedy
+from lightning_gradwatch.judge.evidence.depth import Depth, read_depths
+from lightning_gradwatch.judge.evidence.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
+from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
+from lightning_gradwatch.judge.evidence.onset import Drift, note_update
+from lightning_gradwatch.judge.evidence.zero_signal import underflow
+from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values
+from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.record.finding import Action, Remedy, Severity, VanishingGradientWarning
+from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
     pass

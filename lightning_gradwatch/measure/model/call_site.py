@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from lightning_gradwatch.measure.layers import qualified_name
+from lightning_gradwatch.measure.model.layers import qualified_name
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -34,7 +34,7 @@ def _folder(path: str | None) -> str:
     return str(Path(path or "").resolve().parent) + os.sep
 
 
-_OURS = _folder(str(Path(__file__).parent))
+_OURS = _folder(str(Path(__file__).parents[1]))
 _INTERNAL_FOLDERS = (_folder(torch.__file__), _OURS)
 _LIGHTNING = (
     f"{os.sep}lightning{os.sep}pytorch{os.sep}",

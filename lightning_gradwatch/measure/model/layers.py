@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_gradwatch.measure.path import Path
-from lightning_gradwatch.measure.shards import placed
-from lightning_gradwatch.record import PARAMETRIZED, LayerInfo, LostGradient, NotCovered
+from lightning_gradwatch.measure.model.path import Path
+from lightning_gradwatch.measure.model.shards import placed
+from lightning_gradwatch.record.step import PARAMETRIZED, LayerInfo, LostGradient, NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.measure.model.sites import Site
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.measure.location import Place
-    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.measure.model.call_site import Place
+    from lightning_gradwatch.measure.model.sites import Site
 
 
 class FreeNames:

@@ -10,15 +10,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lightning_gradwatch.measure.spans import EMPTY, among, members, single, union
-from lightning_gradwatch.segments import path_order, segment_starts
+from lightning_gradwatch.measure.model.number_sets import EMPTY, among, members, single, union
+from lightning_gradwatch.record.segments import path_order, segment_starts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.measure.sites import Site
-    from lightning_gradwatch.measure.spans import Span
+    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.model.number_sets import Span
+    from lightning_gradwatch.measure.model.sites import Site
 
     Stop: TypeAlias = Layer | Site
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.measure.graph import Walk, edges
-from lightning_gradwatch.measure.location import spelled
-from lightning_gradwatch.measure.names import SiteNames
-from lightning_gradwatch.measure.path import Path
-from lightning_gradwatch.measure.spans import EMPTY
-from lightning_gradwatch.record import Role, SiteInfo
+from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
+from lightning_gradwatch.measure.model.call_site import spelled
+from lightning_gradwatch.measure.model.names import SiteNames
+from lightning_gradwatch.measure.model.number_sets import EMPTY
+from lightning_gradwatch.measure.model.path import Path
+from lightning_gradwatch.record.step import Role, SiteInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torch.autograd.graph import Node
 
-    from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.measure.location import Location
-    from lightning_gradwatch.measure.spans import Span
+    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.model.number_sets import Span
 
 _MOST_SIZES = 4
 """A net that is grown, or fine-tuned with another head, has few."""

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.axes import LOST, as_units, first_unit, fitted
-from lightning_gradwatch.measure.composites import Composite, SiteCall
-from lightning_gradwatch.measure.counting import counter
-from lightning_gradwatch.measure.functions import COMPOSITES, OUTER, Call, Inner, Zones, composite
-from lightning_gradwatch.measure.gates import may_gate
-from lightning_gradwatch.measure.location import Location, inside_function, locate
-from lightning_gradwatch.measure.mask import Masks
+from lightning_gradwatch.measure.model.call_site import Location, inside_function, locate
+from lightning_gradwatch.measure.model.sites import Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
-from lightning_gradwatch.measure.sites import Roles
-from lightning_gradwatch.measure.tags import Tag, Tags, tensors_in, unit_axis
-from lightning_gradwatch.measure.unseen import BY_HAND, FUSED, UNTRAINED, Note, out_of_reach
+from lightning_gradwatch.measure.trace.axes import LOST, as_units, first_unit, fitted
+from lightning_gradwatch.measure.trace.gates import may_gate
+from lightning_gradwatch.measure.trace.handwritten import Composite, SiteCall
+from lightning_gradwatch.measure.trace.tensor_state import Tag, Tags, tensors_in, unit_axis
+from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, UNTRAINED, Note, out_of_reach
+from lightning_gradwatch.measure.units.activations import COMPOSITES, OUTER, Call, Inner, Zones, composite
+from lightning_gradwatch.measure.units.counting import counter
+from lightning_gradwatch.measure.units.mask import Masks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.axes import Axis
-    from lightning_gradwatch.measure.collect import Collected, SiteSums
-    from lightning_gradwatch.measure.connections import Connections
-    from lightning_gradwatch.measure.formulas import Formula, Known, Start
-    from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.measure.location import ModuleNames
-    from lightning_gradwatch.measure.mask import Samples
-    from lightning_gradwatch.measure.sites import Site, Sites
-    from lightning_gradwatch.measure.unseen import Unseen
+    from lightning_gradwatch.measure.model.call_site import ModuleNames
+    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.model.sites import Site, Sites
+    from lightning_gradwatch.measure.trace.axes import Axis
+    from lightning_gradwatch.measure.trace.connections import Connections
+    from lightning_gradwatch.measure.trace.formulas import Formula, Known, Start
+    from lightning_gradwatch.measure.trace.uncovered import Unseen
+    from lightning_gradwatch.measure.units.mask import Samples
+    from lightning_gradwatch.measure.units.site_stats import Collected, SiteSums
 
 
 class Activations:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from lightning_gradwatch.measure.tags import Einsum, Op
+from lightning_gradwatch.measure.trace.tensor_state import Einsum, Op
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_gradwatch.measure import gates
-from lightning_gradwatch.measure.axes import axes_of_products, axis_after, split_of, stacked
-from lightning_gradwatch.measure.composites import Composite, combine
-from lightning_gradwatch.measure.tags import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, unit_axis
-from lightning_gradwatch.measure.unseen import FUSED
-from lightning_gradwatch.measure.written_out import STARTS, WrittenOut
+from lightning_gradwatch.measure.trace import gates
+from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, split_of, stacked
+from lightning_gradwatch.measure.trace.handwritten import Composite, combine
+from lightning_gradwatch.measure.trace.tensor_state import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, unit_axis
+from lightning_gradwatch.measure.trace.uncovered import FUSED
+from lightning_gradwatch.measure.trace.written_out import STARTS, WrittenOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from lightning_gradwatch.measure.activations import Activations, Ended
-    from lightning_gradwatch.measure.axes import Axis
-    from lightning_gradwatch.measure.composites import SiteCall
-    from lightning_gradwatch.measure.formulas import Formula
-    from lightning_gradwatch.measure.layers import Layer, Layers
+    from lightning_gradwatch.measure.model.layers import Layer, Layers
+    from lightning_gradwatch.measure.trace.activation_calls import Activations, Ended
+    from lightning_gradwatch.measure.trace.axes import Axis
+    from lightning_gradwatch.measure.trace.formulas import Formula
+    from lightning_gradwatch.measure.trace.handwritten import SiteCall
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_gradwatch.measure.layers import parameters_of
+from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.patches import Patch, beneath
 
 if TYPE_CHECKING:

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from lightning_gradwatch.measure.graph import Walk, is_kernel
-from lightning_gradwatch.measure.path import FIRST, LOST, UNSEEN
-from lightning_gradwatch.measure.spans import EMPTY, among, members, single, union
-from lightning_gradwatch.measure.tags import tensors_in
+from lightning_gradwatch.measure.model.autograd_graph import Walk, is_kernel
+from lightning_gradwatch.measure.model.number_sets import EMPTY, among, members, single, union
+from lightning_gradwatch.measure.model.path import FIRST, LOST, UNSEEN
+from lightning_gradwatch.measure.trace.tensor_state import tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch.autograd.graph import Node
 
-    from lightning_gradwatch.measure.layers import Layer
-    from lightning_gradwatch.measure.path import Path
+    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.model.number_sets import Span
+    from lightning_gradwatch.measure.model.path import Path
+    from lightning_gradwatch.measure.model.sites import Site
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.sites import Site
-    from lightning_gradwatch.measure.spans import Span
 
 _Leaf: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name
 _NEAR = 8

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch.measure.functions import Call, Comparison, Region, Zones
-from lightning_gradwatch.measure.gates import GATES
-from lightning_gradwatch.measure.location import inside_function
-from lightning_gradwatch.measure.tags import is_in_place
+from lightning_gradwatch.measure.model.call_site import inside_function
+from lightning_gradwatch.measure.trace.gates import GATES
+from lightning_gradwatch.measure.trace.tensor_state import is_in_place
+from lightning_gradwatch.measure.units.activations import Call, Comparison, Region, Zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.tags import Tags
+    from lightning_gradwatch.measure.trace.tensor_state import Tags
 
 _OPPOSITE: Mapping[Comparison, Comparison] = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
 _LARGEST = 1e3

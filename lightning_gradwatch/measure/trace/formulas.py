@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.measure.comparisons import plain_number
-from lightning_gradwatch.measure.functions import ACTIVATIONS, ISRU, Zones
+from lightning_gradwatch.measure.trace.comparisons import plain_number
+from lightning_gradwatch.measure.units.activations import ACTIVATIONS, ISRU, Zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.location import Location
+    from lightning_gradwatch.measure.model.call_site import Location
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.tags import Tag, Tags
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.measure.trace.tensor_state import Tag, Tags
+    from lightning_gradwatch.record.step import FloatVector
 
 POINTS: FloatVector = np.array([-2.875, -1.625, -0.75, -0.3125, 0.4375, 1.1875, 2.25])
 """Where a function is looked at: of both signs, in no regular distance."""

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.tags import Op
+from lightning_gradwatch.measure.trace.tensor_state import Op
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.composites import Composite, SiteCall
-    from lightning_gradwatch.measure.sites import Site
-    from lightning_gradwatch.measure.tags import Tag, Tags
+    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.trace.handwritten import Composite, SiteCall
+    from lightning_gradwatch.measure.trace.tensor_state import Tag, Tags
 
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "relu6", "softplus"})
 """Functions that gate when their output multiplies another tensor.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.measure.tags import Op, Operands, Tag, Tags
+from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, Tag, Tags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.activations import Ended
-    from lightning_gradwatch.measure.axes import Axis
-    from lightning_gradwatch.measure.collect import SiteSums
-    from lightning_gradwatch.measure.mask import Samples
+    from lightning_gradwatch.measure.model.sites import Site
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.measure.trace.activation_calls import Ended
+    from lightning_gradwatch.measure.trace.axes import Axis
+    from lightning_gradwatch.measure.units.mask import Samples
+    from lightning_gradwatch.measure.units.site_stats import SiteSums
 
 
 class SiteCall:

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import BackwardCFunction
 
-from lightning_gradwatch.measure.compiled import COMPILED
-from lightning_gradwatch.measure.functions import ACTIVATIONS
-from lightning_gradwatch.measure.graph import GENERATED, Walk, edges, foreign_name, is_foreign
-from lightning_gradwatch.measure.identify import is_activation
-from lightning_gradwatch.measure.tags import Op, classify, tensors_in
-from lightning_gradwatch.measure.tracer import Tracer
-from lightning_gradwatch.measure.unseen import FUSED, OUTSIDE, Note, Unseen
+from lightning_gradwatch.measure.model.autograd_graph import GENERATED, Walk, edges, foreign_name, is_foreign
+from lightning_gradwatch.measure.trace.compiled import COMPILED
+from lightning_gradwatch.measure.trace.identify import is_activation
+from lightning_gradwatch.measure.trace.tensor_state import Op, classify, tensors_in
+from lightning_gradwatch.measure.trace.tracer import Tracer
+from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Unseen
+from lightning_gradwatch.measure.units.activations import ACTIVATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from torch.autograd.graph import Node
 
-    from lightning_gradwatch.measure.layers import Layers
+    from lightning_gradwatch.measure.model.layers import Layers
 
 _KERNEL = "a kernel that isn't torch's: what it does inside isn't followed"
 _CUSTOM = "a custom autograd function: what it does inside isn't followed"

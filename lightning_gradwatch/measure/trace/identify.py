@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_gradwatch.measure.functions import ACTIVATIONS, PLAIN, Activation, Call, Zones
+from lightning_gradwatch.measure.units.activations import ACTIVATIONS, PLAIN, Activation, Call, Zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.graph import Walk, edges
-from lightning_gradwatch.measure.identify import is_activation
-from lightning_gradwatch.measure.location import line_of_call, locate
-from lightning_gradwatch.measure.tags import tensors_in
-from lightning_gradwatch.measure.tracer import Tracer
+from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
+from lightning_gradwatch.measure.model.call_site import line_of_call, locate
+from lightning_gradwatch.measure.trace.identify import is_activation
+from lightning_gradwatch.measure.trace.tensor_state import tensors_in
+from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.unobserved import is_traced, unobserved
-from lightning_gradwatch.record import LostGradient
+from lightning_gradwatch.record.step import LostGradient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.layers import Layer, Layers
-    from lightning_gradwatch.measure.location import ModuleNames
-    from lightning_gradwatch.measure.pack import Pack, Slot, Values
+    from lightning_gradwatch.measure.model.call_site import ModuleNames
+    from lightning_gradwatch.measure.model.layers import Layer, Layers
     from lightning_gradwatch.measure.signal import Grads, SignalHooks
-    from lightning_gradwatch.record import LostKind
+    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.record.step import LostKind
 
 MOST_STEPS = 16
 """Steps of a run that are followed at most."""

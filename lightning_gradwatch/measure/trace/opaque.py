@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch.measure.compiled import is_compiled
 from lightning_gradwatch.measure.patches import Patch
+from lightning_gradwatch.measure.trace.compiled import is_compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from lightning_gradwatch.measure.tracer import Tracer
+    from lightning_gradwatch.measure.trace.tracer import Tracer
 
 _MISSING = object()
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)

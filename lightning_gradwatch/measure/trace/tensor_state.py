@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.comparisons import Comparisons
 from lightning_gradwatch.measure.signal import Origin
+from lightning_gradwatch.measure.trace.comparisons import Comparisons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.activations import Ended
-    from lightning_gradwatch.measure.axes import Axis
-    from lightning_gradwatch.measure.composites import SiteCall
-    from lightning_gradwatch.measure.formulas import Formula, Start
-    from lightning_gradwatch.measure.layers import Layer
+    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.trace.activation_calls import Ended
+    from lightning_gradwatch.measure.trace.axes import Axis
+    from lightning_gradwatch.measure.trace.formulas import Formula, Start
+    from lightning_gradwatch.measure.trace.handwritten import SiteCall
 
 
 _HELD = 4

@@ -14,13 +14,21 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from lightning_gradwatch.measure.by_hand import UNSCALES, changes_gradients, clipped_by
-from lightning_gradwatch.measure.comparisons import bound_of
-from lightning_gradwatch.measure.cuts import cut
-from lightning_gradwatch.measure.flow import Compared, Flow
-from lightning_gradwatch.measure.functions import ERF
-from lightning_gradwatch.measure.identify import identify
-from lightning_gradwatch.measure.tags import Op, Tags, classify, einsum_of, is_in_place, operands_of, tensors_in
+from lightning_gradwatch.measure.trace.axis_propagation import Compared, Flow
+from lightning_gradwatch.measure.trace.comparisons import bound_of
+from lightning_gradwatch.measure.trace.cuts import cut
+from lightning_gradwatch.measure.trace.identify import identify
+from lightning_gradwatch.measure.trace.manual_gradients import UNSCALES, changes_gradients, clipped_by
+from lightning_gradwatch.measure.trace.tensor_state import (
+    Op,
+    Tags,
+    classify,
+    einsum_of,
+    is_in_place,
+    operands_of,
+    tensors_in,
+)
+from lightning_gradwatch.measure.units.activations import ERF
 from lightning_gradwatch.measure.unobserved import (
     dispatch_modes,
     function_modes,
@@ -32,11 +40,11 @@ from lightning_gradwatch.measure.unobserved import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.activations import Activations
-    from lightning_gradwatch.measure.composites import SiteCall
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.functions import Call
-    from lightning_gradwatch.measure.layers import Layer, Layers
+    from lightning_gradwatch.measure.model.layers import Layer, Layers
+    from lightning_gradwatch.measure.trace.activation_calls import Activations
+    from lightning_gradwatch.measure.trace.handwritten import SiteCall
+    from lightning_gradwatch.measure.units.activations import Call
 
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""

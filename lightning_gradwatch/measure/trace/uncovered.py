@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from lightning_gradwatch.measure.shards import placed
+from lightning_gradwatch.measure.model.shards import placed
 from lightning_gradwatch.measure.unobserved import is_opaque
 
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.collect import SiteSums
-    from lightning_gradwatch.measure.location import Location
-    from lightning_gradwatch.measure.sites import Site
+    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.units.site_stats import SiteSums
 
 FUSED: Mapping[str, str] = {
     "lstm": "the gates inside torch's fused LSTM aren't seen; its parameters are",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.measure.formulas import (
+from lightning_gradwatch.measure.signal import Origin
+from lightning_gradwatch.measure.trace.formulas import (
     CARRIES,
     POINTS,
     Formula,
@@ -15,17 +16,16 @@ from lightning_gradwatch.measure.formulas import (
     recognise,
     wants_layer,
 )
-from lightning_gradwatch.measure.signal import Origin
-from lightning_gradwatch.measure.tags import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, is_in_place
+from lightning_gradwatch.measure.trace.tensor_state import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, is_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.activations import Activations
-    from lightning_gradwatch.measure.flow import Sources
-    from lightning_gradwatch.measure.formulas import Known
+    from lightning_gradwatch.measure.trace.activation_calls import Activations
+    from lightning_gradwatch.measure.trace.axis_propagation import Sources
+    from lightning_gradwatch.measure.trace.formulas import Known
 
 STARTS = frozenset((Op.FUNCTION, Op.POWER, Op.ERF))
 """What may begin one, as may the product of a tensor with itself."""

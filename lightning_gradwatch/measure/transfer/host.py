@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.record.step import FloatVector
 
 Slot: TypeAlias = int
 Sent: TypeAlias = "tuple[list[Slot], Tensor, torch.cuda.Event | None]"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from lightning_gradwatch.measure.copies import FEWEST, KEPT, SMALL, new_stack
 from lightning_gradwatch.measure.norms import l2_norm, l2_norms_of_rows
+from lightning_gradwatch.measure.transfer.stacks import FEWEST, KEPT, SMALL, new_stack
 from lightning_gradwatch.measure.unobserved import PLAIN
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.counting import Counter
-    from lightning_gradwatch.measure.pack import Pack, Slot
+    from lightning_gradwatch.measure.transfer.host import Pack, Slot
+    from lightning_gradwatch.measure.units.counting import Counter
 
 _STACK = 1 << 16
 """Entries of a stack at most, few enough to stay in a processor's cache."""

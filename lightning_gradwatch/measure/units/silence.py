@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_gradwatch.saved import StateError, count_of, instance_of, mapping_of, numbers_of
+from lightning_gradwatch.record.checkpoint import StateError, count_of, instance_of, mapping_of, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.measure.windows import Chunk, UnitCounts, Window
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.measure.units.windows import Chunk, UnitCounts, Window
+    from lightning_gradwatch.record.step import FloatVector
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 

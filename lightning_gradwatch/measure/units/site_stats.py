@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_gradwatch.measure.units.windows import Chunk
 from lightning_gradwatch.measure.unobserved import is_opaque
-from lightning_gradwatch.measure.windows import Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.counting import Counter
-    from lightning_gradwatch.measure.mask import Samples
-    from lightning_gradwatch.measure.pack import Slot, Values
-    from lightning_gradwatch.measure.sites import Site
-    from lightning_gradwatch.measure.staging import Staging
-    from lightning_gradwatch.measure.windows import UnitCounts
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.transfer.host import Slot, Values
+    from lightning_gradwatch.measure.units.batched_reductions import Staging
+    from lightning_gradwatch.measure.units.counting import Counter
+    from lightning_gradwatch.measure.units.mask import Samples
+    from lightning_gradwatch.measure.units.windows import UnitCounts
+    from lightning_gradwatch.record.step import FloatVector
 
 
 @dataclass(slots=True, eq=False)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_gradwatch.measure.silence import (
+from lightning_gradwatch.measure.units.silence import (
     RECENT,
     SATURATED_PERCENT,
     STEPS_SINCE,
@@ -36,13 +36,13 @@ from lightning_gradwatch.measure.silence import (
     evidence,
     examine,
 )
-from lightning_gradwatch.saved import count_of, named, window_of
+from lightning_gradwatch.record.checkpoint import count_of, named, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.sites import Site
-    from lightning_gradwatch.record import FloatVector, SiteInfo
+    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.record.step import FloatVector, SiteInfo
 
 UnitCounts = npt.NDArray[np.int64]
 

@@ -1,4 +1,4 @@
-"""An event's bytes → what GradWatch put into it. The other way is `events`.
+"""An event's bytes → what GradWatch put into it. The other way is `step_events`.
 
 A value of an event looks the same at each step of a run but for its numbers: what stands in front of these and behind is
 compared with the event before, in C, and taken apart only where it differs.
@@ -12,15 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_gradwatch import wire
-from lightning_gradwatch.description import (
-    check_description,
-    check_finding,
-    check_record,
-    missing_key,
-    unknown_keys,
-)
-from lightning_gradwatch.event_tags import (
+from lightning_gradwatch.record.events import encoding
+from lightning_gradwatch.record.events.numbering import Stamp, read_stamp
+from lightning_gradwatch.record.events.protobuf import BrokenMessageError, fields
+from lightning_gradwatch.record.events.tags import (
     FILL_TAG,
     PREFIX,
     RMS_TAG,
@@ -32,20 +27,25 @@ from lightning_gradwatch.event_tags import (
     VECTOR_TAGS,
     seal,
 )
-from lightning_gradwatch.fields import BrokenMessageError, fields
-from lightning_gradwatch.findings import Finding
-from lightning_gradwatch.numbering import Stamp, read_stamp
-from lightning_gradwatch.reasons import reason_of
-from lightning_gradwatch.record import LOOP_VECTORS, RunInfo, StepRecord
+from lightning_gradwatch.record.finding import Finding
+from lightning_gradwatch.record.reasons import reason_of
+from lightning_gradwatch.record.step import LOOP_VECTORS, RunInfo, StepRecord
+from lightning_gradwatch.record.validation import (
+    check_description,
+    check_finding,
+    check_record,
+    missing_key,
+    unknown_keys,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.record.step import FloatVector
 
 SIGNS = (
     b"\n%c%s" % (len(STEP_TAG), STEP_TAG.encode()),
-    b"\n%c\n%c%s" % (len(wire.PLUGIN) + 2, len(wire.PLUGIN), wire.PLUGIN.encode()),
+    b"\n%c\n%c%s" % (len(encoding.PLUGIN) + 2, len(encoding.PLUGIN), encoding.PLUGIN.encode()),
 )
 """Bytes that no event but ours contains: the tag of its envelope, and our plugin in a value's metadata."""
 
@@ -321,13 +321,13 @@ def _read_record(scalars: Mapping[str, Any], vectors: Mapping[str, tuple[int, by
         raise ValueError(f"it says step {scalars['step']!r} and step {step}")
 
     def vector(tag: str) -> FloatVector:
-        return wire.vector_of(*vectors[tag])
+        return encoding.vector_of(*vectors[tag])
 
     found: dict[str, Any] = {}
     for name, tag in VECTOR_TAGS.items():
         held = vectors.get(tag)
         if held is not None:
-            found[name] = wire.vector_of(*held)
+            found[name] = encoding.vector_of(*held)
     loops = {name: found.pop(name) for name in LOOP_VECTORS if name in found}
     record = StepRecord(
         metrics=found,

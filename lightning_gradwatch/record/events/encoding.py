@@ -15,7 +15,7 @@ from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.record import FloatVector
+    from lightning_gradwatch.record.step import FloatVector
 
 PLUGIN = "gradwatch"
 _DOUBLE: int = types_pb2.DT_DOUBLE

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: writing one of our own, and into those of loggers. `event_reader` reads them."""
+"""TensorBoard's event files: writing one of our own, and into those of loggers. `reader` reads them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tensorboard.compat.proto import event_pb2
 
-from lightning_gradwatch.crc32c import masked_crc32c
-from lightning_gradwatch.event_reader import MAX_EVENT_BYTES, read_payloads
-from lightning_gradwatch.numbering import Numbering, numbering_of
-from lightning_gradwatch.room import check_disk, check_limit
+from lightning_gradwatch.record.disk_space import check_disk, check_limit
+from lightning_gradwatch.record.events.crc32c import masked_crc32c
+from lightning_gradwatch.record.events.numbering import Numbering, numbering_of
+from lightning_gradwatch.record.events.reader import MAX_EVENT_BYTES, read_payloads
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -12,8 +12,8 @@ from statistics import median
 from struct import unpack_from
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.event_reader import EventReader
-from lightning_gradwatch.fields import BrokenMessageError, fields
+from lightning_gradwatch.record.events.protobuf import BrokenMessageError, fields
+from lightning_gradwatch.record.events.reader import EventReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
-from lightning_gradwatch.event_reader import EventReader
-from lightning_gradwatch.event_tags import STEP_TAG
-from lightning_gradwatch.wire import PLUGIN
+from lightning_gradwatch.record.events.encoding import PLUGIN
+from lightning_gradwatch.record.events.reader import EventReader
+from lightning_gradwatch.record.events.tags import STEP_TAG
 
 if TYPE_CHECKING:
     import os
@@ -97,7 +97,7 @@ def _last_fit(folder: Path) -> int:
 
 
 def _first_stamp(path: Path) -> Stamp | None:
-    from lightning_gradwatch.decoding import decode_event  # noqa: PLC0415 - decoding reads stamps
+    from lightning_gradwatch.record.events.decoding import decode_event  # noqa: PLC0415 - decoding reads stamps
 
     reader = EventReader(path, marker=PLUGIN.encode(), problem=lambda _: None, limit=_FIRST_BYTES)
     try:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from lightning_gradwatch.crc32c import masked_crc32c, masked_crc32c_of_rows
-from lightning_gradwatch.fields import BrokenMessageError, fields
+from lightning_gradwatch.record.events.crc32c import masked_crc32c, masked_crc32c_of_rows
+from lightning_gradwatch.record.events.protobuf import BrokenMessageError, fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

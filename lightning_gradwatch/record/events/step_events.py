@@ -1,4 +1,4 @@
-"""Records → TensorBoard events, with `wire` their format. The other way is `decoding`. No torch.
+"""Records → TensorBoard events, with `encoding` their format. The other way is `decoding`. No torch.
 
 A measured step is one event, because each event costs a checksum over its bytes in pure Python. Vectors go in as tensors
 of our own plugin that hold the record's float64 numbers bit for bit; what people look at without our dashboard goes in
@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
-from lightning_gradwatch import wire
-from lightning_gradwatch.decoding import DecodedEvent, decode_event
-from lightning_gradwatch.description import check_lengths
-from lightning_gradwatch.event_tags import (
+from lightning_gradwatch.record.events import encoding
+from lightning_gradwatch.record.events.decoding import DecodedEvent, decode_event
+from lightning_gradwatch.record.events.tags import (
     FINDINGS_TAG,
     HEATMAP_TAG,
     PREFIX,
@@ -30,14 +29,15 @@ from lightning_gradwatch.event_tags import (
     VECTOR_TAGS,
     seal,
 )
-from lightning_gradwatch.record import LOOP_VECTORS, METRICS
-from lightning_gradwatch.summaries import CURVES, DESCRIPTIONS, curve_tags, findings_markdown, summaries
+from lightning_gradwatch.record.step import LOOP_VECTORS, METRICS
+from lightning_gradwatch.record.summaries import CURVES, DESCRIPTIONS, curve_tags, findings_markdown, summaries
+from lightning_gradwatch.record.validation import check_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.record import RunInfo, StepRecord
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.step import RunInfo, StepRecord
 
 __all__ = [
     "FINDINGS_TAG",
@@ -84,21 +84,21 @@ def step_event(
     if describe:
         if info.layout != record.layout:
             raise ValueError(f"record.layout={record.layout!r} is not info.layout={info.layout!r}")
-        wire.add_strings(values, RUN_TAG, [_json(info.to_dict())], wire.OURS)
+        encoding.add_strings(values, RUN_TAG, [_json(info.to_dict())], encoding.OURS)
     envelope: dict[str, Any] = {"record": {name: getattr(record, name) for name in SCALARS}}
     if findings is not None:
         envelope["findings"] = [finding.to_dict() for finding in findings]
     _add_sealed(values, envelope)
     if findings is not None:
-        wire.add_strings(values, FINDINGS_TAG, [findings_markdown(findings)], wire.TEXT)
+        encoding.add_strings(values, FINDINGS_TAG, [findings_markdown(findings)], encoding.TEXT)
     described = (set() if describe else None) if seen is None else seen
     for tag, value in summaries(record, info).items():
-        wire.add_scalar(values, tag, value, DESCRIPTIONS[tag], described)
+        encoding.add_scalar(values, tag, value, DESCRIPTIONS[tag], described)
     for metric, description in CURVES.items():
         if metric in record.metrics:
             drawn = record.metrics[metric].tolist()
             for column, tag in curve_tags(metric, info, max_curves):
-                wire.add_scalar(values, tag, drawn[column], description, described)
+                encoding.add_scalar(values, tag, drawn[column], description, described)
     return event
 
 
@@ -106,7 +106,7 @@ def findings_event(findings: Sequence[Finding], *, step: int) -> Any:
     """Return an event for findings that changed without a measured step, as at the end of a fit."""
     event = _event(step)
     _add_sealed(event.summary.value, {"findings": [finding.to_dict() for finding in findings]})
-    wire.add_strings(event.summary.value, FINDINGS_TAG, [findings_markdown(findings)], wire.TEXT)
+    encoding.add_strings(event.summary.value, FINDINGS_TAG, [findings_markdown(findings)], encoding.TEXT)
     return event
 
 
@@ -124,10 +124,10 @@ def _add_vectors(values: Any, record: StepRecord, info: RunInfo) -> None:
         raise ValueError(f"step {record.step}: unknown metrics {sorted(unknown)}; one of {', '.join(METRICS)}")
     check_lengths(record, info)
     for name, vector in record.metrics.items():
-        (wire.add_narrow if name in _FRACTIONS else wire.add_vector)(values, VECTOR_TAGS[name], vector)
-    wire.add_bytes(values, STATE_TAG, record.layer_state)
+        (encoding.add_narrow if name in _FRACTIONS else encoding.add_vector)(values, VECTOR_TAGS[name], vector)
+    encoding.add_bytes(values, STATE_TAG, record.layer_state)
     for name in (*SITE_VECTORS, *(each for each in LOOP_VECTORS if len(getattr(record, each)))):
-        wire.add_narrow(values, PREFIX + name, getattr(record, name))
+        encoding.add_narrow(values, PREFIX + name, getattr(record, name))
 
 
 def _event(step: int) -> Any:
@@ -136,8 +136,8 @@ def _event(step: int) -> Any:
 
 def _add_sealed(values: Any, envelope: Mapping[str, Any]) -> None:
     text = _json(envelope).encode()
-    contents = {value.tag: wire.content(value.tensor) for value in values}
-    wire.add_strings(values, STEP_TAG, [text, _seal(text, contents)], wire.OURS)
+    contents = {value.tag: encoding.content(value.tensor) for value in values}
+    encoding.add_strings(values, STEP_TAG, [text, _seal(text, contents)], encoding.OURS)
 
 
 def _seal(text: bytes, contents: Mapping[str, bytes]) -> bytes:

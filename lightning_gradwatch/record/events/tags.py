@@ -6,8 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from lightning_gradwatch import wire
-from lightning_gradwatch.record import LOOP_VECTORS, METRICS, StepRecord
+from lightning_gradwatch.record.events import encoding
+from lightning_gradwatch.record.step import LOOP_VECTORS, METRICS, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ RUN_TAG = "gradwatch/run"
 FINDINGS_TAG = "gradwatch/findings"
 HEATMAP_TAG = "gradwatch/heatmap"
 
-PREFIX = f"{wire.PLUGIN}/"
+PREFIX = f"{encoding.PLUGIN}/"
 SITE_VECTORS = ("window_fill", "forward_rms")
 STATE_TAG, FILL_TAG, RMS_TAG = (PREFIX + name for name in ("layer_state", *SITE_VECTORS))
 VECTOR_TAGS = {name: PREFIX + name for name in (*METRICS, *LOOP_VECTORS)}

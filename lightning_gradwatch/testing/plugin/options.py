@@ -83,7 +83,7 @@ def _read_every(value: Any, source: str) -> int:
 
 
 def _read_ignore(value: Any, source: str) -> tuple[str, ...]:
-    from lightning_gradwatch.rules import check_prefixes  # noqa: PLC0415 - numpy, only where codes are given
+    from lightning_gradwatch.judge.selection import check_prefixes  # noqa: PLC0415 - numpy, only where codes are given
 
     prefixes = value.replace(",", " ").split() if isinstance(value, str) else value
     try:
@@ -93,7 +93,7 @@ def _read_ignore(value: Any, source: str) -> tuple[str, ...]:
 
 
 def _check_rules(rules: Any, ignore: tuple[str, ...], source: str) -> tuple[Any, ...]:
-    from lightning_gradwatch.rules import resolve_rules  # noqa: PLC0415 - as above
+    from lightning_gradwatch.judge.selection import resolve_rules  # noqa: PLC0415 - as above
 
     try:
         resolve_rules(rules, ignore)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.report.escape import escape
-from lightning_gradwatch.report.terminal import warning_text
-from lightning_gradwatch.rules.wording import counted
+from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.record.wording import counted
+from lightning_gradwatch.tell.terminal import warning_text
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.testing.watched import WatchedTest
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.testing.plugin.watched import WatchedTest
 
 
 def failure(watched: WatchedTest) -> str:

@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.findings import GradWatchError, GradWatchWarning, Severity
-from lightning_gradwatch.testing.trainers import hooked_trainers
+from lightning_gradwatch.record.finding import GradWatchError, GradWatchWarning, Severity
+from lightning_gradwatch.testing.plugin.trainers import hooked_trainers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lightning_gradwatch.callback import GradWatch
-    from lightning_gradwatch.findings import Finding
-    from lightning_gradwatch.testing.options import Options
+    from lightning_gradwatch.fit.callback import GradWatch
+    from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.testing.plugin.options import Options
 
 
 @dataclass
@@ -133,7 +133,7 @@ class WatchedTest:
     # -- during a fit
 
     def _around_fit(self, trainer: Any, fit: Callable[[], Any]) -> Any:
-        from lightning_gradwatch.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
+        from lightning_gradwatch.fit.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
         from lightning_gradwatch.testing.watch import Watch  # noqa: PLC0415 - as above
 
         if not isinstance(getattr(trainer, "callbacks", None), list):  # a stand-in of the test's
@@ -169,7 +169,7 @@ class WatchedTest:
 
         Filters decide about the user's own callback; this one must neither end a fit nor fall silent.
         """
-        from lightning_gradwatch.report.terminal import warning_text  # noqa: PLC0415 - as light as numpy
+        from lightning_gradwatch.tell.terminal import warning_text  # noqa: PLC0415 - as light as numpy
 
         message = category(warning_text(finding))
         self._ours.append(message)
@@ -178,7 +178,7 @@ class WatchedTest:
     @contextmanager
     def _users_warnings_noted(self) -> Iterator[None]:
         """Note which warnings of the user's own callbacks reach a recorder of the test."""
-        fit: Any = importlib.import_module("lightning_gradwatch.fit")  # where a fit looks `warn` up
+        fit: Any = importlib.import_module("lightning_gradwatch.fit.fit")  # where a fit looks `warn` up
         original = fit.warn
 
         def warn(finding: Finding, category: type[Warning]) -> None:
@@ -210,7 +210,7 @@ def _codes_of(error: Exception, trainer: Any) -> Iterator[str]:
     if isinstance(error, GradWatchError):
         yield from (finding.code for finding in error.findings)
     elif GradWatchError.__name__ in str(error):  # as a process that the fit has started raised it, in text
-        from lightning_gradwatch.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
+        from lightning_gradwatch.fit.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
 
         for watch in trainer.callbacks:
             if isinstance(watch, GradWatch):

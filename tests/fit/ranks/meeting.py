@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from lightning_gradwatch.fit.ranks.ranks import Ranks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.tally import OfLayer, OfSite, Tally
-from lightning_gradwatch.measure.windows import Chunk, Windows
-from lightning_gradwatch.ranks.ranks import Ranks
-from lightning_gradwatch.record import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.measure.totals import OfLayer, OfSite, Tally
+from lightning_gradwatch.measure.units.windows import Chunk, Windows
+from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
 
 SECONDS = 20
 

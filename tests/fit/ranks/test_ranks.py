@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 import pytest
+from fit.ranks.meeting import Meeting, chunk, layer, pending, ranks_of, site, tally_of, together
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks.meeting import Meeting, chunk, layer, pending, ranks_of, site, tally_of, together
 
 from lightning_gradwatch.measure.assemble import assemble
 from lightning_gradwatch.measure.coverage import VARIES
 from lightning_gradwatch.measure.faults import GivenUp
-from lightning_gradwatch.measure.tally import OfLayer, OfSite
-from lightning_gradwatch.record import LayerState, NotCovered
+from lightning_gradwatch.measure.totals import OfLayer, OfSite
+from lightning_gradwatch.record.step import LayerState, NotCovered
 
 
 def combine(meeting, steps, **settings):

@@ -12,10 +12,10 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard import SummaryWriter
 from written import make_info, make_record
 
-from lightning_gradwatch.destinations import NotWritten
-from lightning_gradwatch.events import step_event
-from lightning_gradwatch.logger_files import AppendedFile, QueuedFile, appended_path
-from lightning_gradwatch.run import read_run
+from lightning_gradwatch.fit.writing.destinations import NotWritten
+from lightning_gradwatch.fit.writing.logger_files import AppendedFile, QueuedFile, appended_path
+from lightning_gradwatch.judge.run import read_run
+from lightning_gradwatch.record.events.step_events import step_event
 
 INFO = make_info()
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-from lightning_gradwatch.destinations import NotWritten
-from lightning_gradwatch.number_loggers import OtherLogger
+from lightning_gradwatch.fit.writing.destinations import NotWritten
+from lightning_gradwatch.fit.writing.number_loggers import OtherLogger
 
 OURS = {"gradwatch/log10_grad_norm": 1.0}
 
@@ -95,7 +95,9 @@ def test_a_table_that_may_not_be_written_to_gets_nothing(logger, monkeypatch):
 def test_a_new_column_needs_room_for_the_whole_table(logger, monkeypatch):
     """The logger writes all of it anew: on a full disk, what was there would be lost."""
     asked = []
-    monkeypatch.setattr("lightning_gradwatch.number_loggers.check_disk", lambda folder, **sizes: asked.append(sizes))
+    monkeypatch.setattr(
+        "lightning_gradwatch.fit.writing.number_loggers.check_disk", lambda folder, **sizes: asked.append(sizes)
+    )
     other = OtherLogger(logger)
     logger.log_metrics({"note": "x" * 100_000}, 0)
     logger.save()

@@ -13,10 +13,10 @@ import pytest
 from written import make_info, make_record
 
 from lightning_gradwatch import GradWatchWarning
-from lightning_gradwatch.event_file import EventFile, read_payloads
-from lightning_gradwatch.events import decode_event
-from lightning_gradwatch.sinks import Sinks
-from lightning_gradwatch.wire import PLUGIN
+from lightning_gradwatch.fit.writing.writer import Sinks
+from lightning_gradwatch.record.events.encoding import PLUGIN
+from lightning_gradwatch.record.events.file import EventFile, read_payloads
+from lightning_gradwatch.record.events.step_events import decode_event
 
 NAMES = tuple(f"net.{place}" for place in range(40))
 

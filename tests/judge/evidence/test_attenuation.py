@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.findings import Action
-from lightning_gradwatch.record import LayerInfo, LayerState
-from lightning_gradwatch.rules import Evaluator, VanishingGradient
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
+from lightning_gradwatch.record.finding import Action
+from lightning_gradwatch.record.step import LayerInfo, LayerState
 
 ROOT = math.sqrt(2)
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.rules.attribution import attribute
-from lightning_gradwatch.rules.readings import hidden_values
+from lightning_gradwatch.judge.evidence.attribution import attribute
+from lightning_gradwatch.judge.readings import hidden_values
 
 ROOT = math.sqrt(2)
 

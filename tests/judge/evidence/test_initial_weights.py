@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.record import SiteInfo
-from lightning_gradwatch.rules.starting import log_passed
+from lightning_gradwatch.judge.evidence.initial_weights import log_passed
+from lightning_gradwatch.record.step import SiteInfo
 
 DEPTH, WIDTH, SEEDS = 12, 128, 3
 FUNCTIONS = {

@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Severity
-from lightning_gradwatch.record import SiteInfo
-from lightning_gradwatch.rules import ExplodingGradient, VanishingGradient
+from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
+from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.step import SiteInfo
 
 STEPS = range(10, 16)
 

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.findings import Action, Severity
-from lightning_gradwatch.record import OptimizerInfo
-from lightning_gradwatch.rules import OversizedUpdate, StalledUpdate
-from lightning_gradwatch.rules.pace import loss_share
-from lightning_gradwatch.rules.wording import number
+from lightning_gradwatch.judge.evidence.loss_decrease import loss_share
+from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
+from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.record.finding import Action, Severity
+from lightning_gradwatch.record.step import OptimizerInfo
+from lightning_gradwatch.record.wording import number
 
 
 def measured_and_real(make_optimizer, *, bias):

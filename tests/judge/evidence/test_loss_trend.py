@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lightning_gradwatch.rules.trend import Losses
+from lightning_gradwatch.judge.evidence.loss_trend import Losses
 
 
 def noted(runs, losses):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Action, ExplodingGradientWarning, Severity
-from lightning_gradwatch.rules import ExplodingGradient
+from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
+from lightning_gradwatch.record.finding import Action, ExplodingGradientWarning, Severity
 
 STEPS = (0, 1, 2, 4, 8, 16)
 LEARNED = (

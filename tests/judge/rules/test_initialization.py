@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.findings import InitializationWarning, Severity
-from lightning_gradwatch.record import LayerInfo
-from lightning_gradwatch.rules import Evaluator, Initialization
-from lightning_gradwatch.rules.starting import read_start
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.evidence.initial_weights import read_start
+from lightning_gradwatch.judge.rules.initialization import Initialization
+from lightning_gradwatch.record.finding import InitializationWarning, Severity
+from lightning_gradwatch.record.step import LayerInfo
 
 
 def judged(runs, attenuation, *, variance=None, steps=(0, 1, 2), info=None, rule=None, **given):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Action, NonFiniteGradientWarning, Severity
-from lightning_gradwatch.record import LayerState
-from lightning_gradwatch.rules import Evaluator, NonFiniteGradient
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient
+from lightning_gradwatch.record.finding import Action, NonFiniteGradientWarning, Severity
+from lightning_gradwatch.record.step import LayerState
 
 INF, NAN = float("inf"), float("nan")
 BAD = LayerState.NON_FINITE

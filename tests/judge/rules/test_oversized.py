@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from lightning_gradwatch.findings import Action, OversizedUpdateWarning, Severity
-from lightning_gradwatch.record import LayerInfo
-from lightning_gradwatch.rules import OversizedUpdate
+from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
+from lightning_gradwatch.record.finding import Action, OversizedUpdateWarning, Severity
+from lightning_gradwatch.record.step import LayerInfo
 
 STEPS = (0, 1, 2, 3, 4, 24)
 NAMES = tuple(f"net.{place}" for place in range(0, 13, 2))

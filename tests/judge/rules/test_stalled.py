@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Action, Severity, StalledUpdateWarning
-from lightning_gradwatch.record import LayerInfo, LayerState, OptimizerInfo
-from lightning_gradwatch.rules import StalledUpdate
+from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.record.finding import Action, Severity, StalledUpdateWarning
+from lightning_gradwatch.record.step import LayerInfo, LayerState, OptimizerInfo
 
 STEPS = range(10, 16)
 NAMES = tuple(f"net.{place}" for place in range(0, 13, 2))

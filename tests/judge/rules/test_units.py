@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import DeadUnitsWarning, SaturatedUnitsWarning, Severity
-from lightning_gradwatch.measure.functions import ACTIVATIONS
-from lightning_gradwatch.rules import DeadUnits, SaturatedUnits
-from lightning_gradwatch.rules.functions import look_up
+from lightning_gradwatch.judge.functions import look_up
+from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
+from lightning_gradwatch.measure.units.activations import ACTIVATIONS
+from lightning_gradwatch.record.finding import DeadUnitsWarning, SaturatedUnitsWarning, Severity
 
 
 def dead(runs, fractions, *, losses=None, **given):

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Severity, UnreachedLayerWarning
-from lightning_gradwatch.record import LayerInfo, LayerState, LostGradient, OptimizerInfo, RunInfo, SiteInfo
-from lightning_gradwatch.rules import UnreachedLayer
+from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
+from lightning_gradwatch.record.finding import Severity, UnreachedLayerWarning
+from lightning_gradwatch.record.step import LayerInfo, LayerState, LostGradient, OptimizerInfo, RunInfo, SiteInfo
 
 NONE, ZERO, OK = LayerState.NONE, LayerState.ZERO, LayerState.OK
 FROZEN, UNMEASURED = LayerState.FROZEN, LayerState.UNMEASURED
@@ -578,8 +578,8 @@ def test_more_root_causes_are_still_told_apart_by_kind(runs):
 
 def test_what_runs_under_one_no_grad_is_one_finding():
     """Where it begins isn't known, so no place is named as that; what runs under it is."""
-    from lightning_gradwatch.record import LostGradient  # noqa: PLC0415 - here alone
-    from lightning_gradwatch.rules.lost import Lost, lost_cause, reason  # noqa: PLC0415 - as above
+    from lightning_gradwatch.judge.evidence.lost_gradients import Lost, lost_cause, reason  # noqa: PLC0415 - as above
+    from lightning_gradwatch.record.step import LostGradient  # noqa: PLC0415 - here alone
 
     places = tuple(LostGradient("cut", "no_grad", f"backbone.{number}") for number in range(3))
     assert len({reason(place) for place in places}) == 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_gradwatch.findings import Severity, VanishingGradientWarning
-from lightning_gradwatch.record import LayerInfo, LayerState, RunInfo
-from lightning_gradwatch.rules import Evaluator, VanishingGradient
+from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
+from lightning_gradwatch.record.finding import Severity, VanishingGradientWarning
+from lightning_gradwatch.record.step import LayerInfo, LayerState, RunInfo
 
 STEPS = (0, 1, 2, 4, 8, 16, 17, 18)
 

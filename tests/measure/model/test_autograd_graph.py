@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_gradwatch.measure import graph
-from lightning_gradwatch.measure.graph import Walk
+from lightning_gradwatch.measure.model import autograd_graph
+from lightning_gradwatch.measure.model.autograd_graph import Walk
 
 BITS = {"nothing": 0, "union": operator.or_}
 
@@ -129,13 +129,13 @@ def test_leaves_are_not_looked_at():
 
 
 def test_a_graph_that_is_too_large_leaves_its_connections_out_and_says_so(measure, monkeypatch):
-    monkeypatch.setattr(graph.Walk.__init__, "__defaults__", (4,))
+    monkeypatch.setattr(autograd_graph.Walk.__init__, "__defaults__", (4,))
     net = nn.Sequential(*[each for _ in range(4) for each in (nn.Linear(4, 4), nn.Tanh())], nn.Linear(4, 1))
     result = measure(net, torch.randn(8, 4))
     assert all(site.predecessors == () for site in result.sites.values())
     assert all(site.weight_gain != site.weight_gain for site in result.sites.values())
     assert all(site.signal > 0 for site in result.sites.values())
-    assert graph.TOO_LARGE in [note.reason for note in result.info.coverage]
+    assert autograd_graph.TOO_LARGE in [note.reason for note in result.info.coverage]
 
 
 BODIES = {
@@ -153,7 +153,7 @@ resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 import torch
 from torch import nn
 from torch.nn import functional as F
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 
 class Dirty(torch.autograd.Function):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from lightning_gradwatch.measure.layers import qualified_name
-from lightning_gradwatch.probe import Probe
-from lightning_gradwatch.record import LayerState
+from lightning_gradwatch.measure.model.layers import qualified_name
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.record.step import LayerState
 
 X = torch.randn(4, 3)
 

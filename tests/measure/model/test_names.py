@@ -3,9 +3,9 @@
 import pytest
 from lines import lines_run
 
-from lightning_gradwatch.measure.location import Location
-from lightning_gradwatch.measure.names import FreeNames
-from lightning_gradwatch.measure.sites import Roles, Sites
+from lightning_gradwatch.measure.model.call_site import Location
+from lightning_gradwatch.measure.model.names import FreeNames
+from lightning_gradwatch.measure.model.sites import Roles, Sites
 
 
 class Counted(str):

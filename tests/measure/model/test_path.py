@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 X = torch.randn(6, 4)
 
@@ -360,9 +360,9 @@ def test_what_only_runs_without_a_graph_is_ordered_by_use():
 
 
 def test_a_graph_that_is_too_large_leaves_the_order_of_use(monkeypatch):
-    from lightning_gradwatch.measure import graph  # noqa: PLC0415 - to be patched
+    from lightning_gradwatch.measure.model import autograd_graph  # noqa: PLC0415 - to be patched
 
-    monkeypatch.setattr(graph.Walk.__init__, "__defaults__", (4,))
+    monkeypatch.setattr(autograd_graph.Walk.__init__, "__defaults__", (4,))
     model = stack(3)
     probe = measured(model, change=lambda step: model[:2].requires_grad_(step > 0))
     assert layers(probe) == ["0", "2", "4", "6"]

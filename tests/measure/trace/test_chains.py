@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 
 class Loop(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from measure import one_activation
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 ZERO = torch.zeros(())
 

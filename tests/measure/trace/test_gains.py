@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from measure.by_hand import Net, batch, measure, norm, plain, predecessors
 from torch import nn
 
-from lightning_gradwatch.measure.functions import ACTIVATIONS
+from lightning_gradwatch.measure.units.activations import ACTIVATIONS
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

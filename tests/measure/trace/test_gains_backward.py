@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from measure.by_hand import METRICS, NAN, Net, batch, measure, plain, predecessors
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 
 def test_a_gradient_penalty_adds_to_no_gain_that_it_does_not_belong_to():

@@ -12,7 +12,7 @@ from measure.by_hand import METRICS, NAN, Net, Reference, batch, measure, predec
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 
 class Depth(nn.Module):

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from measure.by_hand import Net, batch, measure, predecessors
 from torch import nn
 
-from lightning_gradwatch.measure.connections import _hides_a_function
-from lightning_gradwatch.measure.functions import ACTIVATIONS
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.measure.trace.connections import _hides_a_function
+from lightning_gradwatch.measure.units.activations import ACTIVATIONS
 
 
 class Doubled(torch.autograd.Function):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_gradwatch.measure.functions import ACTIVATIONS, ERF, Call
-from lightning_gradwatch.measure.identify import identify
+from lightning_gradwatch.measure.trace.identify import identify
+from lightning_gradwatch.measure.units.activations import ACTIVATIONS, ERF, Call
 
 T = torch.Tensor
 NN = torch._C._nn

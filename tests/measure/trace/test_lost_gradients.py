@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.measure.trail import MOST_STEPS, MOST_TRIES
-from lightning_gradwatch.record import LayerState, LostGradient, RunInfo
+from lightning_gradwatch.measure.trace.lost_gradients import MOST_STEPS, MOST_TRIES
+from lightning_gradwatch.record.step import LayerState, LostGradient, RunInfo
 
 
 class Net(nn.Module):

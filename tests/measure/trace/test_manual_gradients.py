@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 X = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.record import NotCovered
+from lightning_gradwatch.record.step import NotCovered
 
 WIDTH = 6
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 B, T, H, D, WIDTH = 5, 7, 3, 4, 6
 FEATURES = H * D

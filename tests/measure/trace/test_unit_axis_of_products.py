@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 UNITS, DEAD, FEATURES = 20, 15, 8
 # Name: the product of weights [UNITS, FEATURES] and data, the data's shape, the axis of the units.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from measure import one_activation
 from torch import nn
 
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure.probe import Probe
 
 FLAT = 1 / math.cosh(2.0) ** 2
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_gradwatch.measure.pack import Pack
+from lightning_gradwatch.measure.transfer.host import Pack
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int32, torch.int64, torch.bool]
 

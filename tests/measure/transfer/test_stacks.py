@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lightning_gradwatch.measure import copies
-from lightning_gradwatch.measure.copies import Copies
+from lightning_gradwatch.measure.transfer import stacks
+from lightning_gradwatch.measure.transfer.stacks import Copies
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -39,7 +39,7 @@ def test_any_layout_in_memory_is_copied_right():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: torch.ones(copies.SMALL + 1),
+        lambda: torch.ones(stacks.SMALL + 1),
         lambda: torch.ones(0),
         lambda: torch.ones(3, dtype=torch.complex64),
         lambda: torch.ones(3, dtype=torch.int64),
@@ -55,7 +55,7 @@ def test_what_is_not_small_real_dense_and_here_stays_out(make):
 
 
 def test_a_few_of_a_kind_stay_out():
-    tensors = [torch.ones(2)] * (copies.FEWEST - 1) + [torch.ones(2, dtype=torch.float64)] * (copies.FEWEST - 1)
+    tensors = [torch.ones(2)] * (stacks.FEWEST - 1) + [torch.ones(2, dtype=torch.float64)] * (stacks.FEWEST - 1)
     assert Copies().take(tensors) == []
     assert len(Copies().take([*tensors, torch.ones(2)])) == 1
 
@@ -78,7 +78,7 @@ def test_memory_is_kept_for_as_long_as_as_many_come():
 
 
 def test_memory_stays_within_its_limit(monkeypatch):
-    monkeypatch.setattr(copies, "KEPT", 100)
+    monkeypatch.setattr(stacks, "KEPT", 100)
     tensors = [torch.ones(shape) for shape in [(10,)] * 8 + [(9,)] * 4 + [(5,)] * 4]
     assert [len(stack) for _, stack in Copies().take(tensors)] == [8, 4]  # 80 entries and 20; 36 are too many
 

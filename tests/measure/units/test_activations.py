@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_gradwatch.measure import functions
-from lightning_gradwatch.measure.functions import COMPOSITES, composite
-from lightning_gradwatch.measure.identify import identify
+from lightning_gradwatch.measure.trace.identify import identify
+from lightning_gradwatch.measure.units import activations
+from lightning_gradwatch.measure.units.activations import COMPOSITES, composite
 
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 # |z| <= 5 densely and farther out; the kinks of every parametrisation below, and the numbers next to them.
@@ -177,20 +177,20 @@ def outermost(function, low, high):
 @pytest.mark.parametrize(
     ("constant", "function", "low", "high"),
     [
-        (functions.GELU_BOUND, F.gelu, -3.0, -1.6),
-        (functions.GELU_TANH_BOUND, lambda z: F.gelu(z, approximate="tanh"), -3.0, -1.6),
-        (functions.SILU_BOUND, F.silu, -6.0, -2.6),
-        (functions.MISH_BOUND, F.mish, -6.0, -2.6),
-        (-functions.SIGMOID_BOUND, torch.sigmoid, -9.0, -0.5),
-        (-functions.TANH_BOUND, torch.tanh, -9.0, -0.5),
-        (-functions.SOFTSIGN_BOUND, F.softsign, -9.0, -0.5),
+        (activations.GELU_BOUND, F.gelu, -3.0, -1.6),
+        (activations.GELU_TANH_BOUND, lambda z: F.gelu(z, approximate="tanh"), -3.0, -1.6),
+        (activations.SILU_BOUND, F.silu, -6.0, -2.6),
+        (activations.MISH_BOUND, F.mish, -6.0, -2.6),
+        (-activations.SIGMOID_BOUND, torch.sigmoid, -9.0, -0.5),
+        (-activations.TANH_BOUND, torch.tanh, -9.0, -0.5),
+        (-activations.SOFTSIGN_BOUND, F.softsign, -9.0, -0.5),
     ],
 )
 def test_a_constant_solves_its_equation(constant, function, low, high):
-    if constant in (-functions.SIGMOID_BOUND, -functions.TANH_BOUND, -functions.SOFTSIGN_BOUND):
+    if constant in (-activations.SIGMOID_BOUND, -activations.TANH_BOUND, -activations.SOFTSIGN_BOUND):
         middle = derivative(function, torch.zeros(1).double()).item()  # their maximum is at 0, outside the search
         assert derivative(function, torch.tensor([constant], dtype=torch.float64)).item() == pytest.approx(
-            functions.FLAT * middle, rel=1e-13
+            activations.FLAT * middle, rel=1e-13
         )
     else:
         assert outermost(function, low, high) == pytest.approx(constant, rel=1e-13)
@@ -199,10 +199,10 @@ def test_a_constant_solves_its_equation(constant, function, low, high):
 @pytest.mark.parametrize(
     ("name", "inner", "bound"),
     [
-        ("silu", "sigmoid", functions.SILU_BOUND / 1.702),
-        ("gelu", "tanh", functions.GELU_TANH_BOUND),
-        ("gelu", "erf", functions.GELU_BOUND),
-        ("mish", "tanh", functions.MISH_BOUND),
+        ("silu", "sigmoid", activations.SILU_BOUND / 1.702),
+        ("gelu", "tanh", activations.GELU_TANH_BOUND),
+        ("gelu", "erf", activations.GELU_BOUND),
+        ("mish", "tanh", activations.MISH_BOUND),
     ],
 )
 def test_a_composite_bound_is_the_functions_own_at_the_inner_argument(name, inner, bound):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from measure.recount import CASES, DTYPES, NoReadBack, near_the_bounds, recount
 from torch import nn
 
-from lightning_gradwatch.measure import staging
-from lightning_gradwatch.measure.counting import counter
-from lightning_gradwatch.measure.identify import identify
-from lightning_gradwatch.measure.pack import Pack
-from lightning_gradwatch.measure.staging import Staging
+from lightning_gradwatch.measure.trace.identify import identify
+from lightning_gradwatch.measure.transfer.host import Pack
+from lightning_gradwatch.measure.units import batched_reductions
+from lightning_gradwatch.measure.units.batched_reductions import Staging
+from lightning_gradwatch.measure.units.counting import counter
 
 
 def counter_of(name, z, axis):
@@ -117,7 +117,7 @@ def test_what_the_program_writes_afterwards_makes_no_difference():
 @pytest.mark.parametrize("name", ["relu", "relu6", "sigmoid"])
 def test_a_stack_that_is_full_is_used_again(name, monkeypatch):
     """Units observed once are counted without a sum; the counts must not share the stack's memory."""
-    monkeypatch.setattr(staging, "_STACK", 4 * 9)
+    monkeypatch.setattr(batched_reductions, "_STACK", 4 * 9)
     tensors = [near_the_bounds((9,), torch.float32, seed) for seed in range(14)]
     values, found = staged(lambda to: [(to.norm(z), to.count(counter_of(name, z, 0), z)) for z in tensors])
     for (norm, slots), z in zip(found, tensors, strict=True):
@@ -141,10 +141,10 @@ def test_numbers_are_right_whatever_comes_in_which_step(data):
     """Stacks too small, full in between, left over, missing: the numbers don't tell."""
     shapes = [(6,), (4, 3), (3, 4), (2, 3, 2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staging, "_STACK", data.draw(st.integers(12, 200), "stack"))
-        patch.setattr(staging, "KEPT", data.draw(st.integers(0, 400), "kept"))
-        patch.setattr(staging, "SMALL", data.draw(st.sampled_from([11, 8192]), "small"))
-        patch.setattr(staging, "FEWEST", data.draw(st.integers(1, 4), "fewest"))
+        patch.setattr(batched_reductions, "_STACK", data.draw(st.integers(12, 200), "stack"))
+        patch.setattr(batched_reductions, "KEPT", data.draw(st.integers(0, 400), "kept"))
+        patch.setattr(batched_reductions, "SMALL", data.draw(st.sampled_from([11, 8192]), "small"))
+        patch.setattr(batched_reductions, "FEWEST", data.draw(st.integers(1, 4), "fewest"))
         measured = Staging()
         for number in range(4):
             kinds = data.draw(st.lists(st.sampled_from(["relu6", "sigmoid", "norm"]), max_size=25), f"step {number}")
@@ -228,7 +228,7 @@ def test_a_fault_in_a_step_left_in_the_middle_is_none_of_the_next(monkeypatch):
     tensors = [torch.ones(4) for _ in range(6)]
     step(measured, lambda to: [to.norm(tensor) for tensor in tensors])
     with monkeypatch.context() as patch:
-        patch.setattr(staging, "l2_norms_of_rows", None)
+        patch.setattr(batched_reductions, "l2_norms_of_rows", None)
         with pytest.raises(TypeError):
             step(measured, lambda to: [to.norm(tensor) for tensor in tensors])
         with pytest.raises(TypeError):
@@ -253,8 +253,8 @@ def test_memory_stays_within_its_limit():
     for _ in range(3):
         step(measured, lambda to: [to.norm(torch.ones(shape)) for shape in shapes for _ in range(9)])
     kept = sum(stack.memory.numel() for stack in measured._stacks.values())
-    assert 0.9 * staging.KEPT < kept <= staging.KEPT
-    assert all(stack.memory.numel() <= staging._STACK for stack in measured._stacks.values())
+    assert 0.9 * batched_reductions.KEPT < kept <= batched_reductions.KEPT
+    assert all(stack.memory.numel() <= batched_reductions._STACK for stack in measured._stacks.values())
 
 
 def test_nothing_is_read_back():

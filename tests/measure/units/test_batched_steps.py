@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_gradwatch.measure import faults, staging
-from lightning_gradwatch.measure.staging import Staging
-from lightning_gradwatch.probe import Probe
+from lightning_gradwatch.measure import faults
+from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.measure.units import batched_reductions
+from lightning_gradwatch.measure.units.batched_reductions import Staging
 
 
 class Deep(nn.Module):
@@ -48,8 +49,8 @@ def train(watched, *, steps=5, micro_batches=2, fresh=False):
 
 
 def test_a_step_reads_the_same_either_way_and_trains_the_same_as_none(monkeypatch):
-    rows, measure = [], staging.l2_norms_of_rows
-    monkeypatch.setattr(staging, "l2_norms_of_rows", lambda stack: rows.append(len(stack)) or measure(stack))
+    rows, measure = [], batched_reductions.l2_norms_of_rows
+    monkeypatch.setattr(batched_reductions, "l2_norms_of_rows", lambda stack: rows.append(len(stack)) or measure(stack))
     together, weights = train(watched=True)
     # Output, delta and dL/da of 32 sites in two micro-batches, in all steps but the first.
     assert sum(rows) == 4 * 2 * 3 * 32
@@ -69,7 +70,7 @@ def test_a_step_reads_the_same_either_way_and_trains_the_same_as_none(monkeypatc
 def test_a_fault_in_measuring_them_switches_the_activations_off_and_no_number_is_wrong(times, monkeypatch):
     """Whichever part it happens in, as in a hook of the backward pass, when a stack is full."""
     monkeypatch.setattr(faults, "RAISE", False)
-    measure, left = staging.l2_norms_of_rows, times
+    measure, left = batched_reductions.l2_norms_of_rows, times
 
     def fail(stack):
         nonlocal left
@@ -78,8 +79,8 @@ def test_a_fault_in_measuring_them_switches_the_activations_off_and_no_number_is
             raise ArithmeticError("no")
         return measure(stack)
 
-    monkeypatch.setattr(staging, "_STACK", 30 * 40)
-    monkeypatch.setattr(staging, "l2_norms_of_rows", fail)
+    monkeypatch.setattr(batched_reductions, "_STACK", 30 * 40)
+    monkeypatch.setattr(batched_reductions, "l2_norms_of_rows", fail)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         records, weights = train(watched=True)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measure.recount import CASES, DTYPES, NoReadBack, near_the_bounds, recount
 
-from lightning_gradwatch.measure import counting
-from lightning_gradwatch.measure.counting import Counter, counter
-from lightning_gradwatch.measure.identify import identify
+from lightning_gradwatch.measure.trace.identify import identify
+from lightning_gradwatch.measure.units import counting
+from lightning_gradwatch.measure.units.counting import Counter, counter
 
 SHAPES = [((3000,), 0), ((600, 5), 1), ((5, 600), 0), ((6, 4, 90), 1), ((3, 2, 9, 11), -3), ((2, 3, 4, 5, 6), 4)]
 

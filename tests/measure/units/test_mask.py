@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.measure.mask import Masks
+from lightning_gradwatch.measure.units.mask import Masks
 
 BATCH, LENGTH, WIDTH = 6, 5, 4
 LENGTHS = torch.tensor([5, 1, 3, 2, 4, 0])

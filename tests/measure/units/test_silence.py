@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.silence import bar, evidence
+from lightning_gradwatch.measure.units.silence import bar, evidence
 
 
 def by_hand(active, silent, observations, before, since):

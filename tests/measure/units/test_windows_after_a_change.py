@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_gradwatch.measure.windows import Chunk, Window, Windows, fractions
-from lightning_gradwatch.schedule import Schedule
+from lightning_gradwatch.fit.schedule import Schedule
+from lightning_gradwatch.measure.units.windows import Chunk, Window, Windows, fractions
 
 BATCHES = [4, 8, 16, 64, 1024]
 EVERY = 50

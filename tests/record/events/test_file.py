@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as stock_crc
 
-from lightning_gradwatch.event_file import EventFile, masked_crc32c, next_version_folder, write_to
-from lightning_gradwatch.events import findings_event
+from lightning_gradwatch.record.events.file import EventFile, masked_crc32c, next_version_folder, write_to
+from lightning_gradwatch.record.events.step_events import findings_event
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_an_event_reaches_torchs_own_file(tmp_path):
 
 
 def test_importing_is_light():
-    program = "import sys, lightning_gradwatch.run; print({m.split('.')[0] for m in sys.modules})"
+    program = "import sys, lightning_gradwatch.judge.run; print({m.split('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "'tensorboard'" in loaded
     for heavy in ("torch", "lightning", "pytorch_lightning", "PIL", "tensorflow", "pandas"):

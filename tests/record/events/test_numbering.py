@@ -11,10 +11,10 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from written import frames_of, make_info, make_record, write_run
 
 from lightning_gradwatch import evaluate, read_run
-from lightning_gradwatch.event_file import EventFile, read_payloads, write_to
-from lightning_gradwatch.events import STEP_TAG, decode_event, findings_event, step_event
-from lightning_gradwatch.numbering import Numbering, Stamp, read_stamp
-from lightning_gradwatch.wire import PLUGIN
+from lightning_gradwatch.record.events.encoding import PLUGIN
+from lightning_gradwatch.record.events.file import EventFile, read_payloads, write_to
+from lightning_gradwatch.record.events.numbering import Numbering, Stamp, read_stamp
+from lightning_gradwatch.record.events.step_events import STEP_TAG, decode_event, findings_event, step_event
 
 
 def write(folder, steps, *, loss=1.0, info=None):
@@ -232,7 +232,7 @@ def test_a_flipped_bit_in_a_number_is_told_and_puts_no_file_before_another(tmp_p
     "text", [b"", b"1", b"1.2", b".1.2", b"1.2.3.", b"-1.0.", b"1_0.0.", b" 1.0.", b"1" * 30 + b".0."]
 )
 def test_what_is_no_number_of_ours_is_none(text):
-    from lightning_gradwatch.numbering import _check  # noqa: PLC0415 - to have the right checksum
+    from lightning_gradwatch.record.events.numbering import _check  # noqa: PLC0415 - to have the right checksum
 
     seal = b"01234567"
     assert read_stamp(text + (_check(text[:-1], seal) if text.endswith(b".") else b""), seal) is None
@@ -246,9 +246,9 @@ def test_looking_for_earlier_fits_reads_beginnings_only(tmp_path, monkeypatch):
     with EventFile(tmp_path / "elsewhere") as file:
         file.write(event_pb2.Event(wall_time=1.0, graph_def=bytes(1000)))
     shutil.copy(file.path, tmp_path / "events.out.tfevents.0.foreign")
-    monkeypatch.setattr("lightning_gradwatch.numbering._MOST_BYTES", 100)
+    monkeypatch.setattr("lightning_gradwatch.record.events.numbering._MOST_BYTES", 100)
     assert Numbering(tmp_path)._fit == 1  # the newest is looked at first
-    monkeypatch.setattr("lightning_gradwatch.numbering._MOST_BYTES", 0)
+    monkeypatch.setattr("lightning_gradwatch.record.events.numbering._MOST_BYTES", 0)
     assert Numbering(tmp_path)._fit == 0
     assert Numbering(tmp_path / "nowhere")._fit == 0
 

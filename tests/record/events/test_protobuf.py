@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
 
-from lightning_gradwatch.fields import BrokenMessageError, fields
+from lightning_gradwatch.record.events.protobuf import BrokenMessageError, fields
 
 
 def taken(data, **changes):

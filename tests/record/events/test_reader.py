@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as stock_crc
 
-from lightning_gradwatch.crc32c import masked_crc32c, masked_crc32c_of_rows
-from lightning_gradwatch.event_reader import MAX_EVENT_BYTES, EventReader, read_payloads
+from lightning_gradwatch.record.events.crc32c import masked_crc32c, masked_crc32c_of_rows
+from lightning_gradwatch.record.events.reader import MAX_EVENT_BYTES, EventReader, read_payloads
 
 MARK = b"gradwatch"
 SIGN = b"\n\x0egradwatch/step"
@@ -252,7 +252,7 @@ def test_a_file_that_is_cut_while_it_is_searched_ends_there(tmp_path, monkeypatc
         os.truncate(path, 100)
         return found
 
-    monkeypatch.setattr("lightning_gradwatch.event_reader.os.fstat", fstat)
+    monkeypatch.setattr("lightning_gradwatch.record.events.reader.os.fstat", fstat)
     payloads, problems = read(path)
     assert payloads == []
     assert len(problems) == 1

@@ -10,12 +10,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto import event_pb2
 
-from lightning_gradwatch import wire
-from lightning_gradwatch.event_file import EventFile
-from lightning_gradwatch.events import _seal, decode_event, findings_event, heatmap_event, step_event
-from lightning_gradwatch.findings import Action, Finding, Remedy, Severity
-from lightning_gradwatch.record import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
-from lightning_gradwatch.summaries import DESCRIPTIONS
+from lightning_gradwatch.record.events import encoding
+from lightning_gradwatch.record.events.file import EventFile
+from lightning_gradwatch.record.events.step_events import _seal, decode_event, findings_event, heatmap_event, step_event
+from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.summaries import DESCRIPTIONS
 
 
 def make_info(layers=3, sites=2, **settings):
@@ -227,7 +227,8 @@ def reseal(value, change):
     step = next(entry.tensor for entry in ours if entry.tag == "gradwatch/step")
     step.string_val[0] = change(step.string_val[0])
     step.string_val[1] = _seal(
-        step.string_val[0], {entry.tag: wire.content(entry.tensor) for entry in ours if entry.tag != "gradwatch/step"}
+        step.string_val[0],
+        {entry.tag: encoding.content(entry.tensor) for entry in ours if entry.tag != "gradwatch/step"},
     )
     return event.SerializeToString()
 

@@ -9,9 +9,10 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 
-from lightning_gradwatch.testing import telling, watch, watched
+from lightning_gradwatch.testing import watch
+from lightning_gradwatch.testing.plugin import report, watched
 
-NEEDED = (lightning.pytorch, pytorch_lightning, telling, watch, watched)
+NEEDED = (lightning.pytorch, pytorch_lightning, report, watch, watched)
 
 NETS = '''
 import lightning.pytorch as lp
@@ -21,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import Finding, Remedy, SaturatedUnits, Severity
-from lightning_gradwatch.rules.protocol import Verdict
+from lightning_gradwatch.judge.rule import Verdict
 
 QUIET = dict(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
              enable_model_summary=False, max_epochs=-1)

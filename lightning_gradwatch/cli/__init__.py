@@ -1,0 +1,3 @@
+"""The command line: reads runs, has them judged, tells what came out."""
+
+from lightning_gradwatch.cli.command import main as main

@@ -1,0 +1,1 @@
+"""What rules find in records: facts, their causes and the sentences on them."""

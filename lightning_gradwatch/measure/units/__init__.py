@@ -1,0 +1,1 @@
+"""How active units are: counted on the device, kept over windows."""
