@@ -12,7 +12,8 @@ from lightning_gradwatch.judge.run import read_run
 from lightning_gradwatch.record.events.file import EventFile, masked_crc32c
 from lightning_gradwatch.record.events.step_events import step_event
 from lightning_gradwatch.record.heatmap import heatmap_png
-from lightning_gradwatch.record.step import METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import METRICS, LayerInfo, SiteInfo, StepRecord
 
 
 def milliseconds(function, repeats):

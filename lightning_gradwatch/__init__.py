@@ -20,7 +20,7 @@ _HOMES = {
     "evaluate": "judge.run",
     "TrainingReport": "testing.check_training",
     "check_training": "testing.check_training",
-    "RunInfo": "record.step",
+    "RunInfo": "record.run_info",
     "StepRecord": "record.step",
     "LayerState": "record.step",
     "DEFAULT_RULES": "judge.catalog",
@@ -82,8 +82,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import StalledUpdateWarning as StalledUpdateWarning
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning
+    from lightning_gradwatch.record.run_info import RunInfo as RunInfo
     from lightning_gradwatch.record.step import LayerState as LayerState
-    from lightning_gradwatch.record.step import RunInfo as RunInfo
     from lightning_gradwatch.record.step import StepRecord as StepRecord
     from lightning_gradwatch.testing.check_training import TrainingReport as TrainingReport
     from lightning_gradwatch.testing.check_training import check_training as check_training

@@ -8,7 +8,8 @@ from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.selection import settings_of
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
-from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, SiteInfo, StepRecord
 
 
 def make_info(depth=6, *, prefix="net.", function="sigmoid", rules=None):

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.rule import Rule
     from lightning_gradwatch.judge.run import Run
     from lightning_gradwatch.record.finding import Finding
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _WILD = re.compile(r"[*?\[]")
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.demo.data import Data
     from lightning_gradwatch.demo.gallery import Patient
     from lightning_gradwatch.demo.screen import Bar, Screen
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _BATCH = 64
 _LOG_EVERY = 10

@@ -15,7 +15,8 @@ from lightning_gradwatch.fit.packages import AnyCallback
 from lightning_gradwatch.fit.results import Handover, Outcome
 from lightning_gradwatch.measure.faults import Faults, GivenUp
 from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning
-from lightning_gradwatch.record.step import NotCovered, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import NotCovered, StepRecord
 from lightning_gradwatch.tell.announce import tell_unwatched
 
 if TYPE_CHECKING:

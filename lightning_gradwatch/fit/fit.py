@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.faults import Faults, Part
     from lightning_gradwatch.measure.probe import Probe
     from lightning_gradwatch.measure.step import StepMeter
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 Speaks: TypeAlias = Literal["aloud", "errors", "never"]
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.fit.plain_data import decode, encode
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
-from lightning_gradwatch.record.step import LayerInfo, NotCovered, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, OptimizerInfo, SiteInfo, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.step import StepMeter
-    from lightning_gradwatch.record.step import RunInfo
+    from lightning_gradwatch.record.run_info import RunInfo
 
 
 class TracedTrainingStep:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lightning_gradwatch.judge.rule import Rule, Sighting, State, Verdict
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _VERSION = 5
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")

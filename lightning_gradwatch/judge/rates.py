@@ -10,7 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.judge.streaks import Mask
-    from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _AT_PEAK = 0.5
 _TURNOVERS = 3.0

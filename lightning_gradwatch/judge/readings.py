@@ -9,7 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.judge.streaks import Mask
-    from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
 
 
 def hidden_sites(info: RunInfo) -> list[tuple[int, SiteInfo]]:

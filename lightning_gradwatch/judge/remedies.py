@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.judge.evidence.unscaled_targets import SCALE_TARGETS
 from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites
@@ -17,13 +16,17 @@ from lightning_gradwatch.record.wording import listed, number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.judge.evidence.onset import Drift
-    from lightning_gradwatch.record.step import RunInfo, SiteInfo
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import SiteInfo
 
 DEEP_SITES = 12
 """Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""
 _START_OF_THEIR_OWN = ("LSTM", "GRU", "RNN", "MultiheadAttention")
 _KIN = {"ReLU": "ReLU, LeakyReLU or ELU", "LeakyReLU": "LeakyReLU, ELU or GELU"}
+
+SCALE_TARGETS = Remedy(
+    "Scale the targets to mean 0 and variance 1, and take the mean of the loss.", (Action("normalize_targets"),)
+)
 
 
 class Prescription:
@@ -82,12 +85,17 @@ class Prescription:
         """Scale what goes into the net."""
         self._add("scale the inputs to mean 0 and variance 1", Action("normalize_inputs"))
 
-    def take_smaller_steps(self, how: Drift) -> None:
-        """Scale the targets where they make the steps large, else lower the learning rate."""
-        if how.unscaled:
+    def take_smaller_steps(self, update: float, *, unscaled: bool) -> None:
+        """Scale the targets where they make the steps large, else lower the learning rate.
+
+        Args:
+            update: The largest update ratio seen.
+            unscaled: Whether it is the targets.
+        """
+        if unscaled:
             self._add(SCALE_TARGETS.text[:1].lower() + SCALE_TARGETS.text[1:-1], *SCALE_TARGETS.actions)
         else:
-            self.slow_down(how.update)
+            self.slow_down(update)
 
     def slow_down(self, update: float) -> None:
         """Lower the learning rate, by as much as the largest update ratio seen asks for."""

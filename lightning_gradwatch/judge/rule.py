@@ -17,7 +17,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from lightning_gradwatch.record.finding import Finding, GradWatchWarning, Remedy, Severity
-from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord
 
 State: TypeAlias = dict[str, Any]
 

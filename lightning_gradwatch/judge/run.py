@@ -22,7 +22,8 @@ from lightning_gradwatch.record.finding import Finding
 from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.record.remote import is_remote, local_path
 from lightning_gradwatch.record.run_files import Problems, Written, read_files, tell_missing_fits
-from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.validation import check_lengths
 
 _MOST_GONE = 4_000_000

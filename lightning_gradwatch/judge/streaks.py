@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lightning_gradwatch.judge.rule import State
-    from lightning_gradwatch.record.step import FloatVector, RunInfo
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import FloatVector
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 

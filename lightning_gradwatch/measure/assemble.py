@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.measure.totals import OfLayer, OfSite, tally
-from lightning_gradwatch.measure.units.windows import fractions
-from lightning_gradwatch.record.step import FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.measure.units.window import fractions
+from lightning_gradwatch.record.step import FloatVector, LayerState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.step import Measured
     from lightning_gradwatch.measure.totals import Columns, Tally
     from lightning_gradwatch.measure.transfer.host import Values
-    from lightning_gradwatch.measure.units.windows import Window, Windows
+    from lightning_gradwatch.measure.units.window import Window
+    from lightning_gradwatch.measure.units.windows import Windows
+    from lightning_gradwatch.record.run_info import RunInfo
 
 _NAN = float("nan")
 _LACKING = (LayerState.NONE, LayerState.ZERO)

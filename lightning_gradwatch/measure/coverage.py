@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.model.layers import parameters_of, qualified_name
+from lightning_gradwatch.measure.model.call_site import qualified_name
+from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.trace.compiled import COMPILED, is_compiled
 from lightning_gradwatch.measure.trace.hidden_ops import UNSEEN_USE
 from lightning_gradwatch.measure.trace.uncovered import UNTRAINED

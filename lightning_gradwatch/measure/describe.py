@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_gradwatch.measure.coverage import not_covered
-from lightning_gradwatch.record.step import OptimizerInfo, RunInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import OptimizerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

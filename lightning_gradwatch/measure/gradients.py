@@ -18,7 +18,8 @@ from lightning_gradwatch.measure.norms import l2_norms
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from lightning_gradwatch.measure.model.layers import Layer, Owned
+    from lightning_gradwatch.measure.model.layers import Owned
+    from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
     from lightning_gradwatch.record.step import FloatVector
 

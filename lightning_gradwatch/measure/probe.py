@@ -31,10 +31,11 @@ from lightning_gradwatch.measure.units.mask import Mask, Masks
 from lightning_gradwatch.measure.units.windows import Windows
 from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.measure.updates import Limits, Snapshots
-from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.model.path import Layer
 
 
 _MOST_INFOS = 100

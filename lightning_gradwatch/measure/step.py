@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.model.call_site import ModuleNames
-    from lightning_gradwatch.measure.model.layers import Layer, Layers, Owned
-    from lightning_gradwatch.measure.model.path import Path
-    from lightning_gradwatch.measure.model.sites import Site, Sites
+    from lightning_gradwatch.measure.model.layers import Layers, Owned
+    from lightning_gradwatch.measure.model.path import Layer, Path, Site
+    from lightning_gradwatch.measure.model.sites import Sites
     from lightning_gradwatch.measure.trace.uncovered import Unseen
     from lightning_gradwatch.measure.units.batched_reductions import Staging
     from lightning_gradwatch.measure.updates import Snapshots, WeightSnapshot

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.model.layers import by_device, is_matrix
+from lightning_gradwatch.measure.model.layers import by_device
+from lightning_gradwatch.measure.model.path import is_matrix
 from lightning_gradwatch.measure.model.shards import local_parts, replicas, replicas_of, why_unreadable
 from lightning_gradwatch.measure.norms import l2_norms, l2_norms_of_rows
 from lightning_gradwatch.measure.transfer.stacks import Copies
@@ -24,7 +25,8 @@ from lightning_gradwatch.measure.transfer.stacks import Copies
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lightning_gradwatch.measure.model.layers import Layer, Owned
+    from lightning_gradwatch.measure.model.layers import Owned
+    from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
     from lightning_gradwatch.record.step import FloatVector
 

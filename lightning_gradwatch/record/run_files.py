@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.record.events.decoding import SIGNS, DecodedEvent, Decoder
 from lightning_gradwatch.record.events.encoding import PLUGIN
-from lightning_gradwatch.record.events.numbering import Stamp
 from lightning_gradwatch.record.events.reader import EventReader
+from lightning_gradwatch.record.events.tags import Stamp
 from lightning_gradwatch.record.step import SCHEMA_VERSION
 from lightning_gradwatch.record.wording import counted
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_gradwatch.record.finding import Finding
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _MOST_TOLD = 20
 _LONGEST = 500

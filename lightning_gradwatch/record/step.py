@@ -8,21 +8,18 @@ layouts are matched by name.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.record.run_info import FloatVector as FloatVector  # noqa: PLC0414 - others have it from here
-from lightning_gradwatch.record.run_info import RunColumns
+FloatVector: TypeAlias = npt.NDArray[np.float64]
+
 
 Role: TypeAlias = Literal["hidden", "gate", "output"]
 
@@ -222,109 +219,6 @@ class OptimizerInfo:
     """Learning rate of each of `layers` over the optimizer's largest one, when the run was described; empty: all alike."""
 
 
-@dataclass(frozen=True)
-class RunInfo(RunColumns):
-    """What stays true over a run: the columns of the metrics, and the settings that a verdict depends on."""
-
-    layers: tuple[LayerInfo, ...] = ()
-    sites: tuple[SiteInfo, ...] = ()
-    optimizers: tuple[OptimizerInfo, ...] = ()
-    precision: str = "32-true"
-    accumulation: int = 1
-    clipping: str = ""
-    """Such as ``norm 1.0`` or ``value 0.5``; empty without clipping."""
-    planned_steps: int | None = None
-    every_n_steps: int | None = None
-    world_size: int = 1
-    """How many processes train the model together."""
-    strategy: str = ""
-    """How they do: the class of the Trainer's strategy; empty without a Trainer."""
-    coverage: tuple[NotCovered, ...] = ()
-    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Thresholds in force, by rule code and field; a rule that was ignored isn't there."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
-
-    @cached_property
-    def layout(self) -> str:
-        """Twelve hexadecimal digits that tell one pair of column lists, and what is known of each, from another."""
-        columns = [[layer.told for layer in self.layers], [site.told for site in self.sites]]
-        return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
-
-    def names(self, metric: str) -> tuple[str, ...]:
-        """Return the column names of a metric.
-
-        Raises:
-            ValueError: no metric has that name.
-        """
-        if metric in LAYER_METRICS:
-            return self.layer_names
-        if metric in SITE_METRICS:
-            return self.site_names
-        raise ValueError(f"metric={metric!r} is not one of {', '.join(METRICS)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunInfo:
-        """Build from what `to_dict` gave; keys of a newer schema are left out.
-
-        Raises:
-            KeyError, TypeError, ValueError: the data isn't a run's description.
-        """
-        return cls(
-            layers=tuple(
-                LayerInfo(
-                    **{
-                        **_known(LayerInfo, layer),
-                        "shapes": tuple(tuple(int(size) for size in shape) for shape in layer["shapes"]),
-                        "lost": _read_lost(layer.get("lost")),
-                    }
-                )
-                for layer in data["layers"]
-            ),
-            sites=tuple(
-                SiteInfo(
-                    **{
-                        **_known(SiteInfo, site),
-                        "predecessors": tuple(site.get("predecessors", ())),
-                        "past_unseen": tuple(site.get("past_unseen", ())),
-                    }
-                )
-                for site in data["sites"]
-            ),
-            optimizers=tuple(
-                OptimizerInfo(
-                    **{
-                        **_known(OptimizerInfo, entry),
-                        "layers": tuple(entry.get("layers", ())),
-                        "rates": tuple(entry.get("rates", ())),
-                    }
-                )
-                for entry in data.get("optimizers", ())
-            ),
-            coverage=tuple(NotCovered(**_known(NotCovered, entry)) for entry in data.get("coverage", ())),
-            **{
-                key: data[key]
-                for key in (
-                    "precision",
-                    "accumulation",
-                    "clipping",
-                    "planned_steps",
-                    "every_n_steps",
-                    "world_size",
-                    "strategy",
-                    "rules",
-                    "versions",
-                    "schema_version",
-                )
-                if key in data
-            },
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class StepRecord:
     """One measured step: every number that the rules and the dashboard see.
@@ -375,14 +269,3 @@ class StepRecord:
         if vector is not None:
             found[: len(vector)] = vector[:length]
         return found
-
-
-def _read_lost(data: Mapping[str, Any] | None) -> LostGradient | None:
-    if data is None:
-        return None
-    return LostGradient(**{**_known(LostGradient, data), "lines": tuple(data.get("lines", ()))})
-
-
-def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {entry.name for entry in dataclasses.fields(cls)}
-    return {key: value for key, value in data.items() if key in fields}

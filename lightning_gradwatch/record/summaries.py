@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.record.escape import Place, escape
-from lightning_gradwatch.record.step import LAYER_METRICS, FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.step import LAYER_METRICS, FloatVector, LayerState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.run_info import RunInfo
 
 DESCRIPTIONS = {
     "gradwatch/log10_grad_norm": "log10 of the L2 norm of all gradients, unscaled and before clipping.",

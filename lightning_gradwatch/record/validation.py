@@ -7,15 +7,8 @@ import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.record.step import (
-    LAYER_METRICS,
-    LOOP_VECTORS,
-    LayerInfo,
-    NotCovered,
-    OptimizerInfo,
-    RunInfo,
-    SiteInfo,
-)
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LAYER_METRICS, LOOP_VECTORS, LayerInfo, NotCovered, OptimizerInfo, SiteInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

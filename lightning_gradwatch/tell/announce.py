@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.judge.verdict import RunVerdict
     from lightning_gradwatch.record.finding import Finding
-    from lightning_gradwatch.record.step import RunInfo
+    from lightning_gradwatch.record.run_info import RunInfo
 
 _INTERNAL = (
     "lightning_gradwatch.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lightning_gradwatch.record.wording import counted, ordinal
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record.step import RunInfo
+    from lightning_gradwatch.record.run_info import RunInfo
 
 _NAMED = 3
 """Reasons that a line gives; the run's description has them all."""
@@ -16,7 +16,8 @@ _NAMED = 3
 def columns_text(info: RunInfo) -> str:
     """Count layers and activation sites, beside those that are known and not seen.
 
-    >>> from lightning_gradwatch.record.step import NotCovered, RunInfo
+    >>> from lightning_gradwatch.record.step import NotCovered
+    >>> from lightning_gradwatch.record.run_info import RunInfo
     >>> columns_text(RunInfo(coverage=(NotCovered("attn", "fused", sites=1),)))
     '0 layers, 0 of 1 activation site'
     """
@@ -30,7 +31,8 @@ def coverage_line(info: RunInfo, *, where: str = "") -> str:
 
     Each reason is told once, with the first place that it holds for.
 
-    >>> from lightning_gradwatch.record.step import NotCovered, RunInfo
+    >>> from lightning_gradwatch.record.step import NotCovered
+    >>> from lightning_gradwatch.record.run_info import RunInfo
     >>> coverage_line(RunInfo(coverage=(NotCovered("a", "fused", 1), NotCovered("b", "fused", 1))))
     'GradWatch: 0 layers, 0 of 2 activation sites; not covered: `a` and 1 more (fused)'
     """

@@ -24,7 +24,8 @@ from torch import nn
 from lightning_gradwatch.judge.rule import Rule
 from lightning_gradwatch.measure.units.mask import Mask
 from lightning_gradwatch.record.finding import Finding, GradWatchError, Severity
-from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.tell.training import training_text
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
 from lightning_gradwatch.testing.watch import Watch

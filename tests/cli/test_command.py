@@ -18,7 +18,8 @@ from lightning_gradwatch.judge.run import Run, RunError, read_run
 from lightning_gradwatch.judge.selection import settings_of
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
-from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, SiteInfo, StepRecord
 
 INFO = RunInfo(
     layers=tuple(LayerInfo(f"net.{place}", "Linear", ((4, 4),), 16, weight=True) for place in range(0, 8, 2)),

@@ -209,7 +209,7 @@ def test_a_compiled_step_of_a_plain_loop_that_is_given_a_closure_is_measured_too
     "where",
     [
         "lightning_gradwatch.measure.gradients.l2_norms",
-        "lightning_gradwatch.measure.trace.compiled._at_the_end",
+        "lightning_gradwatch.measure.optimizer_step._at_the_end",
         "lightning_gradwatch.measure.probe.Probe.before_optimizer_step",
     ],
 )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lightning_gradwatch.judge.evaluator import Evaluator
-from lightning_gradwatch.record.step import LayerInfo, LayerState, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, LayerState, OptimizerInfo, SiteInfo, StepRecord
 
 
 def stack(depth=6, function="sigmoid", optimizers=("SGD",), **settings):

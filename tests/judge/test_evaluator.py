@@ -14,7 +14,8 @@ from lightning_gradwatch.judge.evaluator import Evaluator, evaluate_records, rep
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.judge.selection import resolve_rules
 from lightning_gradwatch.record.finding import Severity
-from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, SiteInfo, StepRecord
 
 LOSS = st.sampled_from([2.3, 2.2, 1.0, 0.01, 0.0, -1.0, float("nan"), float("inf")])
 SIGNAL = st.sampled_from([0.0, 1e-300, 1e-9, 1e-4, 1e-3, 1.0, float("nan"), float("inf")])

@@ -12,7 +12,8 @@ from lightning_gradwatch.judge.run import RunError, evaluate, read_run
 from lightning_gradwatch.record.events.file import MAX_EVENT_BYTES, EventFile, masked_crc32c
 from lightning_gradwatch.record.events.step_events import findings_event, step_event
 from lightning_gradwatch.record.finding import Finding, Remedy, Severity
-from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, SiteInfo, StepRecord
 
 
 def make_info(layers=2, sites=1, first=0):

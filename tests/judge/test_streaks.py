@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
 from lightning_gradwatch.judge.streaks import columns, count_hits, counts, first_step, lasting, plain, shift_in, streaks
-from lightning_gradwatch.record.step import RunInfo, SiteInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import SiteInfo
 
 
 def described(*names):

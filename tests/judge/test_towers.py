@@ -12,7 +12,8 @@ from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
 from lightning_gradwatch.judge.rules.initialization import Initialization
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.record.finding import Severity
-from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo
 from lightning_gradwatch.record.summaries import summaries
 
 STEPS = range(10, 16)

@@ -11,7 +11,8 @@ from judge.scripted import ERROR, INFO, WARNING, Fades, Scripted, Stalls
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.record.finding import NonFiniteGradientWarning, OversizedUpdateWarning, SaturatedUnitsWarning
-from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, SiteInfo, StepRecord
 
 INFO_OF_RUN = RunInfo(
     layers=(LayerInfo("net.0", "Linear", ((2, 2),), 4, weight=True),),

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.record.step import METRICS, LayerState, RunInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import METRICS, LayerState
 
 
 def make_model():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Probe
-from lightning_gradwatch.record.step import RunInfo
+from lightning_gradwatch.record.run_info import RunInfo
 
 
 def described(*groups, kind=torch.optim.SGD, **settings):

@@ -6,15 +6,8 @@ import pytest
 from lightning_gradwatch.judge.run import RunError, read_run
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
-from lightning_gradwatch.record.step import (
-    LAYER_METRICS,
-    LOOP_VECTORS,
-    METRICS,
-    LayerInfo,
-    RunInfo,
-    SiteInfo,
-    StepRecord,
-)
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LAYER_METRICS, LOOP_VECTORS, METRICS, LayerInfo, SiteInfo, StepRecord
 
 NOISE = np.random.default_rng(0).bytes((1 << 20) + 77)
 

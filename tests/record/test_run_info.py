@@ -1,6 +1,7 @@
 """What a run's description says of itself."""
 
-from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo
 
 INFO = RunInfo(
     layers=(

@@ -12,13 +12,13 @@ from hypothesis.extra import numpy as npst
 from lightning_gradwatch.judge.run import read_run
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import (
     LAYER_METRICS,
     METRICS,
     LayerInfo,
     NotCovered,
     OptimizerInfo,
-    RunInfo,
     SiteInfo,
     StepRecord,
 )

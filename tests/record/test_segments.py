@@ -8,8 +8,9 @@ import pytest
 from lines import lines_run
 
 from lightning_gradwatch.record import segments
+from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.segments import components, path_order, segment_starts
-from lightning_gradwatch.record.step import RunInfo, SiteInfo
+from lightning_gradwatch.record.step import SiteInfo
 
 
 def paths(follow, start, ends):

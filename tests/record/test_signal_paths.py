@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from lines import lines_run
 
+from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.signal_paths import SitePaths
-from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo
 
 
 def listed(fed, start):

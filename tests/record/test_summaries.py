@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lightning_gradwatch.record.finding import Finding, Remedy, Severity
-from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
 from lightning_gradwatch.record.summaries import DESCRIPTIONS, curve_tags, findings_markdown, summaries
 
 HOSTILE = (

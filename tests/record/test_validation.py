@@ -13,7 +13,8 @@ from lightning_gradwatch.judge.run import RunError, read_run
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import _seal, decode_event, findings_event, step_event
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
-from lightning_gradwatch.record.step import NotCovered, OptimizerInfo, RunInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import NotCovered, OptimizerInfo
 from lightning_gradwatch.record.validation import (
     MAX_COLUMNS,
     MAX_NAME,

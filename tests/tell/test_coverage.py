@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from lightning_gradwatch.record.step import LayerInfo, NotCovered, RunInfo, SiteInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, SiteInfo
 from lightning_gradwatch.tell.coverage import columns_text, coverage_line
 
 LAYERS = tuple(LayerInfo(f"net.{place}", "Linear", ((2, 2),), 4, weight=True) for place in range(41))

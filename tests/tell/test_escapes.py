@@ -24,7 +24,8 @@ from lightning_gradwatch.cli.settings import FORMATS
 from lightning_gradwatch.judge.run import RunError
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.record.escape import ESCAPES, Place, escape
-from lightning_gradwatch.record.step import LayerInfo, NotCovered, RunInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, NotCovered
 from lightning_gradwatch.record.summaries import findings_markdown
 from lightning_gradwatch.tell.announce import announce
 from lightning_gradwatch.tell.cells import cells_of, wrapped

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.measure.coverage import NOT_CALLED, VARIES
 from lightning_gradwatch.measure.model.names import FreeNames
 from lightning_gradwatch.measure.trace.uncovered import NOT_PASSED
+from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.segments import path_order
-from lightning_gradwatch.record.step import LayerInfo, NotCovered, RunInfo, SiteInfo
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, SiteInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

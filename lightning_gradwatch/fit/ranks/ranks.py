@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.assemble import PendingRecord
     from lightning_gradwatch.measure.faults import Faults, Part
     from lightning_gradwatch.measure.totals import Tally
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _DISAGREED = "steps that only some of the ranks took aren't measured"
 _UNCOMBINED = "not the same on the ranks that share the work on one part of the data, nor split by units"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.measure.totals import LAYER_NORMS, SITE_NORMS, OfLayer, OfSite, Tally
-from lightning_gradwatch.measure.units.windows import Chunk
+from lightning_gradwatch.measure.units.silence import Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.record.finding import Finding
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 
 _FIRST_PICTURE = 8

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lightning_gradwatch.record.finding import Remedy
-    from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
 
     Places: TypeAlias = npt.NDArray[np.intp]
 

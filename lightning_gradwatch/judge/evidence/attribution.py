@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _LEAST_STEPS = 2
 _EXPLAINED = (0.5, 1.5)

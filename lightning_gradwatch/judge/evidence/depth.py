@@ -12,7 +12,8 @@ from lightning_gradwatch.judge.readings import hidden_values
 from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
 
 LEAST_SITES = 3
 _STEADY_SHARE = 0.75

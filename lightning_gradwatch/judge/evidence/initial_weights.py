@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.record.finding import Remedy
-    from lightning_gradwatch.record.step import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import SiteInfo, StepRecord
 
 _PASSES = {"Sigmoid": 0.236, "Hardsigmoid": 0.167, "Hardswish": 0.74, "SiLU": 0.77, "Softplus": 0.88}
 _PASSES |= {"LogSigmoid": 0.88, "Softsign": 0.88, "Tanh": 0.94, "Tanhshrink": 1e-3}

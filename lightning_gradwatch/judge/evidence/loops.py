@@ -12,7 +12,8 @@ from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import Remedy
-    from lightning_gradwatch.record.step import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import SiteInfo, StepRecord
 
 
 class Loop(NamedTuple):

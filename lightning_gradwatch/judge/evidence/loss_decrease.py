@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.loss_trend import middle
-from lightning_gradwatch.judge.evidence.unscaled_targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
+from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
+from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.record.finding import Action, Remedy
 from lightning_gradwatch.record.wording import number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _READINGS = 5
 _FEWEST_STEPS = 200

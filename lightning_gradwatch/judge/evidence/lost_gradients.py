@@ -10,7 +10,8 @@ from lightning_gradwatch.record.wording import listed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lightning_gradwatch.record.step import LostGradient, LostKind, RunInfo
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import LostGradient, LostKind
 
 MEANT: frozenset[LostKind] = frozenset(("discarded", "zero-input", "left-out", "escaped", "times-zero"))
 """What many a program does on purpose: information."""

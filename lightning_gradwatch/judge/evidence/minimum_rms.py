@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_remedy
@@ -9,8 +11,11 @@ from lightning_gradwatch.judge.readings import early_mask
 from lightning_gradwatch.judge.rule import Sentences, Sighting, State
 from lightning_gradwatch.judge.streaks import columns
 from lightning_gradwatch.record.finding import Severity
-from lightning_gradwatch.record.step import LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.step import LayerState, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record.run_info import RunInfo
 
 _RMS, _SINCE = 0, 1
 

@@ -14,7 +14,8 @@ from lightning_gradwatch.record.wording import number, percent
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.judge.streaks import Columns, Mask
-    from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _WATCHED = 16
 """Records whose updates are looked at: what ails a net from the start shows in them, and each costs time."""

@@ -9,9 +9,10 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.initial_weights import read_start, starting_remedy
 from lightning_gradwatch.judge.evidence.loss_trend import middle
-from lightning_gradwatch.judge.evidence.unscaled_targets import SCALE_TARGETS, unscaled_targets
+from lightning_gradwatch.judge.evidence.unscaled_targets import unscaled_targets
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites, layer_values
+from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.record.finding import Action, Remedy
 from lightning_gradwatch.record.wording import counted, number
@@ -19,7 +20,8 @@ from lightning_gradwatch.record.wording import counted, number
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.judge.streaks import Mask
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _KEPT = 6
 _EXPLODED = 10

@@ -15,7 +15,8 @@ from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.streaks import Mask
-    from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _LARGE_WEIGHTS = 10
 _THROWN = 2.0

@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.record.finding import Action, Remedy
-
 if TYPE_CHECKING:
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _HUGE_LOSS = 100.0
 """Over C classes a loss starts at ln C, with targets of variance 1 at about 1."""
 _HUGE_OUTPUTS = 10.0
 """rms of a site's output from which the net itself could make such a loss."""
 
-SCALE_TARGETS = Remedy(
-    "Scale the targets to mean 0 and variance 1, and take the mean of the loss.", (Action("normalize_targets"),)
-)
 WHY_HUGE = "comes from targets that aren't scaled, or from adding up over a batch where others take the mean"
 
 

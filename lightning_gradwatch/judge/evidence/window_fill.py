@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.functions import Function
     from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.judge.streaks import Mask
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _KEY = "windows"
 _ASKED = "asked"

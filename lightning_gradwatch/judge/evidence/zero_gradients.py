@@ -17,7 +17,8 @@ from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import listed, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record.step import RunInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import StepRecord
 
 _SOFTMAX = {"softmax", "log_softmax"}
 _MOSTLY_FLAT = 0.95

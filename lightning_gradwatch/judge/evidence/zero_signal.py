@@ -10,7 +10,8 @@ from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.record.wording import listed, number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.record.step import RunInfo, SiteInfo, StepRecord
+    from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import SiteInfo, StepRecord
 
 _SMALLEST = {"16": 6e-8, "bf16": 9.2e-41, "32": 1.4e-45, "64": 4.9e-324}
 _NEAR_UNDERFLOW, _NEAR_IN_HALF = 1e8, 1e4

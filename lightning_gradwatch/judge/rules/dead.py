@@ -18,7 +18,8 @@ from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
 from lightning_gradwatch.record.finding import DeadUnitsWarning, Severity
-from lightning_gradwatch.record.step import FloatVector, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, percent
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "LeakyReLU")
     if how.thrown:  # the start was good: what the steps have done isn't mended by another one
-        cure.take_smaller_steps(how)
+        cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     cure.initialize()
     firsts = [info.sites[column] for column in info.site_paths.firsts]

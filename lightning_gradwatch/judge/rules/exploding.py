@@ -12,12 +12,14 @@ from lightning_gradwatch.judge.evidence.gradient_spike import Surge, note_readin
 from lightning_gradwatch.judge.evidence.initial_weights import read_start, starting_cause, starting_remedy
 from lightning_gradwatch.judge.evidence.loops import loop_cause, loop_message, loop_remedy, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
-from lightning_gradwatch.judge.evidence.unscaled_targets import SCALE_TARGETS, WHY_HUGE
+from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
 from lightning_gradwatch.judge.evidence.wreck import note_explosion, read_wreck
 from lightning_gradwatch.judge.readings import count_hit, weight_layers
+from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.record.finding import Action, ExplodingGradientWarning, Remedy, Severity
-from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:

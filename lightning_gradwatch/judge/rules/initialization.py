@@ -19,7 +19,8 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
 from lightning_gradwatch.judge.readings import hidden_values
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.record.finding import InitializationWarning, Severity
-from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import number
 
 _ERROR_FACTOR = 100

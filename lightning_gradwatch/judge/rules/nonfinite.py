@@ -12,7 +12,8 @@ import numpy as np
 from lightning_gradwatch.judge.evidence.overflow import find_beginning, note_heading, write_beginning, write_skipped
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, State, Verdict
 from lightning_gradwatch.record.finding import NonFiniteGradientWarning, Severity
-from lightning_gradwatch.record.step import LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerState, StepRecord
 
 _MASKED = "log_softmax"
 _NON_FINITE = int(LayerState.NON_FINITE)  # numpy takes ten times as long to compare with an enumeration

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.unscaled_targets import SCALE_TARGETS, WHY_HUGE, unscaled_targets
+from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
 from lightning_gradwatch.judge.rates import rate_factor, rates_of
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
+from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import count_hits, lasting, streaks
 from lightning_gradwatch.record.finding import Action, OversizedUpdateWarning, Remedy, Severity
-from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number
 
 if TYPE_CHECKING:

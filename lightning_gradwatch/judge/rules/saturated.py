@@ -15,7 +15,8 @@ from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, count_hits, holds, lasting, streaks
 from lightning_gradwatch.record.finding import SaturatedUnitsWarning, Severity
-from lightning_gradwatch.record.step import FloatVector, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
     if reason.kind == "rate":  # the start was good: what the steps have done isn't mended by another one
-        cure.take_smaller_steps(how)
+        cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):

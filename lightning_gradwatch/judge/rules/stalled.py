@@ -23,7 +23,8 @@ from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
 from lightning_gradwatch.record.finding import Severity, StalledUpdateWarning
-from lightning_gradwatch.record.step import FloatVector, LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import FloatVector, LayerState, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from lightning_gradwatch.judge.streaks import (
     streaks,
 )
 from lightning_gradwatch.record.finding import Severity, UnreachedLayerWarning
-from lightning_gradwatch.record.step import LayerState, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerState, StepRecord
 from lightning_gradwatch.record.wording import counted, listed
 
 _ROOTS = "roots"

@@ -19,7 +19,8 @@ from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.record.finding import Action, Remedy, Severity, VanishingGradientWarning
-from lightning_gradwatch.record.step import RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ class _Weakened(NamedTuple):
     def remedy(self, info: RunInfo) -> Remedy:
         """Say how to take smaller steps."""
         cure = Prescription(info)
-        cure.take_smaller_steps(self.how)
+        cure.take_smaller_steps(self.how.update, unscaled=self.how.unscaled)
         cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
         return cure.remedy()
 

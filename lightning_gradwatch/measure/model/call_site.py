@@ -8,6 +8,7 @@ user's frame would keep its tensors alive.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import weakref
 from pathlib import Path
@@ -17,13 +18,23 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from lightning_gradwatch.measure.model.layers import qualified_name
-
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 Place: TypeAlias = tuple[int, int]
 """The `id` of a code object and the offset of an instruction in it: two calls on one line are two places."""
+
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def qualified_name(name: str) -> str:
+    """Strip the prefixes that wrappers put into fully qualified names.
+
+    >>> qualified_name("_orig_mod.net.0._orig_mod.weight")
+    'net.0.weight'
+    """
+    return _WRAPPERS.sub("", name)
+
 
 _REENTRANT_CHECKPOINT = CheckpointFunction.forward.__code__
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]  # torch leaves it untyped

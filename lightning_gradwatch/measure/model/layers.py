@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import weakref
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_gradwatch.measure.model.path import Path
+from lightning_gradwatch.measure.model.call_site import qualified_name
+from lightning_gradwatch.measure.model.path import _OTHER_WAY_ROUND, Layer, Path, is_lazy, is_matrix
 from lightning_gradwatch.measure.model.shards import placed
-from lightning_gradwatch.record.step import PARAMETRIZED, LayerInfo, LostGradient, NotCovered
+from lightning_gradwatch.record.step import PARAMETRIZED, NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,95 +20,12 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.model.path import Site
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NOT_WEIGHT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_OTHER_WAY_ROUND = "Conv1D"
-"""The linear layer of transformers whose matrix has a column, not a row, for each output."""
 _FABRIC = "_forward_module"
 """Under which Lightning Fabric's wrapper holds what its forward pass runs."""
-
-
-def qualified_name(name: str) -> str:
-    """Strip the prefixes that wrappers put into fully qualified names.
-
-    >>> qualified_name("_orig_mod.net.0._orig_mod.weight")
-    'net.0.weight'
-    """
-    return _WRAPPERS.sub("", name)
-
-
-@dataclass(eq=False)
-class Layer:
-    """A module that directly owns trainable parameters."""
-
-    name: str
-    kind: str
-    normalizes: bool = False
-    """Whether it is an embedding or a norm, whose matrices are no weight layer's."""
-    parameters: list[nn.Parameter] = field(default_factory=list)
-    """Those that were being trained at some time; none of a layer that has been frozen from the start."""
-    outputs: int = 0
-    """Rows of the first matrix of a layer that has been frozen from the start."""
-    used: bool = False
-    step: int = 0
-    """The measured step (`Layers.step`) whose forward pass used it last."""
-    number: int = 0
-    """By which the `Path` knows it; 0 until a forward pass used it."""
-    place: int = 0
-    """How many layers were listed before it; its curves are numbered so, as its column may change."""
-    feeds: Site | None = None
-    """The first site on the path that it feeds through no other."""
-    lacks: bool = False
-    """Whether it had no gradient, or one of 0, in the last measured step that it was in."""
-    lost: LostGradient | None = None
-    """Where its gradient is lost, if that was seen."""
-    followed: int = 0
-    """In how many steps that was looked for since it last had one."""
-
-    def note(self, *, lacks: bool) -> None:
-        """Note whether it has no gradient, or one of 0."""
-        self.lacks = lacks
-        if not lacks:
-            self.lost, self.followed = None, 0
-
-    @property
-    def frozen(self) -> bool:
-        """Whether nothing of it is being trained."""
-        return not any(parameter.requires_grad for parameter in self.parameters)
-
-    @property
-    def weight(self) -> bool:
-        """Whether it is a weight layer."""
-        return not self.normalizes and bool(self.matrices)
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        """The parameters of two or more dimensions."""
-        return [parameter for parameter in self.parameters if is_matrix(parameter)]
-
-    @property
-    def features(self) -> int:
-        """How many output features it makes, as its first matrix has it; 0 without one."""
-        axis = -1 if self.kind == _OTHER_WAY_ROUND else 0
-        return next((parameter.shape[axis] for parameter in self.matrices), self.outputs)
-
-    def info(self, column: int, *, seen: bool) -> LayerInfo:
-        """Describe the layer, in a column; `seen` says whether the forward pass can be watched at all."""
-        known = [parameter for parameter in self.parameters if not is_lazy(parameter)]
-        return LayerInfo(
-            name=self.name,
-            kind=self.kind,
-            shapes=tuple(tuple(parameter.shape) for parameter in known),
-            parameters=sum(parameter.numel() for parameter in known),
-            weight=self.weight,
-            used=True if self.used else (False if seen else None),
-            lost=self.lost,
-            feeds=self.feeds.name if self.feeds is not None else "",
-            place=self.place if self.place != column else None,
-        )
 
 
 Owned: TypeAlias = tuple[Layer, nn.Parameter]
@@ -372,17 +287,6 @@ def by_device(owned: Iterable[Owned]) -> list[list[Owned]]:
     for each in owned:
         groups.setdefault(each[1].device, []).append(each)
     return list(groups.values())
-
-
-def is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether a parameter has two or more dimensions."""
-    return not is_lazy(parameter) and parameter.dim() > 1
-
-
-def is_lazy(parameter: nn.Parameter) -> bool:
-    """Whether a parameter gets its shape in the first forward pass; it stays the same object then."""
-    # Asked of each parameter at each step; torch has this `isinstance` run in Python.
-    return type(parameter) is not nn.Parameter and isinstance(parameter, UninitializedParameter)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.measure.model.call_site import Place
-    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.model.path import Site
 
 
 class FreeNames:

@@ -2,25 +2,172 @@
 
 All of them have a number, by first use. Sets of what feeds what grow from pass to pass, as a dynamic net shows another part
 of itself in each. The order follows from the sets, so that a layer which is thawed, or no longer skipped, takes its place;
-what they leave open is in the order of first use.
+what they leave open is in the order of first use. A layer and a site are told here, as the path is made of both.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_gradwatch.measure.model.call_site import spelled
 from lightning_gradwatch.measure.model.number_sets import EMPTY, among, members, single, union
 from lightning_gradwatch.record.segments import path_order, segment_starts
+from lightning_gradwatch.record.step import LayerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.model.layers import Layer
+    from lightning_gradwatch.measure.model.call_site import Location
     from lightning_gradwatch.measure.model.number_sets import Span
-    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.record.step import LostGradient, Role
 
-    Stop: TypeAlias = Layer | Site
+_OTHER_WAY_ROUND = "Conv1D"
+"""The linear layer of transformers whose matrix has a column, not a row, for each output."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """A module that directly owns trainable parameters."""
+
+    name: str
+    kind: str
+    normalizes: bool = False
+    """Whether it is an embedding or a norm, whose matrices are no weight layer's."""
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    """Those that were being trained at some time; none of a layer that has been frozen from the start."""
+    outputs: int = 0
+    """Rows of the first matrix of a layer that has been frozen from the start."""
+    used: bool = False
+    step: int = 0
+    """The measured step (`Layers.step`) whose forward pass used it last."""
+    number: int = 0
+    """By which the `Path` knows it; 0 until a forward pass used it."""
+    place: int = 0
+    """How many layers were listed before it; its curves are numbered so, as its column may change."""
+    feeds: Site | None = None
+    """The first site on the path that it feeds through no other."""
+    lacks: bool = False
+    """Whether it had no gradient, or one of 0, in the last measured step that it was in."""
+    lost: LostGradient | None = None
+    """Where its gradient is lost, if that was seen."""
+    followed: int = 0
+    """In how many steps that was looked for since it last had one."""
+
+    def note(self, *, lacks: bool) -> None:
+        """Note whether it has no gradient, or one of 0."""
+        self.lacks = lacks
+        if not lacks:
+            self.lost, self.followed = None, 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of it is being trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters)
+
+    @property
+    def weight(self) -> bool:
+        """Whether it is a weight layer."""
+        return not self.normalizes and bool(self.matrices)
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """The parameters of two or more dimensions."""
+        return [parameter for parameter in self.parameters if is_matrix(parameter)]
+
+    @property
+    def features(self) -> int:
+        """How many output features it makes, as its first matrix has it; 0 without one."""
+        axis = -1 if self.kind == _OTHER_WAY_ROUND else 0
+        return next((parameter.shape[axis] for parameter in self.matrices), self.outputs)
+
+    def info(self, column: int, *, seen: bool) -> LayerInfo:
+        """Describe the layer, in a column; `seen` says whether the forward pass can be watched at all."""
+        known = [parameter for parameter in self.parameters if not is_lazy(parameter)]
+        return LayerInfo(
+            name=self.name,
+            kind=self.kind,
+            shapes=tuple(tuple(parameter.shape) for parameter in known),
+            parameters=sum(parameter.numel() for parameter in known),
+            weight=self.weight,
+            used=True if self.used else (False if seen else None),
+            lost=self.lost,
+            feeds=self.feeds.name if self.feeds is not None else "",
+            place=self.place if self.place != column else None,
+        )
+
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has two or more dimensions."""
+    return not is_lazy(parameter) and parameter.dim() > 1
+
+
+def is_lazy(parameter: nn.Parameter) -> bool:
+    """Whether a parameter gets its shape in the first forward pass; it stays the same object then."""
+    # Asked of each parameter at each step; torch has this `isinstance` run in Python.
+    return type(parameter) is not nn.Parameter and isinstance(parameter, UninitializedParameter)
+
+
+_MOST_SIZES = 4
+"""A net that is grown, or fine-tuned with another head, has few."""
+
+
+@dataclass(eq=False)
+class Site:
+    """One place where an activation function is called."""
+
+    location: Location
+    function: str
+    units: int
+    """Size of the unit axis; 0 without unit fractions."""
+    in_pieces: bool = False
+    """Whether each of its calls in a pass takes other units of a layer, as one for each head does."""
+    sizes: int = 1
+    """How many times it had another size than before, and one."""
+    layer: str = ""
+    """Name of the layer that produced its argument, as far as the first call showed."""
+    features: int = 0
+    """How many output features the layer before it has; 0 where there is none."""
+    role: Role | None = None
+    """None until the first forward pass that called it has ended."""
+    composite: str | None = None
+    """The function that the place turned out to compute, such as ``silu`` for ``x * sigmoid(x)``."""
+    part: bool = False
+    """Whether it turned out to be a step inside a hand-written function, and so no site."""
+    supposed: bool = False
+    """Whether it is none unless a layer takes its output: such a function serves for much else, as in a loss."""
+    name: str = ""
+    place: int = 0
+    """How many sites were named before it; its curves are numbered so, as its column may change."""
+    number: int = 0
+    """By which the `Path` knows it."""
+    feeding: Span = EMPTY
+    """Numbers of the sites whose outputs reached this one's argument through no other site, in any step so far."""
+    past_unseen: bool = False
+    """Whether something that isn't seen lay between, in any step so far."""
+
+    @property
+    def key(self) -> str:
+        """Text that tells this place from any other, in each process that runs the program."""
+        module, _, place, inner = self.location
+        return "|".join((module, spelled(place), spelled(inner), self.function, self.layer))
+
+    @property
+    def varies(self) -> bool:
+        """Whether its size depends on what the net is given, so that none of its units is the same one for long."""
+        return self.sizes > _MOST_SIZES
+
+    def resize(self, units: int) -> None:
+        """Take another size; as the layers of attention over positions have it with each batch."""
+        self.sizes += 1
+        self.units = 0 if self.varies else units
+
+
+Stop: TypeAlias = "Layer | Site"
 
 UNSEEN, LOST, FIRST = range(3)
 """What a walk finds where an activation function that isn't seen lies between, and where it can't tell what feeds it; then the

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
-from lightning_gradwatch.measure.model.call_site import spelled
 from lightning_gradwatch.measure.model.names import SiteNames
-from lightning_gradwatch.measure.model.number_sets import EMPTY
-from lightning_gradwatch.measure.model.path import Path
+from lightning_gradwatch.measure.model.path import Path, Site
 from lightning_gradwatch.record.step import Role, SiteInfo
 
 if TYPE_CHECKING:
@@ -18,62 +15,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
     from lightning_gradwatch.measure.model.call_site import Location
-    from lightning_gradwatch.measure.model.layers import Layer
-    from lightning_gradwatch.measure.model.number_sets import Span
-
-_MOST_SIZES = 4
-"""A net that is grown, or fine-tuned with another head, has few."""
-
-
-@dataclass(eq=False)
-class Site:
-    """One place where an activation function is called."""
-
-    location: Location
-    function: str
-    units: int
-    """Size of the unit axis; 0 without unit fractions."""
-    in_pieces: bool = False
-    """Whether each of its calls in a pass takes other units of a layer, as one for each head does."""
-    sizes: int = 1
-    """How many times it had another size than before, and one."""
-    layer: str = ""
-    """Name of the layer that produced its argument, as far as the first call showed."""
-    features: int = 0
-    """How many output features the layer before it has; 0 where there is none."""
-    role: Role | None = None
-    """None until the first forward pass that called it has ended."""
-    composite: str | None = None
-    """The function that the place turned out to compute, such as ``silu`` for ``x * sigmoid(x)``."""
-    part: bool = False
-    """Whether it turned out to be a step inside a hand-written function, and so no site."""
-    supposed: bool = False
-    """Whether it is none unless a layer takes its output: such a function serves for much else, as in a loss."""
-    name: str = ""
-    place: int = 0
-    """How many sites were named before it; its curves are numbered so, as its column may change."""
-    number: int = 0
-    """By which the `Path` knows it."""
-    feeding: Span = EMPTY
-    """Numbers of the sites whose outputs reached this one's argument through no other site, in any step so far."""
-    past_unseen: bool = False
-    """Whether something that isn't seen lay between, in any step so far."""
-
-    @property
-    def key(self) -> str:
-        """Text that tells this place from any other, in each process that runs the program."""
-        module, _, place, inner = self.location
-        return "|".join((module, spelled(place), spelled(inner), self.function, self.layer))
-
-    @property
-    def varies(self) -> bool:
-        """Whether its size depends on what the net is given, so that none of its units is the same one for long."""
-        return self.sizes > _MOST_SIZES
-
-    def resize(self, units: int) -> None:
-        """Take another size; as the layers of attention over positions have it with each batch."""
-        self.sizes += 1
-        self.units = 0 if self.varies else units
+    from lightning_gradwatch.measure.model.path import Layer
 
 
 class Sites:

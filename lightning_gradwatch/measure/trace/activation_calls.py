@@ -11,10 +11,9 @@ from torch import nn
 from lightning_gradwatch.measure.model.call_site import Location, inside_function, locate
 from lightning_gradwatch.measure.model.sites import Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
-from lightning_gradwatch.measure.trace.axes import LOST, as_units, first_unit, fitted
+from lightning_gradwatch.measure.trace.axes import as_units, first_unit, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
-from lightning_gradwatch.measure.trace.handwritten import Composite, SiteCall
-from lightning_gradwatch.measure.trace.tensor_state import Tag, Tags, tensors_in, unit_axis
+from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
 from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, UNTRAINED, Note, out_of_reach
 from lightning_gradwatch.measure.units.activations import COMPOSITES, OUTER, Call, Inner, Zones, composite
 from lightning_gradwatch.measure.units.counting import counter
@@ -24,15 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-    from torch.autograd.graph import Node
-    from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.model.call_site import ModuleNames
-    from lightning_gradwatch.measure.model.layers import Layer
-    from lightning_gradwatch.measure.model.sites import Site, Sites
-    from lightning_gradwatch.measure.trace.axes import Axis
+    from lightning_gradwatch.measure.model.path import Layer, Site
+    from lightning_gradwatch.measure.model.sites import Sites
     from lightning_gradwatch.measure.trace.connections import Connections
-    from lightning_gradwatch.measure.trace.formulas import Formula, Known, Start
+    from lightning_gradwatch.measure.trace.formulas import Known
+    from lightning_gradwatch.measure.trace.handwritten import Composite
+    from lightning_gradwatch.measure.trace.tensor_state import Axis, Formula, Start
     from lightning_gradwatch.measure.trace.uncovered import Unseen
     from lightning_gradwatch.measure.units.mask import Samples
     from lightning_gradwatch.measure.units.site_stats import Collected, SiteSums
@@ -320,23 +318,6 @@ class Activations:
         if samples is None:
             self._unseen.unmasked.add(site)
         return samples
-
-
-class Ended:
-    """A call of a hand-written function that has been measured as it stands."""
-
-    before: tuple[int, int, int]
-    """The outputs of its site before it."""
-    handles: Sequence[RemovableHandle]
-    node: Node | None
-
-    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: Axis, missing: float) -> None:
-        self.site = site
-        self.sums = sums
-        self.root = root
-        self.axis = axis
-        self.missing = missing
-        """The constant that its formula still wants."""
 
 
 def site_zones(site: Site, *, judged: bool = True) -> Zones:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
-from lightning_gradwatch.measure.trace.tensor_state import Einsum, Op
+from lightning_gradwatch.measure.trace.tensor_state import LOST, Axis, Einsum, Op, Part, Parts, Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,33 +27,6 @@ _MATRIX = 2
 _CACHED = 1024
 """Shapes for which it is remembered where units went."""
 _ORDER = ("batch", "positions", "units")
-
-
-class Part(NamedTuple):
-    """A part of an axis, as the heads are of an axis of batch and heads together."""
-
-    size: int
-    of: Literal["batch", "positions", "units"]
-
-
-Parts: TypeAlias = "tuple[Part, ...]"
-
-
-class Split(NamedTuple):
-    """Of each axis of a tensor what it is made of, from the outermost part to the innermost; none of them has size 1."""
-
-    axes: tuple[Parts, ...]
-
-    @property
-    def with_units(self) -> list[int]:
-        """The axes that have units, or a part of them."""
-        return [place for place, parts in enumerate(self.axes) if any(part.of == "units" for part in parts)]
-
-
-LOST = Split(())
-"""Stands for units that lie where they can't be told from positions any more."""
-Axis: TypeAlias = "int | Split"
-"""The axis of the units, or the parts of axes."""
 
 
 def split_of(shape: Sequence[int], units: Sequence[int]) -> Split:

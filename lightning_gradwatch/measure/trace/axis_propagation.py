@@ -5,25 +5,33 @@ from __future__ import annotations
 import math
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from lightning_gradwatch.measure.trace import gates
 from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, split_of, stacked
 from lightning_gradwatch.measure.trace.handwritten import Composite, combine
-from lightning_gradwatch.measure.trace.tensor_state import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, unit_axis
+from lightning_gradwatch.measure.trace.tensor_state import (
+    MAKES_FEATURES,
+    MOVES,
+    Op,
+    Operands,
+    Sources,
+    Tag,
+    Tags,
+    unit_axis,
+)
 from lightning_gradwatch.measure.trace.uncovered import FUSED
 from lightning_gradwatch.measure.trace.written_out import STARTS, WrittenOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from lightning_gradwatch.measure.model.layers import Layer, Layers
-    from lightning_gradwatch.measure.trace.activation_calls import Activations, Ended
-    from lightning_gradwatch.measure.trace.axes import Axis
-    from lightning_gradwatch.measure.trace.formulas import Formula
-    from lightning_gradwatch.measure.trace.handwritten import SiteCall
+    from lightning_gradwatch.measure.model.layers import Layers
+    from lightning_gradwatch.measure.model.path import Layer
+    from lightning_gradwatch.measure.trace.activation_calls import Activations
+    from lightning_gradwatch.measure.trace.tensor_state import Axis, Ended, SiteCall
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
 _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
@@ -32,25 +40,6 @@ _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 _MULTIPLY = Op.MULTIPLY
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
-
-
-class Sources(NamedTuple):
-    """Where the arguments of a call come from."""
-
-    user: Layer | None
-    """The first layer that one of them is a parameter of, or made from parameters of alone."""
-    users: Sequence[Layer]
-    """All such layers."""
-    tag: Tag | None
-    """Of the first other argument of which something is known."""
-    tensor: Tensor | None
-    """That argument."""
-    weights_only: bool
-    """Whether there is no data: nothing but parameters, buffers, numbers and what was made from them, as in weight normalisation."""
-    gates: bool
-    """Whether one is made of the output of an activation function that may turn out to gate."""
-    formula: Formula | None
-    """Of the first that is a function of another tensor."""
 
 
 @cache

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import Node
 
-    from lightning_gradwatch.measure.model.layers import Layer
     from lightning_gradwatch.measure.model.number_sets import Span
-    from lightning_gradwatch.measure.model.path import Path
-    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.model.path import Layer, Path, Site
     from lightning_gradwatch.measure.signal import Origin
 
 _Leaf: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name

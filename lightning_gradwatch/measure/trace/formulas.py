@@ -18,11 +18,8 @@ from lightning_gradwatch.measure.units.activations import ACTIVATIONS, ISRU, Zon
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor
-
-    from lightning_gradwatch.measure.model.call_site import Location
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.trace.tensor_state import Tag, Tags
+    from lightning_gradwatch.measure.trace.tensor_state import Formula, Tags
     from lightning_gradwatch.record.step import FloatVector
 
 POINTS: FloatVector = np.array([-2.875, -1.625, -0.75, -0.3125, 0.4375, 1.1875, 2.25])
@@ -82,34 +79,6 @@ CARRIES = frozenset(
     }
 )
 """Calls that hand on what a function has made, entry by entry."""
-
-
-class Start:
-    """The argument of a function's first step."""
-
-    __slots__ = ("argument", "direct", "factor", "name", "place", "tag", "version")
-
-    def __init__(self, argument: Tensor, factor: float, tag: Tag, *, name: str, place: Location, direct: bool) -> None:
-        self.argument: Tensor | None = argument.detach()
-        """None once there are newer ones."""
-        self.version = argument._version  # noqa: SLF001 - it has no public name
-        self.factor = factor
-        """Of what multiple of the function's own argument it is."""
-        self.tag = tag
-        self.name = name
-        self.place = place
-        self.direct = direct
-        """Whether a layer has made it, with nothing but constants between."""
-
-
-class Formula(NamedTuple):
-    """What a tensor is as a function of another one, entry by entry."""
-
-    of: Origin
-    """Of the value of which it is a function."""
-    start: Start
-    values: FloatVector | None
-    """At `POINTS`; None where something came in that isn't known, as a bias or a residual."""
 
 
 class Known(NamedTuple):

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.model.sites import Site
-    from lightning_gradwatch.measure.trace.handwritten import Composite, SiteCall
-    from lightning_gradwatch.measure.trace.tensor_state import Tag, Tags
+    from lightning_gradwatch.measure.model.path import Site
+    from lightning_gradwatch.measure.trace.handwritten import Composite
+    from lightning_gradwatch.measure.trace.tensor_state import SiteCall, Tag, Tags
 
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "relu6", "softplus"})
 """Functions that gate when their output multiplies another tensor.

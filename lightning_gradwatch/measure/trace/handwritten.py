@@ -10,50 +10,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, Tag, Tags
+from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, SiteCall, Tag, Tags
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
-    from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.model.sites import Site
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.trace.activation_calls import Ended
-    from lightning_gradwatch.measure.trace.axes import Axis
-    from lightning_gradwatch.measure.units.mask import Samples
-    from lightning_gradwatch.measure.units.site_stats import SiteSums
-
-
-class SiteCall:
-    """One call of a site, for as long as the forward pass may show what it is part of."""
-
-    of: Origin | None = None
-    """Of the value of which the argument is an arithmetic function."""
-    samples: Samples | None = None
-    """Which positions of the argument count; None: all."""
-    origin: Origin | None = None
-    """Where the argument's gradient goes; until the function has run."""
-    handles: Sequence[RemovableHandle] = ()
-
-    columns = False
-    """Whether the batch is the last axis."""
-    centred = False
-    """Whether half of `height` was added to make the argument, as in a hard sigmoid."""
-    ended: Ended | None = None
-    """Where it has been measured as a hard sigmoid, which may be a step of a hard swish yet."""
-    height = math.nan
-    """Its upper bound, for a function that is 0 below 0 and constant from some bound on; NaN for any other."""
-
-    def __init__(self, site: Site, sums: SiteSums, axis: Axis, tag: Tag | None, *, in_place: bool) -> None:
-        self.site = site
-        self.sums = sums
-        self.axis = axis
-        self.in_place = in_place
-        self.layer = None if tag is None else tag.layer
-        self.inner = None if tag is None else tag.call
-        """The call whose output is the argument, as softplus is of the tanh in Mish."""
 
 
 class Composite(NamedTuple):

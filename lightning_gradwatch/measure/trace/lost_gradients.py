@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.model.call_site import ModuleNames
-    from lightning_gradwatch.measure.model.layers import Layer, Layers
+    from lightning_gradwatch.measure.model.layers import Layers
+    from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.signal import Grads, SignalHooks
     from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
     from lightning_gradwatch.record.step import LostKind

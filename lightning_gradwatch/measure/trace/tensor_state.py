@@ -11,7 +11,7 @@ import math
 import weakref
 from collections import deque
 from enum import IntEnum, unique
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,11 +22,14 @@ from lightning_gradwatch.measure.trace.comparisons import Comparisons
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.model.layers import Layer
-    from lightning_gradwatch.measure.trace.activation_calls import Ended
-    from lightning_gradwatch.measure.trace.axes import Axis
-    from lightning_gradwatch.measure.trace.formulas import Formula, Start
-    from lightning_gradwatch.measure.trace.handwritten import SiteCall
+    from torch.autograd.graph import Node
+    from torch.utils.hooks import RemovableHandle
+
+    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.path import Layer, Site
+    from lightning_gradwatch.measure.units.mask import Samples
+    from lightning_gradwatch.measure.units.site_stats import SiteSums
+    from lightning_gradwatch.record.step import FloatVector
 
 
 _HELD = 4
@@ -124,6 +127,110 @@ def is_in_place(func: Callable[..., Any]) -> bool:
     return name.startswith("__i") if name.endswith("__") else name.endswith("_")
 
 
+class Part(NamedTuple):
+    """A part of an axis, as the heads are of an axis of batch and heads together."""
+
+    size: int
+    of: Literal["batch", "positions", "units"]
+
+
+Parts: TypeAlias = "tuple[Part, ...]"
+
+
+class Split(NamedTuple):
+    """Of each axis of a tensor what it is made of, from the outermost part to the innermost; none of them has size 1."""
+
+    axes: tuple[Parts, ...]
+
+    @property
+    def with_units(self) -> list[int]:
+        """The axes that have units, or a part of them."""
+        return [place for place, parts in enumerate(self.axes) if any(part.of == "units" for part in parts)]
+
+
+LOST = Split(())
+"""Stands for units that lie where they can't be told from positions any more."""
+
+
+Axis: TypeAlias = "int | Split"
+"""The axis of the units, or the parts of axes."""
+
+
+class Ended:
+    """A call of a hand-written function that has been measured as it stands."""
+
+    before: tuple[int, int, int]
+    """The outputs of its site before it."""
+    handles: Sequence[RemovableHandle]
+    node: Node | None
+
+    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: Axis, missing: float) -> None:
+        self.site = site
+        self.sums = sums
+        self.root = root
+        self.axis = axis
+        self.missing = missing
+        """The constant that its formula still wants."""
+
+
+class SiteCall:
+    """One call of a site, for as long as the forward pass may show what it is part of."""
+
+    of: Origin | None = None
+    """Of the value of which the argument is an arithmetic function."""
+    samples: Samples | None = None
+    """Which positions of the argument count; None: all."""
+    origin: Origin | None = None
+    """Where the argument's gradient goes; until the function has run."""
+    handles: Sequence[RemovableHandle] = ()
+
+    columns = False
+    """Whether the batch is the last axis."""
+    centred = False
+    """Whether half of `height` was added to make the argument, as in a hard sigmoid."""
+    ended: Ended | None = None
+    """Where it has been measured as a hard sigmoid, which may be a step of a hard swish yet."""
+    height = math.nan
+    """Its upper bound, for a function that is 0 below 0 and constant from some bound on; NaN for any other."""
+
+    def __init__(self, site: Site, sums: SiteSums, axis: Axis, tag: Tag | None, *, in_place: bool) -> None:
+        self.site = site
+        self.sums = sums
+        self.axis = axis
+        self.in_place = in_place
+        self.layer = None if tag is None else tag.layer
+        self.inner = None if tag is None else tag.call
+        """The call whose output is the argument, as softplus is of the tanh in Mish."""
+
+
+class Start:
+    """The argument of a function's first step."""
+
+    __slots__ = ("argument", "direct", "factor", "name", "place", "tag", "version")
+
+    def __init__(self, argument: Tensor, factor: float, tag: Tag, *, name: str, place: Location, direct: bool) -> None:
+        self.argument: Tensor | None = argument.detach()
+        """None once there are newer ones."""
+        self.version = argument._version  # noqa: SLF001 - it has no public name
+        self.factor = factor
+        """Of what multiple of the function's own argument it is."""
+        self.tag = tag
+        self.name = name
+        self.place = place
+        self.direct = direct
+        """Whether a layer has made it, with nothing but constants between."""
+
+
+class Formula(NamedTuple):
+    """What a tensor is as a function of another one, entry by entry."""
+
+    of: Origin
+    """Of the value of which it is a function."""
+    start: Start
+    values: FloatVector | None
+    """At `POINTS`; None where something came in that isn't known, as a bias or a residual."""
+
+
 class Tag:
     """What is known of one tensor.
 
@@ -161,6 +268,25 @@ class Tag:
         self.ref = weakref.ref(tensor)
         self.axis = axis
         self.layer = layer
+
+
+class Sources(NamedTuple):
+    """Where the arguments of a call come from."""
+
+    user: Layer | None
+    """The first layer that one of them is a parameter of, or made from parameters of alone."""
+    users: Sequence[Layer]
+    """All such layers."""
+    tag: Tag | None
+    """Of the first other argument of which something is known."""
+    tensor: Tensor | None
+    """That argument."""
+    weights_only: bool
+    """Whether there is no data: nothing but parameters, buffers, numbers and what was made from them, as in weight normalisation."""
+    gates: bool
+    """Whether one is made of the output of an activation function that may turn out to gate."""
+    formula: Formula | None
+    """Of the first that is a function of another tensor."""
 
 
 class Tags:

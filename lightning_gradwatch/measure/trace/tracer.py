@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.model.layers import Layer, Layers
+    from lightning_gradwatch.measure.model.layers import Layers
+    from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.trace.activation_calls import Activations
-    from lightning_gradwatch.measure.trace.handwritten import SiteCall
+    from lightning_gradwatch.measure.trace.tensor_state import SiteCall
     from lightning_gradwatch.measure.units.activations import Call
 
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_gradwatch.measure.model.call_site import Location
-    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.model.path import Site
     from lightning_gradwatch.measure.units.site_stats import SiteSums
 
 FUSED: Mapping[str, str] = {

@@ -9,14 +9,23 @@ from lightning_gradwatch.measure.signal import Origin
 from lightning_gradwatch.measure.trace.formulas import (
     CARRIES,
     POINTS,
-    Formula,
-    Start,
     evaluate,
     may_start,
     recognise,
     wants_layer,
 )
-from lightning_gradwatch.measure.trace.tensor_state import MAKES_FEATURES, MOVES, Op, Operands, Tag, Tags, is_in_place
+from lightning_gradwatch.measure.trace.tensor_state import (
+    MAKES_FEATURES,
+    MOVES,
+    Formula,
+    Op,
+    Operands,
+    Sources,
+    Start,
+    Tag,
+    Tags,
+    is_in_place,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_gradwatch.measure.trace.activation_calls import Activations
-    from lightning_gradwatch.measure.trace.axis_propagation import Sources
     from lightning_gradwatch.measure.trace.formulas import Known
 
 STARTS = frozenset((Op.FUNCTION, Op.POWER, Op.ERF))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,63 @@ from lightning_gradwatch.record.checkpoint import StateError, count_of, instance
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.measure.units.windows import Chunk, UnitCounts, Window
     from lightning_gradwatch.record.step import FloatVector
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
+
+UnitCounts = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Chunk:
+    """The observations of one measured step (of a few, where steps are tiny); those in a window never change."""
+
+    inactive: UnitCounts
+    saturated: UnitCounts | None
+    observations: int
+    batch_elements: int
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """How many units it is of, and whether they can be saturated; a checkpoint's may be of another function."""
+        return len(self.inactive), self.saturated is None
+
+    @property
+    def flat(self) -> UnitCounts:
+        """How often each unit was inactive, or saturated where the function can't be inactive."""
+        # Where a function can be both, what is saturated is inactive too.
+        return self.inactive if self.saturated is None else np.maximum(self.inactive, self.saturated)
+
+    @property
+    def density(self) -> float:
+        """Batch elements per observation."""
+        return self.batch_elements / self.observations if self.observations else math.inf
+
+    def joined(self, other: Chunk) -> Chunk:
+        """Return a chunk of the observations of both."""
+        return Chunk(
+            self.inactive + other.inactive,
+            None if self.saturated is None or other.saturated is None else self.saturated + other.saturated,
+            self.observations + other.observations,
+            self.batch_elements + other.batch_elements,
+        )
+
+    def add(self, other: Chunk) -> None:
+        """Add another chunk's counts, in place."""
+        self.inactive += other.inactive
+        if self.saturated is not None and other.saturated is not None:
+            self.saturated += other.saturated
+        self.observations += other.observations
+        self.batch_elements += other.batch_elements
+
+    def remove(self, other: Chunk) -> None:
+        """Take another chunk's counts away, in place."""
+        self.inactive -= other.inactive
+        if self.saturated is not None and other.saturated is not None:
+            self.saturated -= other.saturated
+        self.observations -= other.observations
+        self.batch_elements -= other.batch_elements
+
 
 SATURATED_PERCENT = 95
 """A unit is saturated when at least this share of the window's observations is; in integers, so that it is exact."""
@@ -40,13 +93,11 @@ STEPS_SINCE = 2
 """Steps that have to speak for it at least: one batch may be of one kind."""
 _COMPARED = 32
 """As many steps before are compared with the newest."""
-_FEW = 1 / 8
+FEW = 1 / 8
 """Share of a site's units that isn't worth a further step: what a window says is off by so much at most."""
 _SHARE = 1 / 3
 """Share of the units that have died, by the second explanation; it is made for a half, and a tenth still shows."""
 _DIED, _LIVES = math.log(_SHARE), math.log1p(-_SHARE)
-_A_FEW = 2
-"""Steps back after which it is asked whether any further ones could tell."""
 _ROUNDING = 1e-6
 _ONE_IN = 3.0
 """If nothing has changed, the evidence reaches the bar in one look of so many at most, over all sites together; far fewer
@@ -145,7 +196,7 @@ class Suspicion:
     @property
     def matters(self) -> bool:
         """Whether it is about more than a few of the units."""
-        return bool(np.count_nonzero(self.silent) > _FEW * self.silent.size)
+        return bool(np.count_nonzero(self.silent) > FEW * self.silent.size)
 
     def date_from(self, chunks: Sequence[Chunk]) -> None:
         """Take it that units died in front of these chunks, the newest ones: a suspicion of its own."""
@@ -163,92 +214,23 @@ class Suspicion:
         self.batch_elements += chunk.batch_elements
 
 
-class Moved(NamedTuple):
-    """A filled window that has just taken in a step."""
-
-    window: Window
-    hidden: bool
-    """Whether it is a hidden site's: only for those further steps are watched."""
-
-
-def examine(moved: Sequence[Moved], height: float) -> None:
-    """See whether units of some windows have died, which have as many units each; `height` is the evidence that it takes."""
-    totals = [window.total for window, _ in moved if window.total is not None]
-    seen = np.array([[total.observations, total.batch_elements] for total in totals])
-    active = active_counts(totals)
-    newest = [window.chunks[-1] for window, _ in moved]
-    flat = _stacked_flat(newest) == np.array([[chunk.observations] for chunk in newest])
-    silent: Mask = flat & (active > 0)
-    fresh = []
-    # Nearly always each unit that was active in the window is so in the newest step, and all is said.
-    for place, anything in enumerate(np.count_nonzero(silent, axis=1).tolist()):
-        if moved[place].window.suspicion is not None:
-            moved[place].window.reconsider(height)
-        elif anything:
-            fresh.append(place)
-    if fresh:
-        _look_back([moved[place] for place in fresh], seen[fresh], active[fresh], height)
-
-
-def _look_back(
-    moved: Sequence[Moved], seen: npt.NDArray[np.int64], active: npt.NDArray[np.int64], height: float
-) -> None:
-    """Look for the latest step in front of which units of a window have died."""
-    bars = np.array([height + window.caution for window, _ in moved])
-    fills = np.array([window.fills_from for window, _ in moved])
-    hidden = np.array([each.hidden for each in moved])
-    silent = active > 0
-    since = np.zeros_like(seen)
-    left = np.arange(len(moved))
-    for back in range(1, RECENT + 1):
-        more = np.array([len(moved[place].window.chunks) > back for place in left.tolist()], dtype=bool)
-        left = left[more & silent[left].any(axis=1)]
-        if back == _A_FEW + 1 and left.size:  # nearly always, what is still silent then can't amount to enough
-            windows = [moved[place].window for place in left.tolist()]
-            left = left[_most_evidence(windows, seen[left], active[left], silent[left]) >= bars[left]]
-        if not left.size:
-            return
-        chunks = [moved[place].window.chunks[-back] for place in left.tolist()]
-        counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
-        since[left] += counts
-        silent[left] &= _stacked_flat(chunks) == counts[:, :1]
-        # From a few units nothing follows until enough was seen since.
-        matter = np.count_nonzero(silent[left], axis=1) > _FEW * active.shape[1]
-        settle = (since[left] >= fills[left]).all(axis=1) & (back >= STEPS_SINCE)
-        told = left[(hidden[left] & matter) | settle]
-        if not told.size:
-            continue
-        before = np.maximum(seen[told] - since[told], 1)
-        found = evidence(active[told], silent[told], before[:, :1], before[:, 1:], since[told, 1:])
-        settled = []
-        for place, much in zip(told.tolist(), found.tolist(), strict=True):
-            if much < bars[place]:
-                continue
-            window = moved[place].window
-            usual = _usual_evidence(window.chunks[:-back], active[place], seen[place])
-            if much < bars[place] + usual:
-                continue
-            observations, batch_elements = since[place].tolist()
-            suspicion = Suspicion(
-                back, silent[place].copy(), observations, batch_elements, much - height - usual, moved[place].hidden
-            )
-            window.suspect(suspicion, height)
-            settled.append(place)
-        if settled:
-            left = left[~np.isin(left, settled)]
-
-
-def _most_evidence(
-    windows: Sequence[Window], seen: npt.NDArray[np.int64], active: npt.NDArray[np.int64], silent: Mask
+def most_evidence(
+    windows: Sequence[Sequence[Chunk]], seen: npt.NDArray[np.int64], active: npt.NDArray[np.int64], silent: Mask
 ) -> FloatVector:
     """Return how much evidence there is at most, however far back one looks, given the units that may be silent there.
 
     The further back, the fewer they are and the louder each speaks.
+
+    Args:
+        windows: The chunks of each.
+        seen: Observations and batch elements of each, shape [S, 2].
+        active: Observations in which each unit was active, shape [S, U].
+        silent: Which units were in none of the newest, shape [S, U].
     """
-    recent = [window.chunks[max(1, len(window.chunks) - RECENT) :] for window in windows]
+    recent = [chunks[max(1, len(chunks) - RECENT) :] for chunks in windows]
     since = np.array([[sum(chunk.batch_elements for chunk in chunks)] for chunks in recent])
     before = np.maximum(seen[:, 1:] - since, 1)
-    density = np.array([[max(chunk.density for chunk in window.chunks)] for window in windows])
+    density = np.array([[max(chunk.density for chunk in chunks)] for chunks in windows])
     unlikely = (np.where(silent, active, 1) * density + 0.5) * np.log1p(since / before)
     gained = np.maximum(np.logaddexp(_LIVES, _DIED + unlikely), 0.0)
     lost = np.count_nonzero(active > 0, axis=1) - np.count_nonzero(silent, axis=1)
@@ -264,7 +246,7 @@ def died_later(chunks: Sequence[Chunk], height: float) -> int:
         height: The evidence that it takes.
     """
     counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
-    flat = _stacked_flat(chunks)
+    flat = stacked_flat(chunks)
     inactive = np.logical_and.accumulate((flat == counts[:, :1])[::-1])[::-1][1:]
     active = np.cumsum(counts[:, :1] - flat, axis=0)[:-1]
     before = np.maximum(np.cumsum(counts, axis=0)[:-1], 1)
@@ -276,20 +258,20 @@ def died_later(chunks: Sequence[Chunk], height: float) -> int:
     return len(chunks) - 1 - place
 
 
-def _usual_evidence(chunks: Sequence[Chunk], active: UnitCounts, seen: UnitCounts) -> float:
+def usual_evidence(chunks: Sequence[Chunk], active: UnitCounts, seen: UnitCounts) -> float:
     """Return how much evidence steps before would have been, taken for the newest: the most but one, which came by chance.
 
     Units that follow each other are silent together: forty that go by one feature of the inputs are no more than one.
     """
     chunks = chunks[-_COMPARED:]
     counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
-    silent = (_stacked_flat(chunks) == counts[:, :1]) & (active > 0)
+    silent = (stacked_flat(chunks) == counts[:, :1]) & (active > 0)
     before = np.maximum(seen - counts, 1)
     found = evidence(np.broadcast_to(active, silent.shape), silent, before[:, :1], before[:, 1:], counts[:, 1:])
     return max(float(np.sort(found)[-min(2, len(found))]), 0.0)
 
 
-def _stacked_flat(chunks: Sequence[Chunk]) -> UnitCounts:
+def stacked_flat(chunks: Sequence[Chunk]) -> UnitCounts:
     """Return `Chunk.flat` of chunks of one function or its like, shape [S, U]."""
     inactive: UnitCounts = np.array([chunk.inactive for chunk in chunks])
     if chunks[0].saturated is None:
@@ -304,7 +286,7 @@ def active_counts(totals: Sequence[Chunk]) -> UnitCounts:
     It is 0 for a unit that counts as saturated: what a window says already is no news.
     """
     observations = np.array([[total.observations] for total in totals])
-    flat = _stacked_flat(totals)
+    flat = stacked_flat(totals)
     active: UnitCounts = observations - flat
     if totals[0].saturated is not None:
         never_inactive = np.array([total.inactive for total in totals]) == 0

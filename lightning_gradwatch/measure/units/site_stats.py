@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.units.windows import Chunk
+from lightning_gradwatch.measure.units.silence import Chunk
 from lightning_gradwatch.measure.unobserved import is_opaque
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.model.sites import Site
+    from lightning_gradwatch.measure.model.path import Site
     from lightning_gradwatch.measure.transfer.host import Slot, Values
     from lightning_gradwatch.measure.units.batched_reductions import Staging
     from lightning_gradwatch.measure.units.counting import Counter
     from lightning_gradwatch.measure.units.mask import Samples
-    from lightning_gradwatch.measure.units.windows import UnitCounts
+    from lightning_gradwatch.measure.units.silence import UnitCounts
     from lightning_gradwatch.record.step import FloatVector
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from lightning_gradwatch.record.events import encoding
-from lightning_gradwatch.record.events.numbering import Stamp, read_stamp
 from lightning_gradwatch.record.events.protobuf import BrokenMessageError, fields
 from lightning_gradwatch.record.events.tags import (
     FILL_TAG,
@@ -25,11 +24,14 @@ from lightning_gradwatch.record.events.tags import (
     STEP_TAG,
     TAGS,
     VECTOR_TAGS,
+    Stamp,
+    read_stamp,
     seal,
 )
 from lightning_gradwatch.record.finding import Finding
 from lightning_gradwatch.record.reasons import reason_of
-from lightning_gradwatch.record.step import LOOP_VECTORS, RunInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LOOP_VECTORS, StepRecord
 from lightning_gradwatch.record.validation import (
     check_description,
     check_finding,

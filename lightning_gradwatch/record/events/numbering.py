@@ -8,41 +8,19 @@ own of the first releases; with a checksum, so that no flipped bit puts a file b
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-from zlib import crc32
 
 from lightning_gradwatch.record.events.encoding import PLUGIN
 from lightning_gradwatch.record.events.reader import EventReader
-from lightning_gradwatch.record.events.tags import STEP_TAG
+from lightning_gradwatch.record.events.tags import STEP_TAG, Stamp, check_of
 
 if TYPE_CHECKING:
     import os
 
-_MOST_DIGITS = 24
 _FIRST_BYTES = 16 << 20
 _MOST_BYTES = 64 << 20
 """What is looked through for the numbers of earlier files, in each and in all: a fit starts with it."""
-
-
-class Stamp(NamedTuple):
-    """The place of an event; compares in the order of writing."""
-
-    fit: int
-    """How many fits wrote into the folder before."""
-    number: int
-    """How many events the file has before this one."""
-    check: bytes = b""
-    """Of the two and the event's seal: an event that stands twice has the same."""
-
-
-def read_stamp(text: bytes, seal: bytes) -> Stamp | None:
-    """Return what `Numbering.stamp` wrote beside a seal; None if it is something else."""
-    numbers, _, check = text.rpartition(b".")
-    fit, _, number = numbers.partition(b".")
-    if not (fit.isdigit() and number.isdigit() and len(numbers) <= _MOST_DIGITS and check == _check(numbers, seal)):
-        return None
-    return Stamp(int(fit), int(number), check)
 
 
 class Numbering:
@@ -61,7 +39,7 @@ class Numbering:
         for value in event.summary.value:
             if value.tag == STEP_TAG:
                 text = b"%d.%d" % (self._fit, self._number)
-                value.node_name = (text + b"." + _check(text, value.tensor.string_val[1])).decode()
+                value.node_name = (text + b"." + check_of(text, value.tensor.string_val[1])).decode()
                 self._number += 1
                 return
 
@@ -76,10 +54,6 @@ def numbering_of(file_writer: Any) -> Numbering:
         get_folder = getattr(file_writer, "get_logdir", None)
         found = _numberings[file_writer] = Numbering(get_folder() if get_folder is not None else None)
     return found
-
-
-def _check(text: bytes, seal: bytes) -> bytes:
-    return b"%04x" % (crc32(text, crc32(seal)) & 0xFFFF)
 
 
 def _last_fit(folder: Path) -> int:

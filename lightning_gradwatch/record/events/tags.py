@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 from lightning_gradwatch.record.events import encoding
@@ -42,3 +42,31 @@ def seal(text: bytes, vectors: Iterable[tuple[str, tuple[int, bytes]]]) -> bytes
     for tag, (_, content) in vectors:
         crc = crc32(content, crc32(_ENCODED.get(tag) or tag.encode(), crc))
     return b"%08x" % crc
+
+
+_MOST_DIGITS = 24
+
+
+class Stamp(NamedTuple):
+    """The place of an event; compares in the order of writing."""
+
+    fit: int
+    """How many fits wrote into the folder before."""
+    number: int
+    """How many events the file has before this one."""
+    check: bytes = b""
+    """Of the two and the event's seal: an event that stands twice has the same."""
+
+
+def read_stamp(text: bytes, seal: bytes) -> Stamp | None:
+    """Return what `Numbering.stamp` wrote beside a seal; None if it is something else."""
+    numbers, _, check = text.rpartition(b".")
+    fit, _, number = numbers.partition(b".")
+    if not (fit.isdigit() and number.isdigit() and len(numbers) <= _MOST_DIGITS and check == check_of(numbers, seal)):
+        return None
+    return Stamp(int(fit), int(number), check)
+
+
+def check_of(text: bytes, seal: bytes) -> bytes:
+    """Return what ties two numbers to the seal of the event that they stand in."""
+    return b"%04x" % (crc32(text, crc32(seal)) & 0xFFFF)

@@ -12,8 +12,10 @@ from lightning_gradwatch.fit.ranks.ranks import Ranks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.measure.totals import OfLayer, OfSite, Tally
-from lightning_gradwatch.measure.units.windows import Chunk, Windows
-from lightning_gradwatch.record.step import LayerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.units.windows import Windows
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo
 
 SECONDS = 20
 

@@ -10,7 +10,8 @@ import pytest
 
 from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.record.finding import Severity, UnreachedLayerWarning
-from lightning_gradwatch.record.step import LayerInfo, LayerState, LostGradient, OptimizerInfo, RunInfo, SiteInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, LayerState, LostGradient, OptimizerInfo, SiteInfo
 
 NONE, ZERO, OK = LayerState.NONE, LayerState.ZERO, LayerState.OK
 FROZEN, UNMEASURED = LayerState.FROZEN, LayerState.UNMEASURED

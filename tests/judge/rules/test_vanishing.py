@@ -8,7 +8,8 @@ import pytest
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.record.finding import Severity, VanishingGradientWarning
-from lightning_gradwatch.record.step import LayerInfo, LayerState, RunInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerInfo, LayerState
 
 STEPS = (0, 1, 2, 4, 8, 16, 17, 18)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from lightning_gradwatch.measure.model.layers import qualified_name
+from lightning_gradwatch.measure.model.call_site import qualified_name
 from lightning_gradwatch.measure.probe import Probe
 from lightning_gradwatch.record.step import LayerState
 

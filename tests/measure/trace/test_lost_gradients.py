@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import Probe
 from lightning_gradwatch.measure.trace.lost_gradients import MOST_STEPS, MOST_TRIES
-from lightning_gradwatch.record.step import LayerState, LostGradient, RunInfo
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerState, LostGradient
 
 
 class Net(nn.Module):

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.units.windows import Chunk, Window, fractions
+from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.units.window import Window, fractions
 
 
 def chunk(inactive, saturated, batch_elements):

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from lightning_gradwatch.fit.schedule import Schedule
-from lightning_gradwatch.measure.units.windows import Chunk, Window, Windows, fractions
+from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.units.window import Window, fractions
+from lightning_gradwatch.measure.units.windows import Windows
 
 BATCHES = [4, 8, 16, 64, 1024]
 EVERY = 50

@@ -13,8 +13,9 @@ from written import frames_of, make_info, make_record, write_run
 from lightning_gradwatch import evaluate, read_run
 from lightning_gradwatch.record.events.encoding import PLUGIN
 from lightning_gradwatch.record.events.file import EventFile, read_payloads, write_to
-from lightning_gradwatch.record.events.numbering import Numbering, Stamp, read_stamp
+from lightning_gradwatch.record.events.numbering import Numbering
 from lightning_gradwatch.record.events.step_events import STEP_TAG, decode_event, findings_event, step_event
+from lightning_gradwatch.record.events.tags import Stamp, read_stamp
 
 
 def write(folder, steps, *, loss=1.0, info=None):
@@ -232,11 +233,11 @@ def test_a_flipped_bit_in_a_number_is_told_and_puts_no_file_before_another(tmp_p
     "text", [b"", b"1", b"1.2", b".1.2", b"1.2.3.", b"-1.0.", b"1_0.0.", b" 1.0.", b"1" * 30 + b".0."]
 )
 def test_what_is_no_number_of_ours_is_none(text):
-    from lightning_gradwatch.record.events.numbering import _check  # noqa: PLC0415 - to have the right checksum
+    from lightning_gradwatch.record.events.tags import check_of  # noqa: PLC0415 - to have the right checksum
 
     seal = b"01234567"
-    assert read_stamp(text + (_check(text[:-1], seal) if text.endswith(b".") else b""), seal) is None
-    assert read_stamp(b"12.345." + _check(b"12.345", seal), seal)[:2] == (12, 345)
+    assert read_stamp(text + (check_of(text[:-1], seal) if text.endswith(b".") else b""), seal) is None
+    assert read_stamp(b"12.345." + check_of(b"12.345", seal), seal)[:2] == (12, 345)
     assert Stamp(1, 2) < Stamp(1, 3) < Stamp(2, 0)
 
 

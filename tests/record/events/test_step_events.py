@@ -14,7 +14,8 @@ from lightning_gradwatch.record.events import encoding
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import _seal, decode_event, findings_event, heatmap_event, step_event
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
-from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, RunInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, SiteInfo, StepRecord
 from lightning_gradwatch.record.summaries import DESCRIPTIONS
 
 
