@@ -83,7 +83,7 @@ class Layer:
     def features(self) -> int:
         """How many output features it makes, as its first matrix has it; 0 without one."""
         axis = -1 if self.kind == _OTHER_WAY_ROUND else 0
-        return next((parameter.shape[axis] for parameter in self.matrices), self.outputs)
+        return next((each.shape[axis] for each in self.parameters if is_matrix(each)), self.outputs)
 
     def info(self, column: int, *, seen: bool) -> LayerInfo:
         """Describe the layer, in a column; `seen` says whether the forward pass can be watched at all."""

@@ -131,10 +131,8 @@ class Activations:
 
     def _takes_turns(self, site: Site, z: Tensor, tag: Tag | None) -> bool:
         """Whether a site's calls in a pass take the units of a layer piece by piece, and so have other units each time."""
-        if tag is None or tag.layer is None or not 0 < site.units < tag.layer.features:
-            return site.in_pieces
         base = z._base  # noqa: SLF001 - of which it is a view; it has no public name
-        if base is not None:
+        if base is not None and tag is not None and tag.layer is not None and 0 < site.units < tag.layer.features:
             of = self._tags.get(base)
             first = first_unit(z, base, None if of is None else of.axis, tag.layer.features)
             if self._pieces.setdefault(site, first) != first:

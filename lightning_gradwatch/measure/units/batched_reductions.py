@@ -54,7 +54,7 @@ class _Stack:
     def put(self, tensor: Tensor, slot: Slot) -> None:
         """Copy a tensor."""
         firsts = self.firsts
-        self.rows[len(firsts)].copy_(tensor.detach())
+        self.rows[len(firsts)].copy_(tensor.detach() if tensor.requires_grad else tensor)  # gradients are without
         firsts.append(slot)
         self.came += 1
 
