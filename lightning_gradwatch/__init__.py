@@ -33,6 +33,11 @@ _HOMES = {
     "StalledUpdate": "judge.rules.stalled",
     "OversizedUpdate": "judge.rules.oversized",
     "Initialization": "judge.rules.initialization",
+    "OutputAppliedTwice": "judge.rules.output_applied_twice",
+    "StaleGradient": "judge.rules.stale_gradient",
+    "UntrainedParameter": "judge.rules.untrained_parameter",
+    "SingleValueNormalization": "judge.rules.single_value_normalization",
+    "EvaluationMode": "judge.rules.evaluation_mode",
     "Finding": "record.finding",
     "Remedy": "record.finding",
     "Severity": "record.finding",
@@ -47,6 +52,11 @@ _HOMES = {
     "StalledUpdateWarning": "record.finding",
     "OversizedUpdateWarning": "record.finding",
     "InitializationWarning": "record.finding",
+    "OutputAppliedTwiceWarning": "record.finding",
+    "StaleGradientWarning": "record.finding",
+    "UntrainedParameterWarning": "record.finding",
+    "SingleValueNormalizationWarning": "record.finding",
+    "EvaluationModeWarning": "record.finding",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's, which a linter can't read
@@ -55,13 +65,20 @@ if TYPE_CHECKING:
     from lightning_gradwatch.fit.callback import GradWatch as GradWatch
     from lightning_gradwatch.judge.catalog import DEFAULT_RULES as DEFAULT_RULES
     from lightning_gradwatch.judge.rules.dead import DeadUnits as DeadUnits
+    from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode as EvaluationMode
     from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
     from lightning_gradwatch.judge.rules.initialization import Initialization as Initialization
     from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient as NonFiniteGradient
+    from lightning_gradwatch.judge.rules.output_applied_twice import OutputAppliedTwice as OutputAppliedTwice
     from lightning_gradwatch.judge.rules.oversized import OversizedUpdate as OversizedUpdate
     from lightning_gradwatch.judge.rules.saturated import SaturatedUnits as SaturatedUnits
+    from lightning_gradwatch.judge.rules.single_value_normalization import (
+        SingleValueNormalization as SingleValueNormalization,
+    )
+    from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient as StaleGradient
     from lightning_gradwatch.judge.rules.stalled import StalledUpdate as StalledUpdate
     from lightning_gradwatch.judge.rules.unreached import UnreachedLayer as UnreachedLayer
+    from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter as UntrainedParameter
     from lightning_gradwatch.judge.rules.vanishing import VanishingGradient as VanishingGradient
     from lightning_gradwatch.judge.run import Run as Run
     from lightning_gradwatch.judge.run import RunError as RunError
@@ -69,18 +86,23 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.run import read_run as read_run
     from lightning_gradwatch.measure.probe import Probe as Probe
     from lightning_gradwatch.record.finding import DeadUnitsWarning as DeadUnitsWarning
+    from lightning_gradwatch.record.finding import EvaluationModeWarning as EvaluationModeWarning
     from lightning_gradwatch.record.finding import ExplodingGradientWarning as ExplodingGradientWarning
     from lightning_gradwatch.record.finding import Finding as Finding
     from lightning_gradwatch.record.finding import GradWatchError as GradWatchError
     from lightning_gradwatch.record.finding import GradWatchWarning as GradWatchWarning
     from lightning_gradwatch.record.finding import InitializationWarning as InitializationWarning
     from lightning_gradwatch.record.finding import NonFiniteGradientWarning as NonFiniteGradientWarning
+    from lightning_gradwatch.record.finding import OutputAppliedTwiceWarning as OutputAppliedTwiceWarning
     from lightning_gradwatch.record.finding import OversizedUpdateWarning as OversizedUpdateWarning
     from lightning_gradwatch.record.finding import Remedy as Remedy
     from lightning_gradwatch.record.finding import SaturatedUnitsWarning as SaturatedUnitsWarning
     from lightning_gradwatch.record.finding import Severity as Severity
+    from lightning_gradwatch.record.finding import SingleValueNormalizationWarning as SingleValueNormalizationWarning
+    from lightning_gradwatch.record.finding import StaleGradientWarning as StaleGradientWarning
     from lightning_gradwatch.record.finding import StalledUpdateWarning as StalledUpdateWarning
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
+    from lightning_gradwatch.record.finding import UntrainedParameterWarning as UntrainedParameterWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning
     from lightning_gradwatch.record.run_info import RunInfo as RunInfo
     from lightning_gradwatch.record.step import LayerState as LayerState

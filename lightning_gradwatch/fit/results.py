@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.fit.plain_data import decode, encode
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LayerInfo, NotCovered, OptimizerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.step import (
+    LayerInfo,
+    LostGradient,
+    NotCovered,
+    OptimizerInfo,
+    SiteInfo,
+    StepRecord,
+    Wiring,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,6 +90,8 @@ _CLASSES = (
     SiteInfo,
     NotCovered,
     OptimizerInfo,
+    LostGradient,
+    Wiring,
 )
 
 

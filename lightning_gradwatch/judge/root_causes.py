@@ -71,6 +71,11 @@ def _killed(cause: Finding, effect: Finding) -> bool:
     return bool(_revived(effect)) and _before(cause, effect)
 
 
+def _is_cut_by_norm(cause: Finding, effect: Finding) -> bool:
+    """GW504 over a single value, and GW104 by a norm."""
+    return _has(cause, "remove_normalization") and not _revived(effect)
+
+
 class Relation(NamedTuple):
     """One finding can bring another about."""
 
@@ -81,6 +86,22 @@ class Relation(NamedTuple):
 
 
 RELATIONS: tuple[Relation, ...] = (
+    # Wiring: what is put together wrongly shows in the signal, the units and the steps.
+    Relation("GW501", "GW103", "the logarithm of a probability that has rounded to 0 is infinite"),
+    Relation("GW501", "GW301", "a softmax that is applied twice passes next to nothing back"),
+    Relation("GW501", "GW101", "a softmax that is applied twice passes next to nothing back"),
+    *(
+        Relation("GW502", effect, "the sum of all gradients so far makes steps that grow and grow")
+        for effect in ("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW301", "GW302")
+    ),
+    Relation("GW503", "GW101", "layers that nobody trains stay as they were initialised"),
+    Relation("GW503", "GW301", "layers that nobody trains leave the others little to learn"),
+    Relation("GW504", "GW104", "what is normalised by itself is 0, and passes nothing back", _is_cut_by_norm),
+    Relation("GW504", "GW301", "what is normalised by itself tells the layers behind it little"),
+    *(
+        Relation("GW506", effect, "a batch normalisation in evaluation mode normalises nothing")
+        for effect in ("GW101", "GW102", "GW103", "GW201", "GW202", "GW302", "GW401")
+    ),
     # Weights at the start.
     Relation("GW401", "GW101", "weights that start too small weaken the signal at each layer", _too_small),
     Relation("GW401", "GW104", "so many of them take it below the smallest number", _fades_to_zero),
@@ -130,7 +151,23 @@ _CAUSES: dict[str, list[Relation]] = {}
 for _relation in RELATIONS:
     _CAUSES.setdefault(_relation.effect, []).append(_relation)
 
-_ORDER = ("GW103", "GW104", "GW201", "GW401", "GW202", "GW102", "GW101", "GW201", "GW301", "GW302")
+_ORDER = (
+    "GW501",
+    "GW502",
+    "GW503",
+    "GW504",
+    "GW506",
+    "GW103",
+    "GW104",
+    "GW201",
+    "GW401",
+    "GW202",
+    "GW102",
+    "GW101",
+    "GW201",
+    "GW301",
+    "GW302",
+)
 """Which of several causes is named, and which root is listed first; GW201 stands first where a whole layer is dead."""
 
 

@@ -166,9 +166,12 @@ class PendingRecord:
         return None if self.activations_only else assemble(step, self.info.layout, windows, self.facts)
 
     def read(self) -> Tally:
-        """Wait for the numbers; where they show at which operation a layer's gradient is lost, `info` knows it from now on."""
+        """Wait for the numbers; where they show at which operation a layer's gradient is lost, or that it wasn't emptied, `info` knows it from now on."""
         values = self.measured.pending.wait()
         step = tally(self.measured, values, self.columns, self.facts.optimizers)
+        wiring = self.measured.wiring
+        if wiring.read(values, scaled=self.measured.scale is not None):
+            self.info = replace(self.info, wiring=wiring.described())
         if not self.activations_only and not step.skipped:
             self._explain(values, _states(step))
         return step

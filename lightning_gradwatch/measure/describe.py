@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.sites import Sites
     from lightning_gradwatch.measure.trace.uncovered import Unseen
+    from lightning_gradwatch.measure.wiring.facts import Facts
 
 
 def describe(
@@ -31,16 +32,18 @@ def describe(
     optimizers: Sequence[Optimizer],
     unseen: Unseen,
     *,
+    facts: Facts,
     estimated: bool,
     eager: bool,
 ) -> RunInfo:
-    """Describe what was seen of a run so far; the arguments are those of `not_covered`, and the sites."""
+    """Describe what was seen of a run so far; the arguments are those of `not_covered`, the sites, and what is known of the wiring."""
     seen = any(layer.used for layer in layers.ordered)
     return RunInfo(
         layers=tuple(layer.info(column, seen=seen) for column, layer in enumerate(layers.ordered)),
         sites=sites.infos(),
         optimizers=tuple(_describe_optimizer(optimizer, layers) for optimizer in optimizers),
         coverage=tuple(not_covered(model, layers, sites, optimizers, unseen, estimated=estimated, eager=eager)),
+        wiring=facts.described(),
         versions=_versions(),
     )
 

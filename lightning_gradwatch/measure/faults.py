@@ -11,9 +11,11 @@ from typing import Literal, TypeAlias
 from lightning_gradwatch.record.escape import Place, escape
 from lightning_gradwatch.record.finding import GradWatchWarning
 
-Part: TypeAlias = Literal["activations", "signal", "gradients", "updates", "record", "rules", "writing", "schedule"]
+Part: TypeAlias = Literal[
+    "activations", "signal", "gradients", "updates", "wiring", "record", "rules", "writing", "schedule"
+]
 
-MEASURING: tuple[Part, ...] = ("activations", "signal", "gradients", "updates")
+MEASURING: tuple[Part, ...] = ("activations", "signal", "gradients", "updates", "wiring")
 """Parts that measure. Where one fails on one of several ranks it goes off on all, and the others go on."""
 
 RAISE = False

@@ -31,6 +31,7 @@ from lightning_gradwatch.measure.units.mask import Mask, Masks
 from lightning_gradwatch.measure.units.windows import Windows
 from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.measure.updates import Limits, Snapshots
+from lightning_gradwatch.measure.wiring.watch import WiringWatch
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 
@@ -136,6 +137,7 @@ class Probe:
         self._staging = Staging()
         self._snapshots = Snapshots(Limits())
         self._unseen = Unseen()
+        self._wiring = WiringWatch(self._model, self._layers, self._names, self.faults)
 
     # -- one step of a plain loop
 
@@ -270,6 +272,7 @@ class Probe:
             unseen=self._unseen,
             audited=audited,
             suspects=suspects,
+            wiring=self._wiring,
             measure_early=self._measure_early,
             optimizers=lambda: self._optimizers,
         )
@@ -407,6 +410,7 @@ class Probe:
             self._arranged,
             self._sites.corrections,
             self._unseen.changes,
+            self._wiring.facts.changes,
             self._estimated,
             self._changes,
             self._layers.changes,
@@ -421,6 +425,7 @@ class Probe:
             self._sites,
             self._optimizers,
             self._unseen,
+            facts=self._wiring.facts,
             estimated=self._estimated,
             eager=self._eager,
         )

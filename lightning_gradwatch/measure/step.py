@@ -25,6 +25,7 @@ from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.transfer.host import Pack, Pending, Slot, Values
 from lightning_gradwatch.measure.units.site_stats import Collected, SiteSums
 from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
+from lightning_gradwatch.measure.wiring.watch import Unwatched
 from lightning_gradwatch.record.finding import GradWatchWarning
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.trace.uncovered import Unseen
     from lightning_gradwatch.measure.units.batched_reductions import Staging
     from lightning_gradwatch.measure.updates import Snapshots, WeightSnapshot
+    from lightning_gradwatch.measure.wiring.watch import WiringWatch
 
 
 class EarlyMeasuring(Protocol):
@@ -84,6 +86,7 @@ class Measured:
         self.segments = step.segments
         self.chains = step.chains
         self.trail = step.trail
+        self.wiring = step.wiring
         self.pending: Pending = step.pack.send()
 
 
@@ -141,6 +144,7 @@ class StepMeter:
         unseen: Unseen,
         audited: bool = False,
         suspects: Sequence[Layer] = (),
+        wiring: WiringWatch,
         measure_early: EarlyMeasuring,
         optimizers: Callable[[], Sequence[Optimizer]],
     ) -> None:
@@ -186,6 +190,7 @@ class StepMeter:
             unseen=unseen,
         )
         self.takes_losses = True
+        self.wiring = Unwatched() if activations_only else wiring.begin(self.pack, self._tags, optimizers)
         self._audit = Audit(unseen, layers) if audited and not suspects else None
         self.trail: Trail | None = None
         """Follows layers that had no gradient, if there are any."""
@@ -206,7 +211,7 @@ class StepMeter:
         if self.trail is not None:
             self.tracer = TrailedTracer(trail=self.trail, **settings)
         elif self._audit is not None:
-            self.tracer = AuditedTracer(audit=self._audit, **settings)
+            self.tracer = AuditedTracer(audit=self._audit, sees=self.wiring.see, **settings)
         else:
             self.tracer = Tracer(**settings)
 
@@ -267,6 +272,7 @@ class StepMeter:
 
     @_harmless
     def _saw_backward(self, loss: Any, retained: bool) -> None:
+        self.wiring.backward_begins(loss)
         self.end_pass(loss, retained=retained)
         self._held = None
         self._early = dict.fromkeys(self._early, True)
@@ -282,6 +288,7 @@ class StepMeter:
             scale: What it is multiplied by.
             late: It belongs to the step although the gradients were measured before.
         """
+        self.wiring.backward_begins(loss)
         if self.activations_only or (len(self.steps) > len(self._early) and not late):
             return
         self.hooks.ignoring = not late and self._repeats.is_one()
@@ -374,6 +381,7 @@ class StepMeter:
         step = self.steps[index] = OptimizerStep(optimizer)
         if self.activations_only:
             return True
+        self.wiring.steps(optimizer, index)
         owned: list[Owned] | None = None
         with self.faults.guard("gradients"):
             owned = self._layers.trained_by(optimizer)
@@ -394,6 +402,7 @@ class StepMeter:
         """Compare the weights with those before; with `clipped`, read the gradients again, as the step used them."""
         step = self.steps[index]
         step.done = True
+        self.wiring.stepped(step.optimizer, index)
         with self.faults.guard("gradients"):
             self._ask_scaler(step)
         if step.snapshot is not None and self.faults.on("updates"):
@@ -425,6 +434,7 @@ class StepMeter:
         with self.faults.guard("signal"):
             self.segments = self._connections.segments()
             self.chains = self._connections.chains()
+        self.wiring.end()
         return Measured(self)
 
     @_harmless

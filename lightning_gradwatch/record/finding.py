@@ -40,9 +40,16 @@ class Action:
     - ``use_gradient_scaler()``
     - ``reconnect_graph(layers)``: find what cuts it behind them
     - ``keep_gradient(layers)``: find what throws it away between the backward pass and the optimizer's step
-    - ``replace_output(with="Sigmoid")``
+    - ``replace_output(sites, with="Sigmoid" | "LogSoftmax")``: none are all; ``where=`` says which line takes the logarithm that goes with it
     - ``use_or_remove(layers)``
     - ``trace_gradient()``: nothing that a program could do
+    - ``remove_output(sites)``: nothing in the place of the function
+    - ``remove_normalization(modules)``
+    - ``zero_gradients(optimizer=<its class>)``: before each backward pass whose gradients its next step is to use; the user's code
+    - ``register_parameters(attributes)``: hold what is in them in ``ModuleList``, ``ModuleDict`` or ``Parameter``; the user's code
+    - ``add_to_optimizer(layers)``
+    - ``larger_batch(modules)``: as they take their statistics from one
+    - ``set_training_mode(modules)``: ``train()``, each before the fit; ``""`` for the root
     """
     targets: tuple[str, ...] = ()
     """Names of the layers or sites to change."""
@@ -200,3 +207,23 @@ class OversizedUpdateWarning(GradWatchWarning):
 
 class InitializationWarning(GradWatchWarning):
     """GW401: the weights at the start can't carry the signal through this depth."""
+
+
+class OutputAppliedTwiceWarning(GradWatchWarning):
+    """GW501: the loss applies softmax or sigmoid to what one of them has put out."""
+
+
+class StaleGradientWarning(GradWatchWarning):
+    """GW502: an optimizer steps by gradients that still hold those of its step before."""
+
+
+class UntrainedParameterWarning(GradWatchWarning):
+    """GW503: parameters get a gradient, and no optimizer holds them."""
+
+
+class SingleValueNormalizationWarning(GradWatchWarning):
+    """GW504: a normalisation takes its statistics from a single value or sample."""
+
+
+class EvaluationModeWarning(GradWatchWarning):
+    """GW506: a module is trained that was left in evaluation mode."""

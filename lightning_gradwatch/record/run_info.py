@@ -28,6 +28,7 @@ from lightning_gradwatch.record.step import (
     NotCovered,
     OptimizerInfo,
     SiteInfo,
+    Wiring,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class RunInfo:
     strategy: str = ""
     """How they do: the class of the Trainer's strategy; empty without a Trainer."""
     coverage: tuple[NotCovered, ...] = ()
+    wiring: tuple[Wiring, ...] | None = ()
+    """What is wired wrongly, or oddly, as far as the first measured steps showed it; None of a release that didn't look."""
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Thresholds in force, by rule code and field; a rule that was ignored isn't there."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -67,8 +70,13 @@ class RunInfo:
 
     @cached_property
     def layout(self) -> str:
-        """Twelve hexadecimal digits that tell one pair of column lists, and what is known of each, from another."""
+        """Twelve hexadecimal digits that tell one pair of column lists, and what is known of each, from another.
+
+        What is known of the wiring counts too: a record is judged by what was known when it was measured.
+        """
         columns = [[layer.told for layer in self.layers], [site.told for site in self.sites]]
+        if self.wiring:
+            columns.append([fact.told for fact in self.wiring])
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:12]
 
     def names(self, metric: str) -> tuple[str, ...]:
@@ -126,6 +134,7 @@ class RunInfo:
                 for entry in data.get("optimizers", ())
             ),
             coverage=tuple(NotCovered(**_known(NotCovered, entry)) for entry in data.get("coverage", ())),
+            wiring=_read_wiring(data.get("wiring")),
             **{
                 key: data[key]
                 for key in (
@@ -317,6 +326,12 @@ def _read_lost(data: Mapping[str, Any] | None) -> LostGradient | None:
     if data is None:
         return None
     return LostGradient(**{**_known(LostGradient, data), "lines": tuple(data.get("lines", ()))})
+
+
+def _read_wiring(data: Sequence[Mapping[str, Any]] | None) -> tuple[Wiring, ...] | None:
+    if data is None:
+        return None
+    return tuple(Wiring(**{**_known(Wiring, fact), "names": tuple(fact["names"])}) for fact in data)
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,49 @@ class LostGradient:
     where several calls cut the ways to a loss, a few of them."""
 
 
+WiringKind: TypeAlias = Literal[
+    "output-twice",
+    "log-of-output",
+    "stale-gradient",
+    "unregistered",
+    "unheld",
+    "norm-of-one",
+    "norm-of-sample",
+    "evaluation-mode",
+]
+"""What is wrong in how a net, its loss and its optimizer are put together.
+
+- *output-twice*: the loss applies softmax or sigmoid itself, and is given what one of them has put out.
+- *log-of-output*: ``log`` is taken of what a softmax or sigmoid has put out, and not of its argument.
+- *stale-gradient*: an optimizer steps by gradients to which those of its step before were added.
+- *unregistered*: parameters that the loss depends on are held by a plain attribute, and so are none of the model's.
+- *unheld*: parameters of the model get a gradient, and no optimizer holds them.
+- *norm-of-one*: a normalisation over a single value.
+- *norm-of-sample*: a batch normalisation whose batch is one sample, over that one's positions.
+- *evaluation-mode*: a module was left in evaluation mode, and what lies around it is trained.
+"""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """One thing that the first measured steps showed to be wired wrongly, or oddly."""
+
+    kind: WiringKind
+    names: tuple[str, ...]
+    """What it is about: an activation site, layers, modules, or, of *unregistered*, attributes that hold modules or parameters."""
+    operation: str = ""
+    """Name of the torch function that shows it, or of the kind of module."""
+    line: str = dataclasses.field(default="", compare=False)
+    """Where that is called, such as ``forward (model.py:31)``; empty where it isn't the user's, or isn't known."""
+    value: float | None = dataclasses.field(default=None, compare=False)
+    """Of *stale-gradient*, the norm of what was left over that of what was added to it; of the norms, how many values go in."""
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """What the layout is told by."""
+        return self.kind, self.names, self.operation
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """One column of a layer metric."""

@@ -8,7 +8,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LAYER_METRICS, LOOP_VECTORS, LayerInfo, NotCovered, OptimizerInfo, SiteInfo
+from lightning_gradwatch.record.step import (
+    LAYER_METRICS,
+    LOOP_VECTORS,
+    LayerInfo,
+    NotCovered,
+    OptimizerInfo,
+    SiteInfo,
+    Wiring,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,6 +73,10 @@ def _is_flag_or_none(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and -MAX_COUNT <= value <= MAX_COUNT)
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_shapes(value: Any) -> bool:
@@ -146,6 +158,13 @@ _OPTIMIZER: Mapping[str, Callable[[Any], bool]] = {
     "rates": _is_numbers,
 }
 _NOT_COVERED: Mapping[str, Callable[[Any], bool]] = {"name": _is_name, "reason": _is_text, "sites": _is_count}
+_WIRING: Mapping[str, Callable[[Any], bool]] = {
+    "kind": _is_name,
+    "names": _is_names,
+    "operation": _is_name,
+    "line": _is_name,
+    "value": _is_number_or_none,
+}
 # What every release wrote; a field that came later is checked where it is there.
 _PARTS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "layers": _LAYER,
@@ -161,6 +180,7 @@ _KNOWN = {
         ("sites", SiteInfo),
         ("optimizers", OptimizerInfo),
         ("coverage", NotCovered),
+        ("wiring", Wiring),
     )
 }
 _FINDING: Mapping[str, Callable[[Any], bool]] = {
@@ -194,7 +214,11 @@ def unknown_keys(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the keys of a description that this release doesn't know, each once."""
     whole = (key for key in data if key not in _KNOWN_OF_RUN)
     parts = (
-        f"{part}.{key}" for part, known in _KNOWN.items() for entry in data[part] for key in entry if key not in known
+        f"{part}.{key}"
+        for part, known in _KNOWN.items()
+        for entry in data.get(part, ())
+        for key in entry
+        if key not in known
     )
     return tuple(dict.fromkeys(chain(whole, parts)))
 
@@ -205,8 +229,8 @@ def check_description(info: RunInfo) -> None:
     Raises:
         ValueError: a field holds something else than its type says, or what no run could have.
     """
-    for part in ("layers", "sites", "coverage"):
-        count = len(getattr(info, part))
+    for part in ("layers", "sites", "coverage", "wiring"):
+        count = len(getattr(info, part) or ())
         if count > MAX_COLUMNS:
             raise ValueError(f"its description is damaged: {count:,} {part}; at most {MAX_COLUMNS:,} are read")
     if len(info.optimizers) > _MOST_OPTIMIZERS or len(info.optimizers) * len(info.layers) > _MOST_RATES:
@@ -223,6 +247,8 @@ def check_description(info: RunInfo) -> None:
             _check("layers", layer.lost, _LOST)
     for site in info.sites:
         _check("sites", site, _SITE_LATER)
+    for fact in info.wiring or ():
+        _check("wiring", fact, _WIRING)
 
 
 def check_finding(finding: Finding) -> None:

@@ -50,7 +50,18 @@ OVERSIZED = make("GW302", step=2)
 TOO_SMALL = make("GW401", START, step=0, value=1e-9, threshold=1e-3)
 TOO_LARGE = make("GW401", START, step=0, value=1e9, threshold=1e2)
 
+DOUBLED = make("GW501", act("remove_output", "net.9"), severity=ERROR, step=0)
+STALE = make("GW502", act("zero_gradients"), step=1)
+UNTRAINED = make("GW503", act("register_parameters", "net.layers"), step=0)
+OF_ONE = make("GW504", act("remove_normalization", "net.1"), step=0)
+EVALUATED = make("GW506", act("set_training_mode", "net"), step=0)
+
 LINKED = [
+    *((DOUBLED, effect) for effect in (NAN, STALLED, FADED)),
+    *((STALE, effect) for effect in (FADED, EXPLODED, NAN, UNKNOWN_ZERO, SPARSE, SATURATED, STALLED, OVERSIZED)),
+    *((UNTRAINED, effect) for effect in (FADED, STALLED)),
+    *((OF_ONE, effect) for effect in (UNKNOWN_ZERO, STALLED)),
+    *((EVALUATED, effect) for effect in (FADED, EXPLODED, NAN, SPARSE, SATURATED, OVERSIZED, TOO_LARGE)),
     (TOO_SMALL, FADED),
     (TOO_SMALL, UNDERFLOWN),
     (TOO_SMALL, SPARSE),
@@ -89,6 +100,10 @@ LINKED = [
     *((NAN, make(code, START, step=21)) for code in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")),
 ]
 UNLINKED = [
+    (make("GW504", act("larger_batch", "net.1")), UNKNOWN_ZERO),
+    (OF_ONE, DEAD_END),
+    (UNTRAINED, DEAD),
+    (DOUBLED, SATURATED),
     (TOO_SMALL, EXPLODED),
     (TOO_SMALL, SATURATED),
     (TOO_SMALL, CUT_OFF),

@@ -19,9 +19,16 @@ from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.judge.selection import resolve_rules, rules_from_settings, settings_of
 from lightning_gradwatch.record.finding import GradWatchWarning, Severity
-from lightning_gradwatch.record.step import LayerState
+from lightning_gradwatch.record.step import LayerState, Wiring
 from lightning_gradwatch.tell.explain import explain_text
 
+WIRED = {
+    "GW501": Wiring("output-twice", ("net.11",), "cross_entropy", "training_step (a.py:3)"),
+    "GW502": Wiring("stale-gradient", ("net.0",), "SGD", value=3.5),
+    "GW503": Wiring("unregistered", ("net.layers",), value=1200),
+    "GW504": Wiring("norm-of-one", ("net.1",), "layer_norm", value=1),
+    "GW506": Wiring("evaluation-mode", ("",), "batch_norm"),
+}
 STEPS = (0, *range(10, 14), 24)
 FIRING = {
     "GW101": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-9)),
@@ -33,6 +40,7 @@ FIRING = {
     "GW301": lambda runs, info, step: runs.measure(info, step, update_ratio={"net.0": 1e-8}),
     "GW302": lambda runs, info, step: runs.measure(info, step, update_ratio=0.5),
     "GW401": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-12)),
+    **dict.fromkeys(WIRED, lambda runs, info, step: runs.measure(info, step)),
 }
 
 
@@ -64,7 +72,8 @@ class TestEveryRule:
 
     def test_says_what_why_and_what_to_do_and_explains_each_threshold(self, rule):
         text = inspect.getdoc(rule)
-        assert all(part in text for part in ("\nWhat: ", "\nWhy: ", "\nWhat to do: ", "\nAttributes:\n"))
+        assert all(part in text for part in ("\nWhat: ", "\nWhy: ", "\nWhat to do: "))
+        assert ("\nAttributes:\n" in text) is bool(dataclasses.fields(rule))
         for entry in dataclasses.fields(rule):
             assert f"    {entry.name}: " in text
         page = explain_text(rule)
@@ -74,7 +83,8 @@ class TestEveryRule:
 
     def test_has_a_firing_and_a_quiet_case(self, rule, runs):
         info = runs.stack()
-        fed = runs.feed(rule(), [FIRING[rule.code](runs, info, step) for step in STEPS], info)
+        wired = dataclasses.replace(info, wiring=(WIRED[rule.code],)) if rule.code in WIRED else info
+        fed = runs.feed(rule(), [FIRING[rule.code](runs, wired, step) for step in STEPS], wired)
         assert fed.only.code == rule.code
         assert fed.only.name == rule.name
         assert fed.only.severity >= Severity.WARNING
@@ -109,9 +119,9 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("ignore", "left"),
         [
-            (("GW1", "GW4"), ["GW201", "GW202", "GW301", "GW302"]),
-            (["GW202", "GW3", "GW4"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
-            (("gw101", "GW102", "GW2", "GW3", "GW4"), ["GW103", "GW104"]),
+            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302"]),
+            (["GW202", "GW3", "GW4", "GW50"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
+            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5"), ["GW103", "GW104"]),
             (("GW",), []),
         ],
     )

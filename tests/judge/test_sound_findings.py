@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.record.finding import Severity
-from lightning_gradwatch.record.step import LayerState
+from lightning_gradwatch.record.step import LayerState, Wiring
 
 RUNS = 60
 STEPS = 40
@@ -44,6 +45,22 @@ def phase(generator, info):
     }
 
 
+def wiring_of(generator, info):
+    """What may be wired wrongly, in one run of three."""
+    layer, site = info.layer_names[0], info.site_names[-1]
+    facts = (
+        Wiring("output-twice", (site,), "cross_entropy", "training_step (a.py:3)"),
+        Wiring("log-of-output", (site,), "log"),
+        Wiring("stale-gradient", info.layer_names, "SGD", value=1.5),
+        Wiring("unregistered", (layer,), value=80),
+        Wiring("unheld", (layer,)),
+        Wiring("norm-of-one", (layer,), "layer_norm", value=1),
+        Wiring("norm-of-sample", (layer,), "batch_norm", value=64),
+        Wiring("evaluation-mode", (layer,), "dropout"),
+    )
+    return (facts[generator.integers(len(facts))],) if generator.random() < 1 / 3 else ()
+
+
 def record_of(runs, generator, info, step, metrics, heading):
     """A record of a phase."""
     states = {}
@@ -70,6 +87,7 @@ def findings_of(runs, seed):
         optimizers=(("SGD",), ("Adam",))[generator.integers(2)],
         planned_steps=int(generator.integers(48, 4000)),
     )
+    info = dataclasses.replace(info, wiring=wiring_of(generator, info))
     changes = int(generator.integers(1, STEPS))
     phases = [phase(generator, info), phase(generator, info)]
     headings = [("falls", "level", "lost", "explodes", "broken")[each] for each in generator.integers(5, size=2)]

@@ -17,10 +17,10 @@ from lightning_gradwatch.measure.model.names import FreeNames
 from lightning_gradwatch.measure.trace.uncovered import NOT_PASSED
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.segments import path_order
-from lightning_gradwatch.record.step import LayerInfo, NotCovered, SiteInfo
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, SiteInfo, Wiring
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lightning_gradwatch.measure.faults import Part
 
@@ -184,7 +184,15 @@ class Table:
                 for site, split in zip(order, self.split, strict=True)
             ),
             coverage=self._coverage(),
+            wiring=tuple(dict.fromkeys(self._wiring())),
         )
+
+    def _wiring(self) -> Iterator[Wiring]:
+        """Yield what is wired wrongly on some rank, by the names that all ranks use."""
+        for each in self._known():
+            named = {site.name: self._names[key] for site, key in zip(each.info.sites, each.keys, strict=True)}
+            for fact in each.info.wiring or ():
+                yield replace(fact, names=tuple(named.get(name, name) for name in fact.names))
 
     def _coverage(self) -> tuple[NotCovered, ...]:
         """Return what isn't measured; what holds for some ranks only says so."""

@@ -139,9 +139,10 @@ class Audit:
 class AuditedTracer(Tracer):
     """A tracer that also tells an audit which call made which nodes."""
 
-    def __init__(self, *, audit: Audit, **settings: Any) -> None:
+    def __init__(self, *, audit: Audit, sees: Callable[..., None], **settings: Any) -> None:
         super().__init__(**settings)
         self._audit = audit
+        self._sees = sees
         self._paused_at = 0
 
     def __torch_function__(
@@ -154,6 +155,8 @@ class AuditedTracer(Tracer):
         """Run a torch call, as `Tracer` does."""
         if torch.compiler.is_compiling():
             return func(*args, **(kwargs or {}))
+        if self.recording:
+            self._sees(func, args, kwargs or {})
         start = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         try:
             return super().__torch_function__(func, types, args, kwargs)

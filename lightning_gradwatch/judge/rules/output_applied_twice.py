@@ -1,0 +1,68 @@
+"""GW501: the loss applies softmax or sigmoid to what one of them has put out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_gradwatch.judge.rule import Sentences
+from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
+from lightning_gradwatch.record.finding import Action, OutputAppliedTwiceWarning, Remedy, Severity
+from lightning_gradwatch.record.step import Wiring
+from lightning_gradwatch.record.wording import listed
+
+_OF_ONE = ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "logsigmoid")
+"""Those that apply sigmoid, and not softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputAppliedTwice(StandingLossRule):
+    """The loss applies softmax or sigmoid to what a softmax or sigmoid has put out, or takes its logarithm.
+
+    What: read off the first measured steps. ``cross_entropy``, ``binary_cross_entropy_with_logits`` and ``log_softmax``
+    apply softmax or sigmoid themselves and are given the output of one, unscaled; or ``log`` is taken of such an output.
+    An error where the loss doesn't fall, in ``patience`` measured steps in a row after ``warm_up_steps``, or isn't finite;
+    information as long as the net learns.
+
+    Why: probabilities lie between 0 and 1, and a softmax over such numbers gives none of C classes more than
+    e / (e + C - 1): of ten, 23 %. So the loss can't get far below where it begins, and the gradient is small where the net
+    is wrong and sure of it. The logarithm of a probability that has rounded to 0 is minus infinity, and its gradient NaN.
+
+    What to do: give the loss the raw outputs (logits), and apply softmax or sigmoid only where probabilities are read. In
+    place of ``log(softmax(x))``, call ``log_softmax(x)``; in place of ``log(sigmoid(x))``, ``logsigmoid(x)``.
+
+    Attributes:
+        warm_up_steps: steps in which it is information in any case.
+        patience: measured steps in a row in which the loss must stand for it to be an error.
+    """
+
+    code: ClassVar[str] = "GW501"
+    name: ClassVar[str] = "output-applied-twice"
+    warning: ClassVar[type[OutputAppliedTwiceWarning]] = OutputAppliedTwiceWarning
+    kinds: ClassVar[tuple[str, ...]] = ("output-twice", "log-of-output")
+    urgent: ClassVar[Severity] = Severity.ERROR
+
+    def write(self, fact: Wiring, urgency: str) -> Sentences:
+        """Say what is applied to what."""
+        sites = listed(fact.names, "activation")
+        if fact.kind == "log-of-output":
+            return Sentences(
+                cause="A probability that has rounded to 0 has the logarithm minus infinity and a gradient of NaN, and one that is "
+                "nearly 0 a gradient that is huge.",
+                remedy=Remedy(
+                    f"Compute both at once from what goes into {sites}: log_softmax in place of log and softmax, logsigmoid in "
+                    "place of log and sigmoid.",
+                    (Action("replace_output", fact.names, (("with", "LogSoftmax"), ("where", fact.line))),),
+                ),
+                message=f"{fact.operation} is taken of what {sites} has put out{at(fact)}. {urgency}",
+            )
+        inner = "sigmoid" if fact.operation in _OF_ONE else "softmax"
+        return Sentences(
+            cause=f"{fact.operation} applies {inner} itself. Given probabilities, which lie between 0 and 1, it can't tell one "
+            "answer from another by more than a factor of e, so the loss can't get far below where it begins.",
+            remedy=Remedy(
+                f"Remove {sites}, so that {fact.operation} gets the raw outputs; apply it only where probabilities are read.",
+                (Action("remove_output", fact.names),),
+            ),
+            message=f"{fact.operation} is given what {sites} has put out, and applies {inner} once more{at(fact)}. {urgency}",
+        )

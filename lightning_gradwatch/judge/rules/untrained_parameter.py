@@ -1,0 +1,64 @@
+"""GW503: parameters that the loss depends on, and that nobody trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_gradwatch.judge.rule import Sentences
+from lightning_gradwatch.judge.wiring_rule import WiringRule
+from lightning_gradwatch.record.finding import Action, Remedy, UntrainedParameterWarning
+from lightning_gradwatch.record.step import Wiring
+from lightning_gradwatch.record.wording import listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedParameter(WiringRule):
+    """Parameters get a gradient, and no optimizer holds them.
+
+    What: read off the first measured steps. Either the loss depends on tensors that ask for a gradient and that a plain
+    attribute of a module holds (a Python list or dictionary of layers, an object that is no ``nn.Module``), which
+    ``parameters()`` doesn't find; or a layer of the model gets a gradient, and none of the optimizers holds any parameter of
+    it. Inputs that ask for a gradient, as in gradient penalties and physics-informed nets, are none. Information once the
+    loss has come down to half.
+
+    Why: such a layer keeps the values that it was initialised with. What was put together to learn is a random function, and
+    the rest of the net has to do with what comes out of it. A list's parameters are neither saved nor moved to the device.
+
+    What to do: hold layers in ``nn.ModuleList`` or ``nn.ModuleDict`` and tensors in ``nn.Parameter``; give the optimizer
+    ``self.parameters()``. Where it is meant, as for a fixed net that a loss goes through, switch their gradient off with
+    ``requires_grad_(False)``, which saves time and memory.
+
+    It has no threshold.
+    """
+
+    code: ClassVar[str] = "GW503"
+    name: ClassVar[str] = "untrained-parameter"
+    warning: ClassVar[type[UntrainedParameterWarning]] = UntrainedParameterWarning
+    kinds: ClassVar[tuple[str, ...]] = ("unregistered", "unheld")
+    traced: ClassVar[bool] = False
+
+    def write(self, fact: Wiring, urgency: str) -> Sentences:
+        """Say which."""
+        if fact.kind == "unheld":
+            names = listed(fact.names)
+            return Sentences(
+                cause="No optimizer was given their parameters, so they keep the values that they were initialised with.",
+                remedy=Remedy(
+                    f"Give an optimizer the parameters of {names}, or switch their gradient off with requires_grad_(False).",
+                    (Action("add_to_optimizer", fact.names),),
+                ),
+                message=f"{names} got a gradient, and no optimizer holds them. {urgency}",
+            )
+        names = listed(fact.names, "attribute")
+        entries = "" if fact.value is None else f" {fact.value:,.0f} entries of"
+        return Sentences(
+            cause="A plain attribute, as a Python list is, doesn't make what it holds a part of the module: parameters() doesn't find "
+            "it, so no optimizer trains it, and it is neither saved nor moved to the device.",
+            remedy=Remedy(
+                f"Hold what is in {names} in nn.ModuleList, nn.ModuleDict or nn.Parameter; or, where it is meant to stay as it is, "
+                "switch its gradient off with requires_grad_(False).",
+                (Action("register_parameters", fact.names),),
+            ),
+            message=f"The loss depends on{entries} parameters in {names}, which are none of the model's: nobody trains them. {urgency}",
+        )

@@ -1,0 +1,159 @@
+"""Watches the wiring of a run in its first measured steps, and is free afterwards."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from typing_extensions import override
+
+from lightning_gradwatch.measure.wiring.calls import Calls
+from lightning_gradwatch.measure.wiring.facts import Facts
+from lightning_gradwatch.measure.wiring.parameters import holders, loose_leaves, unheld
+from lightning_gradwatch.measure.wiring.stale import StaleGradients
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from lightning_gradwatch.measure.faults import Faults
+    from lightning_gradwatch.measure.model.call_site import ModuleNames
+    from lightning_gradwatch.measure.model.layers import Layers
+    from lightning_gradwatch.measure.trace.tensor_state import Tags
+    from lightning_gradwatch.measure.transfer.host import Pack, Values
+    from lightning_gradwatch.record.step import Wiring
+
+FIRST_STEPS = 4
+"""Measured steps that are watched. Gradients that weren't emptied show in the second of two that follow each other."""
+
+
+class Unwatched:
+    """A step whose wiring isn't looked at."""
+
+    def see(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Look at a torch call of the forward pass that is about to run."""
+
+    def backward_begins(self, loss: Any) -> None:
+        """Look at the gradients that are there, and at what a loss depends on."""
+
+    def steps(self, optimizer: Optimizer, index: int) -> None:
+        """Take that an optimizer is about to step."""
+
+    def stepped(self, optimizer: Optimizer, index: int) -> None:
+        """Take that an optimizer has stepped."""
+
+    def end(self) -> None:
+        """Look at what has a gradient when the step ends."""
+
+    def read(self, values: Values, *, scaled: bool) -> bool:  # noqa: ARG002 - there is nothing in it
+        """Take what the device has counted; return whether that shows something new.
+
+        Args:
+            values: What was transferred.
+            scaled: Whether a scaler has part in the gradients, so that what was left and what is new aren't comparable.
+        """
+        return False
+
+    def described(self) -> tuple[Wiring, ...]:
+        """Return what is known so far."""
+        return ()
+
+
+class WiringWatch:
+    """The watch of a run."""
+
+    def __init__(self, model: nn.Module, layers: Layers, names: ModuleNames, faults: Faults) -> None:
+        self.facts = Facts()
+        self.model = model
+        self.layers = layers
+        self.faults = faults
+        self.stale = StaleGradients()
+        self._names = names
+        self._steps = 0
+
+    def begin(self, pack: Pack, tags: Tags, optimizers: Callable[[], Sequence[Optimizer]]) -> Unwatched:
+        """Begin a step, whose numbers go into `pack`; one that isn't watched once enough were."""
+        if self._steps >= FIRST_STEPS:
+            return Unwatched()
+        self._steps += 1
+        return StepWiring(self, Calls(self.model, self.facts, tags, self._names), pack, optimizers)
+
+
+_Method = TypeVar("_Method", bound="Callable[..., Any]")
+
+
+def _harmless(method: _Method) -> _Method:
+    """Make a method one that raises nothing, and does nothing more once it would have."""
+
+    @wraps(method)
+    def called(self: StepWiring, *args: Any, **kwargs: Any) -> Any:
+        if self.faults.on("wiring"):
+            with self.faults.guard("wiring"):
+                return method(self, *args, **kwargs)
+        return None
+
+    return cast("_Method", called)
+
+
+class StepWiring(Unwatched):
+    """One measured step."""
+
+    def __init__(
+        self, watch: WiringWatch, calls: Calls, pack: Pack, optimizers: Callable[[], Sequence[Optimizer]]
+    ) -> None:
+        self.faults = watch.faults
+        self._watch = watch
+        self._facts = watch.facts
+        self._calls = calls
+        self._stale = watch.stale.begin(pack)
+        self._optimizers = optimizers
+
+    @override
+    @_harmless
+    def see(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._calls.see(func, args, kwargs)
+
+    @override
+    @_harmless
+    def backward_begins(self, loss: Any) -> None:
+        self._stale.backward_begins()
+        loose = loose_leaves(self._watch.model, loss, self._optimizers())
+        for name, entries in holders(self._watch.model, loose) if loose else ():
+            self._facts.note("unregistered", name, value=entries)
+
+    @override
+    @_harmless
+    def steps(self, optimizer: Optimizer, index: int) -> None:
+        self._stale.steps(optimizer, index)
+
+    @override
+    @_harmless
+    def stepped(self, optimizer: Optimizer, index: int) -> None:
+        self._stale.stepped(optimizer, index)
+
+    @override
+    @_harmless
+    def end(self) -> None:
+        for layer in unheld(self._watch.layers, self._optimizers()):
+            self._facts.note("unheld", layer.name)
+
+    @override
+    def read(self, values: Values, *, scaled: bool) -> bool:
+        before = self._facts.changes
+        self._read(values, scaled=scaled)
+        return self._facts.changes != before
+
+    @_harmless
+    def _read(self, values: Values, *, scaled: bool) -> None:
+        for optimizer, share in self._stale.read(values):
+            owners = [self._watch.layers.owner(each) for group in optimizer.param_groups for each in group["params"]]
+            for name in dict.fromkeys(owner.name for owner in owners if owner is not None):
+                self._facts.note(
+                    "stale-gradient", name, operation=type(optimizer).__name__, value=None if scaled else share
+                )
+
+    @override
+    def described(self) -> tuple[Wiring, ...]:
+        return self._facts.described()

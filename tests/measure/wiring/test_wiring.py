@@ -1,0 +1,372 @@
+"""What the first measured steps show of how things are put together: each mistake is seen, and what only looks like one isn't."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_gradwatch import Probe
+
+X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(16) % 4
+BITS = (Y % 2).float()
+
+
+def facts(net, loss_of, *, steps=3, optimizer=None, zero=True, before=None):
+    """Train for a few measured steps; return what is known of the wiring by kind."""
+    optimizer = optimizer or torch.optim.SGD([each for each in net.parameters() if each.requires_grad], lr=0.01)
+    probe = Probe(net, optimizer)
+    for _ in range(steps):
+        with probe:
+            if zero:
+                optimizer.zero_grad()
+            if before is not None:
+                before()
+            loss_of(net).backward()
+            optimizer.step()
+    return {fact.kind: fact for fact in probe.info.wiring}
+
+
+def mlp(*last, outputs=4):
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, outputs), *last)
+
+
+class TestOutputAppliedTwice:
+    @pytest.mark.parametrize(
+        ("last", "loss_of"),
+        [
+            ((nn.Softmax(1),), lambda net: F.cross_entropy(net(X), Y)),
+            ((nn.Softmax(1),), lambda net: nn.CrossEntropyLoss(label_smoothing=0.1)(net(X), Y)),
+            ((nn.Softmax(1),), lambda net: F.nll_loss(F.log_softmax(net(X), 1), Y)),
+            ((nn.Softmax(1),), lambda net: F.nll_loss(net(X).log_softmax(dim=-1), Y)),
+            ((), lambda net: F.cross_entropy(net(X).softmax(-1), Y)),
+            ((), lambda net: F.cross_entropy(torch.softmax(net(X), 1).view(8, 2, 4).flatten(0, 1), Y)),
+            ((), lambda net: F.cross_entropy(net(X).sigmoid(), Y)),
+            ((nn.Sigmoid(),), lambda net: F.binary_cross_entropy_with_logits(net(X)[:, 0], BITS)),
+            ((nn.Sigmoid(),), lambda net: nn.BCEWithLogitsLoss()(net(X).squeeze(1)[:, 1], BITS)),
+            ((nn.Sigmoid(),), lambda net: F.multilabel_soft_margin_loss(net(X), F.one_hot(Y, 4).float())),
+        ],
+    )
+    def test_is_seen(self, last, loss_of):
+        fact = facts(mlp(*last), loss_of)["output-twice"]
+        assert len(fact.names) == 1
+        assert fact.line.startswith(("<lambda>", "test_wiring.py"))
+
+    @pytest.mark.parametrize(
+        ("last", "loss_of"),
+        [
+            ((), lambda net: F.cross_entropy(net(X), Y)),
+            ((nn.LogSoftmax(1),), lambda net: F.nll_loss(net(X), Y)),
+            ((nn.LogSoftmax(1),), lambda net: F.cross_entropy(net(X), Y)),  # which changes nothing
+            ((nn.Sigmoid(),), lambda net: F.binary_cross_entropy(net(X)[:, 0], BITS)),
+            ((nn.Softmax(1),), lambda net: F.mse_loss(net(X), F.one_hot(Y, 4).float())),
+            ((nn.Softmax(1), nn.Linear(4, 4)), lambda net: F.cross_entropy(net(X), Y)),
+            ((nn.Softmax(1),), lambda net: F.cross_entropy(net(X) * 20, Y)),  # a temperature
+            ((nn.Tanh(),), lambda net: F.cross_entropy(net(X), Y)),
+            ((), lambda net: F.cross_entropy(net(X), net(X).detach().softmax(1))),  # of a teacher
+            ((), lambda net: F.kl_div(F.log_softmax(net(X), 1), torch.full((16, 4), 0.25), reduction="batchmean")),
+            ((), lambda net: (net(X).softmax(1) * net(X)).sum(1).square().mean()),  # a gate
+            ((), lambda net: -(torch.log(net(X).softmax(1) + 1e-6)[:, 0]).mean()),
+        ],
+    )
+    def test_what_only_looks_like_it_is_quiet(self, last, loss_of):
+        found = facts(mlp(*last), loss_of)
+        assert not {"output-twice", "log-of-output"} & found.keys()
+
+    @pytest.mark.parametrize(
+        "loss_of",
+        [
+            lambda net: F.nll_loss(torch.log(net(X).softmax(1)), Y),
+            lambda net: F.nll_loss(net(X).softmax(1).log(), Y),
+            lambda net: -net(X)[:, 0].sigmoid().log().mean(),
+        ],
+    )
+    def test_the_logarithm_of_what_was_put_out(self, loss_of):
+        assert facts(mlp(), loss_of)["log-of-output"].operation == "log"
+
+    def test_a_metric_without_gradient_is_quiet(self):
+        def loss_of(net):
+            out = net(X)
+            with torch.no_grad():
+                F.cross_entropy(out.softmax(1), Y)
+            return F.cross_entropy(out, Y)
+
+        assert facts(mlp(), loss_of) == {}
+
+
+class TestStaleGradients:
+    def test_how_much_was_left_is_what_the_gradients_say(self):
+        net = mlp()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        probe, grads = Probe(net, optimizer), []
+        for _ in range(2):
+            with probe:
+                F.cross_entropy(net(X), Y).backward()
+                optimizer.step()
+            grads.append(torch.cat([each.grad.flatten() for each in net.parameters()]).double().clone())
+        (fact,) = probe.info.wiring
+        left, new = grads[0].norm(), (grads[1] - grads[0]).norm()
+        assert fact.kind == "stale-gradient"
+        assert fact.operation == "SGD"
+        assert fact.value == pytest.approx(float(left / new), rel=1e-5)
+        assert fact.names == ("0", "2")
+
+    @pytest.mark.parametrize("to_none", [True, False])
+    def test_emptied_ones_are_quiet(self, to_none):
+        net = mlp()
+        optimizer = torch.optim.Adam(net.parameters())
+        found = facts(
+            net,
+            lambda net: F.cross_entropy(net(X), Y),
+            optimizer=optimizer,
+            zero=False,
+            before=lambda: optimizer.zero_grad(set_to_none=to_none),
+        )
+        assert found == {}
+
+    @pytest.mark.parametrize("to_none", [True, False])
+    def test_emptied_after_the_step_is_quiet(self, to_none):
+        net = mlp()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        probe = Probe(net, optimizer)
+        for _ in range(3):
+            with probe:
+                F.cross_entropy(net(X), Y).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=to_none)
+        assert probe.info.wiring == ()
+
+    def test_adding_up_over_passes_is_quiet(self):
+        net = mlp()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        probe = Probe(net, optimizer)
+        for _ in range(3):
+            with probe:
+                for part in range(4):
+                    F.cross_entropy(net(X[4 * part :][:4]), Y[4 * part :][:4]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert probe.info.wiring == ()
+
+    @pytest.mark.parametrize("emptied", [True, False])
+    @pytest.mark.parametrize("to_none", [True, False])
+    def test_a_gan_is_quiet_where_each_optimizer_empties_its_own(self, emptied, to_none):
+        net = nn.ModuleDict({"g": nn.Linear(3, 6), "d": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))})
+        of_g, of_d = (torch.optim.SGD(net[each].parameters(), lr=0.01) for each in "gd")
+        probe, z = Probe(net, [of_g, of_d]), X[:, :3]
+        for _ in range(3):
+            with probe:
+                if emptied:
+                    of_d.zero_grad(set_to_none=to_none)
+                made = net["g"](z)  # not detached: this fills the generator's gradients too
+                (F.softplus(net["d"](made)).mean() + F.softplus(-net["d"](X)).mean()).backward()
+                of_d.step()
+                if emptied:
+                    of_g.zero_grad(set_to_none=to_none)
+                F.softplus(-net["d"](net["g"](z))).mean().backward()
+                of_g.step()
+        assert {fact.kind for fact in probe.info.wiring} == (set() if emptied else {"stale-gradient"})
+
+    def test_one_that_is_never_emptied_is_told_of_beside_one_that_is(self):
+        net = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(6, 4)})
+        of_a, of_b = (torch.optim.SGD(net[each].parameters(), lr=0.01) for each in "ab")
+        probe = Probe(net, [of_a, of_b])
+        for _ in range(3):
+            with probe:
+                of_a.zero_grad()
+                F.cross_entropy(net["a"](X) + net["b"](X), Y).backward()
+                of_a.step()
+                of_b.step()
+        (fact,) = probe.info.wiring
+        assert fact.names == ("b",)
+
+
+class Holder(nn.Module):
+    def __init__(self, hold):
+        super().__init__()
+        self.head = nn.Linear(6, 4)
+        self.held = hold(nn.Linear(6, 6))
+
+    def forward(self, x):
+        held = self.held
+        while not isinstance(held, nn.Module):
+            held = next(iter(held.values())) if isinstance(held, dict) else held[0]
+        return self.head(torch.relu(held(x)))
+
+
+class Plain:
+    """No nn.Module, by mistake."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __getitem__(self, place):
+        return self.layer
+
+
+class TestUntrainedParameters:
+    @pytest.mark.parametrize(
+        "hold",
+        [lambda m: [m], lambda m: (m,), lambda m: {"x": m}, lambda m: [[m]], lambda m: {"x": [m]}, Plain],
+        ids=["list", "tuple", "dict", "list of lists", "dict of lists", "an object"],
+    )
+    def test_layers_in_a_plain_attribute(self, hold):
+        net = Holder(hold)
+        fact = facts(net, lambda net: F.cross_entropy(net(X), Y))["unregistered"]
+        assert fact.names == ("held",)
+        assert fact.value == 42
+
+    def test_a_tensor_that_asks_for_a_gradient_and_is_no_parameter(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Linear(6, 4)
+                self.scale = torch.ones(4, requires_grad=True)
+
+            def forward(self, x):
+                return self.net(x) * self.scale
+
+        assert facts(Net(), lambda net: F.cross_entropy(net(X), Y))["unregistered"].names == ("scale",)
+
+    def test_a_list_that_an_optimizer_holds_is_quiet(self):
+        net = Holder(lambda m: [m])
+        optimizer = torch.optim.SGD([*net.parameters(), *net.held[0].parameters()], lr=0.1)
+        assert facts(net, lambda net: F.cross_entropy(net(X), Y), optimizer=optimizer) == {}
+
+    def test_a_frozen_list_is_quiet(self):
+        net = Holder(lambda m: [m.requires_grad_(False)])
+        assert facts(net, lambda net: F.cross_entropy(net(X), Y)) == {}
+
+    def test_inputs_that_ask_for_a_gradient_are_quiet(self):
+        def penalty(net):
+            x = X.clone().requires_grad_()
+            out = net(x)
+            (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+            return F.cross_entropy(out, Y) + grad.square().sum()
+
+        def adversarial(net):
+            delta = torch.zeros_like(X, requires_grad=True)
+            return F.cross_entropy(net(X + delta), Y)
+
+        for loss_of in (penalty, adversarial):
+            assert facts(mlp(), loss_of) == {}
+
+    def test_another_net_of_the_program_is_quiet(self):
+        critic = nn.Linear(4, 1)
+        assert facts(mlp(), lambda net: critic(net(X)).mean()) == {}
+
+    def test_a_layer_that_gets_a_gradient_and_no_optimizer(self):
+        net = mlp()
+        optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
+        assert facts(net, lambda net: F.cross_entropy(net(X), Y), optimizer=optimizer)["unheld"].names == ("0",)
+
+    def test_a_frozen_backbone_is_quiet(self):
+        net = mlp()
+        net[0].requires_grad_(False)
+        assert facts(net, lambda net: F.cross_entropy(net(X), Y)) == {}
+
+
+class TestSingleValueNormalization:
+    @pytest.mark.parametrize(
+        ("norm", "kind"),
+        [
+            (nn.LayerNorm(1), "norm-of-one"),
+            (nn.GroupNorm(1, 1), "norm-of-one"),
+            (nn.RMSNorm(1), "norm-of-one"),
+        ],
+    )
+    def test_over_one_value(self, norm, kind):
+        net = nn.Sequential(nn.Linear(6, 1), norm, nn.Linear(1, 4))
+        fact = facts(net, lambda net: F.cross_entropy(net(X), Y))[kind]
+        assert fact.names == ("1",)
+
+    @pytest.mark.parametrize(("size", "seen"), [(1, True), (2, False)])
+    def test_a_batch_of_one(self, size, seen):
+        net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+        image = torch.randn(size, 1, 6, 6)
+        found = facts(net, lambda net: F.cross_entropy(net(image), Y[:size]))
+        assert ("norm-of-sample" in found) is seen
+        if seen:
+            assert found["norm-of-sample"].value == 16
+
+    @pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.GroupNorm(4, 8), nn.BatchNorm1d(8)])
+    def test_over_several_is_quiet(self, norm):
+        net = nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 4))
+        assert facts(net, lambda net: F.cross_entropy(net(X), Y)) == {}
+
+    def test_an_instance_norm_is_quiet(self):
+        net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.InstanceNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+        assert facts(net, lambda net: F.cross_entropy(net(torch.randn(1, 1, 6, 6)), Y[:1])) == {}
+
+
+def block():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1))
+
+
+class Fine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = block()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+class TestEvaluationMode:
+    @staticmethod
+    def found(net):
+        return facts(net, lambda net: F.cross_entropy(net(X), Y))
+
+    def test_a_part(self):
+        net = Fine()
+        net.backbone.eval()
+        probe_facts = self.found(net)
+        assert probe_facts["evaluation-mode"].names == ("backbone",)
+
+    def test_the_whole(self):
+        assert self.found(Fine().eval())["evaluation-mode"].names == ("",)
+
+    def test_dropout_called_as_a_function(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+            def forward(self, x):
+                return self.b(F.dropout(self.a(x), 0.2, training=self.training))
+
+        assert self.found(Net().eval())["evaluation-mode"].operation == "dropout"
+        assert self.found(Net()) == {}
+
+    def test_in_training_mode_it_is_quiet(self):
+        assert self.found(Fine()) == {}
+
+    def test_a_frozen_part_is_quiet(self):
+        net = Fine()
+        net.backbone.eval().requires_grad_(False)
+        assert self.found(net) == {}
+
+    def test_normalisations_put_there_one_by_one_are_quiet(self):
+        net = Fine()
+        for each in net.modules():
+            if isinstance(each, nn.BatchNorm1d):
+                each.eval()
+        assert self.found(net) == {}
+
+    def test_a_frozen_part_with_something_added_is_quiet(self):
+        """As LoRA is: next to nothing of it is trained."""
+        net = Fine()
+        net.backbone.eval().requires_grad_(False)
+        net.backbone[0].bias.requires_grad_(True)
+        assert self.found(net) == {}
+
+    def test_a_dropout_of_nothing_is_quiet(self):
+        net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.0), nn.Linear(8, 4)).eval()
+        assert self.found(net) == {}
+
+
+def test_a_healthy_net_has_none():
+    assert facts(mlp(), lambda net: F.cross_entropy(net(X), Y)) == {}
