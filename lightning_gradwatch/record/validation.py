@@ -216,7 +216,7 @@ def unknown_keys(data: Mapping[str, Any]) -> tuple[str, ...]:
     parts = (
         f"{part}.{key}"
         for part, known in _KNOWN.items()
-        for entry in data.get(part, ())
+        for entry in data.get(part) or ()
         for key in entry
         if key not in known
     )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import enum
+import inspect
 import multiprocessing
 import os
 import stat
 import subprocess
 import sys
 import tempfile
+import typing
+from collections.abc import Mapping
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -21,7 +26,7 @@ from record.test_run_round_trip import INFOS, NAMES, bits, runs
 from sent import sent
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from lightning_gradwatch.fit.results import Handover, Outcome
+from lightning_gradwatch.fit.results import _CLASSES, Handover, Outcome
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
 from lightning_gradwatch.record.step import NotCovered
 
@@ -87,6 +92,28 @@ def test_all_that_an_outcome_holds_comes_back_bit_for_bit(outcome):
     again = Outcome.from_bytes(outcome.to_bytes())
     assert tree(again) == tree(outcome)
     assert [bits(record) for record in again.records] == [bits(record) for record in outcome.records]
+
+
+def test_every_class_that_an_outcome_can_hold_is_among_those_that_are_sent():
+    seen, waiting = set(), [Outcome]
+    while waiting:
+        cls = waiting.pop()
+        if cls in seen:
+            continue
+        seen.add(cls)
+        for hint in (
+            typing.get_type_hints(cls, localns={"Mapping": Mapping}).values() if dataclasses.is_dataclass(cls) else ()
+        ):
+            waiting += [each for each in _within(hint) if dataclasses.is_dataclass(each) or issubclass(each, enum.Enum)]
+    assert seen == set(_CLASSES)
+
+
+def _within(hint):
+    """Yield the classes that a type hint is made of."""
+    if inspect.isclass(hint) and not typing.get_args(hint):
+        yield hint
+    for each in typing.get_args(hint):
+        yield from _within(each)
 
 
 def test_what_is_no_outcome_is_refused():

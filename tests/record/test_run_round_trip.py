@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tempfile
+from typing import get_args
 
 import numpy as np
 from hypothesis import given, settings
@@ -17,10 +18,14 @@ from lightning_gradwatch.record.step import (
     LAYER_METRICS,
     METRICS,
     LayerInfo,
+    LostGradient,
+    LostKind,
     NotCovered,
     OptimizerInfo,
     SiteInfo,
     StepRecord,
+    Wiring,
+    WiringKind,
 )
 
 # Two lone halves side by side are one character after JSON, and no module is named so: one half is hostile enough.
@@ -38,6 +43,10 @@ LAYERS = st.builds(
     used=st.sampled_from([True, False, None]),
     feeds=NAMES,
     place=st.none() | COUNTS,
+    lost=st.none()
+    | st.builds(
+        LostGradient, st.sampled_from(get_args(LostKind)), NAMES, NAMES, st.lists(NAMES, max_size=2).map(tuple)
+    ),
 )
 SITES = st.builds(
     SiteInfo,
@@ -71,6 +80,18 @@ INFOS = st.builds(
     world_size=COUNTS,
     strategy=NAMES,
     coverage=st.lists(st.builds(NotCovered, NAMES, NAMES), max_size=2).map(tuple),
+    wiring=st.none()
+    | st.lists(
+        st.builds(
+            Wiring,
+            st.sampled_from(get_args(WiringKind)),
+            st.lists(NAMES, max_size=2).map(tuple),
+            NAMES,
+            NAMES,
+            st.none() | st.floats(allow_nan=False),
+        ),
+        max_size=2,
+    ).map(tuple),
     rules=st.dictionaries(NAMES, SETTINGS, max_size=2),
     versions=st.dictionaries(NAMES, NAMES, max_size=2),
 )
