@@ -19,6 +19,9 @@ _HOMES = {
     "read_run": "judge.run",
     "evaluate": "judge.run",
     "TrainingReport": "testing.check_training",
+    "RemedyTrial": "testing.trials",
+    "apply_action": "testing.remedies",
+    "NotApplicableError": "testing.remedies",
     "check_training": "testing.check_training",
     "RunInfo": "record.run_info",
     "StepRecord": "record.step",
@@ -109,6 +112,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import StepRecord as StepRecord
     from lightning_gradwatch.testing.check_training import TrainingReport as TrainingReport
     from lightning_gradwatch.testing.check_training import check_training as check_training
+    from lightning_gradwatch.testing.remedies import NotApplicableError as NotApplicableError
+    from lightning_gradwatch.testing.remedies import apply_action as apply_action
+    from lightning_gradwatch.testing.trials import RemedyTrial as RemedyTrial
 
 
 def __getattr__(name: str) -> Any:

@@ -10,15 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from benchmarks.galleries.arithmetic import computing_in
 from benchmarks.galleries.nets import norm
 from benchmarks.galleries.outcome import Outcome, outcome
 from benchmarks.galleries.training import prepare, quiet, train
+from lightning_gradwatch.testing.remedies import NotApplicableError, apply_action, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,10 +34,6 @@ class Trial:
     """Actions that can't be applied to this net, with the reason; the others were."""
 
 
-class NotApplicableError(Exception):
-    """An action that this net has no place for."""
-
-
 def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
     """Apply a remedy's actions as a whole and train at the same seed."""
     refused: list[str] = []
@@ -49,10 +43,8 @@ def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
                 case = _OF_CASE[action.kind](case, **dict(action.arguments))
         prepared = prepare(case, seed)
         for action in remedy.actions:
-            if action.kind in _OF_NET:
+            if action.kind not in _OF_CASE:
                 refused += _apply(prepared.module, action)
-            elif action.kind not in _OF_CASE:
-                refused.append(f"{action.kind}: nothing that a program could do")
         train(prepared, [], logger=False)
         return Trial(outcome(prepared), tuple(refused))
 
@@ -67,7 +59,10 @@ def try_remedies(runs: Sequence[tuple[Case, int, Remedy]], *, jobs: int, arithme
 
 def _apply(module: nn.Module, action: Action) -> list[str]:
     try:
-        _OF_NET[action.kind](module, action.targets, **dict(action.arguments))
+        if (change := _OF_NET.get(action.kind)) is None:
+            apply_action(module, action)
+        else:
+            change(module, action.targets, **dict(action.arguments))
     except NotApplicableError as error:
         return [f"{action.kind}: {error}"]
     return []
@@ -103,36 +98,6 @@ _OF_CASE: dict[str, Callable[..., Case]] = {
 }
 
 
-def _replace_activation(module: nn.Module, targets: tuple[str, ...], **arguments: str) -> None:
-    for target in targets:
-        owner, leaf = _place(module, target)
-        if leaf is None:  # torch's encoder layers call a function that they hold
-            if not hasattr(owner, "activation"):
-                raise NotApplicableError(f"{target} is a function called in forward")
-            owner.activation = getattr(F, arguments["with"].lower())
-        else:
-            setattr(owner, leaf, getattr(nn, arguments["with"])())
-
-
-@torch.no_grad()
-def _initialize(
-    module: nn.Module, targets: tuple[str, ...], *, method: str, gain: float = 1.0, bias: float | None = None
-) -> None:
-    for target in targets:
-        own = dict(module.named_parameters(recurse=False)).get(target)
-        layer = module if own is not None else module.get_submodule(target)
-        held = dict(layer.named_parameters(recurse=False)) if own is None else {target: own}
-        made = [*layer.parametrizations] if parametrize.is_parametrized(layer) else []
-        for name, parameter in (*held.items(), *((name, getattr(layer, name).clone()) for name in made)):
-            if parameter.dim() > 1:
-                getattr(nn.init, method)(parameter)
-                parameter.mul_(gain)
-            elif bias is not None and "bias" in name:
-                parameter.fill_(bias)
-            if name in made:  # what it is made from takes it
-                setattr(layer, name, parameter)
-
-
 def _add_skip_connections(module: nn.Module, targets: tuple[str, ...]) -> None:
     # Of n blocks each adds 1/n of itself: added whole, n of them would make the signal explode.
     for target in targets:
@@ -160,9 +125,8 @@ def _replace_output(module: nn.Module, _: tuple[str, ...], **arguments: str) -> 
     net.output = getattr(nn, arguments["with"])()
 
 
+# What a gallery's nets have a place for; the rest is done as to a net of anybody's.
 _OF_NET: dict[str, Callable[..., None]] = {
-    "replace_activation": _replace_activation,
-    "initialize": _initialize,
     "add_skip_connections": _add_skip_connections,
     "add_normalization": _add_normalization,
     "reconnect_graph": _reconnect_graph,
@@ -170,18 +134,8 @@ _OF_NET: dict[str, Callable[..., None]] = {
 }
 
 
-def _place(module: nn.Module, site: str) -> tuple[nn.Module, str | None]:
-    """Return the module that owns a site, and its name there; None for a function."""
-    path, colon, _ = site.partition(":")
-    path = path.partition("#")[0]
-    if colon:
-        return module.get_submodule(path), None
-    owner, _, leaf = path.rpartition(".")
-    return module.get_submodule(owner), leaf
-
-
 def _block(module: nn.Module, site: str) -> nn.Module:
-    owner, _ = _place(module, site)
+    owner, _ = place_of(module, site)
     if not hasattr(owner, "norm") or not hasattr(owner, "skip"):
         raise NotApplicableError(f"{site} isn't in a block that takes it")
     return owner

@@ -32,8 +32,9 @@ def training_text(
     judged: int,
     unjudged: Mapping[str, str],
     ok: bool,
+    trial: str | None = None,
 ) -> str:
-    """Render a check: what was measured, the two answers, the findings, what wasn't judged, the outcome."""
+    """Render a check: what was measured, the two answers, the findings, what became of the remedy, what wasn't judged, the outcome."""
     if not records or info is None:
         return "can't judge: nothing was measured, as no optimizer step was completed"
     loss = f"; loss {number(records[0].loss)} at first, {number(records[-1].loss)} at last"
@@ -44,6 +45,8 @@ def training_text(
         lines += ["", *(f"  {line}" for line in warning_text(finding, width=_WIDTH - 2).splitlines())]
     if findings:
         lines.append("")
+    if trial is not None:
+        lines += [*_wrap(trial, "  ", "    "), ""]
     for code, reason in unjudged.items():
         lines += _wrap(f"not judged: {code}: {reason}", "  ", "    ")
     lines += _wrap(_outcome(findings, judged, ok=ok), "  ", "    ")

@@ -5,6 +5,7 @@ A check must not change what it checks: weights, modes and random generators are
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import random
@@ -28,6 +29,8 @@ from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.tell.training import training_text
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
+from lightning_gradwatch.testing.trial_text import trial_text
+from lightning_gradwatch.testing.trials import Prepared, RemedyTrial, end_loss, trial_of
 from lightning_gradwatch.testing.watch import Watch
 
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
@@ -51,6 +54,8 @@ class TrainingReport:
     """Severity from which on a finding makes it not `ok`."""
     path: Path | None = None
     """Folder of the run, for `gradwatch check` and TensorBoard; None where no folder was given."""
+    trial: RemedyTrial | None = None
+    """What the first root's remedy did to a copy of the module; None where it wasn't tried, or nothing was found."""
 
     @property
     def ok(self) -> bool:
@@ -65,7 +70,13 @@ class TrainingReport:
     def __str__(self) -> str:
         """Answer: do gradients reach the first layer, does a layer die, what was found, what couldn't be judged."""
         return training_text(
-            self.records, self.info, self.findings, judged=self.judged, unjudged=self.unjudged, ok=self.ok
+            self.records,
+            self.info,
+            self.findings,
+            judged=self.judged,
+            unjudged=self.unjudged,
+            ok=self.ok,
+            trial=None if self.trial is None else trial_text(self.trial),
         )
 
 
@@ -83,6 +94,7 @@ def check_training(
     restore: bool = True,
     mask: Callable[[Any], Mask | None] | None = None,
     trainer_options: Mapping[str, Any] | None = None,
+    try_remedies: bool = False,
 ) -> TrainingReport:
     """Train a LightningModule for a few dozen steps, measure each of them, and report whether it learns.
 
@@ -103,6 +115,8 @@ def check_training(
             training left them. False: keep the trained module.
         mask: From a batch to what of it are samples and no padding, as for `GradWatch`.
         trainer_options: More arguments of the Trainer, such as ``{"precision": "bf16-mixed"}``; they beat ours.
+        try_remedies: Do what the first root's remedy says to a copy of the module, train that for as many steps from the same
+            data, and report both losses and what is still found. What has to be done in your code is listed, and not guessed.
 
     Raises:
         TypeError, ValueError: an argument can't be used; the message says which, and what would do.
@@ -116,7 +130,11 @@ def check_training(
         raise ValueError(f"check_training(max_steps={max_steps!r}): must be at least 1, such as 32")
     if fail_on not in {None, "warning", "error"}:
         raise ValueError(f"check_training(fail_on={fail_on!r}): must be one of None, 'warning', 'error'")
+    if not isinstance(try_remedies, bool):
+        raise TypeError(f"check_training(try_remedies={try_remedies!r}): must be True or False")
     watch = Watch(rules=rules, ignore=ignore, folder=None if folder is None else Path(folder), mask=mask)
+    options = dict(trainer_options or {})
+    trial: RemedyTrial | None = None
     with ExitStack() as stack:
         stack.enter_context(generators_restored())
         if restore:
@@ -124,11 +142,20 @@ def check_training(
         stack.enter_context(_detached_afterwards(module))
         stack.enter_context(_quiet())
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradwatch-"))
-        if seed is not None:
-            _seed(seed)
-        settings = _settings(max_steps, accelerator, place) | dict(trainer_options or {})
-        callbacks = [*settings.pop("callbacks", ()), watch]
-        package.Trainer(**settings, callbacks=callbacks).fit(model, data)
+        untrained = _copy_of(module) if try_remedies else None
+
+        def train(trained: Any, watch: Watch, *more: Any, **changes: Any) -> None:
+            if seed is not None:
+                _seed(seed)
+            settings = _settings(max_steps, accelerator, place) | options | changes
+            callbacks = [*settings.pop("callbacks", ()), *more, watch]
+            package.Trainer(**settings, callbacks=callbacks).fit(trained, data)
+
+        train(model, watch)
+        root = next((each for each in watch.findings if each.severity >= Severity.WARNING), None)
+        if untrained is not None and root is not None:
+            again = Watch(rules=rules, ignore=ignore, mask=mask)
+            trial = _try(root, untrained, end_loss(watch.records), again, train)
     report = TrainingReport(
         findings=watch.findings,
         records=watch.records,
@@ -137,10 +164,40 @@ def check_training(
         unjudged=watch.outcome.unjudged,
         fail_on=Severity[(fail_on or "warning").upper()],
         path=watch.path,
+        trial=trial,
     )
     if fail_on is not None and not report.ok:
         raise GradWatchError(str(report), report.failing)
     return report
+
+
+def _copy_of(module: Any) -> Any:
+    """Return a copy of a module; why there is none, where it can't be copied."""
+    before = module.__dict__.pop("_trainer", None)  # of an earlier fit, which is no part of it
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # noqa: BLE001 - whatever the user's module holds
+        return f"the module can't be copied ({type(error).__name__}: {error})"
+    finally:
+        if before is not None:
+            module.__dict__["_trainer"] = before
+
+
+def _try(root: Finding, untrained: Any, loss: float, watch: Watch, train: Callable[..., None]) -> RemedyTrial:
+    """Try the remedy of a root on a copy of the module that was checked, which came to a loss."""
+    if isinstance(untrained, str):
+        return RemedyTrial(code=root.code, loss_before=loss, error=untrained)
+
+    def fit(prepared: Prepared) -> tuple[Sequence[StepRecord], tuple[Finding, ...]]:
+        class Start(_package_of(untrained).Callback):  # type: ignore[misc]  # of whichever package is here
+            def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+                del trainer, pl_module
+                prepared.start()
+
+        train(prepared.module, watch, Start(), **prepared.trainer_options)
+        return watch.records, watch.findings
+
+    return trial_of(root, untrained, loss, fit)
 
 
 def _settings(max_steps: int, accelerator: str, place: str) -> dict[str, Any]:

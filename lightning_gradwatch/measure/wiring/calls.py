@@ -46,8 +46,13 @@ class Calls:
         if look is None:
             return
         given = _given(args, kwargs, 0, "input")
-        if isinstance(given, Tensor) and given.requires_grad and torch.is_grad_enabled():
+        if isinstance(given, Tensor) and given.requires_grad and torch.is_grad_enabled() and not self._is_weight(given):
             look(self, name, given, args, kwargs)
+
+    def _is_weight(self, given: Tensor) -> bool:
+        """Whether a tensor is made of parameters alone: standardised weights go through a norm of batch size 1."""
+        tag = self._tags.get(given)
+        return isinstance(given, nn.Parameter) if tag is None else tag.weights_only
 
     def _output(self, name: str, given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """See whether a function that applies softmax or sigmoid is given what one of them has put out."""

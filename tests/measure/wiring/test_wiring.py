@@ -268,7 +268,19 @@ class TestUntrainedParameters:
         assert facts(net, lambda net: F.cross_entropy(net(X), Y)) == {}
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are standardised by a batch normalisation of one sample."""
+
+    def forward(self, x):
+        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
 class TestSingleValueNormalization:
+    def test_standardised_weights_are_quiet(self):
+        net = nn.Sequential(Standardised(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+        assert facts(net, lambda net: F.cross_entropy(net(torch.randn(16, 1, 6, 6)), Y)) == {}
+
     @pytest.mark.parametrize(
         ("norm", "kind"),
         [

@@ -1,0 +1,124 @@
+"""Does to a module what the actions of a remedy say, as far as a program can."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lightning_gradwatch.record.finding import Action
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BY_HAND = {
+    "add_skip_connections": "a skip connection is written in forward",
+    "add_normalization": "a normalisation is written where the function is called",
+    "reconnect_graph": "what cuts the graph is in the code",
+    "keep_gradient": "what throws the gradient away is in the code",
+    "use_or_remove": "whether it is to be used is for its author to say",
+    "trace_gradient": "nothing that a program could do",
+    "zero_gradients": "zero_grad() is called in the code",
+    "register_parameters": "what holds the layers is in the code",
+    "larger_batch": "batches are made by the data loader",
+    "add_to_optimizer": "optimizers are made by configure_optimizers",
+    "replace_output": "the logarithm that goes with it is in the code",
+}
+"""What is changed in the user's code, and why no program does it."""
+
+
+class NotApplicableError(Exception):
+    """An action that can't be done to this module by a program; the message says why."""
+
+
+def apply_action(module: nn.Module, action: Action) -> None:
+    """Do to a module what an action of a remedy says, in place.
+
+    Args:
+        module: The module that the names in ``action.targets`` are of, as the LightningModule that was trained.
+        action: One that changes a module: ``replace_activation``, ``initialize``, ``remove_output``,
+            ``remove_normalization`` or ``set_training_mode``.
+
+    Raises:
+        NotApplicableError: a program can't do it to this module, or it changes something else than a module.
+    """
+    change = _CHANGES.get(action.kind)
+    if change is None:
+        why = _BY_HAND.get(action.kind, "it changes the training, and not the module")
+        raise NotApplicableError(why)
+    for target in action.targets:
+        change(module, target, **dict(action.arguments))
+
+
+def _replace_activation(module: nn.Module, site: str, **arguments: str) -> None:
+    owner, leaf = place_of(module, site)
+    name = arguments["with"]
+    if leaf is not None:
+        setattr(owner, leaf, getattr(nn, name)())
+    elif callable(getattr(owner, "activation", None)):  # torch's encoder layers call a function that they hold
+        owner.activation = getattr(nn.functional, {"LeakyReLU": "leaky_relu"}.get(name, name.lower()))
+        vars(owner)["activation_relu_or_gelu"] = 0  # by which torch's fast path goes
+    else:
+        raise NotApplicableError(f"{site} is a function that is called in forward")
+
+
+@torch.no_grad()
+def _initialize(module: nn.Module, target: str, *, method: str, gain: float = 1.0, bias: float | None = None) -> None:
+    own = dict(module.named_parameters(recurse=False)).get(target)
+    layer = module if own is not None else _submodule(module, target)
+    held = dict(layer.named_parameters(recurse=False)) if own is None else {target: own}
+    made = [*cast("nn.ModuleDict", layer.parametrizations)] if parametrize.is_parametrized(layer) else []
+    for name, parameter in (*held.items(), *((name, getattr(layer, name).clone()) for name in made)):
+        if parameter.dim() > 1:
+            getattr(nn.init, method)(parameter)
+            parameter.mul_(gain)
+        elif bias is not None and "bias" in name:
+            parameter.fill_(bias)
+        if name in made:  # what it is made from takes it
+            setattr(layer, name, parameter)
+
+
+def _remove(module: nn.Module, target: str) -> None:
+    owner, leaf = place_of(module, target)
+    if leaf is None:
+        raise NotApplicableError(f"{target} is a function that is called in forward")
+    setattr(owner, leaf, nn.Identity())
+
+
+def _set_training_mode(module: nn.Module, target: str) -> None:
+    _submodule(module, target).train()
+
+
+_CHANGES: dict[str, Callable[..., None]] = {
+    "replace_activation": _replace_activation,
+    "initialize": _initialize,
+    "remove_output": _remove,
+    "remove_normalization": _remove,
+    "set_training_mode": _set_training_mode,
+}
+
+
+def place_of(module: nn.Module, site: str) -> tuple[nn.Module, str | None]:
+    """Return the module that owns a site or module, and its name there; None for a function that is called in ``forward``.
+
+    Raises:
+        NotApplicableError: the module has no such part.
+    """
+    path, colon, _ = site.partition(":")
+    path = path.partition("#")[0].partition("@")[0]
+    if colon:
+        return _submodule(module, path), None
+    owner, _, leaf = path.rpartition(".")
+    held = _submodule(module, owner)
+    if not isinstance(getattr(held, leaf, None), nn.Module):
+        raise NotApplicableError(f"there is no module {path or site}")
+    return held, leaf
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise NotApplicableError(f"there is no module {name}") from None

@@ -1,0 +1,166 @@
+"""Tries what a remedy says, on a copy of the user's own net: whether it works there is worth more than whether it should."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch.record.finding import Action, Finding, Severity
+from lightning_gradwatch.record.step import StepRecord
+from lightning_gradwatch.testing.remedies import NotApplicableError, apply_action
+
+_LAST = 3
+"""Losses at the end whose median is compared, as one batch may be easier than another."""
+_CLEARLY = 0.05
+"""Share by which losses have to differ for one to count as lower: as with the rules, which take a loss that falls by as much to fall."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyTrial:
+    """What became of a copy of the module after a remedy."""
+
+    code: str
+    """Of the finding whose remedy it is."""
+    applied: tuple[Action, ...] = ()
+    refused: tuple[tuple[Action, str], ...] = ()
+    """What a program can't do, each with the reason."""
+    loss_before: float = math.nan
+    """Loss at the end of as many steps without the remedy, and with it; NaN where it wasn't trained."""
+    loss_after: float = math.nan
+    findings: tuple[Finding, ...] = ()
+    """What was found with it."""
+    error: str = ""
+    """Why it couldn't be tried, or how its training failed."""
+
+    @property
+    def works(self) -> bool | None:
+        """Whether the loss ends clearly lower and nothing is found any more; None where so few steps don't tell, or none were taken."""
+        if not self.applied or self.error or not math.isfinite(self.loss_after):
+            return False if self.applied and not self.error else None
+        if any(finding.severity >= Severity.WARNING for finding in self.findings):
+            return False
+        if not math.isfinite(self.loss_before) or self.loss_after < self.loss_before - _CLEARLY * abs(self.loss_before):
+            return True
+        return False if self.loss_after > self.loss_before + _CLEARLY * abs(self.loss_before) else None
+
+
+def end_loss(records: Sequence[StepRecord]) -> float:
+    """Return the loss at the end of a run: the median of the last few; NaN where none is finite."""
+    losses = [record.loss for record in records[-_LAST:] if math.isfinite(record.loss)]
+    return float(median(losses)) if losses else math.nan
+
+
+class Prepared:
+    """A module with a remedy's actions done to it, and what the Trainer and its hooks have to do for the others."""
+
+    def __init__(self, module: Any, actions: Sequence[Action]) -> None:
+        self.module = module
+        self.applied: list[Action] = []
+        self.refused: list[tuple[Action, str]] = []
+        self.trainer_options: dict[str, Any] = {}
+        self._rates: list[tuple[tuple[str, ...], float]] = []
+        for action in actions:
+            try:
+                self._do(action)
+            except NotApplicableError as error:
+                self.refused.append((action, str(error)))
+            else:
+                self.applied.append(action)
+
+    def _do(self, action: Action) -> None:
+        arguments = dict(action.arguments)
+        if action.kind == "set_learning_rate":
+            if not getattr(self.module, "automatic_optimization", True):
+                raise NotApplicableError("under manual optimization the code may set it at each step")
+            self._rates.append((action.targets, float(arguments["factor"])))
+        elif action.kind == "clip_gradients":
+            if not getattr(self.module, "automatic_optimization", True):
+                raise NotApplicableError("under manual optimization it is clipped in the code")
+            self.trainer_options |= {"gradient_clip_val": arguments["norm"], "gradient_clip_algorithm": "norm"}
+        elif action.kind == "set_precision":
+            self.trainer_options |= {"precision": arguments["to"]}
+        elif action.kind in {"normalize_inputs", "normalize_targets"}:
+            self._normalize(first=action.kind == "normalize_inputs")
+        else:
+            apply_action(self.module, action)
+
+    def start(self) -> None:
+        """Change the rates of the optimizers that there are now."""
+        for targets, factor in self._rates:
+            held = {id(each) for name in targets for each in _parameters(self.module, name)}
+            for optimizer in self.module.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    if not targets or any(id(each) in held for each in group["params"]):
+                        group["lr"] *= factor
+                        if "initial_lr" in group:
+                            group["initial_lr"] *= factor
+            for config in self.module.trainer.lr_scheduler_configs:
+                rates = getattr(config.scheduler, "base_lrs", None)
+                if rates is not None and not targets:
+                    config.scheduler.base_lrs = [factor * rate for rate in rates]
+
+    def _normalize(self, *, first: bool) -> None:
+        """Scale inputs, or targets, to mean 0 and variance 1 by the first batch's."""
+        original: Callable[[Any, int], Any] = self.module.on_after_batch_transfer
+        known: list[tuple[Tensor, Tensor]] = []
+
+        def scaled(batch: Any, place: int) -> Any:
+            batch = original(batch, place)
+            if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+                return batch
+            parts, which = [*batch], 0 if first else -1
+            given = parts[which]
+            if not isinstance(given, Tensor) or not given.is_floating_point():
+                return batch
+            if not known:
+                wide = given.double()
+                spread = wide.std(0) if len(wide) > 1 else torch.ones_like(wide[0])
+                known.append((wide.mean(0), torch.where(spread > 0, spread, 1.0)))
+            mean, spread = known[0]
+            parts[which] = ((given - mean) / spread).to(given.dtype)
+            return parts
+
+        self.module.on_after_batch_transfer = scaled
+
+
+def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
+    try:
+        return [*module.get_submodule(name).parameters(recurse=False)]
+    except AttributeError:
+        return []
+
+
+def trial_of(
+    finding: Finding,
+    module: Any,
+    before: float,
+    train: Callable[[Prepared], tuple[Sequence[StepRecord], tuple[Finding, ...]]],
+) -> RemedyTrial:
+    """Do to a module, which is a copy, what a finding's remedy says, and train it.
+
+    Args:
+        finding: The finding.
+        module: The copy.
+        before: The loss at the end without the remedy.
+        train: Trains what was prepared; returns the records and the findings.
+    """
+    prepared = Prepared(module, finding.remedy.actions)
+    said: Mapping[str, Any] = {
+        "code": finding.code,
+        "applied": tuple(prepared.applied),
+        "refused": tuple(prepared.refused),
+        "loss_before": before,
+    }
+    if not prepared.applied:
+        return RemedyTrial(**said)
+    try:
+        records, findings = train(prepared)
+    except Exception as error:  # noqa: BLE001 - the user's code, with a change that he didn't make
+        return RemedyTrial(**said, error=f"its training failed ({type(error).__name__}: {error})")
+    return RemedyTrial(**said, loss_after=end_loss(records), findings=findings)
