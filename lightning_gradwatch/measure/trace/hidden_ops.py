@@ -21,7 +21,7 @@ from lightning_gradwatch.measure.trace.identify import is_activation
 from lightning_gradwatch.measure.trace.tensor_state import Op, classify, tensors_in
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Unseen
-from lightning_gradwatch.measure.units.activations import ACTIVATIONS
+from lightning_gradwatch.record.activations import function_of_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -37,11 +37,6 @@ _TORCHS_OWN = "builtins"
 """The module of the nodes that torch makes in C++."""
 _COMPILED_NODE = "CompiledFunctionBackward"
 _SCRIPTED = "DifferentiableGraphBackward"
-_NODES = {f"{row.name.replace('_', '')}backward": row.name for row in ACTIVATIONS} | {
-    "prelukernelbackward": "prelu",
-    "rreluwithnoisebackward": "rrelu",
-}
-"""Activation functions by their node's name, in small letters and without its number."""
 _NUMBER = re.compile(r"[0-9]+$")
 
 
@@ -82,7 +77,7 @@ class Audit:
                 foreign = foreign_name(node)
                 own = isinstance(node, BackwardCFunction) and not kind.__name__.startswith(GENERATED)
                 self._unseen.note((OUTSIDE, foreign), Note(foreign, _CUSTOM if own else _KERNEL, 0))
-            elif (function := _NODES.get(_NUMBER.sub("", name).lower())) is not None:
+            elif (function := function_of_node(_NUMBER.sub("", name))) is not None:
                 maker = self._maker(node, shared)
                 if maker is None:
                     if not self._claims(node, claimed):

@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lightning_gradwatch.measure.units.activations import Region, Zones
+    from lightning_gradwatch.record.zones import Region, Zones
 
 _COMPARE: Mapping[str, Callable[..., Tensor]] = {"<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
 _BLOCK = 1 << 20
