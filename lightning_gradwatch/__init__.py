@@ -20,6 +20,7 @@ _HOMES = {
     "evaluate": "judge.run",
     "TrainingReport": "testing.check_training",
     "check_training": "testing.check_training",
+    "register_activation": "record.registration",
     "RunInfo": "record.run_info",
     "StepRecord": "record.step",
     "LayerState": "record.step",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import StalledUpdateWarning as StalledUpdateWarning
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning
+    from lightning_gradwatch.record.registration import register_activation as register_activation
     from lightning_gradwatch.record.run_info import RunInfo as RunInfo
     from lightning_gradwatch.record.step import LayerState as LayerState
     from lightning_gradwatch.record.step import StepRecord as StepRecord

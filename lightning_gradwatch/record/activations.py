@@ -452,6 +452,12 @@ def registered() -> tuple[Activation, ...]:
     return tuple(_registered.values())
 
 
+@lru_cache(maxsize=1)
+def registered_classes() -> tuple[type, ...]:
+    """Return the classes among their functions."""
+    return tuple(each for row in registered() for each in row.functions if isinstance(each, type))
+
+
 def is_known(name: str) -> bool:
     """Whether a name is that of a row, in whatever spelling."""
     return _plain(name) in _BUILT_IN or _plain(name) in _registered
@@ -461,3 +467,4 @@ def add_row(row: Activation) -> None:
     """Add a row of the user's own, in the place of an earlier one of its name."""
     _registered[_plain(row.name)] = row
     look_up.cache_clear()
+    registered_classes.cache_clear()

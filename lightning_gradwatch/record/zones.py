@@ -15,6 +15,8 @@ class Region(NamedTuple):
     bound: float
     absolute: bool = False
     """Whether it is |z| that is compared."""
+    lower: float = -math.inf
+    """Of ``z <= bound`` alone: what z is at least, too."""
 
 
 class Zones(NamedTuple):
@@ -36,7 +38,9 @@ class Zones(NamedTuple):
     def two_sided(self) -> bool:
         """Whether both outer sides are saturated."""
         sides = () if self.gate_dim is not None else self.saturated or ()
-        below = any(region.comparison in ("<", "<=") and not region.absolute for region in sides)
+        below = any(
+            region.comparison in ("<", "<=") and not region.absolute and region.lower == -math.inf for region in sides
+        )
         above = any(region.comparison in (">", ">=") for region in sides)
         return above and (below or any(region.absolute for region in sides))
 

@@ -131,7 +131,7 @@ class Connections:
 
     def of_weights(self, node: Node) -> None:
         """Note a node that makes weights of parameters: an activation function there is none that data goes through."""
-        if _hides_a_function(cast("Any", type(node))):
+        if hides_a_function(cast("Any", type(node))):
             self._pass.of_weights.add(node)
 
     def forget(self, node: Node | None) -> None:
@@ -325,7 +325,7 @@ class _SiteWalk(_Finds):
         if self._blind and (isinstance(node, BackwardCFunction) or type(node).__name__ == "CopySlices"):
             self.exits = union(self.exits, found)
             return _LOST
-        if _hides_a_function(cast("Any", type(node))) and node not in self._of_weights:
+        if hides_a_function(cast("Any", type(node))) and node not in self._of_weights:
             return union(found, _UNSEEN)
         return found
 
@@ -371,7 +371,7 @@ class _PathWalk(_Finds):
 
 
 @lru_cache(maxsize=1024)
-def _hides_a_function(kind: Any) -> bool:
+def hides_a_function(kind: Any) -> bool:
     """Whether nodes of a type are, or may hold, an activation function; asked of each node of a walk."""
     name = _NUMBER.sub("", kind.__name__)
     return function_of_node(name) is not None or name in _OTHERS or _FUSED.search(name) is not None or is_kernel(kind)

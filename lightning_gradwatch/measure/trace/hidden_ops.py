@@ -73,7 +73,7 @@ class Audit:
                 self._note_compiled(node)
             elif name.endswith(_SCRIPTED):
                 outside.append("…")
-            elif is_foreign(kind):
+            elif is_foreign(kind) and not self._is_inside_activation(node):
                 foreign = foreign_name(node)
                 own = isinstance(node, BackwardCFunction) and not kind.__name__.startswith(GENERATED)
                 self._unseen.note((OUTSIDE, foreign), Note(foreign, _CUSTOM if own else _KERNEL, 0))
@@ -92,6 +92,11 @@ class Audit:
                 f"made out of sight of torch's calls, by a scripted function, a C++ extension or another thread: {what}"
             )
             self._unseen.note(OUTSIDE, Note("", reason, len(outside)))
+
+    def _is_inside_activation(self, node: Node) -> bool:
+        """Whether a node was made in a call of an activation function, as of one of the user's own."""
+        maker = self._maker(node)
+        return maker is not None and maker[0] is not None and is_activation(maker[0])
 
     def _claims(self, node: Node, claimed: set[int]) -> bool:
         """Whether a call of an activation function was seen when a node's number was given, and no other node is taken for its."""
@@ -160,10 +165,10 @@ class AuditedTracer(Tracer):
         super().pause()
         self._paused_at = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
 
-    def resume(self) -> None:
-        """Look again."""
-        super().resume()
-        self._note(self._paused_at, None)
+    def resume(self, by: Callable[..., Any] | None = None) -> None:
+        """Look again; what is made meanwhile is that function's."""
+        super().resume(by)
+        self._note(self._paused_at, by)
 
     def _note(self, start: int, func: Callable[..., Any] | None) -> None:
         try:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_gradwatch.measure.units.activations import Call
-from lightning_gradwatch.record.activations import ROWS, Activation, look_up
+from lightning_gradwatch.record.activations import ROWS, Activation, look_up, registered
 from lightning_gradwatch.record.zones import Zones
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     except TypeError:  # an unhashable callable
         return None
     z = args[0] if args else kwargs.get("input") if kwargs else None
-    if not isinstance(z, Tensor) or z.dtype not in _DTYPES:
+    if not isinstance(z, Tensor) or z.dtype not in FLOATS:
         return None
     if spelling.plain is not None and len(args) == 1 and (not kwargs or kwargs.keys() <= _IN_PLACE_ONLY):
         # The usual call, all parameters at their defaults: no dictionaries to build.
@@ -73,7 +73,7 @@ class _Spelling(NamedTuple):
 
 
 _IN_PLACE_ONLY = frozenset(("inplace",))
-_DTYPES = frozenset(
+FLOATS = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128)
 )
 
@@ -116,3 +116,22 @@ def _find_spellings() -> dict[object, _Spelling]:
 
 
 _SPELLINGS = _find_spellings()
+_learnt: list[tuple[Activation, ...]] = [()]
+
+
+def learn() -> frozenset[Any]:
+    """Learn the functions of the user's own; return those that are spelled otherwise since this was called last.
+
+    Calls of what isn't torch's own don't come to `identify`; who sees them asks `is_activation`.
+    """
+    rows = registered()
+    if rows == _learnt[0]:
+        return frozenset()
+    changed = {function for row in (*_learnt[0], *rows) for function in row.functions}
+    for function in changed:
+        _SPELLINGS.pop(function, None)
+    for row in rows:
+        _SPELLINGS.update(dict.fromkeys(row.functions, _Spelling(row, (), (), in_place=False, plain=row.usual)))
+    _learnt[0] = rows
+    _zones.cache_clear()
+    return frozenset(changed)
