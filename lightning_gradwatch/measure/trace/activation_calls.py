@@ -14,7 +14,7 @@ from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.trace.axes import as_units, first_unit, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
-from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, UNTRAINED, Note, out_of_reach
+from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, NO_TENSOR, UNTRAINED, Note, out_of_reach
 from lightning_gradwatch.measure.units.activations import OUTER, Call, composite
 from lightning_gradwatch.measure.units.counting import counter
 from lightning_gradwatch.measure.units.mask import Masks
@@ -193,6 +193,12 @@ class Activations:
             self._connections.called(site, origin, node, turn=turn)
             if site.role is None:
                 self.roles.called(site, node)
+
+    def gives_no_tensor(self, seen: SiteCall) -> None:
+        """Leave out a call that returned something else than one tensor."""
+        self._sites.drop(seen.site)
+        self._collected.sites.pop(seen.site, None)
+        self._unseen.call(locate(self._names, above=4), seen.site.function, NO_TENSOR)
 
     def parameterised(self, output: Tensor, layers: Sequence[Layer]) -> None:
         """Note the output of an operation that takes parameters of some layers."""

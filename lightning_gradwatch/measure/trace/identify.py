@@ -116,6 +116,14 @@ def _find_spellings() -> dict[object, _Spelling]:
 
 
 _SPELLINGS = _find_spellings()
+
+
+def _spelled(row: Activation) -> list[Any]:
+    """Return the user's functions of a row, of an operator of the dispatcher each of its overloads, too."""
+    packets = [each for each in row.functions if isinstance(each, torch._ops.OpOverloadPacket)]  # noqa: SLF001 - it has no public name
+    return [*row.functions, *(getattr(packet, name) for packet in packets for name in packet.overloads())]  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
 _learnt: list[tuple[Activation, ...]] = [()]
 
 
@@ -127,11 +135,11 @@ def learn() -> frozenset[Any]:
     rows = registered()
     if rows == _learnt[0]:
         return frozenset()
-    changed = {function for row in (*_learnt[0], *rows) for function in row.functions}
+    changed = {function for row in (*_learnt[0], *rows) for function in _spelled(row)}
     for function in changed:
         _SPELLINGS.pop(function, None)
     for row in rows:
-        _SPELLINGS.update(dict.fromkeys(row.functions, _Spelling(row, (), (), in_place=False, plain=row.usual)))
+        _SPELLINGS.update(dict.fromkeys(_spelled(row), _Spelling(row, (), (), in_place=False, plain=row.usual)))
     _learnt[0] = rows
     _zones.cache_clear()
     return frozenset(changed)

@@ -137,16 +137,16 @@ class Tracer(TorchFunctionMode):
         if z is None or torch.compiler.is_compiling() or is_traced() or not self._faults.on("activations"):
             return run()
         seen: SiteCall | None = None
-        is_data = False
+        is_data, version = False, 0
         with self.harmless, unobserved():
             call = Call(row.usual, z, in_place=False)
             is_data = z.dtype in FLOATS and self._is_activation(call)
             if is_data:
                 self._used = self._flow.use(arguments)
                 seen = self._activations.before(call)
+                version = _version(z)
         if not is_data:
             return run()
-        version = 0 if z.is_inference() else z._version  # noqa: SLF001 - it has no public name
         with self.harmless:
             self.pause()
         try:
@@ -154,13 +154,19 @@ class Tracer(TorchFunctionMode):
         finally:
             with self.harmless:
                 self.resume(function)
-        if seen is not None and isinstance(result, Tensor):
+        if seen is not None:
             with self.harmless, unobserved():
-                seen.in_place = not z.is_inference() and z._version != version  # noqa: SLF001 - as above
-                self._activations.after(seen, result)
-                if self._used:  # an activation function and a layer in one
-                    self._activations.parameterised(result, self._used)
+                seen.in_place = _version(z) != version
+                self._after_own(seen, result)
         return result
+
+    def _after_own(self, seen: SiteCall, result: Any) -> None:
+        if not isinstance(result, Tensor):
+            self._activations.gives_no_tensor(seen)
+            return
+        self._activations.after(seen, result)
+        if self._used:  # an activation function and a layer in one
+            self._activations.parameterised(result, self._used)
 
     @property
     def watches_here(self) -> bool:
@@ -303,6 +309,11 @@ def retains(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 def _makes_graph(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether ``autograd.grad`` of these arguments makes a graph of what it does."""
     return bool(args[4] if len(args) > 4 else kwargs.get("create_graph"))
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 where torch doesn't count that."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - it has no public name
 
 
 def forget(functions: Collection[Callable[..., Any]]) -> None:

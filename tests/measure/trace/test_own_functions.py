@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
 from registering import table_kept
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch import register_activation
@@ -131,6 +133,7 @@ CALLED = {
     "a method of tensors": (torch.Tensor.sinc, lambda x: x.sinc()),
     "an operator that is no function of its own elsewhere": (torch.abs, torch.abs),
     "an operator of the dispatcher": (torch.ops.aten.sinc, torch.ops.aten.sinc),
+    "an overload of one": (torch.ops.aten.sinc, torch.ops.aten.sinc.default),
     "an instance of a class": (Callable_, Callable_()),
 }  # fmt: skip
 
@@ -313,6 +316,38 @@ def test_its_product_with_another_tensor_makes_a_gate_of_it():
     assert sites(measured(Net(lambda m, x: m.c(squareplus(m.a(x)) * m.b(x))))) == [
         (":squareplus", "squareplus", "gate")
     ]
+
+
+def test_one_that_returns_something_else_than_a_tensor_is_left_out_and_named():
+    def both(x):
+        return torch.tanh(x), x
+
+    register_activation(both)
+    probe = measured(Net(lambda m, x: m.c(both(m.a(x))[0])))
+    assert sites(probe) == []
+    assert [(each.name, each.reason[:11]) for each in probe.info.coverage] == [(":both", "it returns ")]
+
+
+def test_a_mode_of_the_users_sees_its_own_calls_alone():
+    register_activation(squareplus)
+
+    def calls(*, watched):
+        model, seen = chain(squareplus), []
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        probe, x = Probe(model, optimizer), torch.randn(4, 8)
+
+        class Counts(TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                seen.append(func)
+                return func(*args, **(kwargs or {}))
+
+        with Counts(), probe if watched else nullcontext():
+            model(x).sum().backward()
+            optimizer.step()
+        assert not watched or [site.function for site in probe.info.sites] == ["tanh", "squareplus"]
+        return seen
+
+    assert calls(watched=True) == calls(watched=False)
 
 
 def test_of_weights_it_is_none():
