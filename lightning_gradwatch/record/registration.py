@@ -20,8 +20,12 @@ from lightning_gradwatch.record.activations import (
 )
 from lightning_gradwatch.record.zones import Region, Zones
 
-_TORCHS = frozenset(row.module for row in ROWS if row.module != row.name)
-"""Classes in ``torch.nn`` that may take the place of another function."""
+_TORCHS = frozenset(
+    row.module
+    for row in ROWS
+    if row.module != row.name and row.usual.fractions and row.usual.gate_dim is None and row.name != "threshold"
+)
+"""Classes in ``torch.nn`` that may take the place of another function: made without arguments, they keep the units."""
 _INNER = "erf"
 """What hand-written functions are made of, and no activation function by itself."""
 _WATCHED = "a Python function, an nn.Module class, a torch.autograd.Function class, or an operator of torch's"

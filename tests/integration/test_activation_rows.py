@@ -96,11 +96,13 @@ def check_units(act, row, probe, model, *, sides=("left", "right")):
         assert math.isnan(dead)
         return
     inactive = derivative(act, z) == 0 if row.flat_zero else np.zeros_like(z, dtype=bool)
+    flat = is_flat(act, z, sides=sides) if row.saturates else np.zeros_like(z, dtype=bool)
     assert dead == pytest.approx(inactive.all(0).mean())
+    assert float(probe.record.metrics["inactive_share"][0]) == pytest.approx((inactive | flat).mean())
     if not row.saturates:
         assert math.isnan(saturated)
         return
-    often = is_flat(act, z, sides=sides).mean(0) >= 0.95
+    often = flat.mean(0) >= 0.95
     assert saturated == pytest.approx((often & ~inactive.all(0)).mean())
     assert often.any()
 

@@ -135,6 +135,7 @@ def test_each_kind_of_callable_whose_calls_are_seen_is_taken(function):
         ((bump,), {"passes": 1.5}, ValueError, "at most 1"),
         ((bump,), {"initialization": "zeros_"}, ValueError, "one of xavier_normal_, kaiming_normal_"),
         ((bump,), {"replaced_by": ["Swoosh"]}, ValueError, "Swoosh must be classes in torch.nn"),
+        ((bump,), {"replaced_by": ["GLU"]}, ValueError, "GLU must be classes in torch.nn"),
         ((bump,), {"replaced_by": "ReLU"}, TypeError, "must be a sequence of str"),
         ((bump,), {"nodes": "ReluBackward"}, TypeError, "must be a sequence of str"),
     ],

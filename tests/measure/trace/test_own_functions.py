@@ -224,6 +224,15 @@ def test_observations_in_intervals_are_numpys_count(dtype, rows, unit_axis):
             assert [found[place].tolist() for (place,) in by_region] == [expected[1], expected[0], expected[2]]
 
 
+def test_of_small_tensors_the_last_interval_is_counted_as_the_others_are():
+    """The last region of a stack of them is worked out in place where that can be."""
+    register_activation(squareplus, inactive=BETWEEN[1:2])
+    z = torch.randn(3, 40, 8)
+    inside = (z >= -1.0) & (z <= 0.25)
+    (found,) = counter(look_up("squareplus").usual, torch.float32, 2, 1).count_rows(z.clone())
+    assert torch.equal(found, inside.sum(1).float())
+
+
 @pytest.mark.parametrize("steps", [1, 6])
 def test_units_in_intervals_are_numpys_share(steps):
     register_activation(squareplus, inactive=BETWEEN[1:2], saturated=[BETWEEN[0], BETWEEN[2]])
