@@ -58,7 +58,7 @@ def register_activation(
         functions: What computes it: one or more of a Python function, an ``nn.Module`` class (not an instance; its subclasses count,
             unless they have a ``forward`` of their own), a ``torch.autograd.Function`` class, an operator of torch's.
         name: What records and findings call it; None: the name of the first.
-        inactive: The intervals of z in which the derivative is exactly 0: a unit that stays there is dead. None where there is
+        inactive: The intervals of z in which the derivative is exactly 0: a unit that stays there is dead. Empty where there is
             no such interval.
         saturated: The intervals on an outer side, on which the function is bounded, in which its derivative is below 7 % of its
             maximum (``1 / cosh(2) ** 2``). Empty where no side is flat; None where that is no question, as for ReLU: then no
@@ -77,8 +77,8 @@ def register_activation(
         TypeError: a function is of a kind whose calls can't be watched, such as an instance of a module or a ``functools.partial``;
             an interval isn't a pair of numbers, or another argument isn't of its type.
         ValueError: no function is given; the name is no identifier, or another function's; a function is known already, by
-            another name or as torch's own; an interval is empty, all of z, or overlaps another one; a number is out of its range; a
-            method or a replacement isn't known.
+            another name or as torch's own; an interval is empty, all of z, or overlaps another one; a saturated one has two finite
+            ends; a number is out of its range; a method or a replacement isn't known.
     """
     if not functions:
         raise ValueError(f"register_activation(): give the function that is to be known: {_WATCHED}")
