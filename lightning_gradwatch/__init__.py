@@ -23,6 +23,7 @@ _HOMES = {
     "apply_action": "testing.remedies",
     "NotApplicableError": "testing.remedies",
     "check_training": "testing.check_training",
+    "register_activation": "record.registration",
     "RunInfo": "record.run_info",
     "StepRecord": "record.step",
     "LayerState": "record.step",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
     from lightning_gradwatch.record.finding import UntrainedParameterWarning as UntrainedParameterWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning
+    from lightning_gradwatch.record.registration import register_activation as register_activation
     from lightning_gradwatch.record.run_info import RunInfo as RunInfo
     from lightning_gradwatch.record.step import LayerState as LayerState
     from lightning_gradwatch.record.step import StepRecord as StepRecord

@@ -15,6 +15,7 @@ LIGHT = [
     ".cli",
     ".record.finding",
     ".record.step",
+    ".record.activations",
     ".pytest_plugin",
     ".testing.plugin.watched",
     ".tell.training",

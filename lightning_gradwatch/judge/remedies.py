@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Action, Remedy
-from lightning_gradwatch.record.wording import listed, number
+from lightning_gradwatch.record.wording import either, listed, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lightning_gradwatch.record.activations import Trouble
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import SiteInfo
 
 DEEP_SITES = 12
 """Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""
 _START_OF_THEIR_OWN = ("LSTM", "GRU", "RNN", "MultiheadAttention")
-_KIN = {"ReLU": "ReLU, LeakyReLU or ELU", "LeakyReLU": "LeakyReLU, ELU or GELU"}
 
 SCALE_TARGETS = Remedy(
     "Scale the targets to mean 0 and variance 1, and take the mean of the loss.", (Action("normalize_targets"),)
@@ -38,17 +38,19 @@ class Prescription:
         self._actions: list[Action] = []
         self._replaced: set[str] = set()
 
-    def replace(self, sites: Sequence[SiteInfo], module: str) -> None:
-        """Put another function in the place of some sites'; none where there are no sites."""
-        if not sites:
-            return
-        names = tuple(site.name for site in sites)
-        self._replaced.update(names)
-        spelled = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
-        self._add(
-            f"replace {spelled} at {listed(names, 'activation')} by {_KIN[module]}",
-            Action("replace_activation", names, (("with", module),)),
-        )
+    def replace(self, sites: Sequence[SiteInfo], trouble: Trouble) -> None:
+        """Put another function in the place of some sites', which fades or dies; none where there are no sites."""
+        alike: dict[tuple[str, ...], list[SiteInfo]] = {}
+        for site in sites:
+            alike.setdefault(look_up(site.function).instead(trouble), []).append(site)
+        for modules, own in alike.items():
+            names = tuple(site.name for site in own)
+            self._replaced.update(names)
+            spelled = " and ".join(dict.fromkeys(look_up(site.function).module for site in own))
+            self._add(
+                f"replace {spelled} at {listed(names, 'activation')} by {either(modules)}",
+                Action("replace_activation", names, (("with", modules[0]),)),
+            )
 
     def initialize(self, only: Sequence[int] | None = None) -> None:
         """Start weight layers, None: all, as the functions ask for that the net has when the rest is done."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from lightning_gradwatch.measure.unobserved import dispatch_modes, unobserved
+from lightning_gradwatch.record.activations import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,23 +29,6 @@ if TYPE_CHECKING:
 
 Grads: TypeAlias = "tuple[Tensor | None, ...]"
 
-_BY_OUTPUT = frozenset(
-    [
-        "relu",
-        "leaky_relu",
-        "relu6",
-        "hardtanh",
-        "threshold",
-        "hardshrink",
-        "softshrink",
-        "sigmoid",
-        "tanh",
-        "softmax",
-        "log_softmax",
-    ]
-)
-"""Functions whose derivative autograd computes from the output, or is constant in pieces: what comes back through a derivative
-goes through the function's own node, or is 0."""
 _LARGEST_COMPOSITE = 40
 """Nodes that a hand-written activation function has at most (the tanh form of GELU has ten)."""
 
@@ -202,7 +186,7 @@ class _Single:
 
     def __call__(self, grad_inputs: Grads, grad_outputs: Grads) -> None:
         if self._hooks.ignoring or not self._faults.on("signal"):
-            if self._hooks.doubling and self._sums.site.function not in _BY_OUTPUT:
+            if self._hooks.doubling and not look_up(self._sums.site.function).by_output:
                 self._sums.signal_complete = False
             return
         try:  # not a guard: a deep net has hundreds of these

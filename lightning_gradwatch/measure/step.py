@@ -20,6 +20,7 @@ from lightning_gradwatch.measure.trace.hidden_ops import Audit, AuditedTracer
 from lightning_gradwatch.measure.trace.lost_gradients import Trail, TrailedTracer
 from lightning_gradwatch.measure.trace.manual_gradients import Held
 from lightning_gradwatch.measure.trace.opaque import stepping_aside
+from lightning_gradwatch.measure.trace.own_functions import watching
 from lightning_gradwatch.measure.trace.tensor_state import Tags
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.transfer.host import Pack, Pending, Slot, Values
@@ -236,6 +237,7 @@ class StepMeter:
         if self._eager:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(stepping_aside(self._spacious, self.tracer, eager=self._eager, untrained=self._runs_unseen))
+        stack.enter_context(watching(self.tracer))
         self.tracer.start()
 
     def _runs_unseen(self, module: nn.Module) -> None:

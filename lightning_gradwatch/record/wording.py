@@ -41,6 +41,15 @@ def listed(names: Sequence[str], noun: str = "layer") -> str:
     return f"{names[0]} … {names[-1]} ({counted(len(names), noun)})"
 
 
+def either(names: Sequence[str]) -> str:
+    """Name the things of which one is to be taken.
+
+    >>> either(["ReLU"]), either(["ReLU", "LeakyReLU", "ELU"])
+    ('ReLU', 'ReLU, LeakyReLU or ELU')
+    """
+    return " or ".join(each for each in (", ".join(names[:-1]), names[-1]) if each)
+
+
 def ordinal(number: int) -> str:
     """Spell the place of something in a row.
 

@@ -8,16 +8,17 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.attribution import Attribution, attribute
 from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, blocking_sites
-from lightning_gradwatch.judge.functions import Function, look_up
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.activations import Activation, look_up
 from lightning_gradwatch.record.wording import listed, number, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
+    from lightning_gradwatch.record.activations import Trouble
     from lightning_gradwatch.record.finding import Remedy
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
@@ -156,8 +157,9 @@ def _cleared(found: Diagnosis) -> list[str]:
 def fading_remedy(info: RunInfo, found: Diagnosis) -> Remedy:
     """Say what to change: the functions to blame, how the weights start, and what the depth asks for."""
     cure = Prescription(info)
-    for module, replaced in (("ReLU", _shrinks), ("LeakyReLU", _dies)):
-        cure.replace([site for blame in found.blamed for site in blame.sites if replaced(blame, site)], module)
+    replaced: tuple[tuple[Trouble, Callable[[Blame, SiteInfo], bool]], ...] = (("fades", _shrinks), ("dies", _dies))
+    for trouble, affects in replaced:
+        cure.replace([site for blame in found.blamed for site in blame.sites if affects(blame, site)], trouble)
     cure.initialize()
     if found.from_the_first:
         cure.normalize_inputs()
@@ -202,7 +204,7 @@ def _told(blame: Blame, found: Diagnosis) -> str:
 
 
 def _told_of_weights(blame: Blame, found: Diagnosis, spelled: str) -> str:
-    methods = " or ".join(dict.fromkeys(look_up(site.function).method for site in blame.sites))
+    methods = " or ".join(dict.fromkeys(look_up(site.function).initialization for site in blame.sites))
     if found.gains is None:
         return (
             f"The slope of {spelled} needn't weaken the signal, so most likely the weights are too small: {methods} keeps it "
@@ -224,7 +226,7 @@ def _sites(info: RunInfo, columns: Sequence[int]) -> tuple[SiteInfo, ...]:
     return tuple(info.sites[column] for column in columns)
 
 
-def _all_of(info: RunInfo, columns: Sequence[int], function: Function) -> tuple[SiteInfo, ...]:
+def _all_of(info: RunInfo, columns: Sequence[int], function: Activation) -> tuple[SiteInfo, ...]:
     """Return the sites with a function: the last one's own gain isn't a part of the fading, yet it is the same."""
     return tuple(site for site in _sites(info, columns) if look_up(site.function) == function)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.judge.functions import Function, look_up
+from lightning_gradwatch.record.activations import Activation, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +32,7 @@ _FADES = 0.75
 class Part(NamedTuple):
     """What one activation function does to the signal."""
 
-    function: Function
+    function: Activation
     columns: tuple[int, ...]
     """Its sites."""
     gain: float
@@ -74,7 +74,7 @@ def attribute(record: StepRecord, info: RunInfo, hidden: npt.NDArray[np.intp]) -
     total = -sum(math.log(gain) + math.log(weight) for _, gain, weight in steps)
     if not _accounts(total, len(steps), float(norms[hidden[0]]), float(norms[hidden[-1]])):
         return None
-    by_function: dict[Function, list[tuple[int, float, float]]] = {}
+    by_function: dict[Activation, list[tuple[int, float, float]]] = {}
     for step in steps:
         by_function.setdefault(look_up(info.sites[step[0]].function), []).append(step)
     parts = []

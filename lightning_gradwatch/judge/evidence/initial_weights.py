@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.run_info import DEFAULT_VARIANCE
 from lightning_gradwatch.record.wording import number
 
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import SiteInfo, StepRecord
 
-_PASSES = {"Sigmoid": 0.236, "Hardsigmoid": 0.167, "Hardswish": 0.74, "SiLU": 0.77, "Softplus": 0.88}
-_PASSES |= {"LogSigmoid": 0.88, "Softsign": 0.88, "Tanh": 0.94, "Tanhshrink": 1e-3}
-"""Share of the signal a layer passes back, where it starts as its function asks for and that is below 0.95: slope of the
-log norm over 16 layers of width 256, Gaussian inputs and weights, geometric mean of 5 seeds."""
 _ALIKE = 1.1
 _STRAYS_BELOW, _STRAYS_ABOVE = 0.8, 1.25
 
@@ -65,7 +61,7 @@ def log_passed(sites: Sequence[SiteInfo]) -> float:
 
     With weights that start as the functions ask for.
     """
-    return math.fsum(math.log(_PASSES.get(look_up(site.function).module, 1.0)) for site in sites[:-1])
+    return math.fsum(math.log(look_up(site.function).passes) for site in sites[:-1])
 
 
 def starting_cause(start: Start, sites: Sequence[SiteInfo], gain: float) -> str:
@@ -85,7 +81,7 @@ def starting_cause(start: Start, sites: Sequence[SiteInfo], gain: float) -> str:
 def starting_remedy(info: RunInfo, sites: Sequence[SiteInfo]) -> Remedy:
     """Say how to start: the function where none can pass the signal on, the weights, and in deep nets what else it takes."""
     cure = Prescription(info)
-    cure.replace([site for site in sites if look_up(site.function).steepest < 1], "ReLU")
+    cure.replace([site for site in sites if look_up(site.function).steepest < 1], "fades")
     cure.initialize()
     cure.deepen()
     return cure.remedy()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ def loop_remedy(info: RunInfo, loop: Loop) -> Remedy:
     """Say what to change: a function whose slope is small everywhere, and how the weights start."""
     cure = Prescription(info)
     if look_up(loop.site.function).steepest < 1:
-        cure.replace([loop.site], "ReLU")
+        cure.replace([loop.site], "fades")
     cure.initialize()
     return cure.remedy()

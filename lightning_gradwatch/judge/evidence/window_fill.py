@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.wording import listed, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightning_gradwatch.judge.functions import Function
     from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.record.activations import Activation
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
@@ -40,7 +40,7 @@ _NOTHING = Unread()
 
 
 def unread(
-    record: StepRecord, info: RunInfo, state: State, *, patience: int, asks: Callable[[Function], bool]
+    record: StepRecord, info: RunInfo, state: State, *, patience: int, asks: Callable[[Activation], bool]
 ) -> Unread:
     """Say which hidden sites aren't judged.
 

@@ -9,9 +9,9 @@ import numpy as np
 from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_cause, fading_remedy
 from lightning_gradwatch.judge.evidence.lost_gradients import lost_cause, lost_of
 from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, blocking_sites, underflow
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Action, Remedy
 from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import listed, percent
@@ -118,7 +118,7 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str,
     if not blocking:
         return None
     cure = Prescription(info)
-    cure.replace(blocking, "LeakyReLU")
+    cure.replace(blocking, "dies")
     if unreached.since > 0:
         cure.slow_down(float("nan"))
     else:
@@ -181,7 +181,7 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     middle = [site for column, site in hidden_sites(info) if signal[column] == 0 and look_up(site.function).flat_middle]
     if middle:
         cure = Prescription(info)
-        cure.replace(middle, "ReLU")
+        cure.replace(middle, "fades")
         cure.initialize()
         cure.deepen()
         functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in middle))
@@ -199,7 +199,7 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
         return None
     share, flat = float(np.fmin.reduce(inactive[columns])), [info.sites[column] for column in columns]
     cure = Prescription(info)
-    cure.replace([site for site in flat if look_up(site.function).steepest < 1], "ReLU")
+    cure.replace([site for site in flat if look_up(site.function).steepest < 1], "fades")
     cure.initialize()
     cure.normalize_inputs()
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in flat))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.wording import listed, number, percent
 
 if TYPE_CHECKING:

@@ -12,18 +12,18 @@ from lightning_gradwatch.judge.evidence.loss_decrease import note_start, wakes_u
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.readings import has_gone, hidden_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import DeadUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.functions import Function
+    from lightning_gradwatch.record.activations import Activation
     from lightning_gradwatch.record.finding import Remedy
 
 _READINGS = 5
@@ -204,7 +204,7 @@ class DeadUnits(Rule):
         )
 
 
-def _can_die(function: Function) -> bool:
+def _can_die(function: Activation) -> bool:
     return function.flat_zero
 
 
@@ -223,7 +223,7 @@ def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
 
 def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
-    cure.replace(sites, "LeakyReLU")
+    cure.replace(sites, "dies")
     if how.thrown:  # the start was good: what the steps have done isn't mended by another one
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()

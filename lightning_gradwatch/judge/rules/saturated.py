@@ -9,19 +9,19 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.readings import has_gone, hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, count_hits, holds, lasting, streaks
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import SaturatedUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.functions import Function
     from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.record.activations import Activation
     from lightning_gradwatch.record.finding import Remedy
 
 _LARGE_FACTOR = 2.0
@@ -117,7 +117,7 @@ class SaturatedUnits(Rule):
         return Sighting(Severity.WARNING, due.names, due.since, int(record.step), value, self.fraction, write)
 
 
-def _can_saturate(function: Function) -> bool:
+def _can_saturate(function: Activation) -> bool:
     return function.saturates
 
 
@@ -140,7 +140,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
     if len(gains):
         gain = float(np.exp(np.mean(np.log(gains))))
         asked = look_up(sites[-1].function).asked_gain
-        method = look_up(sites[-1].function).method
+        method = look_up(sites[-1].function).initialization
         measured = (
             f"what lies before them passes back {number(gain)} of the signal, where {method} gives {number(asked)}"
         )
@@ -161,7 +161,7 @@ def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):
-        cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "ReLU")
+        cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "fades")
     cure.initialize()
     if reason.kind == "inputs":
         cure.normalize_inputs()

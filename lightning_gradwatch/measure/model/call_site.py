@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from lightning_gradwatch.record.activations import registered_classes
+
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
@@ -194,7 +196,9 @@ def mark_outermost(code: CodeType) -> None:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is an activation function by itself, so that its own name says all."""
-    return not module._modules and (not module._parameters or isinstance(module, nn.PReLU))  # noqa: SLF001 - no copies
+    if not module._modules and (not module._parameters or isinstance(module, nn.PReLU)):  # noqa: SLF001 - no copies
+        return True
+    return isinstance(module, registered_classes())
 
 
 def _look(code: CodeType) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
 from lightning_gradwatch.measure.model.names import SiteNames
 from lightning_gradwatch.measure.model.path import Path, Site
+from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.step import Role, SiteInfo
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Roles:
 
     def of(self, site: Site) -> Role:
         """Return the role of a site, once the forward pass is complete."""
-        if site in self._gates or site.function == "glu":
+        if site in self._gates or look_up(site.function).gating == "itself":
             return "gate"
         if self._hidden is None:
             self._hidden = self._find_hidden()

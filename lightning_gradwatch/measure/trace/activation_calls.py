@@ -14,10 +14,11 @@ from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.trace.axes import as_units, first_unit, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
-from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, UNTRAINED, Note, out_of_reach
-from lightning_gradwatch.measure.units.activations import COMPOSITES, OUTER, Call, Inner, Zones, composite
+from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, NO_TENSOR, UNTRAINED, Note, out_of_reach
+from lightning_gradwatch.measure.units.activations import OUTER, Call, composite
 from lightning_gradwatch.measure.units.counting import counter
 from lightning_gradwatch.measure.units.mask import Masks
+from lightning_gradwatch.record.activations import COMPOSITES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.trace.uncovered import Unseen
     from lightning_gradwatch.measure.units.mask import Samples
     from lightning_gradwatch.measure.units.site_stats import Collected, SiteSums
+    from lightning_gradwatch.record.activations import Inner
+    from lightning_gradwatch.record.zones import Zones
 
 
 class Activations:
@@ -188,6 +191,12 @@ class Activations:
             self._connections.called(site, origin, node, turn=turn)
             if site.role is None:
                 self.roles.called(site, node)
+
+    def gives_no_tensor(self, seen: SiteCall) -> None:
+        """Leave out a call that returned something else than one tensor."""
+        self._sites.drop(seen.site)
+        self._collected.sites.pop(seen.site, None)
+        self._unseen.call(locate(self._names, above=4), seen.site.function, NO_TENSOR)
 
     def parameterised(self, output: Tensor, layers: Sequence[Layer]) -> None:
         """Note the output of an operation that takes parameters of some layers."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.measure.units.activations import Comparison, Region
+from lightning_gradwatch.record.zones import Comparison, Region
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

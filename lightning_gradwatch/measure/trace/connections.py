@@ -20,6 +20,7 @@ from lightning_gradwatch.measure.model.autograd_graph import Walk, is_kernel
 from lightning_gradwatch.measure.model.number_sets import EMPTY, among, members, single, union
 from lightning_gradwatch.measure.model.path import FIRST, LOST, UNSEEN
 from lightning_gradwatch.measure.trace.tensor_state import tensors_in
+from lightning_gradwatch.record.activations import function_of_node
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,12 +38,11 @@ _UNSEEN = single(UNSEEN)
 """In a set of sites: an activation function that isn't measured lies between. The sites' own numbers are above."""
 _LOST = union(_UNSEEN, single(LOST))
 """The same, and the graph leads past it, so that what feeds it isn't known."""
-_FUNCTION = re.compile(
-    "^(Celu|Elu|Erf|Gelu|Glu|Hardshrink|Hardsigmoid|Hardswish|Hardtanh|LeakyRelu|LogSigmoid|LogSoftmax|Mish|PreluKernel"
-    "|Relu|RreluWithNoise|Sigmoid|Silu|Softmax|Softplus|Softshrink|Tanh|Threshold|CompiledFunction)Backward[0-9]*$"
-    "|Rnn|Lstm|Gru|ScaledDotProduct"
-)
-"""Names of the nodes that are an activation function's, or hold some."""
+_NUMBER = re.compile("[0-9]+$")
+_OTHERS = frozenset(("ErfBackward", "CompiledFunctionBackward"))
+"""Nodes that are an activation function's inner step, or may hold one."""
+_FUSED = re.compile("Rnn|Lstm|Gru|ScaledDotProduct")
+"""In the names of nodes that hold some."""
 
 
 class _Call(NamedTuple):
@@ -131,7 +131,7 @@ class Connections:
 
     def of_weights(self, node: Node) -> None:
         """Note a node that makes weights of parameters: an activation function there is none that data goes through."""
-        if _hides_a_function(cast("Any", type(node))):
+        if hides_a_function(cast("Any", type(node))):
             self._pass.of_weights.add(node)
 
     def forget(self, node: Node | None) -> None:
@@ -325,7 +325,7 @@ class _SiteWalk(_Finds):
         if self._blind and (isinstance(node, BackwardCFunction) or type(node).__name__ == "CopySlices"):
             self.exits = union(self.exits, found)
             return _LOST
-        if _hides_a_function(cast("Any", type(node))) and node not in self._of_weights:
+        if hides_a_function(cast("Any", type(node))) and node not in self._of_weights:
             return union(found, _UNSEEN)
         return found
 
@@ -371,6 +371,7 @@ class _PathWalk(_Finds):
 
 
 @lru_cache(maxsize=1024)
-def _hides_a_function(kind: Any) -> bool:
+def hides_a_function(kind: Any) -> bool:
     """Whether nodes of a type are, or may hold, an activation function; asked of each node of a walk."""
-    return _FUNCTION.search(kind.__name__) is not None or is_kernel(kind)
+    name = _NUMBER.sub("", kind.__name__)
+    return function_of_node(name) is not None or name in _OTHERS or _FUSED.search(name) is not None or is_kernel(kind)

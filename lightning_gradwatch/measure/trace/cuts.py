@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.model.call_site import inside_function
-from lightning_gradwatch.measure.trace.gates import GATES
+from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.tensor_state import is_in_place
-from lightning_gradwatch.measure.units.activations import Call, Comparison, Region, Zones
+from lightning_gradwatch.measure.units.activations import Call
+from lightning_gradwatch.record.zones import Comparison, Region, Zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 _OPPOSITE: Mapping[Comparison, Comparison] = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
 _LARGEST = 1e3
 """A bound beyond it guards a number format: no unit works there."""
-_ENDS = GATES | {"softmax", "log_softmax", "softmin", "logsigmoid"}
-"""Functions whose output is clamped against the logarithm of 0, or a division by it."""
+_ENDS = frozenset({"softmax", "log_softmax", "softmin", "logsigmoid"})
+"""Functions whose output is clamped against the logarithm of 0, or a division by it, as that of those is that may gate."""
 
 
 def cut(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> Call | str | None:
@@ -58,7 +59,9 @@ def _judged(z: Tensor, tags: Tags) -> bool:
     if not (z.requires_grad and torch.is_grad_enabled()) and inside_function() != "checkpoint":
         return False
     tag = tags.get(z)
-    return tag is None or not (tag.weights_only or (tag.call is not None and tag.call.site.function in _ENDS))
+    return tag is None or not (
+        tag.weights_only or (tag.call is not None and (may_gate(tag.call.site) or tag.call.site.function in _ENDS))
+    )
 
 
 _PIECES = "a function of two pieces that isn't known: its units aren't counted"

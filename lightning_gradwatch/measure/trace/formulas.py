@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.measure.trace.comparisons import plain_number
-from lightning_gradwatch.measure.units.activations import ACTIVATIONS, ISRU, Zones
+from lightning_gradwatch.record.activations import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.signal import Origin
     from lightning_gradwatch.measure.trace.tensor_state import Formula, Tags
     from lightning_gradwatch.record.step import FloatVector
+    from lightning_gradwatch.record.zones import Zones
 
 POINTS: FloatVector = np.array([-2.875, -1.625, -0.75, -0.3125, 0.4375, 1.1875, 2.25])
 """Where a function is looked at: of both signs, in no regular distance."""
@@ -143,9 +144,7 @@ def recognise(formula: Formula) -> Known | None:
     return functions[found[0]] if len(found) else None
 
 
-_ZONES = {
-    row.name: row.judge() for row in ACTIVATIONS if row.name in ("sigmoid", "tanh", "softsign", "silu", "softplus")
-}
+_WRITTEN_OUT = tuple((row, row.formula) for row in ROWS if row.formula is not None)
 
 
 @lru_cache(maxsize=64)
@@ -154,15 +153,7 @@ def _table(factor: float) -> tuple[list[Known], Any]:
     functions, rows = [], []
     for scale in (factor, -factor, factor / 2, -factor / 2):
         u = scale * POINTS
-        sigmoid = 1 / (1 + np.exp(-u))
-        for zones, values in (
-            (_ZONES["sigmoid"], sigmoid),
-            (_ZONES["tanh"], np.tanh(u)),
-            (_ZONES["softsign"], u / (1 + np.abs(u))),
-            (ISRU, u / np.sqrt(1 + u * u)),
-            (_ZONES["silu"], POINTS * sigmoid),
-            (_ZONES["softplus"], np.log1p(np.exp(u))),
-        ):
-            functions.append(Known(zones, scale))
-            rows.append(values)
+        for row, formula in _WRITTEN_OUT:
+            functions.append(Known(row.usual, scale))
+            rows.append(formula(POINTS, u))
     return functions, np.array(rows)

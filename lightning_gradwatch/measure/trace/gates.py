@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.measure.trace.tensor_state import Op
+from lightning_gradwatch.record.activations import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.trace.handwritten import Composite
     from lightning_gradwatch.measure.trace.tensor_state import SiteCall, Tag, Tags
 
-GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "hardtanh", "relu6", "softplus"})
-"""Functions that gate when their output multiplies another tensor.
-
-Softplus makes a positive scale, as the step of a state space model, which starts near 0, on the flat side.
-"""
-_SUMMED = frozenset({"sigmoid", "hardsigmoid"})
-"""Those that gate where the products are added up over their units too, as in sigmoid attention; of the others the output is
-more likely a feature, whose products with another one's make a similarity."""
 _DIVISIONS = frozenset(
     ["div", "true_divide", "divide", "div_", "divide_", "__truediv__", "__itruediv__", "__rtruediv__", "__div__"]
 )
@@ -57,12 +50,16 @@ class _Made(NamedTuple):
 
 def may_gate(site: Site) -> bool:
     """Whether a site computes a function that gates."""
-    return site.function in GATES
+    return _gates(site.function)
+
+
+def _gates(function: str) -> bool:
+    return look_up(function).gating not in ("never", "itself")
 
 
 def of_hand_written(done: Composite) -> tuple[SiteCall, ...]:
     """Return the call whose output may gate, as of what a hand-written function has made of it."""
-    return (done.call,) if done.call is not None and done.function in GATES else ()
+    return (done.call,) if done.call is not None and _gates(done.function) else ()
 
 
 def follow(
@@ -99,7 +96,7 @@ def follow(
             and (
                 _learns(arguments[other], other, result)
                 or not torch.is_grad_enabled()
-                or call.site.function == "softplus"  # data, too: a positive scale is meant to start small
+                or look_up(call.site.function).gating == "scales"
             )
             for other in others[place]
         )
@@ -130,7 +127,7 @@ def _multiplies(op: Op, name: str, pair: tuple[int, int], arguments: Sequence[Te
     place, other = pair
     if name in _SUMMING:
         each = made.shape == arguments[place].shape == arguments[other].shape
-        return made.function in _SUMMED or (name == "einsum" and each)
+        return look_up(made.function).gating == "sums" or (name == "einsum" and each)
     return (
         op is Op.MULTIPLY
         or name in _PRODUCTS

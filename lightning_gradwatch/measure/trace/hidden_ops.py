@@ -21,7 +21,7 @@ from lightning_gradwatch.measure.trace.identify import is_activation
 from lightning_gradwatch.measure.trace.tensor_state import Op, classify, tensors_in
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Unseen
-from lightning_gradwatch.measure.units.activations import ACTIVATIONS
+from lightning_gradwatch.record.activations import function_of_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -37,11 +37,6 @@ _TORCHS_OWN = "builtins"
 """The module of the nodes that torch makes in C++."""
 _COMPILED_NODE = "CompiledFunctionBackward"
 _SCRIPTED = "DifferentiableGraphBackward"
-_NODES = {f"{row.name.replace('_', '')}backward": row.name for row in ACTIVATIONS} | {
-    "prelukernelbackward": "prelu",
-    "rreluwithnoisebackward": "rrelu",
-}
-"""Activation functions by their node's name, in small letters and without its number."""
 _NUMBER = re.compile(r"[0-9]+$")
 
 
@@ -78,11 +73,11 @@ class Audit:
                 self._note_compiled(node)
             elif name.endswith(_SCRIPTED):
                 outside.append("…")
-            elif is_foreign(kind):
+            elif is_foreign(kind) and not self._is_inside_activation(node):
                 foreign = foreign_name(node)
                 own = isinstance(node, BackwardCFunction) and not kind.__name__.startswith(GENERATED)
                 self._unseen.note((OUTSIDE, foreign), Note(foreign, _CUSTOM if own else _KERNEL, 0))
-            elif (function := _NODES.get(_NUMBER.sub("", name).lower())) is not None:
+            elif (function := function_of_node(_NUMBER.sub("", name))) is not None:
                 maker = self._maker(node, shared)
                 if maker is None:
                     if not self._claims(node, claimed):
@@ -97,6 +92,11 @@ class Audit:
                 f"made out of sight of torch's calls, by a scripted function, a C++ extension or another thread: {what}"
             )
             self._unseen.note(OUTSIDE, Note("", reason, len(outside)))
+
+    def _is_inside_activation(self, node: Node) -> bool:
+        """Whether a node was made in a call of an activation function, as of one of the user's own."""
+        maker = self._maker(node)
+        return maker is not None and maker[0] is not None and is_activation(maker[0])
 
     def _claims(self, node: Node, claimed: set[int]) -> bool:
         """Whether a call of an activation function was seen when a node's number was given, and no other node is taken for its."""
@@ -168,10 +168,10 @@ class AuditedTracer(Tracer):
         super().pause()
         self._paused_at = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
 
-    def resume(self) -> None:
-        """Look again."""
-        super().resume()
-        self._note(self._paused_at, None)
+    def resume(self, by: Callable[..., Any] | None = None) -> None:
+        """Look again; what is made meanwhile is that function's."""
+        super().resume(by)
+        self._note(self._paused_at, by)
 
     def _note(self, start: int, func: Callable[..., Any] | None) -> None:
         try:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_gradwatch.measure.units.activations import ACTIVATIONS, PLAIN, Activation, Call, Zones
+from lightning_gradwatch.measure.units.activations import Call
+from lightning_gradwatch.record.activations import ROWS, Activation, look_up, registered
+from lightning_gradwatch.record.zones import Zones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +37,7 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     except TypeError:  # an unhashable callable
         return None
     z = args[0] if args else kwargs.get("input") if kwargs else None
-    if not isinstance(z, Tensor) or z.dtype not in _DTYPES:
+    if not isinstance(z, Tensor) or z.dtype not in FLOATS:
         return None
     if spelling.plain is not None and len(args) == 1 and (not kwargs or kwargs.keys() <= _IN_PLACE_ONLY):
         # The usual call, all parameters at their defaults: no dictionaries to build.
@@ -44,7 +46,7 @@ def identify(func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     if kwargs:
         given.update(kwargs)
     key = tuple((name, _plain(given[name])) for name in spelling.wanted if name in given)
-    zones = _zones(spelling.activation, key)
+    zones = _zones(spelling.activation.name, key)
     if (dim := zones.gate_dim) is not None and not (-z.dim() <= dim < z.dim() and z.shape[dim] % 2 == 0):
         return None  # torch itself is about to refuse it
     return Call(zones, z, spelling.in_place or bool(_plain(given.get("inplace"))) or given.get("out") is not None)
@@ -56,7 +58,7 @@ def is_activation(func: object) -> bool:
         spelling = _SPELLINGS.get(func)
     except TypeError:  # an unhashable callable
         return False
-    return spelling is not None and spelling.activation not in PLAIN
+    return spelling is not None and not spelling.activation.supposed
 
 
 class _Spelling(NamedTuple):
@@ -67,11 +69,11 @@ class _Spelling(NamedTuple):
     """Names of those that the zones depend on."""
     in_place: bool
     plain: Zones | None
-    """The zones of a call without parameters; None where there must be some, or z decides too (GLU)."""
+    """The zones of a call without parameters; None where z decides too (GLU)."""
 
 
 _IN_PLACE_ONLY = frozenset(("inplace",))
-_DTYPES = frozenset(
+FLOATS = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128)
 )
 
@@ -88,30 +90,22 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _zones(activation: Activation, key: tuple[tuple[str, Any], ...]) -> Zones:
+def _zones(name: str, key: tuple[tuple[str, Any], ...]) -> Zones:
     given = dict(key)
     if None not in given.values():
         try:
-            return activation.judge(**given)
+            return look_up(name).judge(**given)
         except (ArithmeticError, TypeError, ValueError):  # torch itself is about to refuse it
             pass
-    return Zones(activation.name, fractions=False)
-
-
-def _zones_by_default(row: Activation) -> Zones | None:
-    try:
-        zones = row.judge()
-    except TypeError:  # Threshold has no default
-        return None
-    return zones if zones.gate_dim is None else None
+    return Zones(name, fractions=False)
 
 
 def _find_spellings() -> dict[object, _Spelling]:
     spellings: dict[object, _Spelling] = {}
     spaces = (functional, torch, torch.Tensor, torch.special, torch._C._nn)  # noqa: SLF001 - F.silu and others end there
-    for row in (*ACTIVATIONS, *PLAIN):
+    for row in ROWS:
         wanted = _parameters(row.judge)
-        plain = _zones_by_default(row)
+        plain = row.usual if row.usual.gate_dim is None else None
         for name, space, suffix in itertools.product((row.name, *row.aliases), spaces, ("", "_")):
             found = getattr(space, name + suffix, None)
             if found is not None:
@@ -122,3 +116,30 @@ def _find_spellings() -> dict[object, _Spelling]:
 
 
 _SPELLINGS = _find_spellings()
+
+
+def _spelled(row: Activation) -> list[Any]:
+    """Return the user's functions of a row, of an operator of the dispatcher each of its overloads, too."""
+    packets = [each for each in row.functions if isinstance(each, torch._ops.OpOverloadPacket)]  # noqa: SLF001 - it has no public name
+    return [*row.functions, *(getattr(packet, name) for packet in packets for name in packet.overloads())]  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+_learnt: list[tuple[Activation, ...]] = [()]
+
+
+def learn() -> frozenset[Any]:
+    """Learn the functions of the user's own; return those that are spelled otherwise since this was called last.
+
+    Calls of what isn't torch's own don't come to `identify`; who sees them asks `is_activation`.
+    """
+    rows = registered()
+    if rows == _learnt[0]:
+        return frozenset()
+    changed = {function for row in (*_learnt[0], *rows) for function in _spelled(row)}
+    for function in changed:
+        _SPELLINGS.pop(function, None)
+    for row in rows:
+        _SPELLINGS.update(dict.fromkeys(_spelled(row), _Spelling(row, (), (), in_place=False, plain=row.usual)))
+    _learnt[0] = rows
+    _zones.cache_clear()
+    return frozenset(changed)

@@ -24,6 +24,7 @@ from lightning_gradwatch.measure.trace.identify import is_activation
 from lightning_gradwatch.measure.trace.tensor_state import tensors_in
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.unobserved import is_traced, unobserved
+from lightning_gradwatch.record.activations import Activation, look_up
 from lightning_gradwatch.record.step import LostGradient
 
 if TYPE_CHECKING:
@@ -208,9 +209,11 @@ class Trail:
     def called(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Note a torch call that has just ended."""
         name = _name_of(func)
-        if name in _BY_SHAPE:
-            return
-        arguments = (*args, *kwargs.values())
+        if name not in _BY_SHAPE:
+            self.ran(name, (*args, *kwargs.values()), result)
+
+    def ran(self, name: str, arguments: Sequence[Any], result: Any) -> None:
+        """Note a call, by the name of its function, that has just ended."""
         tensors = tensors_in(arguments)
         made = (
             [result] if isinstance(result, Tensor) else tensors_in(result) if isinstance(result, (list, tuple)) else []
@@ -517,10 +520,23 @@ class TrailedTracer(Tracer):
             self._trail.called(func, args, kwargs or {}, result)
         return result
 
+    def run_own(
+        self, row: Activation, function: Callable[..., Any], run: Callable[[], Any], arguments: Sequence[Any]
+    ) -> Any:
+        """Run an activation function of the user's own, as `Tracer` does."""
+        result = super().run_own(row, function, run, arguments)
+        if torch.compiler.is_compiling() or not self.recording or not self._faults.on("signal") or is_traced():
+            return result
+        with self._faults.guard("signal"), unobserved():
+            self._trail.ran(row.name, arguments, result)
+        return result
+
 
 def is_activation_name(name: str) -> bool:
     """Whether a function of that name is an activation function."""
-    return any(is_activation(found) for space in (torch.nn.functional, torch) if (found := getattr(space, name, None)))
+    return bool(look_up(name).functions) or any(
+        is_activation(found) for space in (torch.nn.functional, torch) if (found := getattr(space, name, None))
+    )
 
 
 def _name_of(func: Callable[..., Any]) -> str:

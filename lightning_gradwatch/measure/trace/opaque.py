@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.measure.patches import Patch
 from lightning_gradwatch.measure.trace.compiled import is_compiled
+from lightning_gradwatch.measure.trace.own_functions import not_watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,11 +78,13 @@ def _replace(module: nn.Module, name: str, tracer: Tracer) -> Patch:
     def around(original: Callable[..., Any]) -> Callable[..., Any]:
         def aside(*args: Any, **kwargs: Any) -> Any:
             if not tracer.recording:
-                return original(*args, **kwargs)
+                with not_watching():
+                    return original(*args, **kwargs)
             with tracer.harmless:
                 tracer.pause()
             try:
-                return original(*args, **kwargs)
+                with not_watching():
+                    return original(*args, **kwargs)
             finally:
                 with tracer.harmless:
                     tracer.resume()

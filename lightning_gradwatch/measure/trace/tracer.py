@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from lightning_gradwatch.measure.trace.axis_propagation import Compared, Flow
 from lightning_gradwatch.measure.trace.comparisons import bound_of
 from lightning_gradwatch.measure.trace.cuts import cut
-from lightning_gradwatch.measure.trace.identify import identify
+from lightning_gradwatch.measure.trace.identify import FLOATS, identify, is_activation
 from lightning_gradwatch.measure.trace.manual_gradients import UNSCALES, changes_gradients, clipped_by
 from lightning_gradwatch.measure.trace.tensor_state import (
     Op,
@@ -28,7 +28,7 @@ from lightning_gradwatch.measure.trace.tensor_state import (
     operands_of,
     tensors_in,
 )
-from lightning_gradwatch.measure.units.activations import ERF
+from lightning_gradwatch.measure.units.activations import ERF, Call
 from lightning_gradwatch.measure.unobserved import (
     dispatch_modes,
     function_modes,
@@ -38,14 +38,14 @@ from lightning_gradwatch.measure.unobserved import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.trace.activation_calls import Activations
     from lightning_gradwatch.measure.trace.tensor_state import SiteCall
-    from lightning_gradwatch.measure.units.activations import Call
+    from lightning_gradwatch.record.activations import Activation
 
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
@@ -122,13 +122,60 @@ class Tracer(TorchFunctionMode):
             self._on_stack = False
             self.__exit__(None, None, None)
 
+    def run_own(
+        self, row: Activation, function: Callable[..., Any], run: Callable[[], Any], arguments: Sequence[Any]
+    ) -> Any:
+        """Run an activation function of the user's own: one call, inside of which nothing is looked at.
+
+        Args:
+            row: What is known of it.
+            function: As it was registered.
+            run: Calls it.
+            arguments: What it is called with; of a module its parameters, too.
+        """
+        z = next((each for each in arguments if isinstance(each, Tensor)), None)
+        if z is None or torch.compiler.is_compiling() or is_traced() or not self._faults.on("activations"):
+            return run()
+        seen: SiteCall | None = None
+        is_data, version = False, 0
+        with self.harmless, unobserved():
+            call = Call(row.usual, z, in_place=False)
+            is_data = z.dtype in FLOATS and self._is_activation(call)
+            if is_data:
+                self._used = self._flow.use(arguments)
+                seen = self._activations.before(call)
+                version = _version(z)
+        if not is_data:
+            return run()
+        with self.harmless:
+            self.pause()
+        try:
+            result = run()
+        finally:
+            with self.harmless:
+                self.resume(function)
+        if seen is not None:
+            with self.harmless, unobserved():
+                seen.in_place = _version(z) != version
+                self._after_own(seen, result)
+        return result
+
+    def _after_own(self, seen: SiteCall, result: Any) -> None:
+        if not isinstance(result, Tensor):
+            self._activations.gives_no_tensor(seen)
+            return
+        self._activations.after(seen, result)
+        if self._used:  # an activation function and a layer in one
+            self._activations.parameterised(result, self._used)
+
     @property
     def watches_here(self) -> bool:
         """Whether it watches the calls of this thread now: its mode is on the stack of the thread that began it."""
         return self.recording and self._thread == get_ident()
 
-    def resume(self) -> None:
-        """Look again after `pause`."""
+    def resume(self, by: Callable[..., Any] | None = None) -> None:
+        """Look again after `pause`, for the sake of a function of the user's own where one is given."""
+        del by  # an audit asks for it
         if not self._on_stack:
             self.start()
         self.recording = True
@@ -264,11 +311,22 @@ def _makes_graph(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return bool(args[4] if len(args) > 4 else kwargs.get("create_graph"))
 
 
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 where torch doesn't count that."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - it has no public name
+
+
+def forget(functions: Collection[Callable[..., Any]]) -> None:
+    """Look anew what functions do that weren't known as what they are."""
+    for function in functions:
+        _ops.pop(function, None)
+
+
 def _op(func: Callable[..., Any]) -> Op:
     try:
         op = _ops.get(func)
         if op is None:
-            op = _ops[func] = Op.ERF if func in ERF else classify(func)
+            op = _ops[func] = Op.ERF if func in ERF else Op.KEEP if is_activation(func) else classify(func)
             if op in _VALUES and is_in_place(func):
                 _in_place.add(func)
             if changes_gradients(func):

@@ -49,6 +49,7 @@ _UNMASKED = "all of its positions count: its shape isn't the mask's"
 BY_GRAD = (
     "gradients are taken by torch.autograd.grad, so neither the loss nor a signal is measured; call loss.backward()"
 )
+NO_TENSOR = "it returns something else than one tensor: it isn't measured"
 NOT_PASSED = "no backward pass goes through it"
 
 

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.record.zones import Region
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lightning_gradwatch.measure.units.activations import Region, Zones
+    from lightning_gradwatch.record.zones import Zones
 
 _COMPARE: Mapping[str, Callable[..., Tensor]] = {"<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
+_IN_PLACE = frozenset(_COMPARE.values())
+"""Those that may write into their argument."""
 _BLOCK = 1 << 20
 """Entries a block: enough to be worth a call to each operation, few enough to be made of memory that is there."""
 _LARGE = 1 << 17
@@ -55,9 +59,11 @@ class Counter:
         """Which of the regions add up to the inactive observations; empty where the function can't be inactive."""
         self.saturated = tuple(regions.index(region) for region in saturated)
         """Those of the saturated ones; empty where it isn't applicable."""
+        self.either = tuple(dict.fromkeys((*self.inactive, *self.saturated)))
+        """Those of the observations that are one of them."""
         # Compared with a tensor, as torch would make one of a number each time; one without axes is for any device.
         self._regions = [
-            (_COMPARE[region.comparison], torch.tensor(_in_dtype(region, dtype), dtype=dtype), region.absolute)
+            (_comparison(region, dtype), torch.tensor(_in_dtype(region, dtype), dtype=dtype), region.absolute)
             for region in regions
         ]
         self._gate_dim = zones.gate_dim
@@ -121,7 +127,7 @@ class Counter:
         counts = []
         for left, (compare, bound, absolute) in zip(range(self.regions - 1, -1, -1), self._regions, strict=True):
             # Into its own dtype, which is vectorised, and in place where it isn't needed any more.
-            inside = stack if left == 0 else torch.empty_like(stack)
+            inside = stack if left == 0 and compare in _IN_PLACE else torch.empty_like(stack)
             compare(torch.abs(stack, out=inside) if absolute else stack, bound, out=inside)
             counts.append(inside.sum(others, dtype=torch.float32) if others else inside.to(torch.float32, copy=True))
         return counts
@@ -189,6 +195,19 @@ def _add_up(marks: Tensor, units: int) -> Tensor:
 
 def _add_up_rows(sums: Tensor, units: int) -> Tensor:
     return sums.view(len(sums), units, -1).sum((0, 2), dtype=torch.int32)
+
+
+def _comparison(region: Region, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Return what compares with the bound of a region, and with its lower one where it has one."""
+    if region.lower == -math.inf:
+        return _COMPARE[region.comparison]
+    low, high = _in_dtype(Region(">=", region.lower), dtype), _in_dtype(region, dtype)
+
+    def between(z: Tensor, _: Tensor, *, out: Tensor | None = None) -> Tensor:
+        # What a clamp leaves as it is lies between, and NaN isn't equal to itself.
+        return torch.eq(torch.clamp(z, low, high, out=out), z, out=out)
+
+    return between
 
 
 @lru_cache(maxsize=1024)

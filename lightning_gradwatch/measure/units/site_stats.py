@@ -185,8 +185,7 @@ class SiteSums:
 
     def either(self) -> list[Slot]:
         """Return where the counts are of the step's observations that are inactive or saturated."""
-        # Where a function has both, its saturated regions are inactive too.
-        return [slots[place] for counter, slots in self.counts for place in counter.inactive or counter.saturated]
+        return [slots[place] for counter, slots in self.counts for place in counter.either]
 
     def loops(self, chains: Sequence[Sequence[int]]) -> list[list[Slot]]:
         """Return ‖δ‖ of the calls of each chain of them that has several, the first call first.

@@ -8,10 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from lightning_gradwatch.judge.functions import look_up
 from lightning_gradwatch.judge.rules.dead import DeadUnits
 from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
-from lightning_gradwatch.measure.units.activations import ACTIVATIONS
 from lightning_gradwatch.record.finding import DeadUnitsWarning, SaturatedUnitsWarning, Severity
 
 
@@ -168,14 +166,6 @@ def with_fills(runs, rule, fills, *, functions=None, start=10):
         record = runs.measure(info, step, **{metric: np.where(row < 1, np.nan, 0.0)})
         records.append(dataclasses.replace(record, window_fill=row))
     return runs.feed(rule, records, info).evaluator.unjudged.get(rule.code, "")
-
-
-@pytest.mark.parametrize("row", ACTIVATIONS, ids=lambda row: row.name)
-def test_what_the_rules_know_of_a_function_is_what_is_measured_of_it(row):
-    zones = row.judge(*((0.0, 0.0) if row.name == "threshold" else ()))
-    known = look_up(row.name)
-    assert known.flat_zero is bool(zones.inactive)
-    assert known.saturates is (zones.saturated is not None) or not zones.fractions
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)

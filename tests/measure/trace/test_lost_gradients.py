@@ -382,7 +382,7 @@ class TestTheLine:
             return net.b(net.a(torch.ones(4, 8)).detach()).sum()
 
         info = train(pair(None), loss).info
-        assert info.layers[0].lost.lines == (f"loss (test_trail.py:{line_after('cut here')})",)
+        assert info.layers[0].lost.lines == (f"loss (test_lost_gradients.py:{line_after('cut here')})",)
 
     def test_of_each_call_that_cuts_a_way_to_a_loss(self):
         """As in a GAN, one of which is meant: the discriminator's."""
@@ -397,7 +397,7 @@ class TestTheLine:
 
         info = train(pair(None), losses).info
         numbers = [line_after("its own"), line_after("by mistake")]
-        assert info.layers[0].lost.lines == tuple(f"losses (test_trail.py:{number})" for number in numbers)
+        assert info.layers[0].lost.lines == tuple(f"losses (test_lost_gradients.py:{number})" for number in numbers)
 
     def test_isnt_that_of_a_module_whose_code_is_torchs(self):
         net = nn.Sequential(linear(8, 1), nn.Softmax(dim=-1), linear(1, 8))

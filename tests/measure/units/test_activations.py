@@ -10,8 +10,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_gradwatch.measure.trace.identify import identify
-from lightning_gradwatch.measure.units import activations
-from lightning_gradwatch.measure.units.activations import COMPOSITES, composite
+from lightning_gradwatch.measure.units.activations import composite
+from lightning_gradwatch.record import activations
+from lightning_gradwatch.record.activations import COMPOSITES
 
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 # |z| <= 5 densely and farther out; the kinks of every parametrisation below, and the numbers next to them.
