@@ -34,6 +34,8 @@ _HOMES = {
     "OversizedUpdate": "judge.rules.oversized",
     "Initialization": "judge.rules.initialization",
     "Finding": "record.finding",
+    "Cause": "record.finding",
+    "CauseKind": "record.finding",
     "Remedy": "record.finding",
     "Severity": "record.finding",
     "GradWatchError": "record.finding",
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.run import evaluate as evaluate
     from lightning_gradwatch.judge.run import read_run as read_run
     from lightning_gradwatch.measure.probe import Probe as Probe
+    from lightning_gradwatch.record.finding import Cause as Cause
+    from lightning_gradwatch.record.finding import CauseKind as CauseKind
     from lightning_gradwatch.record.finding import DeadUnitsWarning as DeadUnitsWarning
     from lightning_gradwatch.record.finding import ExplodingGradientWarning as ExplodingGradientWarning
     from lightning_gradwatch.record.finding import Finding as Finding

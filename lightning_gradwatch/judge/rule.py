@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-from lightning_gradwatch.record.finding import Finding, GradWatchWarning, Remedy, Severity
+from lightning_gradwatch.record.finding import Cause, Finding, GradWatchWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 
@@ -26,12 +26,23 @@ _MOST_COUNTED = 2**53
 """Up to here a float counts without gaps."""
 
 
+class Explanation(NamedTuple):
+    """Why something is so, in a sentence and as data, and what to do about it."""
+
+    cause: str
+    remedy: Remedy
+    causes: tuple[Cause, ...]
+    """What the sentence says, the first of it first."""
+
+
 class Sentences(NamedTuple):
-    """What a finding says in words."""
+    """What a finding says in words, and its causes as data."""
 
     cause: str
     remedy: Remedy
     message: str
+    causes: tuple[Cause, ...] = ()
+    """As in `Explanation`; none: not known."""
 
 
 class Sighting(NamedTuple):

@@ -102,6 +102,7 @@ def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
             "fails": verdict.fails(finding),
             "consequenceOf": finding.consequence_of,
             "healedStep": finding.healed_step,
+            "causeKind": finding.cause_kind.value,
         }
         if verdict.comparison is not None and not verdict.comparison.failure:
             result["baselineState"] = _state(verdict, finding)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
 from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import number, percent
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class Drift(NamedTuple):
     def thrown(self) -> bool:
         """Whether steps that were too large are the likely cause."""
         return self.later or self.oversized
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What made the steps too large."""
+        return (
+            Cause(CauseKind.UNSCALED_TARGETS if self.oversized and self.unscaled else CauseKind.HIGH_LEARNING_RATE),
+        )
 
     def sentence(self) -> str:
         """Say so."""

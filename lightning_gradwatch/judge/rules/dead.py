@@ -17,7 +17,7 @@ from lightning_gradwatch.judge.readings import has_gone, hidden_values, why_no_f
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
-from lightning_gradwatch.record.finding import DeadUnitsWarning, Severity
+from lightning_gradwatch.record.finding import Cause, CauseKind, DeadUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, percent
@@ -179,6 +179,7 @@ class DeadUnits(Rule):
             return Sentences(
                 cause=_cause(value, sites, how),
                 remedy=_remedy(info, sites, how),
+                causes=how.causes if how.thrown else (Cause(CauseKind.UNSUITED_START),),
                 message=self._message(worst, value, due.names(), trend),
             )
 

@@ -14,6 +14,7 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
     log_passed,
     read_start,
     starting_cause,
+    starting_causes,
     starting_remedy,
 )
 from lightning_gradwatch.judge.readings import hidden_values
@@ -138,6 +139,7 @@ def _sentences(record: StepRecord, info: RunInfo, depth: Depth, start: Start, li
     side = "below" if depth.gain < 1 else "above"
     return Sentences(
         cause=starting_cause(start, sites, depth.gain) + gains_sentence(record, info, depth),
+        causes=starting_causes(depth.gain),
         remedy=starting_remedy(info, sites),
         message=f"{seen}. Reported {side} {number(limit)}.",
     )

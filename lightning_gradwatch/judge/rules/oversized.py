@@ -15,7 +15,7 @@ from lightning_gradwatch.judge.readings import layer_values, of_full_weights
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import count_hits, lasting, streaks
-from lightning_gradwatch.record.finding import Action, OversizedUpdateWarning, Remedy, Severity
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number
@@ -208,12 +208,13 @@ class OversizedUpdate(Rule):
     def _sentences(self, info: RunInfo, seen: _Seen) -> Sentences:
         rates = ", ".join(map(number, seen.rates))
         if seen.unscaled:
-            cause, remedy = (
+            kind, cause, remedy = (
+                CauseKind.UNSCALED_TARGETS,
                 f"The loss is so large that steps in proportion to it are too: it {WHY_HUGE}.",
                 SCALE_TARGETS,
             )
         else:
-            of, others = "", ""
+            kind, of, others = CauseKind.HIGH_LEARNING_RATE, "", ""
             if seen.other_rates:
                 of = f" of {listed(seen.names)}"
                 others = f" (that of the other layers, {', '.join(map(number, seen.other_rates))}, can stay)"
@@ -229,6 +230,7 @@ class OversizedUpdate(Rule):
         others = f" Above the threshold: {listed(seen.names)}." if len(seen.names) > 1 else ""
         return Sentences(
             cause=cause,
+            causes=(Cause(kind),),
             remedy=remedy,
             message=(
                 f"A step changes {seen.worst} by {number(seen.value)} of itself. Reported above {number(self.ratio)}, "

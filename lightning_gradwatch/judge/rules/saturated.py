@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from lightning_gradwatch.judge.readings import has_gone, hidden_sites, hidden_va
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, count_hits, holds, lasting, streaks
-from lightning_gradwatch.record.finding import SaturatedUnitsWarning, Severity
+from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number, percent
@@ -108,6 +108,7 @@ class SaturatedUnits(Rule):
             return Sentences(
                 cause=reason.sentence,
                 remedy=_remedy(info, where, reason, how),
+                causes=reason.causes,
                 message=(
                     f"{percent(value)} of the units of {worst} are saturated: on a flat outer side in at least "
                     f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
@@ -124,7 +125,7 @@ def _can_saturate(function: Function) -> bool:
 class _Reason(NamedTuple):
     """Why the inputs of some units lie far outside."""
 
-    kind: Literal["weights", "rate", "inputs", "biases"]
+    causes: tuple[Cause, ...]
     sentence: str
 
 
@@ -133,7 +134,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
     outside = f"The inputs of these {functions} units lie far outside, where the function is flat"
     if how.thrown:
-        return _Reason("rate", f"{outside}. {how.sentence()}")
+        return _Reason(how.causes, f"{outside}. {how.sentence()}")
     gains = site_values(record, info, "weight_gain")[due]
     gains = gains[np.isfinite(gains) & (gains > 0)]
     at_first = bool(due[list(info.site_paths.firsts)].any())
@@ -145,25 +146,28 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
             f"what lies before them passes back {number(gain)} of the signal, where {method} gives {number(asked)}"
         )
         if gain >= _LARGE_FACTOR * asked:
-            return _Reason("weights", f"{outside}: the weights are too large, {measured}.")
+            return _Reason((Cause(CauseKind.LARGE_WEIGHTS),), f"{outside}: the weights are too large, {measured}.")
         if not at_first:
-            return _Reason("biases", f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are.")
+            return _Reason(
+                (Cause(CauseKind.FAR_BIASES),),
+                f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are.",
+            )
     return _Reason(
-        "inputs" if at_first else "biases",
+        (Cause(CauseKind.UNSUITED_START), *([Cause(CauseKind.UNSCALED_INPUTS)] if at_first else [])),
         f"{outside}: inputs that aren't scaled, weights that start too large, or biases far from 0.",
     )
 
 
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
-    if reason.kind == "rate":  # the start was good: what the steps have done isn't mended by another one
+    if how.thrown:  # the start was good: what the steps have done isn't mended by another one
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):
         cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "ReLU")
     cure.initialize()
-    if reason.kind == "inputs":
+    if Cause(CauseKind.UNSCALED_INPUTS) in reason.causes:
         cure.normalize_inputs()
     cure.deepen()
     return cure.remedy()

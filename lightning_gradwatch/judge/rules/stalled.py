@@ -195,8 +195,10 @@ class StalledUpdate(Rule):
         trend = _trend(record, info, state)
 
         def write() -> Sentences:
-            cause, remedy = why_slow_pace(pace, spelled_rates(record))
-            return Sentences(cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}")
+            cause, remedy, causes = why_slow_pace(pace, spelled_rates(record))
+            return Sentences(
+                cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}", causes
+            )
 
         return Verdict(
             {
@@ -227,13 +229,13 @@ class StalledUpdate(Rule):
         def write() -> Sentences:
             worst = int(np.argmin(np.where(where, reading.ratios, np.inf)))
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
-            cause, remedy = why_behind(record, info, worst, best)
+            cause, remedy, causes = why_behind(record, info, worst, best)
             message = (
                 f"A step changes {info.layers[worst].name} by {number(value)} of itself, and {info.layers[best].name} by "
                 f"{number(reading.top)}. Stalled: {listed(due.names())}. Reported below {number(self.ratio)} where another layer's "
                 f"is {number(self.spread)} times higher. {trend.sentence(self.loss_fall)}"
             )
-            return Sentences(cause, remedy, message)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
@@ -248,8 +250,8 @@ class StalledUpdate(Rule):
                 f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names())}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
-            cause, remedy = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
-            return Sentences(cause, remedy, message)
+            cause, remedy, causes = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.judge.evidence.lost_gradients import MEANT, reason
+from lightning_gradwatch.judge.evidence.lost_gradients import may_be_meant, reason
 from lightning_gradwatch.judge.evidence.zero_gradients import Unreached, may_be_chance, unreached_cause
 from lightning_gradwatch.judge.readings import has_gone
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
@@ -146,15 +146,15 @@ class UnreachedLayer(Rule):
         form = _SEEN[_ZERO] if (state == LayerState.ZERO).all() else _SEEN[_NONE]
         if root.reason == _UNUSED or len(set(state[_LACKING[state]].tolist())) > 1:
             form = _NEITHER
-        meant = root.reason == _UNUSED or (root.reason.partition("|")[0] in MEANT and reached)
+        meant = root.reason == _UNUSED or (may_be_meant(root.reason) and reached)
 
         def write() -> Sentences:
             names = root.members.names()
             unreached = Unreached(root.reason, names, since, everything=not reached)
-            cause, remedy = unreached_cause(unreached, record, info)
+            cause, remedy, causes = unreached_cause(unreached, record, info)
             seen = form.format(layers=listed(names))
             message = f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on."
-            return Sentences(cause, remedy, message)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             severity=Severity.INFO if meant or unsure else Severity.ERROR,

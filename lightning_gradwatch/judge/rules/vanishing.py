@@ -6,25 +6,29 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_cause, fading_remedy
+from lightning_gradwatch.judge.evidence.attenuation import diagnose, explain_fading
 from lightning_gradwatch.judge.evidence.depth import Depth, read_depths
-from lightning_gradwatch.judge.evidence.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
+from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_message, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
 from lightning_gradwatch.judge.evidence.onset import Drift, note_update
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
 from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.record.finding import Action, Remedy, Severity, VanishingGradientWarning
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.record.finding import (
+    Action,
+    Cause,
+    CauseKind,
+    Remedy,
+    Severity,
+    VanishingGradientWarning,
+)
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import counted, number
-
-if TYPE_CHECKING:
-    pass
 
 _READINGS = 5
 _ERROR_FACTOR = 100
@@ -33,6 +37,8 @@ _LAX_RATIO = 1e-4
 _MOST = 1e100
 _HARMED = 2.0
 """Loss over that at the start from which the steps have done harm."""
+_WHATEVER_THE_STEPS = {CauseKind.SMALL_SLOPE, CauseKind.DEAD_LAYER}
+"""What takes the signal away however the weights were changed."""
 
 
 class _Signal(NamedTuple):
@@ -188,12 +194,13 @@ class VanishingGradient(Rule):
         def write() -> Sentences:
             found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
             ended = underflow(record, info) if signal.attenuation == 0 else None
-            cause, remedy = fading_cause(found), fading_remedy(info, found)
-            if steps is not None and not any(blame.kind in {"bound", "blocked"} for blame in found.blamed):
-                cause, remedy = steps.cause, steps.remedy(info)
+            why = explain_fading(info, found)
+            if steps is not None and not any(blame.kind in _WHATEVER_THE_STEPS for blame in found.blamed):
+                why = Explanation(steps.cause, steps.remedy(info), steps.how.causes)
             return Sentences(
-                cause=" ".join([cause, *([ended.sentence()] if ended else [])]),
-                remedy=remedy,
+                cause=" ".join([why.cause, *([ended.sentence()] if ended else [])]),
+                remedy=why.remedy,
+                causes=(*why.causes, *([Cause(CauseKind.UNDERFLOW)] if ended else [])),
                 message=self._message(info, signal, threshold, trend),
             )
 
@@ -236,7 +243,8 @@ class VanishingGradient(Rule):
 
         def write() -> Sentences:
             message = f"{loop_message(worst, threshold, self.loop_gain)} {trend.sentence(self.loss_fall)}"
-            return Sentences(loop_cause(worst), loop_remedy(info, worst), message)
+            cause, remedy, causes = explain_loop(info, worst)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
