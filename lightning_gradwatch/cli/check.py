@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.cli.confirm import confirm
-from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES
+from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES, label_of
 from lightning_gradwatch.judge.compare import compare_runs
 from lightning_gradwatch.judge.evaluator import replay
 from lightning_gradwatch.judge.root_causes import relate
@@ -110,7 +110,7 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict
         problems=(*(str(problem) for problem in run.problems), *judged.notes, *told.notes),
         failure=told.failure or (judged.failure if rules_needed else ""),
         fail_on=settings.fail_on,
-        rules={label(rule.code): rule.settings() for rule in judged.rules},
+        rules={rule.code: rule.settings() for rule in judged.rules},
         counts=_counts(run),
         ignored=judged.ignored,
         comparison=comparison,
@@ -118,11 +118,6 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict
     if comparison is not None and comparison.failure and not verdict.failure:
         verdict = replace(verdict, failure=comparison.failure)
     return replace(verdict, exit_code=_exit_code(verdict))
-
-
-def label(code: str) -> str:
-    """Return a rule's code and name."""
-    return f"{code} {RULE_BY_CODE[code].name}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,7 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
         unjudged |= evaluator.unjudged
     required = _required(rules, unjudged, settings)
     judged = tuple(rule for rule in rules if rule.code not in unjudged)
-    reasons = {label(code): unjudged[code] for code in sorted(unjudged)}
+    reasons = {code: unjudged[code] for code in sorted(unjudged)}
     reasons |= dict.fromkeys(unknown, "this release doesn't know it")
     failure = required or ("" if judged else _why_nothing(run, rules))
     in_force = tuple(rule.code for rule in rules)
@@ -212,9 +207,9 @@ def _required(rules: Sequence[Rule], unjudged: Mapping[str, str], settings: Sett
         if not code.startswith(settings.require):
             continue
         if code not in in_force:
-            lacking.append(f"required {label(code)} is not among the rules that judge this run")
+            lacking.append(f"required {label_of(code)} is not among the rules that judge this run")
         elif code in unjudged:
-            lacking.append(f"required {label(code)} could not judge: {unjudged[code]}")
+            lacking.append(f"required {label_of(code)} could not judge: {unjudged[code]}")
     return "; ".join(lacking)
 
 

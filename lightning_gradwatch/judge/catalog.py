@@ -30,3 +30,18 @@ RULES: tuple[type[Rule], ...] = (
 )
 DEFAULT_RULES: tuple[Rule, ...] = tuple(rule() for rule in RULES)
 RULE_BY_CODE: dict[str, type[Rule]] = {rule.code: rule for rule in RULES}
+
+
+def name_of(code: str) -> str:
+    """Return a rule's name; empty for a rule that isn't known here."""
+    rule = RULE_BY_CODE.get(code)
+    return "" if rule is None else rule.name
+
+
+def label_of(code: str) -> str:
+    """Return a rule's code and name; the code alone of one that isn't known here.
+
+    >>> label_of("GW101"), label_of("GW999")
+    ('GW101 vanishing-gradient', 'GW999')
+    """
+    return f"{code} {name_of(code)}".rstrip()

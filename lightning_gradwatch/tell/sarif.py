@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lightning_gradwatch.judge.catalog import RULES
+from lightning_gradwatch.judge.catalog import RULES, label_of
 from lightning_gradwatch.judge.verdict import CANNOT_JUDGE
 from lightning_gradwatch.record.escape import Place, escape, json_text
 from lightning_gradwatch.record.finding import Severity
@@ -66,7 +66,10 @@ def _invocation(verdicts: Sequence[RunVerdict]) -> dict[str, Any]:
     for verdict in verdicts:
         if verdict.failure:
             notes.append(_note("error", f"can't judge {verdict.path}: {verdict.failure}"))
-        notes += [_note("note", f"{verdict.path}: not judged: {rule}: {why}") for rule, why in verdict.unjudged.items()]
+        notes += [
+            _note("note", f"{verdict.path}: not judged: {label_of(code)}: {why}")
+            for code, why in verdict.unjudged.items()
+        ]
         notes += [_note("warning", f"{verdict.path}: {problem}") for problem in verdict.problems]
     return {
         "executionSuccessful": exit_code != CANNOT_JUDGE,
