@@ -29,7 +29,8 @@ from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, re
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.judge.rule import Rule, Sighting, State, Verdict
+    from lightning_gradwatch.judge.rule import Rule, Sighting, Verdict
+    from lightning_gradwatch.judge.streaks import State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_causes, fading_remedy
 from lightning_gradwatch.judge.readings import early_mask
-from lightning_gradwatch.judge.rule import Sentences, Sighting, State
-from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.judge.rule import Sentences, Sighting
+from lightning_gradwatch.judge.streaks import State, columns
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.step import LayerState, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number

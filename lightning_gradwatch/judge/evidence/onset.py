@@ -13,8 +13,7 @@ from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.rule import State
-    from lightning_gradwatch.judge.streaks import Columns, Mask
+    from lightning_gradwatch.judge.streaks import Columns, Mask, State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 

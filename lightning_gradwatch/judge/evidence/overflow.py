@@ -20,8 +20,7 @@ from lightning_gradwatch.record.wording import counted, number
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from lightning_gradwatch.judge.rule import State
-    from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.judge.streaks import Mask, State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 

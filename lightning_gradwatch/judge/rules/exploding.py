@@ -19,13 +19,14 @@ from lightning_gradwatch.judge.evidence.loops import explain_loop, loop_message,
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
 from lightning_gradwatch.judge.evidence.wreck import note_explosion, read_wreck
-from lightning_gradwatch.judge.readings import count_hit, weight_layers
+from lightning_gradwatch.judge.readings import weight_layers
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State, count_hit
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, ExplodingGradientWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, number
+from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,10 +91,8 @@ class ExplodingGradient(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the signal over depth and the gradient norm over time."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         depth = self._read(record, info, state)
         streaks = state.setdefault("streaks", {})
         surge = self._surge(record, state, lasting="time" in streaks)
@@ -270,7 +269,7 @@ class ExplodingGradient(Rule):
             healed = dict.fromkeys(set(state.get("reported", ())) - set(findings), trend.told_come_down())
         state["reported"] = sorted({*state.get("reported", ()), *findings})
         pending = any(kind not in state["reported"] for kind in streaks)
-        reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
+        reason = self.waits if pending else ""
         return Verdict(findings, healed=healed, confirming=pending, unjudged=reason)
 
 

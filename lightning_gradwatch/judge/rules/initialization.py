@@ -18,7 +18,8 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
     starting_remedy,
 )
 from lightning_gradwatch.judge.readings import hidden_values
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import InitializationWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
@@ -59,6 +60,7 @@ class Initialization(Rule):
     code: ClassVar[str] = "GW401"
     name: ClassVar[str] = "initialization"
     warning: ClassVar[type[InitializationWarning]] = InitializationWarning
+    judges_skipped: ClassVar[bool] = True
 
     ratio: float | None = None
     growth: float | None = None
@@ -69,7 +71,7 @@ class Initialization(Rule):
         self._require_between(1, float("inf"), "growth", optional=True)
         self._require_between(0, 1, "gain")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the first record of a run that has a signal, if the run began with it or a few steps before."""
         if "settled" in state:
             return Verdict(unjudged=state["settled"]) if state["settled"] else HEALTHY

@@ -10,18 +10,17 @@ import numpy as np
 from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.functions import look_up
-from lightning_gradwatch.judge.readings import has_gone, hidden_sites, hidden_values, site_values, why_no_fraction
+from lightning_gradwatch.judge.readings import hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.judge.streaks import Lasting, count_hits, holds, lasting, streaks
-from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning, Severity
+from lightning_gradwatch.judge.rule import HEALTHY, Found, Rule, Seen, Sentences, Verdict
+from lightning_gradwatch.judge.streaks import Mask, State
+from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import FloatVector, StepRecord
-from lightning_gradwatch.record.wording import counted, listed, number, percent
+from lightning_gradwatch.record.step import StepRecord
+from lightning_gradwatch.record.wording import listed, number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.functions import Function
-    from lightning_gradwatch.judge.streaks import Mask
     from lightning_gradwatch.record.finding import Remedy
 
 _LARGE_FACTOR = 2.0
@@ -53,6 +52,8 @@ class SaturatedUnits(Rule):
     code: ClassVar[str] = "GW202"
     name: ClassVar[str] = "saturated-units"
     warning: ClassVar[type[SaturatedUnitsWarning]] = SaturatedUnitsWarning
+    judges_skipped: ClassVar[bool] = True
+    key: ClassVar[str] = "saturated"
 
     fraction: float = 0.5
     warm_up_steps: int = 10
@@ -63,59 +64,41 @@ class SaturatedUnits(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
-        """Judge the saturated fraction of each hidden site whose window is full."""
+    def check(self, record: StepRecord, info: RunInfo, state: State) -> Seen | Verdict:
+        """Read the saturated fraction of each hidden site whose window is full."""
         note_update(state, record, info)
         missing = unread(record, info, state, patience=self.patience, asks=_can_saturate)
+        others = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
-            return Verdict(
-                unjudged=missing.reason if missing.lapsed else why_no_fraction(record, info, "saturated"),
-                lapsed=missing.lapsed,
-            )
+            return others if missing.lapsed else Verdict(unjudged=why_no_fraction(record, info, "saturated"))
         hit = fractions >= self.fraction
         note_first(state, info, fractions, hit)
-        if record.step < self.warm_up_steps:
-            return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
-        held = streaks(state, "streaks", info, "sites")
-        count_hits(held, hit, fractions < self.fraction, record.step)
-        quiet = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
-        if has_gone(state, "saturated", holds=holds(held), patience=self.patience):
-            most = percent(float(np.fmax.reduce(fractions)))
-            gone = f"no more than {most} of the units of a hidden activation are saturated"
-            return quiet._replace(healed={"saturated": gone})
-        due = lasting(held, self.patience)
-        if due is not None:
-            state["reported"] = True
-            sighting = self._sighting(record, info, fractions, due, drift(state, info, due.where))
-            return quiet._replace(findings={"saturated": sighting})
-        if state.get("reported", False) or not np.count_nonzero(hit):
-            return quiet
-        return Verdict(
-            confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+        return Seen("sites", fractions, hit, self.fraction, unread=others)
+
+    def healed(self, seen: Seen) -> str:
+        """Say how many units are saturated at most."""
+        most = percent(float(np.fmax.reduce(seen.values)))
+        return f"no more than {most} of the units of a hidden activation are saturated"
+
+    def facts(self, info: RunInfo, state: State, where: Mask) -> Drift:
+        """Return what is known of the way there."""
+        return drift(state, info, where)
+
+    def words(self, found: Found) -> Sentences:
+        """Say what keeps the units there."""
+        names = found.names
+        elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
+        reason = _reason(found.record, found.info, found.where, found.facts)
+        return Sentences(
+            cause=reason.sentence,
+            remedy=_remedy(found.info, found.where, reason, found.facts),
+            causes=reason.causes,
+            message=(
+                f"{percent(found.value)} of the units of {found.worst} are saturated: on a flat outer side in at least "
+                f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
+            ),
         )
-
-    def _sighting(
-        self, record: StepRecord, info: RunInfo, fractions: FloatVector, due: Lasting, how: Drift
-    ) -> Sighting:
-        where = due.where
-        value = float(np.maximum.reduce(fractions[where]))
-
-        def write() -> Sentences:
-            worst, names = info.site_names[int((where & (fractions == value)).argmax())], due.names()
-            elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
-            reason = _reason(record, info, where, how)
-            return Sentences(
-                cause=reason.sentence,
-                remedy=_remedy(info, where, reason, how),
-                causes=reason.causes,
-                message=(
-                    f"{percent(value)} of the units of {worst} are saturated: on a flat outer side in at least "
-                    f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
-                ),
-            )
-
-        return Sighting(Severity.WARNING, due.names, due.since, int(record.step), value, self.fraction, write)
 
 
 def _can_saturate(function: Function) -> bool:

@@ -13,16 +13,17 @@ import numpy.typing as npt
 
 from lightning_gradwatch.judge.evidence.lost_gradients import may_be_meant, reason
 from lightning_gradwatch.judge.evidence.zero_gradients import Unreached, may_be_chance, unreached_cause
-from lightning_gradwatch.judge.readings import has_gone
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import (
     Columns,
     Lasting,
     Mask,
+    State,
     columns,
     count_hits,
     counts,
     first_step,
+    has_gone,
     lasting,
     streaks,
 )
@@ -80,10 +81,8 @@ class UnreachedLayer(Rule):
     def __post_init__(self) -> None:
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Count for each layer how many measured steps in a row left it without a gradient."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         codes = record.layer_state
         lacking = _LACKING[codes]
         held = streaks(state, "streaks", info, "layers")
@@ -113,9 +112,7 @@ class UnreachedLayer(Rule):
                     findings[_key(root.number)] = self._sighting(record, info, held, root, unsure=unsure)
         pending = bool(np.count_nonzero(hit & (groups.values[_NUMBER] == 0)))
         judged = bool(findings) or bool(np.count_nonzero(_REACHED[codes]))
-        why = waiting or (
-            f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else _NOTHING_MEASURED
-        )
+        why = waiting or (self.waits if pending else _NOTHING_MEASURED)
         return Verdict(
             findings,
             withdrawn,

@@ -15,9 +15,10 @@ from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend,
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
 from lightning_gradwatch.judge.evidence.onset import Drift, note_update
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
-from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values
+from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State, count_hit, has_gone
 from lightning_gradwatch.record.finding import (
     Action,
     Cause,
@@ -28,7 +29,7 @@ from lightning_gradwatch.record.finding import (
 )
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, number
+from lightning_gradwatch.record.wording import number
 
 _READINGS = 5
 _ERROR_FACTOR = 100
@@ -109,10 +110,8 @@ class VanishingGradient(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the signal by its ratio and, where asked for, the early layers by the plain threshold."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         findings: dict[str, Sighting] = {}
         floor_judged = False
         if self.min_grad_rms is not None:
@@ -128,8 +127,7 @@ class VanishingGradient(Rule):
             return Verdict(findings, confirming=pending, unjudged="" if floor_judged or loops else signal)
         _note_start(record, info, state, signal)
         if record.step < self.warm_up_steps:
-            reason = f"not yet: the first {self.warm_up_steps} steps are warm-up"
-            return Verdict(findings=findings, unjudged="" if floor_judged else reason)
+            return Verdict(findings=findings) if floor_judged else self.warms_up()._replace(findings=findings)
         found = self._judge_ratio(record, info, state, signal)
         gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)
         if found is not None:
@@ -140,7 +138,7 @@ class VanishingGradient(Rule):
         pending = state["streak"] > 0 and not state.get("reported", False)
         if not pending and not findings:
             return HEALTHY
-        reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
+        reason = self.waits if pending else ""
         return Verdict(findings=findings, confirming=pending, unjudged=reason)
 
     def threshold_for(self, info: RunInfo) -> float:
