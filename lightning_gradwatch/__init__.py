@@ -24,6 +24,8 @@ _HOMES = {
     "StepRecord": "record.step",
     "LayerState": "record.step",
     "DEFAULT_RULES": "judge.catalog",
+    "register_rule": "judge.catalog",
+    "Rule": "judge.rule",
     "VanishingGradient": "judge.rules.vanishing",
     "ExplodingGradient": "judge.rules.exploding",
     "NonFiniteGradient": "judge.rules.nonfinite",
@@ -56,6 +58,8 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's,
 if TYPE_CHECKING:
     from lightning_gradwatch.fit.callback import GradWatch as GradWatch
     from lightning_gradwatch.judge.catalog import DEFAULT_RULES as DEFAULT_RULES
+    from lightning_gradwatch.judge.catalog import register_rule as register_rule
+    from lightning_gradwatch.judge.rule import Rule as Rule
     from lightning_gradwatch.judge.rules.dead import DeadUnits as DeadUnits
     from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
     from lightning_gradwatch.judge.rules.initialization import Initialization as Initialization

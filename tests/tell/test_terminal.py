@@ -111,6 +111,7 @@ def test_the_outcome_of_a_healthy_run_and_of_one_that_cant_be_judged():
     [
         "record.escape",
         "record.wording",
+        "judge.catalog",
         "judge.functions",
         "record.segments",
         "measure.model.names",
