@@ -8,11 +8,11 @@ the run doesn't have.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_gradwatch.record.finding import CauseKind, Finding, Remedy, Severity
+from lightning_gradwatch.record.wording import mentioning_none_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -141,6 +141,8 @@ RELATIONS: tuple[Relation, ...] = (
         for effect in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
     ),
 )
+_MENTIONED = {code for relation in RELATIONS for code in (relation.cause, relation.effect)}
+"""Codes that sentences of other rules name."""
 _CAUSES: dict[str, list[Relation]] = {}
 for _relation in RELATIONS:
     _CAUSES.setdefault(_relation.effect, []).append(_relation)
@@ -198,26 +200,18 @@ def _may_follow(effect: Finding, code: str, since: int) -> bool:
 
 def _told_beside(finding: Finding, root: Finding, there: set[str]) -> Finding:
     """Return a finding as it is told beside others of those codes, one of which is its root (itself, where it has none)."""
-    remedy = finding.remedy
+    remedy, others = finding.remedy, _MENTIONED - there
     if root is not finding:
         remedy = Remedy(f"Mend {root.code} first.")
-    elif (text := _naming_only(there, remedy.text)) != remedy.text:
+    elif (text := mentioning_none_of(remedy.text, others)) != remedy.text:
         remedy = replace(remedy, text=text)
     return replace(
         finding,
         consequence_of="" if root is finding else root.code,
-        cause=_naming_only(there, finding.cause),
-        message=_naming_only(there, finding.message),
+        cause=mentioning_none_of(finding.cause, others),
+        message=mentioning_none_of(finding.message, others),
         remedy=remedy,
     )
-
-
-_NAMED = re.compile(r" \((GW[0-9]{3})\)")
-"""How a sentence of a rule names another finding: so that it stays a sentence without."""
-
-
-def _naming_only(there: set[str], text: str) -> str:
-    return _NAMED.sub(lambda found: found[0] if found[1] in there else "", text)
 
 
 def _root(finding: Finding, findings: Sequence[Finding]) -> Finding:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_gradwatch.judge import root_causes
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULE_BY_CODE
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.root_causes import RELATIONS, _brings_about, relate
@@ -226,6 +230,17 @@ def test_a_text_names_only_findings_that_are_there():
         assert (told.cause, told.message, told.remedy) == (alone, alone, Remedy(alone, advice))
     (told,) = (each for each in relate([stalled, FADED]) if each.code == "GW301")
     assert told.cause == "Its gradient is too weak (GW101), and no unit is dead."
+
+
+def test_sentences_name_other_findings_in_the_one_way_that_can_be_left_out_again():
+    """In evidence and rules, but for docstrings: those are pages."""
+    package = Path(root_causes.__file__).parent
+    for path in sorted([*(package / "evidence").glob("*.py"), *(package / "rules").glob("*.py")]):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        pages = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in pages:
+                assert not re.search(r"\(GW[0-9]", node.value), f"{path.name}:{node.lineno}: write {{mention('GW101')}}"
 
 
 def test_what_follows_from_what_is_read_off_causes_and_never_off_a_text_or_a_remedy():

@@ -13,7 +13,7 @@ from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.finding import Cause, CauseKind
-from lightning_gradwatch.record.wording import listed, number, percent
+from lightning_gradwatch.record.wording import listed, mention, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,11 +212,11 @@ def _told(blame: Blame, found: Diagnosis) -> str:
     if blame.kind == CauseKind.DEAD_LAYER:
         return blame.sentence
     if blame.kind == CauseKind.DEAD_UNITS:
-        return f"{percent(blame.affected)} of the units of the median {spelled} activation are dead (GW201): {passes}."
+        return f"{percent(blame.affected)} of the units of the median {spelled} activation are dead{mention('GW201')}: {passes}."
     if blame.kind == CauseKind.SATURATED_UNITS:
         measured = f": {passes}" if found.gains else ""
         return (
-            f"{percent(blame.affected)} of the units of the median {spelled} activation are saturated (GW202), where the derivative "
+            f"{percent(blame.affected)} of the units of the median {spelled} activation are saturated{mention('GW202')}, where the derivative "
             f"is close to 0{measured}."
         )
     if blame.kind == CauseKind.FLAT_REGION:

@@ -12,7 +12,7 @@ from lightning_gradwatch.judge.readings import hidden_sites, layer_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
-from lightning_gradwatch.record.wording import number
+from lightning_gradwatch.record.wording import mention, number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.streaks import Mask
@@ -110,7 +110,7 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
             lower = f", or lower the eps of {optimizer.name} to {here / 10:.0e}" if here >= _LEAST_SQUARED else ""
             return _behind_a_factor(shrinks, gradient, info, before, lower)
         return Explanation(
-            f"{shrinks} What weakens the gradient is the cause (GW101).",
+            f"{shrinks} What weakens the gradient is the cause{mention('GW101')}.",
             _start(info),
             (Cause(CauseKind.WEAK_GRADIENT),),
         )
@@ -135,7 +135,7 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
     if (before := _stronger_before(gradient, info, worst)) is not None:
         return _behind_a_factor(f"{weak}.", gradient, info, before, "")
     return Explanation(
-        f"{weak}: it is too weak for the learning rate that suits the others (GW101).",
+        f"{weak}: it is too weak for the learning rate that suits the others{mention('GW101')}.",
         _rounding(info) or _start(info),
         (Cause(CauseKind.WEAK_GRADIENT),),
     )

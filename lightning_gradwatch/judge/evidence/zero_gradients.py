@@ -15,7 +15,7 @@ from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.step import LayerState
-from lightning_gradwatch.record.wording import listed, percent
+from lightning_gradwatch.record.wording import listed, mention, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
@@ -159,7 +159,7 @@ def _underflow(record: StepRecord, info: RunInfo) -> Explanation | None:
     if unscaled is not None:
         remedy = Remedy(f"{remedy.text} {unscaled.text}", remedy.actions + unscaled.actions)
     return Explanation(
-        f"{ended.sentence()} It vanishes step by step (GW101); no layer is dead. {cause}",
+        f"{ended.sentence()} It vanishes step by step{mention('GW101')}; no layer is dead. {cause}",
         remedy,
         (Cause(CauseKind.UNDERFLOW), *causes),
     )
@@ -221,7 +221,7 @@ def _flat(record: StepRecord, info: RunInfo) -> Explanation | None:
         (
             f"{'Every observation' if share == 1 else f'{percent(share)} or more of the observations'} of {functions} at "
             f"{listed([site.name for site in flat], 'activation')} {'is' if share == 1 else 'are'} on a flat side, so far out that the "
-            "derivative rounds to 0 (GW202)."
+            f"derivative rounds to 0{mention('GW202')}."
         ),
         cure.remedy(),
         (

@@ -30,7 +30,7 @@ from lightning_gradwatch.judge.streaks import (
 from lightning_gradwatch.record.finding import Cause, CauseKind, DeadUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
-from lightning_gradwatch.record.wording import listed, percent
+from lightning_gradwatch.record.wording import listed, mention, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.functions import Function
@@ -224,7 +224,7 @@ def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
         why = how.sentence()
     else:
         why = "They have been so since the first full window: biases or weights start them there, or inputs that aren't scaled."
-    whole = " Nothing before such a layer gets a gradient through it (GW104)." if value == 1 else ""
+    whole = f" Nothing before such a layer gets a gradient through it{mention('GW104')}." if value == 1 else ""
     return (
         f"The inputs of these {functions} units stay on the side where the derivative is exactly 0, whatever the data. {why}"
         f"{whole}"
