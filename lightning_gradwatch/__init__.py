@@ -28,6 +28,8 @@ _HOMES = {
     "StepRecord": "record.step",
     "LayerState": "record.step",
     "DEFAULT_RULES": "judge.catalog",
+    "register_rule": "judge.catalog",
+    "Rule": "judge.rule",
     "VanishingGradient": "judge.rules.vanishing",
     "ExplodingGradient": "judge.rules.exploding",
     "NonFiniteGradient": "judge.rules.nonfinite",
@@ -43,6 +45,8 @@ _HOMES = {
     "SingleValueNormalization": "judge.rules.single_value_normalization",
     "EvaluationMode": "judge.rules.evaluation_mode",
     "Finding": "record.finding",
+    "Cause": "record.finding",
+    "CauseKind": "record.finding",
     "Remedy": "record.finding",
     "Severity": "record.finding",
     "GradWatchError": "record.finding",
@@ -68,6 +72,8 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's,
 if TYPE_CHECKING:
     from lightning_gradwatch.fit.callback import GradWatch as GradWatch
     from lightning_gradwatch.judge.catalog import DEFAULT_RULES as DEFAULT_RULES
+    from lightning_gradwatch.judge.catalog import register_rule as register_rule
+    from lightning_gradwatch.judge.rule import Rule as Rule
     from lightning_gradwatch.judge.rules.dead import DeadUnits as DeadUnits
     from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode as EvaluationMode
     from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
@@ -89,6 +95,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.run import evaluate as evaluate
     from lightning_gradwatch.judge.run import read_run as read_run
     from lightning_gradwatch.measure.probe import Probe as Probe
+    from lightning_gradwatch.record.finding import Cause as Cause
+    from lightning_gradwatch.record.finding import CauseKind as CauseKind
     from lightning_gradwatch.record.finding import DeadUnitsWarning as DeadUnitsWarning
     from lightning_gradwatch.record.finding import EvaluationModeWarning as EvaluationModeWarning
     from lightning_gradwatch.record.finding import ExplodingGradientWarning as ExplodingGradientWarning

@@ -1,11 +1,19 @@
-"""What a program imports to judge by rules of its choice: the rules, what runs them, how they are chosen. No torch."""
+"""What a program imports to judge by rules of its choice, or to make one: the rules, what runs them, how they are chosen. No torch."""
 
 from __future__ import annotations
 
-from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULE_BY_CODE, RULES
+from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULE_BY_CODE, RULES, register_rule
 from lightning_gradwatch.judge.evaluator import Evaluator, evaluate_records, replay
 from lightning_gradwatch.judge.root_causes import relate
-from lightning_gradwatch.judge.rule import Rule, Verdict
+from lightning_gradwatch.judge.rule import (
+    Found,
+    Rule,
+    Seen,
+    Sentences,
+    Verdict,
+    cant_judge,
+    not_yet,
+)
 from lightning_gradwatch.judge.rules.dead import DeadUnits
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
@@ -28,6 +36,7 @@ from lightning_gradwatch.judge.selection import (
     rules_from_settings,
     settings_of,
 )
+from lightning_gradwatch.judge.streaks import State
 
 __all__ = [
     "DEFAULT_RULES",
@@ -37,23 +46,30 @@ __all__ = [
     "EvaluationMode",
     "Evaluator",
     "ExplodingGradient",
+    "Found",
     "Initialization",
     "NonFiniteGradient",
     "OutputAppliedTwice",
     "OversizedUpdate",
     "Rule",
     "SaturatedUnits",
+    "Seen",
+    "Sentences",
     "SingleValueNormalization",
     "StaleGradient",
     "StalledUpdate",
+    "State",
     "UnreachedLayer",
     "UntrainedParameter",
     "VanishingGradient",
     "Verdict",
+    "cant_judge",
     "check_prefixes",
     "code_of",
     "evaluate_records",
     "nearest_rule",
+    "not_yet",
+    "register_rule",
     "relate",
     "replay",
     "resolve_rules",

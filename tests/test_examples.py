@@ -56,6 +56,11 @@ def test_plain_pytorch_judges_its_own_records(tmp_path):
     assert "findings: none" in example(tmp_path, "plain_pytorch.py")
 
 
+def test_a_rule_of_ones_own_is_told_live_and_when_the_stored_run_is_judged_again(tmp_path):
+    told = example(tmp_path, "own_rule.py")
+    assert re.search(r"^LAB001 loud-layer at brightness: The gradient of brightness is \S+ times", told, re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_vgg16_learns_only_when_mended(tmp_path):
     told = example(tmp_path, "vgg16.py", "--max-steps", 60)

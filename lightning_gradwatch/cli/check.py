@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.cli.confirm import confirm
-from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES
+from lightning_gradwatch.cli.confirm import confirm, told_by_others
+from lightning_gradwatch.judge.catalog import known_rules, label_of, why_unknown
 from lightning_gradwatch.judge.compare import compare_runs
 from lightning_gradwatch.judge.evaluator import replay
 from lightning_gradwatch.judge.root_causes import relate
@@ -110,7 +110,7 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict
         problems=(*(str(problem) for problem in run.problems), *judged.notes, *told.notes),
         failure=told.failure or (judged.failure if rules_needed else ""),
         fail_on=settings.fail_on,
-        rules={label(rule.code): rule.settings() for rule in judged.rules},
+        rules={rule.code: rule.settings() for rule in judged.rules},
         counts=_counts(run),
         ignored=judged.ignored,
         comparison=comparison,
@@ -118,11 +118,6 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict
     if comparison is not None and comparison.failure and not verdict.failure:
         verdict = replace(verdict, failure=comparison.failure)
     return replace(verdict, exit_code=_exit_code(verdict))
-
-
-def label(code: str) -> str:
-    """Return a rule's code and name."""
-    return f"{code} {RULE_BY_CODE[code].name}"
 
 
 @dataclass(frozen=True)
@@ -159,22 +154,24 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
         unjudged |= evaluator.unjudged
     required = _required(rules, unjudged, settings)
     judged = tuple(rule for rule in rules if rule.code not in unjudged)
-    reasons = {label(code): unjudged[code] for code in sorted(unjudged)}
-    reasons |= dict.fromkeys(unknown, "this release doesn't know it")
+    reasons = {code: unjudged[code] for code in sorted(unjudged)}
+    reasons |= {code: why_unknown(code) for code in unknown}
+    notes += told_by_others(run, unknown)
     failure = required or ("" if judged else _why_nothing(run, rules))
     in_force = tuple(rule.code for rule in rules)
     return _Judged(relate(findings), in_force, judged, reasons, ignored, tuple(notes), failure)
 
 
 def _rules_for(run: Run, settings: Settings) -> tuple[tuple[Rule, ...], list[str], list[str]]:
-    """Return the rules to judge a run by, the codes of those that only a newer release knows, and notes."""
+    """Return the rules to judge a run by, the codes of those that aren't known here, and notes."""
     stored = _stored_rules(run)
-    unknown = [code for code in run.info.rules if code not in RULE_BY_CODE]
+    known = known_rules()
+    unknown = [code for code in run.info.rules if code not in known]
     if settings.select is None:
         chosen = stored
     else:
         # A rule that the run itself left out can still be asked for, with its defaults.
-        chosen = {cls.code: stored.get(cls.code) or cls() for cls in RULES if cls.code.startswith(settings.select)}
+        chosen = {code: stored.get(code) or cls() for code, cls in known.items() if code.startswith(settings.select)}
         unknown = [code for code in unknown if code.startswith(settings.select)]
     chosen = {code: rule for code, rule in chosen.items() if not code.startswith(settings.ignore)}
     unknown = [code for code in unknown if not code.startswith(settings.ignore)]
@@ -208,13 +205,13 @@ def _required(rules: Sequence[Rule], unjudged: Mapping[str, str], settings: Sett
         return ""
     in_force = {rule.code for rule in rules}
     lacking = []
-    for code in RULE_BY_CODE:
+    for code in known_rules():
         if not code.startswith(settings.require):
             continue
         if code not in in_force:
-            lacking.append(f"required {label(code)} is not among the rules that judge this run")
+            lacking.append(f"required {label_of(code)} is not among the rules that judge this run")
         elif code in unjudged:
-            lacking.append(f"required {label(code)} could not judge: {unjudged[code]}")
+            lacking.append(f"required {label_of(code)} could not judge: {unjudged[code]}")
     return "; ".join(lacking)
 
 

@@ -15,7 +15,7 @@ from lightning_gradwatch.cli.check import cannot_judge, find_runs, judge
 from lightning_gradwatch.cli.config import load_settings
 from lightning_gradwatch.cli.options import build_parser, terminal_width
 from lightning_gradwatch.cli.settings import ConfigError, told
-from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES
+from lightning_gradwatch.judge.catalog import find_rule, known_rules
 from lightning_gradwatch.judge.selection import code_of, nearest_rule
 from lightning_gradwatch.judge.verdict import CANNOT_JUDGE, HEALTHY
 from lightning_gradwatch.record.escape import escape
@@ -201,7 +201,7 @@ def _told(verdicts: list[RunVerdict], tell: Callable[[Sequence[RunVerdict]], str
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    rule = RULE_BY_CODE.get(code_of(arguments.code))
+    rule = find_rule(code_of(arguments.code))
     if rule is None:
         if not arguments.code.strip():
             return _complain("CODE is empty; give the code or the name of a rule, such as GW101 or vanishing-gradient")
@@ -211,7 +211,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _rules(_: argparse.Namespace) -> int:
-    _say(rules_text(RULES))
+    _say(rules_text(known_rules().values()))
     return HEALTHY
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.judge.evaluator import replay
 from lightning_gradwatch.judge.selection import rules_from_settings
+from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.wording import listed
 from lightning_gradwatch.version import __version__
 
@@ -61,6 +62,19 @@ def confirm(
     return Unconfirmed(
         failure, tuple(f"the live run reported {each}, which its records here don't show" for each in others)
     )
+
+
+def told_by_others(run: Run, codes: Iterable[str]) -> tuple[str, ...]:
+    """Say what the live run reported by rules that aren't known here: its records say nothing of that.
+
+    Args:
+        run: The stored run.
+        codes: Of the rules that aren't known here.
+    """
+    told = dict.fromkeys(
+        _told(each) for each in run.findings if each.code in set(codes) and each.severity > Severity.INFO
+    )
+    return tuple(f"the live run reported {each}, by a rule that isn't known here" for each in told)
 
 
 def _is_shown(finding: Finding, among: Iterable[Finding]) -> bool:

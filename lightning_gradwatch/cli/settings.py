@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.judge.catalog import RULE_BY_CODE
+from lightning_gradwatch.judge.catalog import find_rule
 from lightning_gradwatch.judge.selection import check_prefixes, code_of, nearest_rule
 from lightning_gradwatch.record.finding import Severity
 
@@ -143,14 +143,15 @@ def read_thresholds(value: Any, where: str) -> dict[str, dict[str, Threshold]]:
 
 def _code(text: str, where: str) -> str:
     code = code_of(text)
-    if code not in RULE_BY_CODE:
+    if find_rule(code) is None:
         raise ConfigError(f"{where}: no rule has the code or the name {told(text)}; {nearest_rule(text)}")
     return code
 
 
 def _field(code: str, name: str, where: str) -> str:
     code = code_of(code)
-    names = [entry.name for entry in dataclasses.fields(RULE_BY_CODE[code])]
+    rule = find_rule(code)
+    names = [entry.name for entry in dataclasses.fields(rule)] if rule is not None else []
     if name not in names:
         raise ConfigError(f"{where}: {code} has no threshold {told(name)}; {nearest(name, names)}")
     if name in MEASURED.get(code, ()):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.fit.plain_data import decode, encode
-from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Finding, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import (
     LayerInfo,
@@ -83,6 +83,8 @@ _CLASSES = (
     Finding,
     Remedy,
     Action,
+    Cause,
+    CauseKind,
     Severity,
     StepRecord,
     RunInfo,

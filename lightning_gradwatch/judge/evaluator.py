@@ -23,17 +23,19 @@ from lightning_gradwatch.record.checkpoint import (
     numbers_of,
     plain_of,
 )
-from lightning_gradwatch.record.finding import Finding, Severity
+from lightning_gradwatch.record.finding import CauseKind, Finding, Severity
 from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.judge.rule import Rule, Sighting, State, Verdict
+    from lightning_gradwatch.judge.rule import Rule, Sighting, Verdict
+    from lightning_gradwatch.judge.streaks import State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
-_VERSION = 5
+_VERSION, _READ = 6, (5, 6)
+"""Of the state; those of version 5 say nothing of the kinds of causes, which are unknown then."""
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 """Weights of 1e300, as float64 or a damaged file may have them, are no reason for numpy to warn in a training loop."""
 _MOST_LOSSES = 64
@@ -132,7 +134,7 @@ class _Kept:
 
 
 def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
-    cause, remedy, message = seen.write()
+    cause, remedy, message, causes = seen.write()
     return Finding(
         code=rule.code,
         name=rule.name,
@@ -145,6 +147,8 @@ def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
         cause=cause,
         remedy=remedy,
         message=message,
+        cause_kind=causes[0].kind if causes else CauseKind.UNKNOWN,
+        causes=causes,
     )
 
 
@@ -248,10 +252,17 @@ def _read_kept(data: Any, rule: Rule) -> _Kept:
     if (
         not isinstance(finding, Finding)
         or finding.code != rule.code
-        or finding.to_dict() != {**data["finding"], "consequence_of": finding.consequence_of}
+        or finding.to_dict() != _as_read(data["finding"], finding)
     ):
         raise StateError(f"a finding of {rule.code} isn't one")
     return kept
+
+
+def _as_read(data: Mapping[str, Any], finding: Finding) -> dict[str, Any]:
+    """Return a finding's data as this release has them: another one may know other causes, or none."""
+    causes = [{**cause, "kind": CauseKind.read(cause["kind"]).value} for cause in data.get("causes", ())]
+    kind = CauseKind.read(data.get("cause_kind", CauseKind.UNKNOWN.value)).value
+    return {**data, "consequence_of": finding.consequence_of, "cause_kind": kind, "causes": causes}
 
 
 def _read_losses(data: Any) -> Losses:
@@ -396,7 +407,7 @@ class Evaluator:
             StateError: the state is from another version, or isn't what that gives.
         """
         version = named(state, "rules").get("version")
-        if version != _VERSION:
+        if version not in _READ:
             raise StateError(f"the rules' state has version {version!r}; this release reads {_VERSION}")
         mapping_of(state, "rules", required=("version", "losses", "rules"))
         saved = named(state["rules"], "the states of the rules")

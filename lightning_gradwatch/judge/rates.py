@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.rule import State
-    from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.judge.streaks import Mask, State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 

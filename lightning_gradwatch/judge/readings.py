@@ -1,4 +1,4 @@
-"""What several rules read from a record: hidden sites, early layers, and how long something has held."""
+"""What several rules read from a record: hidden sites, early layers, metrics by column."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.judge.streaks import Mask
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
@@ -74,34 +73,3 @@ def why_no_fraction(record: StepRecord, info: RunInfo, what: str) -> str:
     if fullest < 1:
         return f"not yet: the fullest window of a hidden activation is {100 * fullest:.0f} % full"
     return f"can't judge: no hidden activation whose window is full can be {what} ({', '.join(info.hidden_functions)})"
-
-
-def has_gone(state: State, key: str, *, holds: bool, patience: int) -> bool:
-    """Tell whether what was found is gone for good: for as many readings in a row as it took to be told.
-
-    Args:
-        state: A rule's memory.
-        key: Of the finding.
-        holds: Whether the latest reading shows it.
-        patience: So many readings.
-    """
-    if holds:
-        state.setdefault("clear", {})[key] = 0
-        return False
-    clear = state.get("clear", {})
-    if key not in clear:
-        return False
-    clear[key] += 1
-    if clear[key] < patience:
-        return False
-    del clear[key]
-    return True
-
-
-def count_hit(streaks: State, name: str, step: int) -> int:
-    """Count one more reading in a row in which something holds; the streak remembers its first step."""
-    streak = streaks.get(name)
-    if streak is None:
-        streak = streaks[name] = {"count": 0, "since": int(step)}
-    streak["count"] += 1
-    return int(streak["count"])

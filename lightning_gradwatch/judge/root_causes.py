@@ -8,11 +8,11 @@ the run doesn't have.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_gradwatch.record.finding import Finding, Remedy, Severity
+from lightning_gradwatch.record.finding import CauseKind, Finding, Remedy, Severity
+from lightning_gradwatch.record.wording import mentioning_none_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -35,45 +35,60 @@ def _too_large(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
     return cause.threshold > 1
 
 
+_OF_FUNCTIONS = {CauseKind.SMALL_SLOPE, CauseKind.FLAT_REGION, CauseKind.DEAD_UNITS, CauseKind.DEAD_LAYER}
+_DEAD = {CauseKind.DEAD_UNITS, CauseKind.DEAD_LAYER}
+_FADING = {CauseKind.UNDERFLOW, CauseKind.FLAT_REGION}
+_APART = {
+    CauseKind.UNUSED_LAYER,
+    CauseKind.LEFT_OUT_OF_LOSS,
+    CauseKind.ZERO_INPUT,
+    CauseKind.GRAPH_CUT,
+    CauseKind.VALUES_TAKEN_OUT,
+}
+"""What keeps a layer from the rest of the net, and says nothing about that."""
+
+
 def _blames_its_units(cause: Finding, effect: Finding) -> bool:
-    """The effect's remedy revives units at sites that the cause is about."""
-    return not set(cause.layers).isdisjoint(_revived(effect))
+    """The effect blames dead units of sites that the cause is about."""
+    return not set(cause.layers).isdisjoint(_dead_sites(effect))
 
 
 def _leaves_functions(cause: Finding, effect: Finding) -> bool:
     """The cause is the weights', and not all of a layer is dead."""
-    return not _has(cause, "replace_activation") and not _whole(effect)
+    return _kinds(cause).isdisjoint(_OF_FUNCTIONS) and not _whole(effect)
 
 
 def _fades_to_zero(cause: Finding, effect: Finding) -> bool:
     """GW104 by underflow in layers to which the signal fades."""
     shared = not set(cause.layers).isdisjoint(effect.layers)
-    return shared and _has(effect, "initialize") and not _has(effect, "normalize_inputs") and not _revived(effect)
+    kinds = _kinds(effect)
+    return shared and not kinds.isdisjoint(_FADING) and kinds.isdisjoint({CauseKind.UNSCALED_INPUTS, *_DEAD})
 
 
 def _is_flat(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
     """GW104 because derivatives that aren't 0 round to it."""
-    return _has(effect, "normalize_inputs") and not _revived(effect)
+    kinds = _kinds(effect)
+    return CauseKind.UNSCALED_INPUTS in kinds and kinds.isdisjoint(_DEAD)
 
 
 def _blames_the_same(cause: Finding, effect: Finding) -> bool:
-    """Both remedies revive units at the same sites."""
-    return not _revived(cause).isdisjoint(_revived(effect))
+    """Both blame dead units of the same sites."""
+    return not _dead_sites(cause).isdisjoint(_dead_sites(effect))
 
 
 def _is_zero(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
     """GW104 by a gradient that is 0; a graph that is cut, or a layer that isn't used, says nothing about the rest."""
-    return not (_has(cause, "reconnect_graph") or _has(cause, "use_or_remove"))
+    return _kinds(cause).isdisjoint(_APART)
 
 
 def _killed(cause: Finding, effect: Finding) -> bool:
     """GW104 by a dead layer."""
-    return bool(_revived(effect)) and _before(cause, effect)
+    return bool(_dead_sites(effect)) and _before(cause, effect)
 
 
 def _is_cut_by_norm(cause: Finding, effect: Finding) -> bool:
     """GW504 over a single value, and GW104 by a norm."""
-    return _has(cause, "remove_normalization") and not _revived(effect)
+    return CauseKind.NORM_OF_ONE in _kinds(cause) & _kinds(effect)
 
 
 class Relation(NamedTuple):
@@ -147,6 +162,8 @@ RELATIONS: tuple[Relation, ...] = (
         for effect in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
     ),
 )
+_MENTIONED = {code for relation in RELATIONS for code in (relation.cause, relation.effect)}
+"""Codes that sentences of other rules name."""
 _CAUSES: dict[str, list[Relation]] = {}
 for _relation in RELATIONS:
     _CAUSES.setdefault(_relation.effect, []).append(_relation)
@@ -212,33 +229,26 @@ def _may_follow(effect: Finding, code: str, since: int) -> bool:
     """Tell whether some finding of a rule, seen since a step, would bring about another one."""
     if effect.code == "GW103":  # after a NaN, whoever waits for more waits in vain
         return False
-    # What it will be about, and advise, is open: so it is given the best chance.
-    likely = replace(effect, code=code, first_step=since, layers=(*effect.layers, *_revived(effect)))
-    return any(_brings_about(each, effect) for each in (likely, replace(likely, remedy=Remedy(""))))
+    # What it will be about, and blame, is open: so it is given the best chance.
+    likely = replace(effect, code=code, first_step=since, layers=(*effect.layers, *sorted(_dead_sites(effect))))
+    open_ = replace(likely, cause_kind=CauseKind.UNKNOWN, causes=())
+    return any(_brings_about(each, effect) for each in (likely, open_))
 
 
 def _told_beside(finding: Finding, root: Finding, there: set[str]) -> Finding:
     """Return a finding as it is told beside others of those codes, one of which is its root (itself, where it has none)."""
-    remedy = finding.remedy
+    remedy, others = finding.remedy, _MENTIONED - there
     if root is not finding:
         remedy = Remedy(f"Mend {root.code} first.")
-    elif (text := _naming_only(there, remedy.text)) != remedy.text:
+    elif (text := mentioning_none_of(remedy.text, others)) != remedy.text:
         remedy = replace(remedy, text=text)
     return replace(
         finding,
         consequence_of="" if root is finding else root.code,
-        cause=_naming_only(there, finding.cause),
-        message=_naming_only(there, finding.message),
+        cause=mentioning_none_of(finding.cause, others),
+        message=mentioning_none_of(finding.message, others),
         remedy=remedy,
     )
-
-
-_NAMED = re.compile(r" \((GW[0-9]{3})\)")
-"""How a sentence of a rule names another finding: so that it stays a sentence without."""
-
-
-def _naming_only(there: set[str], text: str) -> str:
-    return _NAMED.sub(lambda found: found[0] if found[1] in there else "", text)
 
 
 def _root(finding: Finding, findings: Sequence[Finding]) -> Finding:
@@ -251,7 +261,8 @@ def _root(finding: Finding, findings: Sequence[Finding]) -> Finding:
 def _precedence(cause: Finding) -> tuple[Any, ...]:
     """Return by what one of several causes is named: all that a relation asks about, so that their order decides nothing."""
     numbers = cause.threshold, cause.value
-    return _rank(cause), cause.first_step, -cause.severity, cause.layers, numbers, str(cause.remedy.actions)
+    blamed = tuple((each.kind.value, each.sites) for each in cause.causes)
+    return _rank(cause), cause.first_step, -cause.severity, cause.layers, numbers, cause.cause_kind.value, blamed
 
 
 def _brings_about(cause: Finding, effect: Finding) -> bool:
@@ -273,15 +284,10 @@ def _whole(finding: Finding) -> bool:
     return finding.value == 1
 
 
-def _has(finding: Finding, kind: str) -> bool:
-    return any(action.kind == kind for action in finding.remedy.actions)
+def _kinds(finding: Finding) -> set[CauseKind]:
+    return {finding.cause_kind, *(cause.kind for cause in finding.causes)}
 
 
-def _revived(finding: Finding) -> set[str]:
-    """Return the sites whose units are dead by the finding's remedy, which gives them a function that can't be."""
-    return {
-        name
-        for action in finding.remedy.actions
-        if action.kind == "replace_activation" and ("with", "LeakyReLU") in action.arguments
-        for name in action.targets
-    }
+def _dead_sites(finding: Finding) -> set[str]:
+    """Return the sites whose dead units a finding blames."""
+    return {name for cause in finding.causes if cause.kind in _DEAD for name in cause.sites}

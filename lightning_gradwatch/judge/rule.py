@@ -1,5 +1,10 @@
 """What a rule is: a frozen dataclass of thresholds that reads one record at a time and keeps nothing itself.
 
+A rule states its thresholds (fields), its condition (`Rule.check`) and its words (`Rule.words`). What the steps make of that
+is here, once: those that were skipped, the warm-up, for how many measured steps in a row it must hold, what has healed. A
+rule whose condition isn't a number a layer or site overrides `look`, and says with `Rule.waits`, `Rule.warms_up` and
+`streaks` what it waits for.
+
 A rule's memory is a dictionary of plain data and of `streaks.Columns`, handed in at each record: it travels in a
 checkpoint by names, so layers or sites that appear in mid-run can't shift it. The losses in it (`trend.loss_trend`) are the
 evaluator's, one for all rules.
@@ -10,28 +15,51 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from lightning_gradwatch.record.finding import Finding, GradWatchWarning, Remedy, Severity
+import numpy as np
+
+from lightning_gradwatch.judge.streaks import (
+    Columns,
+    Lasting,
+    Mask,
+    State,
+    count_hits,
+    has_gone,
+    holds,
+    lasting,
+    streaks,
+)
+from lightning_gradwatch.record.finding import Cause, Finding, GradWatchWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import StepRecord
-
-State: TypeAlias = dict[str, Any]
+from lightning_gradwatch.record.step import FloatVector, StepRecord
+from lightning_gradwatch.record.wording import counted
 
 _MOST_COUNTED = 2**53
 """Up to here a float counts without gaps."""
 
 
+class Explanation(NamedTuple):
+    """Why something is so, in a sentence and as data, and what to do about it."""
+
+    cause: str
+    remedy: Remedy
+    causes: tuple[Cause, ...]
+    """What the sentence says, the first of it first."""
+
+
 class Sentences(NamedTuple):
-    """What a finding says in words."""
+    """What a finding says in words, and its causes as data."""
 
     cause: str
     remedy: Remedy
     message: str
+    causes: tuple[Cause, ...] = ()
+    """As in `Explanation`; none: not known."""
 
 
 class Sighting(NamedTuple):
@@ -71,17 +99,130 @@ HEALTHY = Verdict()
 """What is said of nearly every record of nearly every run."""
 
 
+def not_yet(why: str) -> Verdict:
+    """Say that later records may be judged."""
+    return Verdict(unjudged=f"not yet: {why}")
+
+
+def cant_judge(why: str) -> Verdict:
+    """Say which input is missing."""
+    return Verdict(unjudged=f"can't judge: {why}")
+
+
+_SKIPPED = not_yet("the optimizer step was skipped")
+
+
+class Seen(NamedTuple):
+    """What one record shows of a rule's condition, a layer or a site each."""
+
+    of: Literal["layers", "sites"]
+    values: FloatVector
+    """The numbers that are judged, one a layer or site; NaN where there is none."""
+    hit: Mask
+    """Where the condition holds."""
+    threshold: float
+    severity: Severity = Severity.WARNING
+    unread: Verdict = HEALTHY
+    """What is said of those that couldn't be read, where others could."""
+
+
+class Found(NamedTuple):
+    """What has lasted, for the words of a rule."""
+
+    record: StepRecord
+    """The latest."""
+    info: RunInfo
+    seen: Seen
+    names: tuple[str, ...]
+    """Of the layers or sites, along the data's path."""
+    worst: str
+    """The one whose number is furthest beyond the threshold."""
+    value: float
+    """That number."""
+    where: Mask
+    """The columns of `names`."""
+    facts: Any
+    """What `Rule.facts` gave."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Rule(ABC):
-    """A rule; its fields are its thresholds, its docstring is the page that ``gradwatch explain`` prints."""
+class Rule(ABC):  # of a dataclass without another base, jsonargparse (LightningCLI) takes no subclass
+    """A rule; its fields are its thresholds, its docstring is the page that ``gradwatch explain`` prints.
+
+    Give it a `code`, a `name`, and `check` and `words`; ``patience`` and ``warm_up_steps`` as fields where users may set them.
+    """
 
     code: ClassVar[str]
+    """Capitals and a number, such as LAB001; those that begin with GW are this package's own."""
     name: ClassVar[str]
-    warning: ClassVar[type[GradWatchWarning]]
+    """In lower case, such as ``loud-layer``."""
+    warning: ClassVar[type[GradWatchWarning]] = GradWatchWarning
+    judges_skipped: ClassVar[bool] = False
+    """Whether a step that the gradient scaler left out says something to this rule."""
+    key: ClassVar[str] = "found"
+    """Names what `check` finds in the rule's memory; of a rule whose runs are stored, it stays."""
 
-    @abstractmethod
+    # No annotations: these are thresholds only of a rule that states them.
+    patience = 3
+    warm_up_steps = 0
+
     def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge one record; `state` is this rule's memory, changed in place: plain JSON data, or made by `streaks`."""
+        if record.skipped and not self.judges_skipped:
+            return _SKIPPED
+        return self.look(record, info, state)
+
+    def check(self, record: StepRecord, info: RunInfo, state: State) -> Seen | Verdict:
+        """State the condition: what one record shows of it, or why it can't be judged (`not_yet`, `cant_judge`)."""
+        raise NotImplementedError(f"{type(self).__name__} has no check, which states its condition")
+
+    def words(self, found: Found) -> Sentences:
+        """Say of what has lasted why it is so, what to do and what was seen. Called once, and only when it is read."""
+        raise NotImplementedError(f"{type(self).__name__} has no words, which say what it found")
+
+    def healed(self, seen: Seen) -> str:
+        """Say what shows that it no longer holds."""
+        del seen
+        return f"it hasn't held in the last {counted(self.patience, 'measured step')}"
+
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Judge a step that wasn't skipped: find where the condition has held for `patience` measured steps in a row."""
+        seen = self.check(record, info, state)
+        if isinstance(seen, Verdict):
+            return seen
+        if record.step < self.warm_up_steps:
+            return self.warms_up()
+        held = streaks(state, "streaks", info, seen.of)
+        if held.blank and not state.get("clear") and not np.count_nonzero(seen.hit):
+            return seen.unread  # as nearly every record of nearly every run
+        return self._last(record, info, state, seen, held)
+
+    def _last(self, record: StepRecord, info: RunInfo, state: State, seen: Seen, held: Columns) -> Verdict:
+        """Count what a record shows, and tell what has lasted."""
+        count_hits(held, seen.hit, ~seen.hit & ~np.isnan(seen.values), record.step)
+        if has_gone(state, self.key, holds=holds(held), patience=self.patience):
+            return seen.unread._replace(healed={self.key: self.healed(seen)})
+        due = lasting(held, self.patience)
+        if due is not None:
+            state["reported"] = True
+            sighting = _sighting(self, record, info, seen, due, facts=self.facts(info, state, due.where))
+            return seen.unread._replace(findings={self.key: sighting})
+        if state.get("reported", False) or not np.count_nonzero(seen.hit):
+            return seen.unread
+        return Verdict(confirming=True, unjudged=self.waits)
+
+    @property
+    def waits(self) -> str:
+        """Why a condition that holds isn't reported yet."""
+        return f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+
+    def warms_up(self) -> Verdict:
+        """Say of a step before `warm_up_steps` that it isn't judged."""
+        return not_yet(f"the first {self.warm_up_steps} steps are warm-up")
+
+    def facts(self, info: RunInfo, state: State, where: Mask) -> Any:
+        """Return what `words` needs of the memory: it is written when that may have gone on."""
+        del info, state, where
 
     def settings(self) -> dict[str, Any]:
         """Return the thresholds by field name, as plain JSON data."""
@@ -115,3 +256,23 @@ class Rule(ABC):
         whole = isinstance(value, int) and abs(value) > sys.float_info.max
         told = f"a whole number of {value.bit_length()} bits" if whole else f"{value!r:.200}"
         return f"{type(self).__name__}({name}={told})"
+
+
+def _sighting(rule: Rule, record: StepRecord, info: RunInfo, seen: Seen, due: Lasting, *, facts: Any) -> Sighting:
+    """Return what has lasted as a finding, told by the number that is furthest beyond the threshold."""
+    column = int(np.argmax(np.where(due.where, np.abs(seen.values - seen.threshold), -1.0)))
+    value = float(seen.values[column])
+
+    def write() -> Sentences:
+        worst = due.columns[column]
+        return rule.words(Found(record, info, seen, due.names(), worst, value, due.where, facts))
+
+    return Sighting(
+        severity=seen.severity,
+        layers=due.names,
+        first_step=due.since,
+        last_step=int(record.step),
+        value=value,
+        threshold=seen.threshold,
+        write=write,
+    )

@@ -171,16 +171,16 @@ def evaluate(
 
     Args:
         run: What `read_run` gave; or records that a `Probe` measured, with `info`.
-        rules: None: the rules and thresholds stored in the run, which gives the live findings again; the default ones for
-            records of a plain loop.
+        rules: None: the rules and thresholds stored in the run, which gives the live findings again, as far as these rules are
+            known here (`register_rule`); the default ones for records of a plain loop.
         info: What describes the records, as `Run.from_records` takes it.
 
     Raises:
         RunError: it holds what can't be judged.
-        TypeError, ValueError: records without what describes them.
+        TypeError, ValueError: records without what describes them, or rules that are none.
     """
     from lightning_gradwatch.judge.evaluator import evaluate_records  # noqa: PLC0415 - reading needs no rules
-    from lightning_gradwatch.judge.selection import from_configuration, rules_from_settings  # noqa: PLC0415 - as above
+    from lightning_gradwatch.judge.selection import from_configuration, given_rules, rules_from_settings  # noqa: PLC0415 - as above
 
     if not isinstance(run, Run):
         if info is None:
@@ -188,10 +188,11 @@ def evaluate(
         run = Run.from_records(run, info)
     elif info is not None:
         raise TypeError("evaluate: info goes with records; a run has its own")
-    rules = from_configuration(rules)
     try:
-        chosen = rules_from_settings(run.info.rules) if rules is None else tuple(rules)
+        chosen = rules_from_settings(run.info.rules) if rules is None else given_rules(from_configuration(rules))
     except (AttributeError, TypeError, ValueError) as error:
+        if rules is not None:
+            raise
         raise RunError(f"the rules stored in the run can't be used: {error}") from error
     try:
         found: tuple[Finding, ...] = evaluate_records(run.records, run.infos, chosen)

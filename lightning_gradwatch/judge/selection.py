@@ -8,7 +8,14 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.judge.catalog import DEFAULT_RULES, RULE_BY_CODE
+from lightning_gradwatch.judge.catalog import (
+    DEFAULT_RULES,
+    OWN_PREFIX,
+    check_own,
+    find_rule,
+    known_rules,
+    name_of,
+)
 from lightning_gradwatch.judge.rule import Rule
 
 if TYPE_CHECKING:
@@ -45,7 +52,7 @@ def resolve_rules(rules: Sequence[Rule] = (), ignore: Sequence[str] = ()) -> tup
                 f"rules has {type(given[clash]).__name__} ({clash}) and ignore has {prefix!r}, which leaves it out: drop one of them"
             )
         chosen = {code: rule for code, rule in chosen.items() if not code.startswith(prefix)}
-    return tuple(chosen[code] for code in sorted(chosen))
+    return tuple(chosen[code] for code in _sorted(chosen))
 
 
 def code_of(text: str) -> str:
@@ -57,30 +64,37 @@ def code_of(text: str) -> str:
     text = text.strip()
     if re.fullmatch(r"[0-9]{1,3}", text):
         return f"GW{text}"
-    return _CODE_BY_NAME.get(_letters(text), text.upper())
+    letters = _letters(text)
+    named = (code for code, rule in known_rules().items() if letters in (_letters(rule.name), _letters(rule.__name__)))
+    return next(named, text.upper())
+
+
+def _sorted(codes: Iterable[str]) -> list[str]:
+    """Return this package's codes in front: those that most users mean."""
+    return sorted(codes, key=lambda code: (not code.startswith(OWN_PREFIX), code))
 
 
 def _letters(name: str) -> str:
     return re.sub(r"[-_ ]", "", name).lower()
 
 
-_CODE_BY_NAME = {_letters(name): code for code, rule in RULE_BY_CODE.items() for name in (rule.name, rule.__name__)}
-
-
-def nearest_rule(text: str, codes: Iterable[str] = tuple(RULE_BY_CODE)) -> str:
-    """Say which rule's code or name is most like a text, and which codes there are."""
-    codes = sorted(codes)
+def nearest_rule(text: str, codes: Iterable[str] | None = None) -> str:
+    """Say which rule's code or name is most like a text, and which codes there are; None: all that are known."""
+    codes = _sorted(known_rules() if codes is None else codes)
     known = {code.lower(): code for code in codes}
-    known |= {RULE_BY_CODE[code].name: code for code in codes if code in RULE_BY_CODE}
+    known |= {name: code for code in codes if (name := name_of(code))}
     near = known[difflib.get_close_matches(text.strip().lower()[:_MOST_COMPARED], known, n=1, cutoff=0.0)[0]]
-    named = f" ({RULE_BY_CODE[near].name})" if near in RULE_BY_CODE else ""
+    named = f" ({name_of(near)})" if name_of(near) else ""
     return f"the nearest is {near}{named}, all are {', '.join(codes)}"
 
 
-def check_prefixes(
-    prefixes: Sequence[str], argument: str, codes: Iterable[str] = tuple(RULE_BY_CODE)
-) -> tuple[str, ...]:
-    """Return code prefixes in upper case, names as the codes they stand for; `argument` is where they came from, for the error.
+def check_prefixes(prefixes: Sequence[str], argument: str, codes: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Return code prefixes in upper case, names as the codes they stand for.
+
+    Args:
+        prefixes: Codes, their beginnings, or names.
+        argument: Where they came from, for the error.
+        codes: Those that there are; None: of all rules that are known.
 
     Raises:
         TypeError: not a sequence of strings.
@@ -89,7 +103,7 @@ def check_prefixes(
     if isinstance(prefixes, str) or not hasattr(prefixes, "__iter__"):
         code = prefixes if isinstance(prefixes, str) else "GW202"
         raise TypeError(f"{argument}={prefixes!r} must be a sequence of codes: {argument}=({code!r},)")
-    codes = sorted(codes)
+    codes = _sorted(known_rules() if codes is None else codes)
     checked = []
     for prefix in prefixes:
         if not isinstance(prefix, str):
@@ -107,20 +121,33 @@ def check_prefixes(
     return tuple(checked)
 
 
+def given_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Return rules to judge by; those of the user's own are checked as `resolve_rules` does.
+
+    Raises:
+        ValueError: one has a code that isn't its own.
+    """
+    chosen = tuple(rules)
+    for place, rule in enumerate(chosen):
+        if isinstance(rule, Rule):
+            check_own(type(rule), f"rules[{place}]")
+    return chosen
+
+
 def settings_of(rules: Iterable[Rule]) -> dict[str, dict[str, Any]]:
     """Return the thresholds in force by code and field: plain JSON data that `rules_from_settings` reads back."""
     return {rule.code: rule.settings() for rule in rules}
 
 
 def rules_from_settings(settings: Mapping[str, Mapping[str, Any]]) -> tuple[Rule, ...]:
-    """Build the rules that `settings_of` described; codes and fields that this version doesn't know are left out.
+    """Build the rules that `settings_of` described; codes and fields that aren't known here are left out.
 
     Raises:
         ValueError: a threshold is out of range.
     """
     rules = []
-    for code in sorted(settings):
-        cls = RULE_BY_CODE.get(code)
+    for code in _sorted(settings):
+        cls = find_rule(code)
         if cls is not None:
             known = {entry.name for entry in dataclasses.fields(cls)}
             rules.append(cls(**{name: value for name, value in settings[code].items() if name in known}))
@@ -137,6 +164,7 @@ def _by_code(rules: Sequence[Rule]) -> dict[str, Rule]:
             raise TypeError(f"rules[{place}] is the class {rule.__name__}; give an instance: {rule.__name__}()")
         if not isinstance(rule, Rule):
             raise TypeError(f"rules[{place}] must be a rule, such as VanishingGradient(ratio=1e-2); it is {rule!r}")
+        check_own(type(rule), f"rules[{place}]")
         if rule.code in given:
             raise ValueError(f"rules[{place}] is a second {type(rule).__name__} ({rule.code}): give each rule once")
         given[rule.code] = rule

@@ -17,10 +17,11 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.judge.rule import State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector
 
+State: TypeAlias = dict[str, Any]
+"""A rule's memory."""
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -199,3 +200,34 @@ def shift_in(held: Columns, reading: FloatVector) -> None:
         values[:-1, known] = values[1:, known]
         values[-1, known] = reading[known]
     held.blank = False
+
+
+def has_gone(state: State, key: str, *, holds: bool, patience: int) -> bool:
+    """Tell whether what was found is gone for good: for as many readings in a row as it took to be told.
+
+    Args:
+        state: A rule's memory.
+        key: Of the finding.
+        holds: Whether the latest reading shows it.
+        patience: So many readings.
+    """
+    if holds:
+        state.setdefault("clear", {})[key] = 0
+        return False
+    clear = state.get("clear", {})
+    if key not in clear:
+        return False
+    clear[key] += 1
+    if clear[key] < patience:
+        return False
+    del clear[key]
+    return True
+
+
+def count_hit(among: State, name: str, step: int) -> int:
+    """Count one more reading in a row in which something holds; the streak remembers its first step."""
+    streak = among.get(name)
+    if streak is None:
+        streak = among[name] = {"count": 0, "since": int(step)}
+    streak["count"] += 1
+    return int(streak["count"])

@@ -77,7 +77,7 @@ class RunVerdict:
     path: str
     findings: tuple[Finding, ...] = ()
     unjudged: Mapping[str, str]
-    """Rules that couldn't judge, by code and name, with the reason."""
+    """Rules that couldn't judge, by code, with the reason."""
     judged: int = 0
     """Number of rules that could judge."""
     measured: str = ""
@@ -91,7 +91,7 @@ class RunVerdict:
     exit_code: int = HEALTHY
     fail_on: Severity = Severity.WARNING
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Thresholds of the rules that could judge, by code and name."""
+    """Thresholds of the rules that could judge, by code."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """``steps``, ``first_step``, ``last_step``, ``layers``, ``sites``; empty where nothing could be read."""
     ignored: tuple[IgnoredLayers, ...] = ()

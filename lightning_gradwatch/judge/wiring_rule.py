@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 LOSS_FALL = 0.05
 """Share by which the loss must have fallen since half as many steps to count as falling, as with every rule."""
-_NOT_LOOKED_FOR = "can't judge: the release that recorded the run didn't look at how it is wired"
-_NOT_SEEN = "can't judge: the forward pass isn't seen"
+_NOT_LOOKED_FOR = cant_judge("the release that recorded the run didn't look at how it is wired")
+_NOT_SEEN = cant_judge("the forward pass isn't seen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class WiringRule(Rule):
     traced: ClassVar[bool] = True
     """Whether they are seen in the forward pass."""
 
-    @abstractmethod
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is wrong, why it matters and what to do; `urgency` says what the loss has to do with it."""
+        raise NotImplementedError(f"{type(self).__name__} has no words for {fact.kind} ({urgency})")
 
     def _learns(self, trend: LossTrend) -> bool:
         """Whether the loss shows that the net learns all the same."""
@@ -46,16 +46,16 @@ class WiringRule(Rule):
         """Whether it is told at its full severity."""
         return not learns
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell what is known, as urgently as the loss has it."""
         if info.wiring is None:
-            return Verdict(unjudged=_NOT_LOOKED_FOR)
+            return _NOT_LOOKED_FOR
         facts = {f"{fact.kind} {fact.operation}": fact for fact in info.wiring if fact.kind in self.kinds}
         if not info.layers:
-            return Verdict(unjudged="not yet: no layer was seen")
+            return not_yet("no layer was seen")
         if not facts:
             unseen = self.traced and all(layer.used is None for layer in info.layers)
-            return Verdict(unjudged=_NOT_SEEN) if unseen else HEALTHY
+            return _NOT_SEEN if unseen else HEALTHY
         trend = loss_trend(state, info).from_start()
         broken = not math.isfinite(record.loss) and state.get("loss_known", False)
         if math.isfinite(record.loss):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any
 
 
@@ -68,6 +68,140 @@ class Remedy:
         return self.text
 
 
+class CauseKind(str, Enum):
+    """What brought a finding about, for programs: the sentence beside it, `Finding.cause`, says it with its numbers.
+
+    The names stay; further ones may come with a release.
+    """
+
+    UNKNOWN = "unknown"
+    """Nothing that was measured shows it; or the release that stored the finding didn't say, or knew more than this one."""
+
+    SMALL_WEIGHTS = "small-weights"
+    """Weights are too small for their activation functions and this depth."""
+    LARGE_WEIGHTS = "large-weights"
+    """Weights are too large for their activation functions, or for the steps that they are given."""
+    FAR_BIASES = "far-biases"
+    """Biases keep the inputs of activations far from 0."""
+    UNSUITED_START = "unsuited-start"
+    """Weights, biases or unscaled inputs: it was so from the first full window on, and the numbers don't tell which it is."""
+
+    SMALL_SLOPE = "small-slope"
+    """An activation function's derivative is below 1 wherever its inputs lie, as Sigmoid's, which is at most 1/4."""
+    FLAT_REGION = "flat-region"
+    """An activation function is nearly flat where its inputs lie."""
+    DEAD_UNITS = "dead-units"
+    """Most units of an activation are dead, and pass nothing back."""
+    DEAD_LAYER = "dead-layer"
+    """All units of an activation are dead, or were inactive in the whole step: nothing passes back."""
+    SATURATED_UNITS = "saturated-units"
+    """Units sit on the flat outer side of their activation function."""
+    UNROLLED_LOOP = "unrolled-loop"
+    """What each call in a loop does to the signal is multiplied over all of its calls."""
+
+    HIGH_LEARNING_RATE = "high-learning-rate"
+    """Steps were too large: the learning rate is too high, or lacks a warm-up."""
+    LOW_LEARNING_RATE = "low-learning-rate"
+    """Steps are too small for these weights, gradients or this loss."""
+    LIMITED_STEPS = "limited-steps"
+    """The optimizer gives a layer smaller steps than its gradient asks for."""
+    WEAK_GRADIENT = "weak-gradient"
+    """A layer's gradient is far weaker than that of the others."""
+    SMALL_FACTOR = "small-factor"
+    """What a branch puts out is multiplied by a factor near 0."""
+    EXPLOSION = "explosion"
+    """The loss or the gradient had grown from step to step."""
+
+    UNSCALED_INPUTS = "unscaled-inputs"
+    """Inputs that aren't scaled drive the first activations to where they are flat."""
+    UNSCALED_TARGETS = "unscaled-targets"
+    """Targets that aren't scaled, or a loss that is added up where others take the mean, make the loss huge."""
+    BROKEN_FROM_START = "broken-from-start"
+    """Inputs, targets or weights weren't finite in the first measured step."""
+    UNDEFINED_OPERATION = "undefined-operation"
+    """An operation is undefined where the net has come to, such as log(0)."""
+    UNDERFLOW = "underflow"
+    """A signal that fades has reached the smallest number of its format."""
+    NUMBER_FORMAT = "number-format"
+    """The range or the precision of the number format doesn't suffice."""
+
+    OUTPUT_APPLIED_TWICE = "output-applied-twice"
+    """The loss applies softmax or sigmoid itself, and is given what one has put out."""
+    LOG_OF_OUTPUT = "log-of-output"
+    """The logarithm is taken of what a softmax or sigmoid has put out, and not of its argument."""
+    STALE_GRADIENT = "stale-gradient"
+    """Gradients aren't emptied before the next ones are added to them."""
+    UNREGISTERED_PARAMETERS = "unregistered-parameters"
+    """A plain attribute holds parameters, so they are none of the model's."""
+    NO_OPTIMIZER = "no-optimizer"
+    """No optimizer holds parameters that get a gradient."""
+    SINGLE_SAMPLE = "single-sample"
+    """A batch normalisation takes its statistics from a single sample."""
+    EVALUATION_MODE = "evaluation-mode"
+    """A module is trained that was left in evaluation mode."""
+
+    UNUSED_LAYER = "unused-layer"
+    """The forward pass doesn't use the layer."""
+    LEFT_OUT_OF_LOSS = "left-out-of-loss"
+    """The layer is used, and no loss depends on what it puts out."""
+    ZERO_INPUT = "zero-input"
+    """All that the layer is given is exactly 0, or padding."""
+    GRAPH_CUT = "graph-cut"
+    """The autograd graph is cut, as by ``detach()`` or ``torch.no_grad()``."""
+    VALUES_TAKEN_OUT = "values-taken-out"
+    """Values leave the autograd graph, as by ``item()``, and no loss depends on them otherwise."""
+    DISCARDED_GRADIENT = "discarded-gradient"
+    """A gradient arrives, and is thrown away before the optimizer steps."""
+    SOFTMAX_OF_ONE = "softmax-of-one"
+    """A softmax runs over a single entry."""
+    CERTAIN_SOFTMAX = "certain-softmax"
+    """A softmax puts everything on one entry, exactly."""
+    NORM_OF_ONE = "norm-of-one"
+    """A norm runs over a single value."""
+    TIMES_ZERO = "times-zero"
+    """An output is multiplied by the number 0."""
+    ZERO_FACTOR = "zero-factor"
+    """An output is multiplied by a tensor that is exactly 0 and doesn't learn."""
+    ZERO_WEIGHTS = "zero-weights"
+    """An output goes through weights that are exactly 0 and stay so."""
+    CLAMPED = "clamped"
+    """All values lie outside the range of a clamp."""
+    ROUNDED = "rounded"
+    """An operation rounds, so its derivative is 0 everywhere."""
+    DROPPED = "dropped"
+    """Dropout lets nothing through."""
+    MASKED = "masked"
+    """A mask or a condition takes none of the values."""
+    ZERO_DERIVATIVE = "zero-derivative"
+    """An operation passes the gradient back as exactly 0."""
+
+    def __str__(self) -> str:
+        return self.value
+
+    @classmethod
+    def read(cls, name: Any) -> CauseKind:
+        """Return the kind of that name; `UNKNOWN` for one that only another release knows.
+
+        Raises:
+            ValueError: it is no name.
+        """
+        if not isinstance(name, str):
+            raise ValueError(f"a kind of cause is {name!r:.100}, no name")  # noqa: TRY004 - as all damage
+        return cls(name) if name in _CAUSE_KINDS else cls.UNKNOWN
+
+
+_CAUSE_KINDS = frozenset(kind.value for kind in CauseKind)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that brought a finding about."""
+
+    kind: CauseKind
+    sites: tuple[str, ...] = ()
+    """The activations that are to blame; none where it isn't theirs."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """A rule's verdict about a run."""
@@ -88,6 +222,10 @@ class Finding:
     """Code of the run's root cause that brought this about; empty where it is one itself."""
     healed_step: int | None = None
     """First measured step that showed it gone for good, from which on it is information; None while it holds."""
+    cause_kind: CauseKind = CauseKind.UNKNOWN
+    """What brought it about, as `cause` says in a sentence; of several things the one that is said first."""
+    causes: tuple[Cause, ...] = ()
+    """All that did, `cause_kind` first, with the activations that are to blame."""
 
     @property
     def follows(self) -> str:
@@ -121,11 +259,13 @@ class Finding:
             "message": self.message,
             "consequence_of": self.consequence_of,
             "healed_step": self.healed_step,
+            "cause_kind": self.cause_kind.value,
+            "causes": [{"kind": cause.kind.value, "sites": list(cause.sites)} for cause in self.causes],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Finding:
-        """Build from what `to_dict` gave.
+        """Build from what `to_dict` gave, in this release or in another one.
 
         Raises:
             KeyError, TypeError, ValueError: the data isn't a finding.
@@ -155,6 +295,11 @@ class Finding:
             message=str(data["message"]),
             consequence_of=str(data.get("consequence_of", "")),
             healed_step=None if data.get("healed_step") is None else int(data["healed_step"]),
+            cause_kind=CauseKind.read(data.get("cause_kind", CauseKind.UNKNOWN.value)),
+            causes=tuple(
+                Cause(kind=CauseKind.read(cause["kind"]), sites=tuple(cause["sites"]))
+                for cause in data.get("causes", ())
+            ),
         )
 
 

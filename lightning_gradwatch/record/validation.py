@@ -200,6 +200,8 @@ _ACTION: Mapping[str, Callable[[Any], bool]] = {
     "targets": _is_names,
     "arguments": lambda value: all(_is_name(name) and _is_plain(each) for name, each in value),
 }
+_CAUSE: Mapping[str, Callable[[Any], bool]] = {"sites": _is_names}
+_MOST_CAUSES = 100
 _RECORD_COUNTS = ("step", "batch_idx", "world_size")
 
 
@@ -262,6 +264,10 @@ def check_finding(finding: Finding) -> None:
         raise ValueError(f"a finding of it is damaged: remedy is {_told(finding.remedy.text)}")
     for action in finding.remedy.actions:
         _check("an action", action, _ACTION, whole="a finding of it")
+    if len(finding.causes) > _MOST_CAUSES:
+        raise ValueError(f"a finding of it is damaged: it has {len(finding.causes):,} causes")
+    for cause in finding.causes:
+        _check("a cause", cause, _CAUSE, whole="a finding of it")
 
 
 def check_record(record: StepRecord) -> None:

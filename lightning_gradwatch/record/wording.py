@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 def number(value: float) -> str:
@@ -67,3 +67,23 @@ def counted(count: int, noun: str) -> str:
     ('1 layer', '2 layers')
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def mention(code: str) -> str:
+    """Return how a sentence names another finding, so that it is one without as well.
+
+    >>> f"It is too weak{mention('GW101')}."
+    'It is too weak (GW101).'
+    """
+    return f" ({code})"
+
+
+def mentioning_none_of(text: str, codes: Iterable[str]) -> str:
+    """Return a text without its `mention` of some codes.
+
+    >>> mentioning_none_of("It is too weak (GW101), not dead (GW201).", ["GW201"])
+    'It is too weak (GW101), not dead.'
+    """
+    for code in codes:
+        text = text.replace(mention(code), "")
+    return text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from lightning_gradwatch.judge.catalog import label_of
 from lightning_gradwatch.record.escape import Place, escape
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.wording import counted
@@ -23,38 +24,50 @@ _FAILS, _TOLD, _NOTED = range(3)
 
 def github_report(verdicts: Sequence[RunVerdict]) -> str:
     """Render verdicts as annotations: what fails the check first, because GitHub shows ten of a kind, led by its root."""
-    lines = [line for verdict in verdicts for line in _annotations(verdict)]
+    annotations = [each for verdict in verdicts for each in _annotations(verdict)]
     files = dict.fromkeys(verdict.settings_file for verdict in verdicts if verdict.settings_file)
-    lines += [(_NOTED, _command("notice", "gradwatch: settings", file)) for file in files]
-    return "\n".join(line for _, line in sorted(lines, key=lambda each: each[0]))
+    annotations += [_Annotation(_NOTED, "notice", "gradwatch: settings", (file,)) for file in files]
+    return "\n".join(map(_command, sorted(annotations, key=lambda each: each.rank)))
 
 
-def _annotations(verdict: RunVerdict) -> list[tuple[int, str]]:
-    """Return the annotations of a run, each with its rank among those of all runs."""
-    lines = []
+class _Annotation(NamedTuple):
+    """What GitHub shows beside a run, not spelled yet."""
+
+    rank: int
+    """Among those of all runs."""
+    kind: str
+    """``error``, ``warning`` or ``notice``."""
+    title: str
+    lines: tuple[str, ...]
+
+
+def _annotations(verdict: RunVerdict) -> list[_Annotation]:
+    """Return the annotations of a run."""
+    found = []
     if verdict.failure:
-        lines.append((_FAILS, _command("error", f"gradwatch can't judge {verdict.path}", verdict.failure)))
+        found.append(_Annotation(_FAILS, "error", f"gradwatch can't judge {verdict.path}", (verdict.failure,)))
     leading = {finding.consequence_of for finding in verdict.findings if verdict.fails(finding)}
     for finding in verdict.sorted_findings:
         title = f"{finding.code} {finding.name} in {verdict.path}"
         leads = not finding.consequence_of and finding.code in leading
         kind = _kind(verdict, finding)
         rank = _FAILS if verdict.fails(finding) or leads else _TOLD if kind != "notice" else _NOTED
-        lines.append((rank, _command(kind, title, *warning_text(finding, width=_WIDTH).split("\n"))))
+        found.append(_Annotation(rank, kind, title, tuple(warning_text(finding, width=_WIDTH).split("\n"))))
     comparison = verdict.comparison
     if comparison is not None and comparison.changes:
         shown = [change_text(change) for change in comparison.changes[:_SHOWN]]
         rest = len(comparison.changes) - len(shown)
         more = [f"and {rest} more"] if rest else []
         kind, rank = ("warning", _FAILS) if verdict.changes_fail else ("notice", _NOTED)
-        lines.append((rank, _command(kind, f"{verdict.path} is worse than {comparison.baseline}", *shown, *more)))
-    if not lines:
+        title = f"{verdict.path} is worse than {comparison.baseline}"
+        found.append(_Annotation(rank, kind, title, (*shown, *more)))
+    if not found:
         text = f"healthy: {counted(verdict.judged, 'rule')} judged"
-        lines.append((_NOTED, _command("notice", f"gradwatch: {verdict.path}", text)))
+        found.append(_Annotation(_NOTED, "notice", f"gradwatch: {verdict.path}", (text,)))
     if verdict.unjudged:
-        reasons = [f"{rule}: {reason}" for rule, reason in verdict.unjudged.items()]
-        lines.append((_NOTED, _command("notice", f"not judged in {verdict.path}", *reasons)))
-    return lines
+        reasons = [f"{label_of(code)}: {reason}" for code, reason in verdict.unjudged.items()]
+        found.append(_Annotation(_NOTED, "notice", f"not judged in {verdict.path}", tuple(reasons)))
+    return found
 
 
 def _kind(verdict: RunVerdict, finding: Finding) -> str:
@@ -63,7 +76,7 @@ def _kind(verdict: RunVerdict, finding: Finding) -> str:
     return finding.severity.label
 
 
-def _command(kind: str, title: str, *lines: str) -> str:
-    """Return a command whose text has these lines."""
-    text = "%0A".join(escape(line, Place.ANNOTATION) for line in lines)
-    return f"::{kind} title={escape(title, Place.ANNOTATION_TITLE)}::{text}"
+def _command(annotation: _Annotation) -> str:
+    """Return the command that makes an annotation."""
+    text = "%0A".join(escape(line, Place.ANNOTATION) for line in annotation.lines)
+    return f"::{annotation.kind} title={escape(annotation.title, Place.ANNOTATION_TITLE)}::{text}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.judge.catalog import name_of
 from lightning_gradwatch.record.escape import Place, escape, json_text
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.version import __version__
@@ -43,8 +44,8 @@ def _run(verdict: RunVerdict) -> dict[str, Any]:
             {**finding.to_dict(), "fails": verdict.fails(finding), "known": verdict.is_known(finding)}
             for finding in verdict.sorted_findings
         ],
-        "judged": [{**_rule(label), "thresholds": dict(fields)} for label, fields in verdict.rules.items()],
-        "unjudged": [{**_rule(label), "reason": reason} for label, reason in verdict.unjudged.items()],
+        "judged": [{**_rule(code), "thresholds": dict(fields)} for code, fields in verdict.rules.items()],
+        "unjudged": [{**_rule(code), "reason": reason} for code, reason in verdict.unjudged.items()],
         "ignored_layers": [
             {"rule": each.rule, "pattern": each.pattern, "reason": each.reason, "layers": list(each.names)}
             for each in verdict.ignored
@@ -55,9 +56,8 @@ def _run(verdict: RunVerdict) -> dict[str, Any]:
     }
 
 
-def _rule(label: str) -> dict[str, str]:
-    code, _, name = label.partition(" ")
-    return {"code": code, "name": name}
+def _rule(code: str) -> dict[str, str]:
+    return {"code": code, "name": name_of(code)}
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:

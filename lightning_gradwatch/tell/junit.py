@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element, SubElement, indent, tostring  # only written: no XML is ever parsed here
 
+from lightning_gradwatch.judge.catalog import label_of
 from lightning_gradwatch.record.escape import Place, escape
 from lightning_gradwatch.tell.terminal import change_text, warning_text
 
@@ -35,14 +36,12 @@ def _suite(verdict: RunVerdict) -> Element:
         error = SubElement(_case(suite, verdict, "can be judged"), "error", type="cannot-judge")
         error.set("message", _safe(verdict.failure))
         error.text = _safe(verdict.failure)
-    by_code = {rule.partition(" ")[0]: rule for rule in verdict.rules}
-    leading = [by_code[finding.code] for finding in verdict.sorted_findings if finding.code in by_code]
-    for rule in dict.fromkeys((*leading, *verdict.rules)):
-        case = _case(suite, verdict, rule)
-        found = [finding for finding in verdict.sorted_findings if finding.code == rule.partition(" ")[0]]
-        _tell(case, verdict, found)
-    for rule, reason in verdict.unjudged.items():
-        SubElement(_case(suite, verdict, rule), "skipped", message=_safe(reason))
+    leading = [finding.code for finding in verdict.sorted_findings if finding.code in verdict.rules]
+    for code in dict.fromkeys((*leading, *verdict.rules)):
+        case = _case(suite, verdict, label_of(code))
+        _tell(case, verdict, [finding for finding in verdict.sorted_findings if finding.code == code])
+    for code, reason in verdict.unjudged.items():
+        SubElement(_case(suite, verdict, label_of(code)), "skipped", message=_safe(reason))
     if verdict.comparison is not None and not verdict.comparison.failure:
         case = _case(suite, verdict, f"no worse than {verdict.comparison.baseline}")
         if verdict.comparison.changes:

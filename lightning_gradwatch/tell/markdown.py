@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.judge.catalog import label_of
 from lightning_gradwatch.record.escape import Place, escape
 from lightning_gradwatch.record.wording import listed, number
 from lightning_gradwatch.tell.terminal import change_text, consequence_text, outcome
@@ -39,7 +40,7 @@ def _sections(verdict: RunVerdict) -> list[str]:
         rest = len(comparison.changes) - len(shown)
         head = f"#### worse than {_cell(comparison.baseline)}"
         blocks.append("\n".join([head, "", *shown, *([f"- and {rest} more"] if rest else [])]))
-    notes = [f"- not judged: {_cell(rule)}: {_cell(reason)}" for rule, reason in verdict.unjudged.items()]
+    notes = [f"- not judged: {_cell(label_of(code))}: {_cell(reason)}" for code, reason in verdict.unjudged.items()]
     notes += [
         f"- ignored: {_cell(each.rule)} at {_cell(listed(each.names))}: {_cell(each.reason)}"
         for each in verdict.ignored

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lightning_gradwatch.judge.catalog import RULES
+from lightning_gradwatch.judge.catalog import known_rules, label_of
 from lightning_gradwatch.judge.verdict import CANNOT_JUDGE
 from lightning_gradwatch.record.escape import Place, escape, json_text
 from lightning_gradwatch.record.finding import Severity
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _WORSE = "baseline"
-"""Id of the one rule that isn't one of `RULES`: worse than the baseline."""
+"""Id of the one rule that has no class: worse than the baseline."""
 _LEVELS = {Severity.INFO: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
 _MOST_LAYERS = 100
 
@@ -35,7 +35,10 @@ def sarif_report(verdicts: Sequence[RunVerdict]) -> str:
         "name": "gradwatch",
         "version": __version__,
         "semanticVersion": __version__,
-        "rules": [*map(_rule, RULES), {"id": _WORSE, "shortDescription": {"text": "Worse than the baseline run."}}],
+        "rules": [
+            *map(_rule, known_rules().values()),
+            {"id": _WORSE, "shortDescription": {"text": "Worse than the baseline run."}},
+        ],
     }
     run = {
         "tool": {"driver": driver},
@@ -66,7 +69,10 @@ def _invocation(verdicts: Sequence[RunVerdict]) -> dict[str, Any]:
     for verdict in verdicts:
         if verdict.failure:
             notes.append(_note("error", f"can't judge {verdict.path}: {verdict.failure}"))
-        notes += [_note("note", f"{verdict.path}: not judged: {rule}: {why}") for rule, why in verdict.unjudged.items()]
+        notes += [
+            _note("note", f"{verdict.path}: not judged: {label_of(code)}: {why}")
+            for code, why in verdict.unjudged.items()
+        ]
         notes += [_note("warning", f"{verdict.path}: {problem}") for problem in verdict.problems]
     return {
         "executionSuccessful": exit_code != CANNOT_JUDGE,
@@ -85,7 +91,7 @@ def _message(text: str) -> dict[str, str]:
 
 
 def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
-    codes = [rule.code for rule in RULES]
+    codes = [*known_rules()]
     results = []
     for finding in verdict.sorted_findings:
         text = " ".join(part for part in (finding.message, finding.cause, finding.remedy.text) if part)
@@ -102,6 +108,7 @@ def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
             "fails": verdict.fails(finding),
             "consequenceOf": finding.consequence_of,
             "healedStep": finding.healed_step,
+            "causeKind": finding.cause_kind.value,
         }
         if verdict.comparison is not None and not verdict.comparison.failure:
             result["baselineState"] = _state(verdict, finding)
@@ -119,7 +126,7 @@ def _worse(verdict: RunVerdict, comparison: Comparison) -> list[dict[str, Any]]:
             **_result(
                 verdict, _WORSE, level, change_text(change), (change.name,) if change.name else (), extra=change.metric
             ),
-            "ruleIndex": len(RULES),
+            "ruleIndex": len(known_rules()),
             "baselineState": "new",
         }
         for change in comparison.changes

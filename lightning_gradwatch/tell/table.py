@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.judge.catalog import label_of
 from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.wording import counted, listed, number
 from lightning_gradwatch.tell.cells import Cell, cells_of, table_lines, width_of_table, widths_of
@@ -30,42 +31,46 @@ STYLES = {
 
 def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
     """Lay out a line a finding and a rule that found nothing; no line where there is no room, since the findings follow."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Cell, ...]] = []
     short: dict[str, str] = {}
-    labels = {label.partition(" ")[0]: label for label in (*verdict.rules, *verdict.unjudged)}
+    labels = {code: label_of(code) for code in (*verdict.rules, *verdict.unjudged)}
     labels |= {finding.code: f"{finding.code} {finding.name}" for finding in verdict.findings}
     for code in dict.fromkeys((*(finding.code for finding in verdict.sorted_findings), *sorted(labels))):
         found = [finding for finding in verdict.sorted_findings if finding.code == code]
-        rows += [(labels[code], *_cells(verdict, finding)) for finding in found]
+        rows += [(Cell(labels[code]), *_cells(verdict, finding)) for finding in found]
         short |= {
             listed(finding.layers): counted(len(finding.layers), "layer") for finding in found if finding.layers[1:]
         }
         if not found:
-            word = "healthy" if labels[code] in verdict.rules else "not judged"
-            rows.append((labels[code], word, "", "", "", ""))
+            word = "healthy" if code in verdict.rules else "not judged"
+            rows.append((Cell(labels[code]), Cell(word, STYLES[word]), *[Cell("")] * 4))
     heads = ("rule", "verdict", "layers", "since", "number", "threshold")
     return _render(heads, rows, width=width, colour=colour, right=(3, 4, 5), elastic=2, shorter=short)
 
 
 def runs_table(rows: Sequence[tuple[RunVerdict, str]], *, width: int, colour: bool) -> list[str]:
-    """Lay out a line a run: path and outcome."""
-    cells = [(verdict.path, verdict.outcome.replace("-", " "), told.partition(": ")[2]) for verdict, told in rows]
+    """Lay out a line a run: path, outcome, and what is said of that in short."""
+    cells = [
+        (Cell(verdict.path), Cell(verdict.outcome.replace("-", " "), STYLES[verdict.outcome]), Cell(told))
+        for verdict, told in rows
+    ]
     return _render(("run", "verdict", "in short"), cells, width=width, colour=colour, right=(), elastic=2)
 
 
-def _cells(verdict: RunVerdict, finding: Finding) -> tuple[str, ...]:
+def _cells(verdict: RunVerdict, finding: Finding) -> tuple[Cell, ...]:
+    severity = finding.severity.label
     return (
-        f"{finding.severity.label}{', known' if verdict.is_known(finding) else ''}",
-        listed(finding.layers),
-        str(finding.first_step),
-        number(finding.value),
-        number(finding.threshold),
+        Cell(f"{severity}{', known' if verdict.is_known(finding) else ''}", STYLES[severity]),
+        Cell(listed(finding.layers)),
+        Cell(str(finding.first_step)),
+        Cell(number(finding.value)),
+        Cell(number(finding.threshold)),
     )
 
 
 def _render(
     heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[Cell]],
     *,
     width: int,
     colour: bool,
@@ -74,7 +79,7 @@ def _render(
     shorter: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Lay out cells; `shorter` has what an elastic cell says where it doesn't fit."""
-    table = [[Cell(text, _style(text) if place == 1 else "") for place, text in enumerate(row)] for row in rows]
+    table = [list(row) for row in rows]
     widths = widths_of(heads, table)
     # Only the elastic column gives way: a number that is cut off would be another number.
     room = width - width_of_table(widths) + widths[elastic]
@@ -87,7 +92,3 @@ def _render(
                 row[elastic] = Cell((shorter or {}).get(told, told))
     widths[elastic] = min(widths[elastic], room)
     return table_lines(heads, table, widths, right=right, colour=colour)
-
-
-def _style(word: str) -> str:
-    return STYLES.get(word.partition(",")[0].replace("cannot judge", "cannot-judge"), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.judge.catalog import label_of
 from lightning_gradwatch.judge.verdict import Change, RunVerdict
 from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.finding import Severity
@@ -98,8 +99,8 @@ def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = Fal
         lines.extend([*block[1:], *(["    known    the baseline has it as well"] if known else []), ""])
     if verdict.comparison is not None:
         lines.extend(_comparison_lines(verdict.comparison, width))
-    for rule, reason in verdict.unjudged.items():
-        lines.extend(_wrap(f"not judged: {rule}: {reason}", width, "  ", "    "))
+    for code, reason in verdict.unjudged.items():
+        lines.extend(_wrap(f"not judged: {label_of(code)}: {reason}", width, "  ", "    "))
     lines.extend(_painted(_wrap(outcome(verdict), width, "  ", "    "), verdict.outcome, colour=colour))
     return "\n".join(lines)
 
@@ -140,7 +141,7 @@ def summary_text(
     if further:
         lines.append(escape(f"  more: {check_command(further[0].path)}"))  # in one piece, to be copied
     if ill:
-        rows = [(verdict, outcome(verdict)) for verdict in ill]
+        rows = [(verdict, in_short(verdict)) for verdict in ill]
         lines.extend(f"  {line}" for line in runs_table(rows, width=width - 2, colour=colour))
     return "\n".join(lines)
 
@@ -229,15 +230,28 @@ def _headline(finding: Finding) -> str:
 
 def outcome(verdict: RunVerdict) -> str:
     """Say in one line what came out."""
+    return f"{_word(verdict)}: {in_short(verdict)}"
+
+
+def _word(verdict: RunVerdict) -> str:
     if verdict.failure:
-        return f"can't judge: {verdict.failure}"
+        return "can't judge"
+    if verdict.exit_code:
+        return "failed"
+    got_worse = verdict.comparison is not None and verdict.comparison.changes
+    return "passed" if verdict.findings or got_worse else "healthy"
+
+
+def in_short(verdict: RunVerdict) -> str:
+    """Say how many findings there are, and how many rules judged, or why none could."""
+    if verdict.failure:
+        return verdict.failure
     rules = counted(verdict.judged, "rule")
     comparison = verdict.comparison
     worse = 0 if comparison is None else len(comparison.changes)
     against = "" if comparison is None else f"{counted(worse, 'number')} worse than {comparison.baseline}; "
     if not verdict.findings:
-        word = "healthy" if not worse else "failed" if verdict.exit_code else "passed"
-        return f"{word}: {against}{rules} judged, nothing found"
+        return f"{against}{rules} judged, nothing found"
     amounts = [
         (sum(finding.severity == severity for finding in verdict.findings), severity.label)
         for severity in sorted(Severity, reverse=True)
@@ -248,7 +262,7 @@ def outcome(verdict: RunVerdict) -> str:
     known = sum(map(verdict.is_known, verdict.findings))
     if known:
         found += f" ({known} known)"
-    return f"{'failed' if verdict.exit_code else 'passed'}: {against}{found} from {rules} judged"
+    return f"{against}{found} from {rules} judged"
 
 
 def _row(label: str, text: str, width: int) -> list[str]:

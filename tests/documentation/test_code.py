@@ -22,6 +22,7 @@ from written import write_run
 import lightning_gradwatch as package
 from lightning_gradwatch.cli.config import load_settings
 from lightning_gradwatch.cli.options import build_parser
+from lightning_gradwatch.judge.catalog import GROUP
 from lightning_gradwatch.judge.selection import check_prefixes
 from lightning_gradwatch.testing.plugin.options import _OPTIONS
 
@@ -135,7 +136,7 @@ def test_the_tests_on_the_page_of_tests_pass_for_a_healthy_module(tmp_path):
 
 
 def test_the_settings_file_is_read_as_the_page_says(tmp_path):
-    found = [block for page in PAGES for block in blocks(page, "toml")]
+    found = [block for page in PAGES for block in blocks(page, "toml") if "[project." not in block.text]
     assert found
     for block in found:
         path = tmp_path / "pyproject.toml"
@@ -248,3 +249,8 @@ def test_every_attribute_and_argument_that_a_page_names_is_there(page):
             assert called[2] in makes.__code__.co_varnames, code
         if re.fullmatch(r"\w+Warning", code):
             assert issubclass(getattr(package, code), package.GradWatchWarning), code
+
+
+def test_the_entry_point_of_a_rule_is_the_one_that_is_looked_for():
+    (block,) = [block for page in PAGES for block in blocks(page, "toml") if "[project." in block.text]
+    assert block.text.split("\n")[0] == f'[project.entry-points."{GROUP}"]'

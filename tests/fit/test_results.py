@@ -27,7 +27,7 @@ from sent import sent
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.fit.results import _CLASSES, Handover, Outcome
-from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Finding, Remedy, Severity
 from lightning_gradwatch.record.step import NotCovered
 
 ARGUMENTS = st.lists(st.tuples(NAMES, NAMES | FLOATS | st.integers() | st.booleans() | st.none()), max_size=2)
@@ -51,6 +51,10 @@ FINDINGS = st.builds(
     ),
     message=NAMES,
     consequence_of=NAMES,
+    cause_kind=st.sampled_from(CauseKind),
+    causes=st.lists(
+        st.builds(Cause, st.sampled_from(CauseKind), st.lists(NAMES, max_size=2).map(tuple)), max_size=2
+    ).map(tuple),
 )
 OUTCOMES = st.builds(
     Outcome,

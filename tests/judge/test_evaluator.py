@@ -13,7 +13,7 @@ from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import Evaluator, evaluate_records, replay
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.judge.selection import resolve_rules
-from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.finding import CauseKind, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, SiteInfo, StepRecord
 
@@ -182,8 +182,35 @@ def test_a_rule_that_is_new_after_a_resume_starts_afresh(runs):
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="version 99; this release reads 5"):
+    with pytest.raises(ValueError, match="version 99; this release reads 6"):
         Evaluator(DEFAULT_RULES).load_state_dict({"version": 99, "rules": {}})
+
+
+@pytest.mark.parametrize("kind", [None, "sunspots"], ids=["of the release before", "of a later one"])
+def test_a_state_that_knows_no_kinds_of_causes_or_others_is_gone_on_from(runs, kind):
+    """Those of version 5 have none. What is found next says what it is."""
+    info = runs.stack()
+    record = runs.measure(info, 20, signal_norm=runs.fading(info, 1e-9), saturated_fraction=1.0)
+    first = Evaluator(DEFAULT_RULES)
+    for _ in range(5):
+        first.feed(record, info)
+    state = json.loads(json.dumps(first.state_dict()))
+    state["version"] = 5 if kind is None else state["version"]
+    for entry in state["rules"].values():
+        for kept in entry["findings"].values():
+            for key in ("cause_kind", "causes"):
+                del kept["finding"][key]
+            if kind is not None:
+                kept["finding"] |= {"cause_kind": kind, "causes": [{"kind": kind, "sites": ["net.1"]}]}
+    second = Evaluator(DEFAULT_RULES)
+    second.load_state_dict(state)
+    assert first.findings
+    assert {finding.cause_kind for finding in second.findings} == {CauseKind.UNKNOWN}
+    assert [(each.code, each.message) for each in second.alone] == [(each.code, each.message) for each in first.alone]
+    second.feed(record, info)
+    first.feed(record, info)
+    assert second.findings == first.findings
+    assert second.begun_anew == {}
 
 
 def test_a_record_without_its_description_is_an_error(runs):

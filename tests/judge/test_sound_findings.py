@@ -10,7 +10,7 @@ import pytest
 
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import Evaluator
-from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.finding import CauseKind, Severity
 from lightning_gradwatch.record.step import LayerState, Wiring
 
 RUNS = 60
@@ -126,6 +126,26 @@ def test_a_finding_names_only_findings_that_are_there(said):
         there = {each.code for each in findings}
         text = f"{finding.cause} {finding.message} {finding.remedy.text}"
         assert set(re.findall(r"GW\d{3}", text)) <= there, finding
+
+
+def test_the_kind_of_a_cause_is_the_first_of_its_causes_and_says_what_its_sentence_does(said):
+    kinds_of_causes = set()
+    for finding, _, info in said:
+        assert finding.cause_kind == finding.causes[0].kind, finding
+        assert {site for cause in finding.causes for site in cause.sites} <= set(info.site_names), finding
+        all_kinds = {cause.kind for cause in finding.causes}
+        kinds_of_causes |= all_kinds
+        if OF_A_RATE.search(finding.cause):
+            assert all_kinds & {CauseKind.HIGH_LEARNING_RATE, CauseKind.UNSCALED_TARGETS}, finding
+        if TOO_SLOW.search(finding.cause):
+            assert CauseKind.LOW_LEARNING_RATE in all_kinds, finding
+        if "graph is cut" in finding.cause:
+            assert finding.cause_kind == CauseKind.GRAPH_CUT, finding
+        if "wasn't seen to use it" in finding.cause:
+            assert finding.cause_kind == CauseKind.UNUSED_LAYER, finding
+        if finding.cause.startswith("Dead layer"):
+            assert finding.cause_kind == CauseKind.DEAD_LAYER, finding
+    assert len(kinds_of_causes) > 12
 
 
 def test_what_follows_from_a_rate_is_never_initialised_anew(said):

@@ -76,13 +76,13 @@ def test_readings_are_the_last_ones_that_there_were():
 
 def test_sentences_are_written_for_findings_that_are_read_and_of_their_own_record(runs, monkeypatch):
     written = []
-    original = SaturatedUnits._sighting
+    original = SaturatedUnits.words
 
-    def spy(self, *given, **named):
-        seen = original(self, *given, **named)
-        return seen._replace(write=lambda: written.append(seen.last_step) or seen.write())
+    def spy(self, found):
+        written.append(found.record.step)
+        return original(self, found)
 
-    monkeypatch.setattr(SaturatedUnits, "_sighting", spy)
+    monkeypatch.setattr(SaturatedUnits, "words", spy)
     info = runs.stack()
     evaluator = Evaluator((SaturatedUnits(),))
     for step, fraction in enumerate([0.6, 0.6, 0.6, 0.7, 0.8, 0.9], start=10):

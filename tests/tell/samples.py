@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from lightning_gradwatch.judge.verdict import Change, Comparison, IgnoredLayers, RunVerdict
-from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Finding, Remedy, Severity
 
 HOSTILE = [
     "\x1b[2J\x1b]0;title\x07",
@@ -37,6 +37,8 @@ def make_finding(code="GW101", severity=Severity.ERROR, layers=("net.0", "net.2"
         "cause": "All sites are Sigmoid.",
         "remedy": Remedy("Replace them.", (Action("replace_activation", ("net.1",), (("with", "ReLU"),)),)),
         "message": "The signal vanishes.",
+        "cause_kind": CauseKind.SMALL_SLOPE,
+        "causes": (Cause(CauseKind.SMALL_SLOPE, ("net.1",)), Cause(CauseKind.SMALL_WEIGHTS)),
     }
     return Finding(**{**values, **changes})
 
@@ -48,18 +50,18 @@ HEALTHY = RunVerdict(
     unjudged={},
     judged=1,
     measured="3 measured steps (0 to 2), 2 layers, 1 activation site",
-    rules={"GW101 vanishing-gradient": {"ratio": None, "gain": 0.75}},
+    rules={"GW101": {"ratio": None, "gain": 0.75}},
     counts={"steps": 3, "first_step": 0, "last_step": 2, "layers": 2, "sites": 1},
 )
 FAILED = RunVerdict(
     path="logs/ill",
     findings=(INFO, ERROR),
-    unjudged={"GW202 saturated-units": "not yet: the first 10 steps are warm-up"},
+    unjudged={"GW202": "not yet: the first 10 steps are warm-up"},
     judged=2,
     measured="3 measured steps (0 to 2), 2 layers, 1 activation site",
     problems=("events: the last record is cut off",),
     exit_code=1,
-    rules={"GW101 vanishing-gradient": {"ratio": 0.01}, "GW201 dead-units": {"warn": 0.9}},
+    rules={"GW101": {"ratio": 0.01}, "GW201": {"warn": 0.9}},
     counts={"steps": 3, "first_step": 0, "last_step": 2, "layers": 2, "sites": 1},
     ignored=(IgnoredLayers(rule="GW2", pattern="head.*", reason="a small head", names=("head.1",)),),
 )
@@ -91,13 +93,13 @@ def hostile(name):
     return RunVerdict(
         path=name,
         findings=(finding, make_finding("GW201", Severity.INFO, (name,), threshold=float("inf"))),
-        unjudged={f"GW202 {name}": name},
+        unjudged={name: name},
         judged=1,
         measured=name,
         problems=(name,),
         failure=name,
         exit_code=2,
-        rules={"GW101 vanishing-gradient": {"ratio": float("-inf")}, "GW201 dead-units": {name: name}},
+        rules={"GW101": {"ratio": float("-inf")}, "GW201": {name: name}},
         ignored=(IgnoredLayers(rule="GW", pattern=name, reason=name, names=(name,)),),
         comparison=Comparison(
             baseline=name,

@@ -25,7 +25,7 @@ VERDICT = RunVerdict(
     unjudged={},
     judged=2,
     exit_code=1,
-    rules={"GW101 vanishing-gradient": {}, "GW201 dead-units": {}},
+    rules={"GW101": {}, "GW201": {}},
 )
 
 

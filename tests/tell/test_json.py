@@ -9,6 +9,7 @@ import pytest
 from tell.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, MISSING, hostile
 
 from lightning_gradwatch.cli.schemas import read_schema
+from lightning_gradwatch.judge.verdict import RunVerdict
 from lightning_gradwatch.record.finding import Finding
 from lightning_gradwatch.tell.json_report import json_report
 
@@ -47,6 +48,7 @@ def test_it_holds_what_was_judged_found_and_left_out():
         {"code": "GW202", "name": "saturated-units", "reason": "not yet: the first 10 steps are warm-up"}
     ]
     assert failed["judged"][0] == {"code": "GW101", "name": "vanishing-gradient", "thresholds": {"ratio": 0.01}}
+    assert failed["findings"][0]["cause_kind"] == "small-slope"
     assert failed["ignored_layers"][0]["layers"] == ["head.1"]
     assert failed["measured"]["layers"] == 2
     assert missing["failure"] == MISSING.failure
@@ -88,3 +90,12 @@ def test_the_schema_refuses_what_is_wrong(damage):
 def test_no_run_at_all_is_no_pass():
     assert validated()["exit_code"] == 2
     assert validated(HEALTHY)["exit_code"] == 0
+
+
+def test_a_rule_that_this_release_does_not_know_is_told_by_its_code_whatever_that_is():
+    verdict = RunVerdict(path="p", unjudged={"GW999 of tomorrow": "this release doesn't know it"})
+    assert validated(verdict)["runs"][0]["unjudged"][0] == {
+        "code": "GW999 of tomorrow",
+        "name": "",
+        "reason": "this release doesn't know it",
+    }

@@ -73,6 +73,7 @@ def test_a_finding_is_a_result_of_its_rule(validated):
     assert location["physicalLocation"]["artifactLocation"]["uri"] == "logs/ill"
     assert [each["fullyQualifiedName"] for each in location["logicalLocations"]] == ["net.0", "net.2"]
     assert first["properties"]["threshold"] == 0.003
+    assert first["properties"]["causeKind"] == "small-slope"
     assert "baselineState" not in first
 
 

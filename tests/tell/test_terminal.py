@@ -67,7 +67,7 @@ def test_escaping_leaves_other_scripts_alone():
 @pytest.mark.parametrize("width", [40, 80, 100])
 def test_no_line_is_wider_than_the_terminal(width):
     finding = named("x" * 300, "y")
-    verdict = RunVerdict(path="p" * 200, findings=(finding,), unjudged={"GW202 saturated-units": "z " * 100}, judged=3)
+    verdict = RunVerdict(path="p" * 200, findings=(finding,), unjudged={"GW202": "z " * 100}, judged=3)
     assert max(map(len, warning_text(finding, width=width).splitlines())) <= width
     assert max(map(len, verdict_text(verdict, width=width).splitlines())) <= width
 
@@ -84,7 +84,7 @@ def test_a_verdict_lists_the_worst_first_and_what_wasnt_judged():
     verdict = RunVerdict(
         path="logs/version_0",
         findings=(info, FINDING),
-        unjudged={"GW202 saturated-units": "not yet: the first 10 steps are warm-up"},
+        unjudged={"GW202": "not yet: the first 10 steps are warm-up"},
         judged=3,
         measured="5 measured steps (0 to 8)",
         problems=("the tail of the file is cut off",),
@@ -111,7 +111,8 @@ def test_the_outcome_of_a_healthy_run_and_of_one_that_cant_be_judged():
     [
         "record.escape",
         "record.wording",
-        "judge.functions",
+        "judge.catalog",
+        "record.activations",
         "record.segments",
         "measure.model.names",
         "measure.model.number_sets",

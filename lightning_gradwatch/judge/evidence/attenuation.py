@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from lightning_gradwatch.judge.evidence.attribution import Attribution, attribut
 from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, blocking_sites
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.activations import Activation, look_up
-from lightning_gradwatch.record.wording import listed, number, percent
+from lightning_gradwatch.record.finding import Cause, CauseKind
+from lightning_gradwatch.record.wording import listed, mention, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,15 +34,16 @@ _FLAT_SHARE = 0.5  # of what a function usually passes back: below it, its input
 _LARGE_FACTOR = 2.0
 _DEFAULT_GAIN, _DEFAULT_WITHIN = 3**-0.5, 0.03  # PyTorch's default: a variance of 1/3 over the fan-in
 
-Kind: TypeAlias = Literal["blocked", "bound", "dead", "large", "saturated", "flat", "small"]
-"""blocked: nothing passes. bound: the function's slope is small everywhere. dead, saturated, flat: it is small where the inputs lie. large: and
-large weights drive them there. small: the weights are too small."""
+_SHRINKING = {CauseKind.LARGE_WEIGHTS, CauseKind.SATURATED_UNITS}
+"""Of a function that shrinks the signal wherever its inputs lie, that it lies badly here is only half of it."""
+_DYING = {CauseKind.DEAD_LAYER, CauseKind.DEAD_UNITS}
 
 
 class Blame(NamedTuple):
     """One thing that takes the signal."""
 
-    kind: Kind
+    kind: CauseKind
+    """Of large weights: they drive the units to where their function is flat."""
     sites: tuple[SiteInfo, ...]
     """Whose function it is; all of them where it's the weights."""
     gain: float
@@ -78,7 +81,7 @@ def diagnose(record: StepRecord, info: RunInfo, columns: Places, gain: float, *,
     if alone:
         blocking = tuple(site for site in _sites(info, others) if site in blocking)
     if blocking:
-        blame = Blame("blocked", blocking, 0.0, sentence=blocking_cause(blocking, record, info))
+        blame = Blame(CauseKind.DEAD_LAYER, blocking, 0.0, sentence=blocking_cause(blocking, record, info))
         return Diagnosis((blame,), gain, None, from_the_first)
     found = attribute(record, info, columns)
     blamed = _judge(record, info, columns, others, found) if found else [_guess(record, info, columns)]
@@ -98,22 +101,22 @@ def _judge(
         dead, saturated = (
             _median(record, info, name, part.columns) for name in ("dead_fraction", "saturated_fraction")
         )
-        kind: Kind = "flat"
+        kind = CauseKind.FLAT_REGION
         affected = 0.0
         if not flat:
-            kind = "bound"
+            kind = CauseKind.SMALL_SLOPE
         elif dead >= _MOSTLY:
-            kind, affected = "dead", dead
+            kind, affected = CauseKind.DEAD_UNITS, dead
         elif large:
-            kind = "large"
+            kind = CauseKind.LARGE_WEIGHTS
         elif saturated >= _MOSTLY:
-            kind, affected = "saturated", saturated
+            kind, affected = CauseKind.SATURATED_UNITS, saturated
         blamed.append(Blame(kind, _all_of(info, others, part.function), part.gain, affected))
     if found.weight_share >= _BLAMED_SHARE:
-        blamed.append(Blame("small", _sites(info, columns.tolist()), found.gain))
+        blamed.append(Blame(CauseKind.SMALL_WEIGHTS, _sites(info, columns.tolist()), found.gain))
     if not blamed:
         most = found.parts[0]
-        blamed.append(Blame("flat", _all_of(info, others, most.function), most.gain))
+        blamed.append(Blame(CauseKind.FLAT_REGION, _all_of(info, others, most.function), most.gain))
     return blamed
 
 
@@ -122,14 +125,35 @@ def _guess(record: StepRecord, info: RunInfo, columns: Places) -> Blame:
     sites = _sites(info, columns.tolist())
     flat = tuple(site for site in sites if look_up(site.function).flat_middle)
     if flat:
-        return Blame("flat", flat, np.nan)
+        return Blame(CauseKind.FLAT_REGION, flat, np.nan)
     shrinking = tuple(site for site in sites if look_up(site.function).steepest < 1)
     if shrinking:
-        return Blame("bound", shrinking, np.nan)
+        return Blame(CauseKind.SMALL_SLOPE, shrinking, np.nan)
     saturated = _median(record, info, "saturated_fraction", columns.tolist())
     if saturated >= _MOSTLY:
-        return Blame("saturated", sites, np.nan, saturated)
-    return Blame("small", sites, np.nan)
+        return Blame(CauseKind.SATURATED_UNITS, sites, np.nan, saturated)
+    return Blame(CauseKind.SMALL_WEIGHTS, sites, np.nan)
+
+
+def explain_fading(info: RunInfo, found: Diagnosis) -> Explanation:
+    """Say what takes the signal away, and what to change."""
+    return Explanation(fading_cause(found), fading_remedy(info, found), fading_causes(found))
+
+
+def fading_causes(found: Diagnosis) -> tuple[Cause, ...]:
+    """Return what takes the signal away, as data."""
+    causes = []
+    for blame in found.blamed:
+        # The weights are the whole path's.
+        of_sites = () if blame.kind == CauseKind.SMALL_WEIGHTS else tuple(site.name for site in blame.sites)
+        causes.append(Cause(blame.kind, of_sites))
+        if blame.kind in _SHRINKING and (
+            shrinking := tuple(site.name for site in blame.sites if _shrinks(blame, site))
+        ):
+            causes.append(Cause(CauseKind.SMALL_SLOPE, shrinking))
+    if found.from_the_first:
+        causes.append(Cause(CauseKind.UNSCALED_INPUTS))
+    return tuple(causes)
 
 
 def fading_cause(found: Diagnosis) -> str:
@@ -142,13 +166,13 @@ def _cleared(found: Diagnosis) -> list[str]:
     kinds = {blame.kind for blame in found.blamed}
     if found.gains is None:
         return [f"Here each layer passes back {number(found.gain)} of it on average."] if found.gain > 0 else []
-    if not kinds & {"small", "large"}:
+    if kinds.isdisjoint((CauseKind.SMALL_WEIGHTS, CauseKind.LARGE_WEIGHTS)):
         return [
             f"The weights between two activations pass back {number(found.gains.weight_gain)}: they aren't to blame."
         ]
-    if kinds == {"small"}:
+    if kinds == {CauseKind.SMALL_WEIGHTS}:
         return [f"An activation itself passes back {number(found.gains.gain)}: the function isn't to blame."]
-    if "small" in kinds:
+    if CauseKind.SMALL_WEIGHTS in kinds:
         functions, weights = percent(1 - found.gains.weight_share), percent(found.gains.weight_share)
         return [f"Of the fading, {functions} is the functions' and {weights} the weights'."]
     return []
@@ -169,35 +193,35 @@ def fading_remedy(info: RunInfo, found: Diagnosis) -> Remedy:
 
 def _shrinks(blame: Blame, site: SiteInfo) -> bool:
     shrinking = look_up(site.function).steepest < 1
-    return blame.kind in {"bound", "flat"} or (blame.kind in {"large", "saturated"} and shrinking)
+    return blame.kind in {CauseKind.SMALL_SLOPE, CauseKind.FLAT_REGION} or (blame.kind in _SHRINKING and shrinking)
 
 
 def _dies(blame: Blame, _: SiteInfo) -> bool:
-    return blame.kind in {"dead", "blocked"}
+    return blame.kind in _DYING
 
 
 def _told(blame: Blame, found: Diagnosis) -> str:
     functions = list(dict.fromkeys(look_up(site.function) for site in blame.sites))
     spelled = " and ".join(function.module for function in functions)
     passes = f"an activation passes back {number(blame.gain)} of the signal on average"
-    if blame.kind == "bound":
+    if blame.kind == CauseKind.SMALL_SLOPE:
         steepest = max(function.steepest for function in functions)
         bound = _BOUNDS.get(steepest, number(steepest))
         measured = (
             passes if found.gains else f"an activation can pass back no more than {number(steepest)} of the signal"
         )
         return f"The derivative of {spelled}, at {listed([site.name for site in blame.sites], 'activation')}, is at most {bound}: {measured}."
-    if blame.kind == "blocked":
+    if blame.kind == CauseKind.DEAD_LAYER:
         return blame.sentence
-    if blame.kind == "dead":
-        return f"{percent(blame.affected)} of the units of the median {spelled} activation are dead (GW201): {passes}."
-    if blame.kind == "saturated":
+    if blame.kind == CauseKind.DEAD_UNITS:
+        return f"{percent(blame.affected)} of the units of the median {spelled} activation are dead{mention('GW201')}: {passes}."
+    if blame.kind == CauseKind.SATURATED_UNITS:
         measured = f": {passes}" if found.gains else ""
         return (
-            f"{percent(blame.affected)} of the units of the median {spelled} activation are saturated (GW202), where the derivative "
+            f"{percent(blame.affected)} of the units of the median {spelled} activation are saturated{mention('GW202')}, where the derivative "
             f"is close to 0{measured}."
         )
-    if blame.kind == "flat":
+    if blame.kind == CauseKind.FLAT_REGION:
         measured = f": {passes}" if found.gains else ""
         return f"{spelled} is nearly flat where its inputs lie{measured}."
     return _told_of_weights(blame, found, spelled)
@@ -212,7 +236,7 @@ def _told_of_weights(blame: Blame, found: Diagnosis, spelled: str) -> str:
         )
     weights, asked = found.gains.weight_gain, found.gains.asked_gain
     measured = f"between two activations they pass back {number(weights)} of the signal on average, where {methods} gives {number(asked)}"
-    if blame.kind == "large":
+    if blame.kind == CauseKind.LARGE_WEIGHTS:
         return (
             f"The weights are too large for {spelled}: {measured}, and drive the units to where the function is flat: an activation "
             f"passes back {number(blame.gain)}."

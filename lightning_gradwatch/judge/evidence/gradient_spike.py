@@ -16,7 +16,7 @@ from lightning_gradwatch.judge.evidence.loss_trend import middle
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.judge.streaks import State
     from lightning_gradwatch.record.step import StepRecord
 
 _WINDOW = 20

@@ -10,6 +10,7 @@ import numpy as np
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.record.activations import look_up
+from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.run_info import DEFAULT_VARIANCE
 from lightning_gradwatch.record.wording import number
 
@@ -76,6 +77,11 @@ def starting_cause(start: Start, sites: Sequence[SiteInfo], gain: float) -> str:
         f"{number(start.variance)}{known} where {number(start.wanted)} would keep the signal level; here each layer passes "
         f"back {number(gain)} of it."
     )
+
+
+def starting_causes(gain: float) -> tuple[Cause, ...]:
+    """Return the same as data."""
+    return (Cause(CauseKind.SMALL_WEIGHTS if gain < 1 else CauseKind.LARGE_WEIGHTS),)
 
 
 def starting_remedy(info: RunInfo, sites: Sequence[SiteInfo]) -> Remedy:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.activations import look_up
+from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
@@ -59,6 +61,14 @@ def loop_message(loop: Loop, threshold: float, gain: float) -> str:
         calls = max(math.floor(math.log(threshold) / math.log(loop.gain)), 1) if loop.gain else 0
         reach = f", so it learns nothing from what lies more than {counted(calls, 'call')} back"
     return f"{start}{reach}. Reported {side} {number(threshold)} in all and {number(gain)} a call."
+
+
+def explain_loop(info: RunInfo, loop: Loop) -> Explanation:
+    """Say what the function and the weights do to the signal at each turn, and what to change."""
+    causes = [Cause(CauseKind.UNROLLED_LOOP, (loop.site.name,))]
+    if look_up(loop.site.function).steepest < 1:
+        causes.append(Cause(CauseKind.SMALL_SLOPE, (loop.site.name,)))
+    return Explanation(loop_cause(loop), loop_remedy(info, loop), tuple(causes))
 
 
 def loop_cause(loop: Loop) -> str:

@@ -21,7 +21,8 @@ from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscal
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.judge.rule import Explanation
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.wording import number, percent
 
 if TYPE_CHECKING:
@@ -198,15 +199,16 @@ def told_of_pace(pace: Pace, threshold: float) -> str:
     )
 
 
-def why_slow_pace(pace: Pace, rates: str) -> tuple[str, Remedy]:
+def why_slow_pace(pace: Pace, rates: str) -> Explanation:
     """Say whether the loss is too large for such steps, or the steps are too small for the loss."""
     if pace.unscaled:
         cause = f"The steps (learning rate {rates}) are too small for a loss of {number(pace.loss)}, which {WHY_HUGE}."
-        return cause, SCALE_TARGETS
+        return Explanation(cause, SCALE_TARGETS, (Cause(CauseKind.UNSCALED_TARGETS),))
     wanted = 10.0 ** max(math.ceil(math.log10(_ENOUGH / pace.reach)), 1) if pace.reach > 0 else math.inf
     factor = min(wanted, pace.room)
     cause = f"The learning rate ({rates}) is too small for this loss and these gradients."
-    return cause, Remedy(
+    remedy = Remedy(
         f"Raise the learning rate {factor:g} times, which makes the largest update ratio about {number(factor * pace.top)}.",
         (Action("set_learning_rate", (), (("factor", factor),)),),
     )
+    return Explanation(cause, remedy, (Cause(CauseKind.LOW_LEARNING_RATE),))

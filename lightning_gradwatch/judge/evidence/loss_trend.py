@@ -16,7 +16,7 @@ from lightning_gradwatch.record.wording import percent
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.judge.streaks import State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.judge.rule import Explanation
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.wording import listed
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import LostGradient, LostKind
 
-MEANT: frozenset[LostKind] = frozenset(("discarded", "zero-input", "left-out", "escaped", "times-zero"))
+_MEANT: frozenset[LostKind] = frozenset(("discarded", "zero-input", "left-out", "escaped", "times-zero"))
 """What many a program does on purpose: information."""
 _BY_PLACE: frozenset[LostKind] = frozenset(
     ("cut", "escaped", "zero-weights", "clamped", "rounded", "dropped", "masked", "other")
@@ -80,6 +81,11 @@ def reason(place: LostGradient) -> str:
     return f"{place.kind}|{place.operation}|{place.module}" if place.kind in _BY_PLACE else place.kind
 
 
+def may_be_meant(reason: str) -> bool:
+    """Tell whether what `reason` gave is what many a program does on purpose."""
+    return reason.partition("|")[0] in _MEANT
+
+
 def lost_of(info: RunInfo, names: Sequence[str]) -> Lost | None:
     """Return what is known of some layers; None where their gradient wasn't followed."""
     by_name = {layer.name: layer.lost for layer in info.layers}
@@ -87,7 +93,7 @@ def lost_of(info: RunInfo, names: Sequence[str]) -> Lost | None:
     return Lost(tuple(names), places) if places else None
 
 
-def lost_cause(lost: Lost, *, everything: bool) -> tuple[str, Remedy] | None:
+def lost_cause(lost: Lost, *, everything: bool) -> Explanation | None:
     """Return cause and remedy; None where the sites of the step know more (units that are inactive).
 
     Args:
@@ -101,7 +107,7 @@ def lost_cause(lost: Lost, *, everything: bool) -> tuple[str, Remedy] | None:
     return None if told is None else told(lost)
 
 
-def _discarded(lost: Lost, *, everything: bool) -> tuple[str, Remedy]:
+def _discarded(lost: Lost, *, everything: bool) -> Explanation:
     cause = (
         "A gradient arrives at its parameters, and is gone when the optimizer steps: something sets it to None or to 0 in "
         "between."
@@ -113,32 +119,36 @@ def _discarded(lost: Lost, *, everything: bool) -> tuple[str, Remedy]:
         )
     else:
         remedy = f"If that is meant (a layer that is held back at first), nothing; else {look}."
-    return cause, Remedy(remedy, (Action("keep_gradient", lost.names),))
+    return Explanation(
+        cause, Remedy(remedy, (Action("keep_gradient", lost.names),)), (Cause(CauseKind.DISCARDED_GRADIENT),)
+    )
 
 
-def _zero_input(lost: Lost) -> tuple[str, Remedy]:
+def _zero_input(lost: Lost) -> Explanation:
     if lost.places[0].operation == "embedding":
         given = "it is given nothing but padding, which has no gradient"
     else:
         given = "all that it is given is exactly 0, and the gradient of its weights is that times the signal"
-    return (
+    return Explanation(
         f"A gradient arrives at what it puts out; {given}.",
         Remedy(f"{_NO_MATTER}look at what {listed(lost.names)} is given.", (Action("use_or_remove", lost.names),)),
+        (Cause(CauseKind.ZERO_INPUT),),
     )
 
 
-def _left_out(lost: Lost) -> tuple[str, Remedy]:
-    return (
+def _left_out(lost: Lost) -> Explanation:
+    return Explanation(
         "The forward pass uses it, and no loss depends on what it puts out: the program leaves that out.",
         Remedy(
             f"{_NO_MATTER}let the loss depend on what {listed(lost.names)} puts out, or remove it.",
             (Action("use_or_remove", lost.names),),
         ),
+        (Cause(CauseKind.LEFT_OUT_OF_LOSS),),
     )
 
 
-def _escaped(lost: Lost) -> tuple[str, Remedy]:
-    return (
+def _escaped(lost: Lost) -> Explanation:
+    return Explanation(
         (
             f"No loss depends on it that torch could know of: {lost.operation}, called in {lost.where}, takes its values out "
             "of the autograd graph."
@@ -147,26 +157,29 @@ def _escaped(lost: Lost) -> tuple[str, Remedy]:
             "If they are only looked at (logged, printed), nothing; else keep them in tensors until they are in the loss.",
             (Action("reconnect_graph", lost.names),),
         ),
+        (Cause(CauseKind.VALUES_TAKEN_OUT),),
     )
 
 
-def _cut(lost: Lost) -> tuple[str, Remedy]:
+def _cut(lost: Lost) -> Explanation:
     if lost.places[0].operation == "no_grad":  # it is known what ran under it, not where it begins
-        return (
+        return Explanation(
             "The loss depends on it, and no gradient comes back: the graph is cut by torch.no_grad(), under which it ran.",
             Remedy(
                 f"{_called_elsewhere(lost)} torch.no_grad(), inference_mode() and the like.",
                 (Action("reconnect_graph", lost.names),),
             ),
+            (Cause(CauseKind.GRAPH_CUT),),
         )
     several = len(lost.places[0].lines) > 1
     remedy = f"Take {lost.operation} in {lost.where} out of the gradient's way"
-    return (
+    return Explanation(
         f"The loss depends on it, and no gradient comes back: the graph is cut by {lost.operation}, called in {lost.where}.",
         Remedy(
             f"{remedy}, where it is on the way to the loss that should train it." if several else f"{remedy}.",
             (Action("reconnect_graph", lost.names),),
         ),
+        (Cause(CauseKind.GRAPH_CUT),),
     )
 
 
@@ -175,9 +188,10 @@ def _called_elsewhere(lost: Lost) -> str:
     return f"Call {listed(modules, 'module')} outside of" if modules else f"Move the call in {lost.where} out of"
 
 
-def _softmax_of_one(lost: Lost) -> tuple[str, Remedy]:
+def _softmax_of_one(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.SOFTMAX_OF_ONE,
         "Softmax over a single entry: {operation}, called in {where}, runs over an axis of length 1, so the weight is 1 whatever "
         "comes in and nothing passes back.",
         "Attention over a single key can't learn what to attend to: give it inputs that leave more than one position, or leave it "
@@ -185,9 +199,10 @@ def _softmax_of_one(lost: Lost) -> tuple[str, Remedy]:
     )
 
 
-def _softmax_certain(lost: Lost) -> tuple[str, Remedy]:
+def _softmax_certain(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.CERTAIN_SOFTMAX,
         "Softmax puts everything on one entry, exactly: in {where}, the others of each row are masked, or so far behind that "
         "they round to 0, so nothing passes back.",
         "Look at the mask; if it leaves more than one entry, make what goes into the softmax smaller (divide by the root of the "
@@ -195,83 +210,100 @@ def _softmax_certain(lost: Lost) -> tuple[str, Remedy]:
     )
 
 
-def _norm_of_one(lost: Lost) -> tuple[str, Remedy]:
+def _norm_of_one(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.NORM_OF_ONE,
         "A norm of a single value: {operation}, called in {where}, runs over one value, which is its own mean, so what comes out "
         "is the same whatever comes in and nothing passes back.",
         "Normalise over an axis with more than one value (fewer groups, larger inputs), or leave the norm out there.",
     )
 
 
-def _times_zero(lost: Lost) -> tuple[str, Remedy]:
+def _times_zero(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.TIMES_ZERO,
         "What it puts out is multiplied by the number 0, in {where}.",
         "If that is meant (a weight of the loss that is 0 for now), nothing; else give the factor another value.",
     )
 
 
-def _zero_factor(lost: Lost) -> tuple[str, Remedy]:
+def _zero_factor(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.ZERO_FACTOR,
         "What it puts out is multiplied by what is exactly 0 ({operation}, called in {where}) and isn't learned, or has no gradient "
         "either.",
         "Let the factor be trained, and see that the optimizer holds it; or start it at another value than 0.",
     )
 
 
-def _zero_weights(lost: Lost) -> tuple[str, Remedy]:
+def _zero_weights(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.ZERO_WEIGHTS,
         "What it puts out goes through the weights of {where}, which are exactly 0 and stay so.",
         "See that the optimizer holds {where} and that its own gradient isn't 0; or start its weights at small values.",
     )
 
 
-def _clamped(lost: Lost) -> tuple[str, Remedy]:
+def _clamped(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.CLAMPED,
         "Each value that {operation}, called in {where}, is given is outside of its range, where the derivative is 0.",
         "Widen the range, or bring the values into it: a clamp that is reached by all is no output.",
     )
 
 
-def _rounded(lost: Lost) -> tuple[str, Remedy]:
+def _rounded(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.ROUNDED,
         "{operation}, called in {where}, has a derivative of 0 everywhere.",
         "Round behind the loss, or pass the gradient straight through: x + (x.round() - x).detach().",
     )
 
 
-def _dropped(lost: Lost) -> tuple[str, Remedy]:
-    return _at_operation(
-        lost, "{operation}, called in {where}, lets nothing through.", "Lower the probability with which it drops."
-    )
-
-
-def _masked(lost: Lost) -> tuple[str, Remedy]:
-    return _at_operation(
-        lost, "{operation}, called in {where}, takes none of its values.", "Look at the mask, or at the condition."
-    )
-
-
-def _other(lost: Lost) -> tuple[str, Remedy]:
+def _dropped(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
+        CauseKind.DROPPED,
+        "{operation}, called in {where}, lets nothing through.",
+        "Lower the probability with which it drops.",
+    )
+
+
+def _masked(lost: Lost) -> Explanation:
+    return _at_operation(
+        lost,
+        CauseKind.MASKED,
+        "{operation}, called in {where}, takes none of its values.",
+        "Look at the mask, or at the condition.",
+    )
+
+
+def _other(lost: Lost) -> Explanation:
+    return _at_operation(
+        lost,
+        CauseKind.ZERO_DERIVATIVE,
         "The gradient arrives at {operation}, called in {where}, and passes it as exactly 0.",
         "Look at {operation} in {where}: a value at which its derivative is 0, or values that it doesn't take.",
     )
 
 
-def _at_operation(lost: Lost, cause: str, remedy: str) -> tuple[str, Remedy]:
+def _at_operation(lost: Lost, kind: CauseKind, cause: str, remedy: str) -> Explanation:
     facts = {"operation": lost.operation, "where": lost.where}
     text = cause.format(**facts)
-    return f"{text[:1].upper()}{text[1:]}", Remedy(remedy.format(**facts), (Action("trace_gradient"),))
+    return Explanation(
+        f"{text[:1].upper()}{text[1:]}",
+        Remedy(remedy.format(**facts), (Action("trace_gradient"),)),
+        (Cause(kind),),
+    )
 
 
-_TOLD: Mapping[str, Callable[[Lost], tuple[str, Remedy]]] = {
+_TOLD: Mapping[str, Callable[[Lost], Explanation]] = {
     "zero-input": _zero_input,
     "left-out": _left_out,
     "escaped": _escaped,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_remedy
+from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_causes, fading_remedy
 from lightning_gradwatch.judge.readings import early_mask
-from lightning_gradwatch.judge.rule import Sentences, Sighting, State
-from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.judge.rule import Sentences, Sighting
+from lightning_gradwatch.judge.streaks import State, columns
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.step import LayerState, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number
@@ -49,12 +49,14 @@ def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -
     def write() -> Sentences:
         path = info.site_paths.along(record.values("signal_norm", len(info.sites)))
         hidden = path[0] if path else np.empty(0, dtype=np.intp)
+        found = diagnose(record, info, hidden, float("nan"))
         return Sentences(
             cause=(
                 f"The gradient of {listed(names, 'early weight layer')} is below the plain threshold min_grad_rms that was "
                 "set for this run."
             ),
-            remedy=fading_remedy(info, diagnose(record, info, hidden, float("nan"))),
+            remedy=fading_remedy(info, found),
+            causes=fading_causes(found),
             message=(
                 f"The root mean square of the gradient of {info.layer_names[lowest]} is {number(value)}, below "
                 f"min_grad_rms={number(least)}; so low in {counted(len(names), 'early weight layer')}."

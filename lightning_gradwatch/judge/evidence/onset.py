@@ -9,11 +9,11 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
 from lightning_gradwatch.judge.streaks import columns
+from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.rule import State
-    from lightning_gradwatch.judge.streaks import Columns, Mask
+    from lightning_gradwatch.judge.streaks import Columns, Mask, State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
@@ -41,6 +41,13 @@ class Drift(NamedTuple):
     def thrown(self) -> bool:
         """Whether steps that were too large are the likely cause."""
         return self.later or self.oversized
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What made the steps too large."""
+        return (
+            Cause(CauseKind.UNSCALED_TARGETS if self.oversized and self.unscaled else CauseKind.HIGH_LEARNING_RATE),
+        )
 
     def sentence(self) -> str:
         """Say so."""

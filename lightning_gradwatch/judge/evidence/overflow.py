@@ -14,12 +14,13 @@ from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites, layer_values
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import Sentences
-from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.rule import State
-    from lightning_gradwatch.judge.streaks import Mask
+    from collections.abc import Set as AbstractSet
+
+    from lightning_gradwatch.judge.streaks import Mask, State
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
@@ -29,6 +30,8 @@ _THROWN = 2.0
 _WATCHED = 16
 """Records whose updates are looked at, and steps after which what they did would have shown."""
 _MOST = 1e100
+_THROWN_OUT = frozenset((CauseKind.EXPLOSION, CauseKind.HIGH_LEARNING_RATE))
+"""Steps have led there, so that smaller ones are a remedy."""
 _UNDEFINED = (
     "log(0), a division by 0, the square root or the norm of 0, a softmax over a row that is masked as a whole, NaN in the "
     "data; torch.autograd.set_detect_anomaly(True) names the operation"
@@ -101,14 +104,17 @@ def write_beginning(facts: dict[str, Any], info: RunInfo) -> Sentences:
     *past, now = facts["past"]
     grown = _growth(facts["past"])
     thrown = _thrown(facts)
+    kind = CauseKind.UNDEFINED_OPERATION
     if grown:
-        heading = f"The net exploded: {grown}."
+        kind, heading = CauseKind.EXPLOSION, f"The net exploded: {grown}."
     elif thrown is not None:
         step, update = thrown
+        kind = CauseKind.HIGH_LEARNING_RATE
         heading = (
             f"Step {step} changed weights by up to {number(update)} times their size: the learning rate is too high."
         )
     elif not past:
+        kind = CauseKind.BROKEN_FROM_START
         heading = "It was so in the first measured step: look at inputs, targets and weights."
     elif now[0] - past[-1][0] <= 1:
         heading = f"It came out of nothing, as nothing had grown before. Look for {_UNDEFINED}."
@@ -117,9 +123,14 @@ def write_beginning(facts: dict[str, Any], info: RunInfo) -> Sentences:
             f"Nothing had grown up to step {past[-1][0]}; the {now[0] - past[-1][0] - 1} steps after it weren't measured. If it "
             f"didn't explode in them, look for {_UNDEFINED}."
         )
+    causes = [Cause(kind)]
+    if kind in _THROWN_OUT:
+        causes += [Cause(CauseKind.LARGE_WEIGHTS)] if facts["large"] else []
+        causes += [Cause(CauseKind.UNSCALED_TARGETS)] if facts["unscaled"] else []
     return Sentences(
         cause=f"{_WHERE[facts['place']].format(name=facts['name'])} {heading}",
-        remedy=_remedy(info, facts, exploded=bool(grown) or thrown is not None, first=not past),
+        remedy=_remedy(info, facts, {cause.kind for cause in causes}),
+        causes=tuple(causes),
         message=f"At step {facts['step']}, {_seen(facts)}.",
     )
 
@@ -144,6 +155,7 @@ def write_skipped(count: int, info: RunInfo) -> Sentences:
             f"look for {_UNDEFINED}.",
             (Action("set_precision", (), (("to", "bf16-mixed"),)),),
         ),
+        causes=(Cause(CauseKind.NUMBER_FORMAT),),
         message=f"The gradient scaler left {counted(count, 'measured step')} in a row out: the net isn't trained at all.",
     )
 
@@ -191,19 +203,19 @@ def _largest_update(record: StepRecord, info: RunInfo) -> float:
     return min(float(np.max(ratios[known] * sizes[known], initial=0.0)), _MOST)
 
 
-def _remedy(info: RunInfo, facts: dict[str, Any], *, exploded: bool, first: bool) -> Remedy:
+def _remedy(info: RunInfo, facts: dict[str, Any], kinds: AbstractSet[CauseKind]) -> Remedy:
     actions, said = [], []
     if info.precision.startswith("16"):
         actions.append(Action("set_precision", (), (("to", "bf16-mixed"),)))
         said.append('Train with precision="bf16-mixed", which has the range of float32.')
-    if first:
+    if CauseKind.BROKEN_FROM_START in kinds:
         actions.append(Action("normalize_inputs"))
         said.append("Clean the data of NaN and scale the inputs to mean 0 and variance 1.")
-    if exploded and facts["large"]:
+    if CauseKind.LARGE_WEIGHTS in kinds:
         start = starting_remedy(info, [site for _, site in hidden_sites(info)])
         actions += start.actions
         said.append(start.text)
-    if exploded and facts["unscaled"]:
+    if CauseKind.UNSCALED_TARGETS in kinds:
         actions += SCALE_TARGETS.actions
         said.append(SCALE_TARGETS.text)
     else:
@@ -213,7 +225,7 @@ def _remedy(info: RunInfo, facts: dict[str, Any], *, exploded: bool, first: bool
             Action("clip_gradients", (), (("norm", 1.0),)),
         ]
         said.append(f"Multiply the learning rate by {factor:g} and clip the gradient norm to 1.")
-    if not exploded:
+    if kinds.isdisjoint(_THROWN_OUT):
         said.append(
             "Where an operation is undefined, keep its argument away from there (clamp, eps) before the operation."
         )

@@ -10,8 +10,9 @@ from lightning_gradwatch.judge.evidence.initial_weights import starting_remedy
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites, layer_values
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.record.finding import Action, Remedy
-from lightning_gradwatch.record.wording import number
+from lightning_gradwatch.judge.rule import Explanation
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
+from lightning_gradwatch.record.wording import mention, number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.streaks import Mask
@@ -34,7 +35,7 @@ def weight_size(record: StepRecord, info: RunInfo, judged: Mask) -> float:
     return float(np.median(known)) if len(known) else 1.0
 
 
-def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float, *, at_first: float) -> tuple[str, Remedy]:
+def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float, *, at_first: float) -> Explanation:
     """Say why no layer moves: weights that are large, from the start or by their steps, a coarse format, or the learning rate.
 
     Args:
@@ -51,9 +52,12 @@ def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float, *, at_
             "part of them"
         )
         if at_first > size / _THROWN:
-            start = starting_remedy(info, [site for _, site in hidden_sites(info)])
-            return f"{large}: they were nearly as large in the first measured step.", start
-        return (
+            return Explanation(
+                f"{large}: they were nearly as large in the first measured step.",
+                _start(info),
+                (Cause(CauseKind.LARGE_WEIGHTS),),
+            )
+        return Explanation(
             f"{large}: steps that were too large threw them there, from {number(at_first)} times in the first measured step.",
             Remedy(
                 "Multiply the learning rate by 0.1, or warm it up; clip the gradient norm to 1.",
@@ -62,9 +66,13 @@ def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float, *, at_
                     Action("clip_gradients", (), (("norm", 1.0),)),
                 ),
             ),
+            (Cause(CauseKind.HIGH_LEARNING_RATE), Cause(CauseKind.LARGE_WEIGHTS)),
         )
     cause = f"No weight layer moves: the learning rate ({spelled_rates(record)}) is too small for these weights and gradients."
-    return cause, _rounding(info) or _faster(info, top)
+    rounding = _rounding(info)
+    if rounding is not None:
+        return Explanation(cause, rounding, (Cause(CauseKind.LOW_LEARNING_RATE), Cause(CauseKind.NUMBER_FORMAT)))
+    return Explanation(cause, _faster(info, top), (Cause(CauseKind.LOW_LEARNING_RATE),))
 
 
 def _faster(info: RunInfo, top: float) -> Remedy:
@@ -86,7 +94,7 @@ def _rounding(info: RunInfo) -> Remedy | None:
     )
 
 
-def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> tuple[str, Remedy]:
+def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Explanation:
     """Say why a layer moves less than another: its gradient beside eps or beside the other's, or its weights."""
     gradient, weights = layer_values(record, info, "grad_rms"), layer_values(record, info, "weight_rms")
     here, there = float(gradient[worst]), float(gradient[best])
@@ -101,7 +109,11 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> tupl
         if (before := _stronger_before(gradient, info, worst)) is not None:
             lower = f", or lower the eps of {optimizer.name} to {here / 10:.0e}" if here >= _LEAST_SQUARED else ""
             return _behind_a_factor(shrinks, gradient, info, before, lower)
-        return f"{shrinks} What weakens the gradient is the cause (GW101).", _start(info)
+        return Explanation(
+            f"{shrinks} What weakens the gradient is the cause{mention('GW101')}.",
+            _start(info),
+            (Cause(CauseKind.WEAK_GRADIENT),),
+        )
     large = np.flatnonzero((weights > _LARGE_WEIGHTS * info.default_rms) & info.weight_mask).tolist()
     if worst in large:
         cause = (
@@ -110,19 +122,22 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> tupl
         )
         cure = Prescription(info)
         cure.initialize(only=large)
-        return cause, cure.remedy()
+        return Explanation(cause, cure.remedy(), (Cause(CauseKind.LARGE_WEIGHTS),))
     if here >= there:
         cause = f"The gradient of {names[worst]} isn't weaker than that of {names[best]}: the optimizer gives it smaller steps."
-        return cause, _rounding(info) or Remedy(
+        remedy = _rounding(info) or Remedy(
             f"Look for what holds {names[worst]} back: a clip or a limit of its own, or, under Adam and its kin, gradients that "
             "were far larger before.",
             (Action("trace_gradient"),),
         )
+        return Explanation(cause, remedy, (Cause(CauseKind.LIMITED_STEPS),))
     weak = f"The gradient of {names[worst]} has an rms of {number(here)}, that of {names[best]} {number(there)}"
     if (before := _stronger_before(gradient, info, worst)) is not None:
         return _behind_a_factor(f"{weak}.", gradient, info, before, "")
-    return f"{weak}: it is too weak for the learning rate that suits the others (GW101).", _rounding(info) or _start(
-        info
+    return Explanation(
+        f"{weak}: it is too weak for the learning rate that suits the others{mention('GW101')}.",
+        _rounding(info) or _start(info),
+        (Cause(CauseKind.WEAK_GRADIENT),),
     )
 
 
@@ -141,11 +156,9 @@ def _stronger_before(gradient: FloatVector, info: RunInfo, worst: int) -> int | 
     return max(known, key=lambda column: float(gradient[column]), default=None)
 
 
-def _behind_a_factor(
-    weak: str, gradient: FloatVector, info: RunInfo, before: int, otherwise: str
-) -> tuple[str, Remedy]:
+def _behind_a_factor(weak: str, gradient: FloatVector, info: RunInfo, before: int, otherwise: str) -> Explanation:
     name = info.layer_names[before]
-    return (
+    return Explanation(
         (
             f"{weak} {name}, before it, has {number(float(gradient[before]))}, so the gradient isn't lost on its way through the net: "
             "of what this branch puts out, little counts, as behind a factor near 0 (a layer scale, a gate, a branch that starts at 0)."
@@ -154,6 +167,7 @@ def _behind_a_factor(
             f"If such a factor is meant, nothing: the gradient grows with it. Else start the factor at a larger value{otherwise}.",
             (Action("trace_gradient"),),
         ),
+        (Cause(CauseKind.SMALL_FACTOR), Cause(CauseKind.WEAK_GRADIENT)),
     )
 
 

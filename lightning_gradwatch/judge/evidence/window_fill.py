@@ -17,8 +17,7 @@ from lightning_gradwatch.record.wording import listed, percent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lightning_gradwatch.judge.rule import State
-    from lightning_gradwatch.judge.streaks import Mask
+    from lightning_gradwatch.judge.streaks import Mask, State
     from lightning_gradwatch.record.activations import Activation
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord

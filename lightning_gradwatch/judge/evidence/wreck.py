@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.rule import State
+    from lightning_gradwatch.judge.streaks import State
     from lightning_gradwatch.record.step import StepRecord
 
 _LONGEST = 20

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_cause, fading_remedy
+from lightning_gradwatch.judge.evidence.attenuation import diagnose, explain_fading
 from lightning_gradwatch.judge.evidence.lost_gradients import lost_cause, lost_of
 from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, blocking_sites, underflow
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.activations import look_up
-from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.step import LayerState
-from lightning_gradwatch.record.wording import listed, percent
+from lightning_gradwatch.record.wording import listed, mention, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
@@ -37,16 +38,17 @@ class Unreached(NamedTuple):
     """Whether no layer at all has one."""
 
 
-def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str, Remedy]:
-    """Return cause and remedy for layers that get no gradient."""
+def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> Explanation:
+    """Say why layers get no gradient, and what to do."""
     names = unreached.names
     if unreached.reason == "unused":
-        return (
+        return Explanation(
             "The forward pass wasn't seen to use it (a compiled one can't be seen), so most likely the loss doesn't depend on it.",
             Remedy(
                 f"If that is meant, nothing; else call {listed(names)} in forward, or remove it.",
                 (Action("use_or_remove", names),),
             ),
+            (Cause(CauseKind.UNUSED_LAYER),),
         )
     output = _softmax_of_one(names, info)
     lost = lost_of(info, names)
@@ -65,15 +67,16 @@ def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> 
     )
 
 
-def _detached(names: tuple[str, ...]) -> tuple[str, Remedy]:
+def _detached(names: tuple[str, ...]) -> Explanation:
     """Say that the graph is cut, where that wasn't followed."""
-    return (
+    return Explanation(
         "The forward pass uses it, and no gradient comes back: the graph is cut behind it, or the loss leaves it out.",
         Remedy(
             f"Look behind {names[-1]} for detach(), .data, .item(), torch.no_grad(), argmax, a new tensor made from values, or a "
             "branch that the loss leaves out.",
             (Action("reconnect_graph", names),),
         ),
+        (Cause(CauseKind.GRAPH_CUT),),
     )
 
 
@@ -94,14 +97,14 @@ def may_be_chance(record: StepRecord, info: RunInfo) -> bool:
     return chance
 
 
-def _softmax_of_one(names: tuple[str, ...], info: RunInfo) -> tuple[str, Remedy] | None:
+def _softmax_of_one(names: tuple[str, ...], info: RunInfo) -> Explanation | None:
     softmax = next((site.name for site in info.sites if site.role == "output" and site.function in _SOFTMAX), None)
     if softmax is None or not info.weight_columns:
         return None
     last = info.layers[info.weight_columns[-1]]
     if last.name not in names or last.shapes[0][0] != 1:
         return None
-    return (
+    return Explanation(
         (
             f"Softmax over a single unit: {softmax} follows {last.name}, which has one output, so it is 1 whatever the net does "
             "and its derivative is exactly 0."
@@ -110,10 +113,11 @@ def _softmax_of_one(names: tuple[str, ...], info: RunInfo) -> tuple[str, Remedy]
             "Replace the softmax by Sigmoid, with binary_cross_entropy; or give the last layer an output a class.",
             (Action("replace_output", (), (("with", "Sigmoid"),)),),
         ),
+        (Cause(CauseKind.SOFTMAX_OF_ONE),),
     )
 
 
-def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
+def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> Explanation | None:
     blocking = blocking_sites(record, info)
     if not blocking:
         return None
@@ -131,10 +135,13 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> tuple[str,
         if unreached.since > 0 and lasts
         else ""
     )
-    return blocking_cause(blocking, record, info) + died, cure.remedy()
+    causes = [Cause(CauseKind.DEAD_LAYER, tuple(site.name for site in blocking))]
+    if died:
+        causes.append(Cause(CauseKind.HIGH_LEARNING_RATE))
+    return Explanation(blocking_cause(blocking, record, info) + died, cure.remedy(), tuple(causes))
 
 
-def _underflow(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
+def _underflow(record: StepRecord, info: RunInfo) -> Explanation | None:
     """See a signal that is tiny where it was last above zero, and zero before."""
     ended = underflow(record, info)
     if ended is None:
@@ -146,26 +153,32 @@ def _underflow(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     found = diagnose(record, info, columns, float("nan"))
     unscaled = _wider(info) if info.precision.startswith("16") and record.gradient_scale == 1 else None
     if unscaled is not None and found.gains is None:
-        return ended.sentence(), unscaled  # it doesn't fade: it is small from the start
-    remedy = fading_remedy(info, found)
+        # It doesn't fade: it is small from the start.
+        return Explanation(ended.sentence(), unscaled, (Cause(CauseKind.NUMBER_FORMAT),))
+    cause, remedy, causes = explain_fading(info, found)
     if unscaled is not None:
         remedy = Remedy(f"{remedy.text} {unscaled.text}", remedy.actions + unscaled.actions)
-    return f"{ended.sentence()} It vanishes step by step (GW101); no layer is dead. {fading_cause(found)}", remedy
+    return Explanation(
+        f"{ended.sentence()} It vanishes step by step{mention('GW101')}; no layer is dead. {cause}",
+        remedy,
+        (Cause(CauseKind.UNDERFLOW), *causes),
+    )
 
 
-def _half(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
+def _half(record: StepRecord, info: RunInfo) -> Explanation | None:
     """See half precision without a scale, where even the last layer has no gradient."""
     weights = list(info.weight_columns)
     if not info.precision.startswith("16") or record.gradient_scale != 1 or not weights:
         return None
     if record.layer_state[weights[-1]] != LayerState.ZERO:
         return None
-    return (
+    return Explanation(
         (
             f"Underflow of the number format: the gradient is exactly 0 up to the last layer, in {info.precision}, whose "
             "smallest number is 6e-8, and without a gradient scaler."
         ),
         _wider(info),
+        (Cause(CauseKind.NUMBER_FORMAT),),
     )
 
 
@@ -175,7 +188,7 @@ def _wider(info: RunInfo) -> Remedy:
     return Remedy("Use bf16-mixed, or 32-true.", (Action("set_precision", (), (("to", "bf16-mixed"),)),))
 
 
-def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
+def _flat(record: StepRecord, info: RunInfo) -> Explanation | None:
     """See units so far out that the derivative, which isn't 0, rounds to it."""
     inactive, signal = site_values(record, info, "inactive_share"), site_values(record, info, "signal_norm")
     middle = [site for column, site in hidden_sites(info) if signal[column] == 0 and look_up(site.function).flat_middle]
@@ -186,10 +199,11 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
         cure.deepen()
         functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in middle))
         where = listed([site.name for site in middle], "activation")
-        return (
+        cause = (
             f"The derivative of {functions}, at {where}, is 0 at 0: of what is small it passes on next to nothing in either "
             "direction, so after some layers nothing is left."
-        ), cure.remedy()
+        )
+        return Explanation(cause, cure.remedy(), (Cause(CauseKind.FLAT_REGION, tuple(site.name for site in middle)),))
     columns = [column for column, _ in hidden_sites(info) if inactive[column] == 1]
     if not columns:
         saturated = site_values(record, info, "saturated_fraction")
@@ -203,18 +217,22 @@ def _flat(record: StepRecord, info: RunInfo) -> tuple[str, Remedy] | None:
     cure.initialize()
     cure.normalize_inputs()
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in flat))
-    return (
+    return Explanation(
         (
             f"{'Every observation' if share == 1 else f'{percent(share)} or more of the observations'} of {functions} at "
             f"{listed([site.name for site in flat], 'activation')} {'is' if share == 1 else 'are'} on a flat side, so far out that the "
-            "derivative rounds to 0 (GW202)."
+            f"derivative rounds to 0{mention('GW202')}."
         ),
         cure.remedy(),
+        (
+            Cause(CauseKind.SATURATED_UNITS, tuple(site.name for site in flat)),
+            Cause(CauseKind.UNSCALED_INPUTS),
+        ),
     )
 
 
-def _unknown() -> tuple[str, Remedy]:
-    return (
+def _unknown() -> Explanation:
+    return Explanation(
         (
             "The gradient is there and exactly 0; the measured activations show neither a dead layer nor underflow. Usual causes: a "
             "clamp outside its range, a factor of exactly 0 (an output layer or branch that starts at zero and doesn't learn), "
@@ -224,4 +242,5 @@ def _unknown() -> tuple[str, Remedy]:
             "Follow the gradient from the loss: the first tensor with a gradient of 0 names the operation.",
             (Action("trace_gradient"),),
         ),
+        (Cause(CauseKind.UNKNOWN),),
     )

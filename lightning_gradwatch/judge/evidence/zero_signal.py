@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.record.activations import look_up
-from lightning_gradwatch.record.wording import listed, number, percent
+from lightning_gradwatch.record.wording import listed, mention, number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
@@ -36,7 +36,9 @@ def blocking_cause(sites: tuple[SiteInfo, ...], record: StepRecord, info: RunInf
     lately = [site for site in sites if dead[site.name] < 1]
     told = []
     if whole:
-        told.append(f"Dead layer: each unit of {_where(whole)} is inactive in every observation{_BLOCKED} (GW201).")
+        told.append(
+            f"Dead layer: each unit of {_where(whole)} is inactive in every observation{_BLOCKED}{mention('GW201')}."
+        )
     if open_:
         told.append(
             f"Dead layer: each unit of {_where(open_)} is inactive in every observation of this step{_BLOCKED}. Whether "
@@ -46,7 +48,7 @@ def blocking_cause(sites: tuple[SiteInfo, ...], record: StepRecord, info: RunInf
         share = percent(max(dead[site.name] for site in lately))
         told.append(
             f"Silent layer: each unit of {_where(lately)} is inactive in every observation of this step{_BLOCKED}. Over "
-            f"the window of the last steps, no more than {share} of them are dead (GW201): the others are seldom active, or "
+            f"the window of the last steps, no more than {share} of them are dead{mention('GW201')}: the others are seldom active, or "
             "were last active some steps ago."
         )
     return " ".join(told)

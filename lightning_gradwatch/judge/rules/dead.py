@@ -12,15 +12,25 @@ from lightning_gradwatch.judge.evidence.loss_decrease import note_start, wakes_u
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
-from lightning_gradwatch.judge.readings import has_gone, hidden_values, why_no_fraction
+from lightning_gradwatch.judge.readings import hidden_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import (
+    Lasting,
+    State,
+    columns,
+    count_hits,
+    has_gone,
+    holds,
+    lasting,
+    shift_in,
+    streaks,
+)
 from lightning_gradwatch.record.activations import look_up
-from lightning_gradwatch.record.finding import DeadUnitsWarning, Severity
+from lightning_gradwatch.record.finding import Cause, CauseKind, DeadUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
-from lightning_gradwatch.record.wording import counted, listed, percent
+from lightning_gradwatch.record.wording import listed, mention, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.activations import Activation
@@ -71,6 +81,7 @@ class DeadUnits(Rule):
     code: ClassVar[str] = "GW201"
     name: ClassVar[str] = "dead-units"
     warning: ClassVar[type[DeadUnitsWarning]] = DeadUnitsWarning
+    judges_skipped: ClassVar[bool] = True
 
     error: float = 1.0
     warn: float = 0.9
@@ -97,7 +108,7 @@ class DeadUnits(Rule):
     def _limits(self) -> FloatVector:
         return np.array([[self.inform], [self.warn], [self.error]])
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
         note_update(state, record, info)
         note_start(record, state.setdefault("pace", {}))
@@ -148,9 +159,7 @@ class DeadUnits(Rule):
         return Verdict(
             findings=findings,
             confirming=pending,
-            unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
-            if pending
-            else missing.reason,
+            unjudged=self.waits if pending else missing.reason,
             lapsed=missing.lapsed,
         )
 
@@ -179,6 +188,7 @@ class DeadUnits(Rule):
             return Sentences(
                 cause=_cause(value, sites, how),
                 remedy=_remedy(info, sites, how),
+                causes=how.causes if how.thrown else (Cause(CauseKind.UNSUITED_START),),
                 message=self._message(worst, value, due.names(), trend),
             )
 
@@ -214,7 +224,7 @@ def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
         why = how.sentence()
     else:
         why = "They have been so since the first full window: biases or weights start them there, or inputs that aren't scaled."
-    whole = " Nothing before such a layer gets a gradient through it (GW104)." if value == 1 else ""
+    whole = f" Nothing before such a layer gets a gradient through it{mention('GW104')}." if value == 1 else ""
     return (
         f"The inputs of these {functions} units stay on the side where the derivative is exactly 0, whatever the data. {why}"
         f"{whole}"

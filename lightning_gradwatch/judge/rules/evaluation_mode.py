@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.judge.wiring_rule import WiringRule, named
-from lightning_gradwatch.record.finding import Action, EvaluationModeWarning, Remedy
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, EvaluationModeWarning, Remedy
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import listed
 
@@ -49,4 +49,5 @@ class EvaluationMode(WiringRule):
                 (Action("set_training_mode", fact.names),),
             ),
             message=f"{names[:1].upper()}{names[1:]} is trained in evaluation mode. {urgency}",
+            causes=(Cause(CauseKind.EVALUATION_MODE),),
         )

@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.depth import Depth, gains_sentence, read_depths
 from lightning_gradwatch.judge.evidence.gradient_spike import Surge, note_reading, read_surge
-from lightning_gradwatch.judge.evidence.initial_weights import read_start, starting_cause, starting_remedy
-from lightning_gradwatch.judge.evidence.loops import loop_cause, loop_message, loop_remedy, read_loops
+from lightning_gradwatch.judge.evidence.initial_weights import (
+    read_start,
+    starting_cause,
+    starting_causes,
+    starting_remedy,
+)
+from lightning_gradwatch.judge.evidence.loops import explain_loop, loop_message, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
 from lightning_gradwatch.judge.evidence.wreck import note_explosion, read_wreck
-from lightning_gradwatch.judge.readings import count_hit, weight_layers
+from lightning_gradwatch.judge.readings import weight_layers
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.record.finding import Action, ExplodingGradientWarning, Remedy, Severity
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State, count_hit
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, ExplodingGradientWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, number
+from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,10 +91,8 @@ class ExplodingGradient(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the signal over depth and the gradient norm over time."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         depth = self._read(record, info, state)
         streaks = state.setdefault("streaks", {})
         surge = self._surge(record, state, lasting="time" in streaks)
@@ -165,6 +169,7 @@ class ExplodingGradient(Rule):
             )
             return Sentences(
                 cause=starting_cause(start, sites, gain) + measured,
+                causes=starting_causes(gain),
                 remedy=Remedy(
                     f"{remedy.text} Until then, clip the gradient norm to 1.",
                     (*remedy.actions, Action("clip_gradients", (), (("norm", 1.0),))),
@@ -185,9 +190,10 @@ class ExplodingGradient(Rule):
         worst = max(loops, key=lambda loop: loop.gain)
 
         def write(trend: LossTrend) -> Sentences:
-            start = loop_remedy(info, worst)
+            cause, start, causes = explain_loop(info, worst)
             return Sentences(
-                cause=loop_cause(worst),
+                cause=cause,
+                causes=causes,
                 remedy=Remedy(
                     f"{start.text} Until then, clip the gradient norm to 1.",
                     (*start.actions, Action("clip_gradients", (), (("norm", 1.0),))),
@@ -209,6 +215,7 @@ class ExplodingGradient(Rule):
                     "Each step makes the next gradient larger: the learning rate is too high for where the net is now, or a loop "
                     "that is unrolled over many steps multiplies the gradient."
                 ),
+                causes=(Cause(CauseKind.HIGH_LEARNING_RATE),),
                 remedy=Remedy(
                     f"Lower the learning rate to a tenth, or warm it up, and clip the gradient norm to {number(clip)}, which is "
                     "usual in this run.",
@@ -262,7 +269,7 @@ class ExplodingGradient(Rule):
             healed = dict.fromkeys(set(state.get("reported", ())) - set(findings), trend.told_come_down())
         state["reported"] = sorted({*state.get("reported", ()), *findings})
         pending = any(kind not in state["reported"] for kind in streaks)
-        reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
+        reason = self.waits if pending else ""
         return Verdict(findings, healed=healed, confirming=pending, unjudged=reason)
 
 
@@ -292,6 +299,7 @@ def _level(record: StepRecord, info: RunInfo) -> _Hit | None:
                 f"A loss this large {WHY_HUGE}. The gradients are in proportion to it and level: that isn't an explosion."
             ),
             remedy=SCALE_TARGETS,
+            causes=(Cause(CauseKind.UNSCALED_TARGETS),),
             message=(
                 f"The loss is {number(loss)} and the gradient norm {number(norm)}, both level. Information from a loss of "
                 f"{number(_HUGE_LOSS)} and a norm of {number(_HUGE_NORM)} on."

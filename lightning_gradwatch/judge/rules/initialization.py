@@ -14,10 +14,12 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
     log_passed,
     read_start,
     starting_cause,
+    starting_causes,
     starting_remedy,
 )
 from lightning_gradwatch.judge.readings import hidden_values
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import InitializationWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
@@ -58,6 +60,7 @@ class Initialization(Rule):
     code: ClassVar[str] = "GW401"
     name: ClassVar[str] = "initialization"
     warning: ClassVar[type[InitializationWarning]] = InitializationWarning
+    judges_skipped: ClassVar[bool] = True
 
     ratio: float | None = None
     growth: float | None = None
@@ -68,7 +71,7 @@ class Initialization(Rule):
         self._require_between(1, float("inf"), "growth", optional=True)
         self._require_between(0, 1, "gain")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the first record of a run that has a signal, if the run began with it or a few steps before."""
         if "settled" in state:
             return Verdict(unjudged=state["settled"]) if state["settled"] else HEALTHY
@@ -138,6 +141,7 @@ def _sentences(record: StepRecord, info: RunInfo, depth: Depth, start: Start, li
     side = "below" if depth.gain < 1 else "above"
     return Sentences(
         cause=starting_cause(start, sites, depth.gain) + gains_sentence(record, info, depth),
+        causes=starting_causes(depth.gain),
         remedy=starting_remedy(info, sites),
         message=f"{seen}. Reported {side} {number(limit)}.",
     )

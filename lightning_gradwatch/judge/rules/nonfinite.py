@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.overflow import find_beginning, note_heading, write_beginning, write_skipped
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import NonFiniteGradientWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import LayerState, StepRecord
@@ -46,13 +47,14 @@ class NonFiniteGradient(Rule):
     code: ClassVar[str] = "GW103"
     name: ClassVar[str] = "non-finite"
     warning: ClassVar[type[NonFiniteGradientWarning]] = NonFiniteGradientWarning
+    judges_skipped: ClassVar[bool] = True
 
     skipped_steps: int = 20
 
     def __post_init__(self) -> None:
         self._require_count(1, "skipped_steps")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Look for what isn't finite; the first such record says where it began."""
         if record.skipped:
             return self._judge_skipped(record, info, state)

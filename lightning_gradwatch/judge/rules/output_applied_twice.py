@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
-from lightning_gradwatch.record.finding import Action, OutputAppliedTwiceWarning, Remedy, Severity
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import listed
 
@@ -55,6 +55,7 @@ class OutputAppliedTwice(StandingLossRule):
                     (Action("replace_output", fact.names, (("with", "LogSoftmax"), ("where", fact.line))),),
                 ),
                 message=f"{fact.operation} is taken of what {sites} has put out{at(fact)}. {urgency}",
+                causes=(Cause(CauseKind.LOG_OF_OUTPUT, fact.names),),
             )
         inner = "sigmoid" if fact.operation in _OF_ONE else "softmax"
         return Sentences(
@@ -65,4 +66,5 @@ class OutputAppliedTwice(StandingLossRule):
                 (Action("remove_output", fact.names),),
             ),
             message=f"{fact.operation} is given what {sites} has put out, and applies {inner} once more{at(fact)}. {urgency}",
+            causes=(Cause(CauseKind.OUTPUT_APPLIED_TWICE, fact.names),),
         )

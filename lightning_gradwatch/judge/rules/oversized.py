@@ -13,9 +13,9 @@ from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscal
 from lightning_gradwatch.judge.rates import rate_factor, rates_of
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.judge.streaks import count_hits, lasting, streaks
-from lightning_gradwatch.record.finding import Action, OversizedUpdateWarning, Remedy, Severity
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State, count_hits, lasting, streaks
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number
@@ -80,10 +80,8 @@ class OversizedUpdate(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Count for each weight layer how many measured steps in a row changed it by too much."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         ratios = record.metrics.get("update_ratio")
         if ratios is None:
             return Verdict(unjudged=_NOTHING_MEASURED)
@@ -141,7 +139,7 @@ class OversizedUpdate(Rule):
         """Say of what has lasted what the loss makes of it."""
         due = state.get("due")
         if due is None:
-            reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+            reason = self.waits
             return Verdict(confirming=True, unjudged=reason) if pending else HEALTHY
         harmed = not math.isfinite(record.loss) or (not trend.unknown and trend.of_first >= _DAMAGE)
         if record.step < self.warm_up_steps and not (harmed or state.get("warned", False)):
@@ -208,12 +206,13 @@ class OversizedUpdate(Rule):
     def _sentences(self, info: RunInfo, seen: _Seen) -> Sentences:
         rates = ", ".join(map(number, seen.rates))
         if seen.unscaled:
-            cause, remedy = (
+            kind, cause, remedy = (
+                CauseKind.UNSCALED_TARGETS,
                 f"The loss is so large that steps in proportion to it are too: it {WHY_HUGE}.",
                 SCALE_TARGETS,
             )
         else:
-            of, others = "", ""
+            kind, of, others = CauseKind.HIGH_LEARNING_RATE, "", ""
             if seen.other_rates:
                 of = f" of {listed(seen.names)}"
                 others = f" (that of the other layers, {', '.join(map(number, seen.other_rates))}, can stay)"
@@ -229,6 +228,7 @@ class OversizedUpdate(Rule):
         others = f" Above the threshold: {listed(seen.names)}." if len(seen.names) > 1 else ""
         return Sentences(
             cause=cause,
+            causes=(Cause(kind),),
             remedy=remedy,
             message=(
                 f"A step changes {seen.worst} by {number(seen.value)} of itself. Reported above {number(self.ratio)}, "

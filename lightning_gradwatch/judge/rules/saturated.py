@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
-from lightning_gradwatch.judge.readings import has_gone, hidden_sites, hidden_values, site_values, why_no_fraction
+from lightning_gradwatch.judge.readings import hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.judge.streaks import Lasting, count_hits, holds, lasting, streaks
+from lightning_gradwatch.judge.rule import HEALTHY, Found, Rule, Seen, Sentences, Verdict
+from lightning_gradwatch.judge.streaks import Mask, State
 from lightning_gradwatch.record.activations import look_up
-from lightning_gradwatch.record.finding import SaturatedUnitsWarning, Severity
+from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import FloatVector, StepRecord
-from lightning_gradwatch.record.wording import counted, listed, number, percent
+from lightning_gradwatch.record.step import StepRecord
+from lightning_gradwatch.record.wording import listed, number, percent
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.streaks import Mask
     from lightning_gradwatch.record.activations import Activation
     from lightning_gradwatch.record.finding import Remedy
 
@@ -53,6 +52,8 @@ class SaturatedUnits(Rule):
     code: ClassVar[str] = "GW202"
     name: ClassVar[str] = "saturated-units"
     warning: ClassVar[type[SaturatedUnitsWarning]] = SaturatedUnitsWarning
+    judges_skipped: ClassVar[bool] = True
+    key: ClassVar[str] = "saturated"
 
     fraction: float = 0.5
     warm_up_steps: int = 10
@@ -63,58 +64,41 @@ class SaturatedUnits(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
-        """Judge the saturated fraction of each hidden site whose window is full."""
+    def check(self, record: StepRecord, info: RunInfo, state: State) -> Seen | Verdict:
+        """Read the saturated fraction of each hidden site whose window is full."""
         note_update(state, record, info)
         missing = unread(record, info, state, patience=self.patience, asks=_can_saturate)
+        others = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
-            return Verdict(
-                unjudged=missing.reason if missing.lapsed else why_no_fraction(record, info, "saturated"),
-                lapsed=missing.lapsed,
-            )
+            return others if missing.lapsed else Verdict(unjudged=why_no_fraction(record, info, "saturated"))
         hit = fractions >= self.fraction
         note_first(state, info, fractions, hit)
-        if record.step < self.warm_up_steps:
-            return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
-        held = streaks(state, "streaks", info, "sites")
-        count_hits(held, hit, fractions < self.fraction, record.step)
-        quiet = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
-        if has_gone(state, "saturated", holds=holds(held), patience=self.patience):
-            most = percent(float(np.fmax.reduce(fractions)))
-            gone = f"no more than {most} of the units of a hidden activation are saturated"
-            return quiet._replace(healed={"saturated": gone})
-        due = lasting(held, self.patience)
-        if due is not None:
-            state["reported"] = True
-            sighting = self._sighting(record, info, fractions, due, drift(state, info, due.where))
-            return quiet._replace(findings={"saturated": sighting})
-        if state.get("reported", False) or not np.count_nonzero(hit):
-            return quiet
-        return Verdict(
-            confirming=True, unjudged=f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+        return Seen("sites", fractions, hit, self.fraction, unread=others)
+
+    def healed(self, seen: Seen) -> str:
+        """Say how many units are saturated at most."""
+        most = percent(float(np.fmax.reduce(seen.values)))
+        return f"no more than {most} of the units of a hidden activation are saturated"
+
+    def facts(self, info: RunInfo, state: State, where: Mask) -> Drift:
+        """Return what is known of the way there."""
+        return drift(state, info, where)
+
+    def words(self, found: Found) -> Sentences:
+        """Say what keeps the units there."""
+        names = found.names
+        elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
+        reason = _reason(found.record, found.info, found.where, found.facts)
+        return Sentences(
+            cause=reason.sentence,
+            remedy=_remedy(found.info, found.where, reason, found.facts),
+            causes=reason.causes,
+            message=(
+                f"{percent(found.value)} of the units of {found.worst} are saturated: on a flat outer side in at least "
+                f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
+            ),
         )
-
-    def _sighting(
-        self, record: StepRecord, info: RunInfo, fractions: FloatVector, due: Lasting, how: Drift
-    ) -> Sighting:
-        where = due.where
-        value = float(np.maximum.reduce(fractions[where]))
-
-        def write() -> Sentences:
-            worst, names = info.site_names[int((where & (fractions == value)).argmax())], due.names()
-            elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
-            reason = _reason(record, info, where, how)
-            return Sentences(
-                cause=reason.sentence,
-                remedy=_remedy(info, where, reason, how),
-                message=(
-                    f"{percent(value)} of the units of {worst} are saturated: on a flat outer side in at least "
-                    f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
-                ),
-            )
-
-        return Sighting(Severity.WARNING, due.names, due.since, int(record.step), value, self.fraction, write)
 
 
 def _can_saturate(function: Activation) -> bool:
@@ -124,7 +108,7 @@ def _can_saturate(function: Activation) -> bool:
 class _Reason(NamedTuple):
     """Why the inputs of some units lie far outside."""
 
-    kind: Literal["weights", "rate", "inputs", "biases"]
+    causes: tuple[Cause, ...]
     sentence: str
 
 
@@ -133,7 +117,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
     functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
     outside = f"The inputs of these {functions} units lie far outside, where the function is flat"
     if how.thrown:
-        return _Reason("rate", f"{outside}. {how.sentence()}")
+        return _Reason(how.causes, f"{outside}. {how.sentence()}")
     gains = site_values(record, info, "weight_gain")[due]
     gains = gains[np.isfinite(gains) & (gains > 0)]
     at_first = bool(due[list(info.site_paths.firsts)].any())
@@ -145,25 +129,28 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
             f"what lies before them passes back {number(gain)} of the signal, where {method} gives {number(asked)}"
         )
         if gain >= _LARGE_FACTOR * asked:
-            return _Reason("weights", f"{outside}: the weights are too large, {measured}.")
+            return _Reason((Cause(CauseKind.LARGE_WEIGHTS),), f"{outside}: the weights are too large, {measured}.")
         if not at_first:
-            return _Reason("biases", f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are.")
+            return _Reason(
+                (Cause(CauseKind.FAR_BIASES),),
+                f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are.",
+            )
     return _Reason(
-        "inputs" if at_first else "biases",
+        (Cause(CauseKind.UNSUITED_START), *([Cause(CauseKind.UNSCALED_INPUTS)] if at_first else [])),
         f"{outside}: inputs that aren't scaled, weights that start too large, or biases far from 0.",
     )
 
 
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
-    if reason.kind == "rate":  # the start was good: what the steps have done isn't mended by another one
+    if how.thrown:  # the start was good: what the steps have done isn't mended by another one
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):
         cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "fades")
     cure.initialize()
-    if reason.kind == "inputs":
+    if Cause(CauseKind.UNSCALED_INPUTS) in reason.causes:
         cure.normalize_inputs()
     cure.deepen()
     return cure.remedy()

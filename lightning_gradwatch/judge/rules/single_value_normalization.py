@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.judge.wiring_rule import StandingLossRule
-from lightning_gradwatch.record.finding import Action, Remedy, SingleValueNormalizationWarning
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, SingleValueNormalizationWarning
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import listed
 
@@ -49,6 +49,7 @@ class SingleValueNormalization(StandingLossRule):
                     (Action("remove_normalization", fact.names),),
                 ),
                 message=f"{fact.operation} at {names} normalises over a single value. {urgency}",
+                causes=(Cause(CauseKind.NORM_OF_ONE),),
             )
         positions = "its" if fact.value is None else f"its {fact.value:,.0f}"
         return Sentences(
@@ -59,4 +60,5 @@ class SingleValueNormalization(StandingLossRule):
                 (Action("larger_batch", fact.names),),
             ),
             message=f"Batch normalisation at {names} takes mean and variance from a single sample, over {positions} positions. {urgency}",
+            causes=(Cause(CauseKind.SINGLE_SAMPLE),),
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.judge.wiring_rule import WiringRule
-from lightning_gradwatch.record.finding import Action, Remedy, StaleGradientWarning
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, StaleGradientWarning
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import number
 
@@ -49,4 +49,5 @@ class StaleGradient(WiringRule):
                 (Action("zero_gradients", (), (("optimizer", fact.operation),)),),
             ),
             message=f"{fact.operation} steps by gradients that still hold those of its step before{left}. {urgency}",
+            causes=(Cause(CauseKind.STALE_GRADIENT),),
         )

@@ -19,13 +19,24 @@ from lightning_gradwatch.judge.evidence.loss_decrease import (
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.small_updates import spelled_rates, weight_size, why_behind, why_slow
 from lightning_gradwatch.judge.rates import relative_rates, schedule_phase
-from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values, of_full_weights, weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.judge.streaks import Lasting, columns, count_hits, holds, lasting, shift_in, streaks
+from lightning_gradwatch.judge.readings import layer_values, of_full_weights, weight_layers
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import (
+    Lasting,
+    State,
+    columns,
+    count_hit,
+    count_hits,
+    has_gone,
+    holds,
+    lasting,
+    shift_in,
+    streaks,
+)
 from lightning_gradwatch.record.finding import Severity, StalledUpdateWarning
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, LayerState, StepRecord
-from lightning_gradwatch.record.wording import counted, listed, number
+from lightning_gradwatch.record.wording import listed, number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.streaks import Columns, Mask
@@ -114,17 +125,15 @@ class StalledUpdate(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Compare the update ratios of the weight layers with the threshold and with each other."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         phase = schedule_phase(record, state.setdefault("rates", {}))
         _mark(record, info, state)
         if "size" not in state:
             state["size"] = weight_size(record, info, info.weight_mask)
         note_start(record, state.setdefault("pace", {}))
         if record.step < self.warm_up_steps:
-            return Verdict(unjudged=f"not yet: the first {self.warm_up_steps} steps are warm-up")
+            return self.warms_up()
         if phase:
             return Verdict(unjudged=f"not yet: {phase}")
         ratios = record.metrics.get("update_ratio")
@@ -174,7 +183,7 @@ class StalledUpdate(Rule):
         pending = len(reported) < 2 and any(
             key not in reported and hits[level].any() for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
         )
-        reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
+        reason = self.waits if pending else ""
         return Verdict(findings, healed=healed, confirming=pending, unjudged=reason)
 
     def _at_pace(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
@@ -189,14 +198,16 @@ class StalledUpdate(Rule):
             return HEALTHY
         hits = memory.setdefault("hits", {})
         if count_hit(hits, "slow", record.step) < self.patience:
-            reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree"
+            reason = self.waits
             return Verdict(confirming="told" not in memory, unjudged=reason)
         memory["told"] = True
         trend = _trend(record, info, state)
 
         def write() -> Sentences:
-            cause, remedy = why_slow_pace(pace, spelled_rates(record))
-            return Sentences(cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}")
+            cause, remedy, causes = why_slow_pace(pace, spelled_rates(record))
+            return Sentences(
+                cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}", causes
+            )
 
         return Verdict(
             {
@@ -227,13 +238,13 @@ class StalledUpdate(Rule):
         def write() -> Sentences:
             worst = int(np.argmin(np.where(where, reading.ratios, np.inf)))
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
-            cause, remedy = why_behind(record, info, worst, best)
+            cause, remedy, causes = why_behind(record, info, worst, best)
             message = (
                 f"A step changes {info.layers[worst].name} by {number(value)} of itself, and {info.layers[best].name} by "
                 f"{number(reading.top)}. Stalled: {listed(due.names())}. Reported below {number(self.ratio)} where another layer's "
                 f"is {number(self.spread)} times higher. {trend.sentence(self.loss_fall)}"
             )
-            return Sentences(cause, remedy, message)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
@@ -248,8 +259,8 @@ class StalledUpdate(Rule):
                 f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names())}). Reported below "
                 f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
             )
-            cause, remedy = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
-            return Sentences(cause, remedy, message)
+            cause, remedy, causes = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write

@@ -11,18 +11,19 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.judge.evidence.lost_gradients import MEANT, reason
+from lightning_gradwatch.judge.evidence.lost_gradients import may_be_meant, reason
 from lightning_gradwatch.judge.evidence.zero_gradients import Unreached, may_be_chance, unreached_cause
-from lightning_gradwatch.judge.readings import has_gone
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import (
     Columns,
     Lasting,
     Mask,
+    State,
     columns,
     count_hits,
     counts,
     first_step,
+    has_gone,
     lasting,
     streaks,
 )
@@ -80,10 +81,8 @@ class UnreachedLayer(Rule):
     def __post_init__(self) -> None:
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Count for each layer how many measured steps in a row left it without a gradient."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         codes = record.layer_state
         lacking = _LACKING[codes]
         held = streaks(state, "streaks", info, "layers")
@@ -113,9 +112,7 @@ class UnreachedLayer(Rule):
                     findings[_key(root.number)] = self._sighting(record, info, held, root, unsure=unsure)
         pending = bool(np.count_nonzero(hit & (groups.values[_NUMBER] == 0)))
         judged = bool(findings) or bool(np.count_nonzero(_REACHED[codes]))
-        why = waiting or (
-            f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else _NOTHING_MEASURED
-        )
+        why = waiting or (self.waits if pending else _NOTHING_MEASURED)
         return Verdict(
             findings,
             withdrawn,
@@ -146,15 +143,15 @@ class UnreachedLayer(Rule):
         form = _SEEN[_ZERO] if (state == LayerState.ZERO).all() else _SEEN[_NONE]
         if root.reason == _UNUSED or len(set(state[_LACKING[state]].tolist())) > 1:
             form = _NEITHER
-        meant = root.reason == _UNUSED or (root.reason.partition("|")[0] in MEANT and reached)
+        meant = root.reason == _UNUSED or (may_be_meant(root.reason) and reached)
 
         def write() -> Sentences:
             names = root.members.names()
             unreached = Unreached(root.reason, names, since, everything=not reached)
-            cause, remedy = unreached_cause(unreached, record, info)
+            cause, remedy, causes = unreached_cause(unreached, record, info)
             seen = form.format(layers=listed(names))
             message = f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on."
-            return Sentences(cause, remedy, message)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             severity=Severity.INFO if meant or unsure else Severity.ERROR,

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.judge.wiring_rule import WiringRule
-from lightning_gradwatch.record.finding import Action, Remedy, UntrainedParameterWarning
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, UntrainedParameterWarning
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import listed
 
@@ -49,6 +49,7 @@ class UntrainedParameter(WiringRule):
                     (Action("add_to_optimizer", fact.names),),
                 ),
                 message=f"{names} got a gradient, and no optimizer holds them. {urgency}",
+                causes=(Cause(CauseKind.NO_OPTIMIZER),),
             )
         names = listed(fact.names, "attribute")
         entries = "" if fact.value is None else f" {fact.value:,.0f} entries of"
@@ -61,4 +62,5 @@ class UntrainedParameter(WiringRule):
                 (Action("register_parameters", fact.names),),
             ),
             message=f"The loss depends on{entries} parameters in {names}, which are none of the model's: nobody trains them. {urgency}",
+            causes=(Cause(CauseKind.UNREGISTERED_PARAMETERS),),
         )

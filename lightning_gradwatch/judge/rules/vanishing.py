@@ -6,25 +6,30 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_cause, fading_remedy
+from lightning_gradwatch.judge.evidence.attenuation import diagnose, explain_fading
 from lightning_gradwatch.judge.evidence.depth import Depth, read_depths
-from lightning_gradwatch.judge.evidence.loops import Loop, loop_cause, loop_message, loop_remedy, read_loops
+from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_message, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
 from lightning_gradwatch.judge.evidence.onset import Drift, note_update
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
-from lightning_gradwatch.judge.readings import count_hit, has_gone, layer_values
+from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, State, Verdict
-from lightning_gradwatch.record.finding import Action, Remedy, Severity, VanishingGradientWarning
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.streaks import State, count_hit, has_gone
+from lightning_gradwatch.record.finding import (
+    Action,
+    Cause,
+    CauseKind,
+    Remedy,
+    Severity,
+    VanishingGradientWarning,
+)
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, number
-
-if TYPE_CHECKING:
-    pass
+from lightning_gradwatch.record.wording import number
 
 _READINGS = 5
 _ERROR_FACTOR = 100
@@ -33,6 +38,8 @@ _LAX_RATIO = 1e-4
 _MOST = 1e100
 _HARMED = 2.0
 """Loss over that at the start from which the steps have done harm."""
+_WHATEVER_THE_STEPS = {CauseKind.SMALL_SLOPE, CauseKind.DEAD_LAYER}
+"""What takes the signal away however the weights were changed."""
 
 
 class _Signal(NamedTuple):
@@ -103,10 +110,8 @@ class VanishingGradient(Rule):
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
-    def judge(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the signal by its ratio and, where asked for, the early layers by the plain threshold."""
-        if record.skipped:
-            return Verdict(unjudged="not yet: the optimizer step was skipped")
         findings: dict[str, Sighting] = {}
         floor_judged = False
         if self.min_grad_rms is not None:
@@ -122,8 +127,7 @@ class VanishingGradient(Rule):
             return Verdict(findings, confirming=pending, unjudged="" if floor_judged or loops else signal)
         _note_start(record, info, state, signal)
         if record.step < self.warm_up_steps:
-            reason = f"not yet: the first {self.warm_up_steps} steps are warm-up"
-            return Verdict(findings=findings, unjudged="" if floor_judged else reason)
+            return Verdict(findings=findings) if floor_judged else self.warms_up()._replace(findings=findings)
         found = self._judge_ratio(record, info, state, signal)
         gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)
         if found is not None:
@@ -134,7 +138,7 @@ class VanishingGradient(Rule):
         pending = state["streak"] > 0 and not state.get("reported", False)
         if not pending and not findings:
             return HEALTHY
-        reason = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if pending else ""
+        reason = self.waits if pending else ""
         return Verdict(findings=findings, confirming=pending, unjudged=reason)
 
     def threshold_for(self, info: RunInfo) -> float:
@@ -188,12 +192,13 @@ class VanishingGradient(Rule):
         def write() -> Sentences:
             found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
             ended = underflow(record, info) if signal.attenuation == 0 else None
-            cause, remedy = fading_cause(found), fading_remedy(info, found)
-            if steps is not None and not any(blame.kind in {"bound", "blocked"} for blame in found.blamed):
-                cause, remedy = steps.cause, steps.remedy(info)
+            why = explain_fading(info, found)
+            if steps is not None and not any(blame.kind in _WHATEVER_THE_STEPS for blame in found.blamed):
+                why = Explanation(steps.cause, steps.remedy(info), steps.how.causes)
             return Sentences(
-                cause=" ".join([cause, *([ended.sentence()] if ended else [])]),
-                remedy=remedy,
+                cause=" ".join([why.cause, *([ended.sentence()] if ended else [])]),
+                remedy=why.remedy,
+                causes=(*why.causes, *([Cause(CauseKind.UNDERFLOW)] if ended else [])),
                 message=self._message(info, signal, threshold, trend),
             )
 
@@ -236,7 +241,8 @@ class VanishingGradient(Rule):
 
         def write() -> Sentences:
             message = f"{loop_message(worst, threshold, self.loop_gain)} {trend.sentence(self.loss_fall)}"
-            return Sentences(loop_cause(worst), loop_remedy(info, worst), message)
+            cause, remedy, causes = explain_loop(info, worst)
+            return Sentences(cause, remedy, message, causes)
 
         return Sighting(
             severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,

@@ -584,7 +584,7 @@ def test_what_runs_under_one_no_grad_is_one_finding():
 
     places = tuple(LostGradient("cut", "no_grad", f"backbone.{number}") for number in range(3))
     assert len({reason(place) for place in places}) == 1
-    cause, remedy = lost_cause(Lost(("backbone.0", "backbone.1", "backbone.2"), places), everything=False)
+    cause, remedy, _ = lost_cause(Lost(("backbone.0", "backbone.1", "backbone.2"), places), everything=False)
     assert "cut by torch.no_grad(), under which it ran." in cause
     assert "called in" not in cause
     assert remedy.text.startswith("Call backbone.0, backbone.1, backbone.2 outside of torch.no_grad()")
