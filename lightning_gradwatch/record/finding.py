@@ -48,6 +48,7 @@ class Action:
     - ``zero_gradients(optimizer=<its class>)``: before each backward pass whose gradients its next step is to use; the user's code
     - ``register_parameters(attributes)``: hold what is in them in ``ModuleList``, ``ModuleDict`` or ``Parameter``; the user's code
     - ``add_to_optimizer(layers)``
+    - ``pack_sequences(layers)``: hand them sequences by ``pack_padded_sequence``; the user's code
     - ``larger_batch(modules)``: as they take their statistics from one
     - ``set_training_mode(modules)``: ``train()``, each before the fit; ``""`` for the root
     """

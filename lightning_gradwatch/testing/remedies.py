@@ -22,6 +22,7 @@ _BY_HAND = {
     "trace_gradient": "nothing that a program could do",
     "zero_gradients": "zero_grad() is called in the code",
     "register_parameters": "what holds the layers is in the code",
+    "pack_sequences": "how sequences are handed over is in the code",
     "larger_batch": "batches are made by the data loader",
     "add_to_optimizer": "optimizers are made by configure_optimizers",
     "replace_output": "the logarithm that goes with it is in the code",

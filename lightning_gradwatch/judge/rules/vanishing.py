@@ -14,6 +14,7 @@ from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_me
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
 from lightning_gradwatch.judge.evidence.onset import Drift, note_update
+from lightning_gradwatch.judge.evidence.starved_input import STARVED, explain_starved, read_input, starved_message
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
@@ -66,8 +67,9 @@ class VanishingGradient(Rule):
     row, after ``warm_up_steps``. A hundredth of ``ratio`` is an error. It is information only as long as the loss still
     falls, below where it began, and silent once it has converged; what no longer holds for ``patience`` readings has healed.
     An activation that is called in a loop and feeds itself is
-    judged in the same way from its first call to its last, by ``loop_gain``. The gradients of the weights aren't compared:
-    at initialisation they stay level while the signal vanishes.
+    judged in the same way from its first call to its last, by ``loop_gain``. Where that signal doesn't vanish, or isn't known,
+    the first layer's gradient is compared with the others': a warning where it is less than a millionth of theirs while the
+    loss stands. Else the gradients of the weights aren't compared: at initialisation they stay level while the signal vanishes.
 
     Why: an early layer whose gradient is thousands of times smaller than a late one's hardly moves, so the net learns with
     its last layers on top of random features, or not at all. Sigmoid passes back at most 1/4 of the signal a layer:
@@ -111,35 +113,51 @@ class VanishingGradient(Rule):
         self._require_count(1, "patience")
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
-        """Judge the signal by its ratio and, where asked for, the early layers by the plain threshold."""
-        findings: dict[str, Sighting] = {}
-        floor_judged = False
-        if self.min_grad_rms is not None:
-            floor_judged, low = judge_floor(record, info, state, self.min_grad_rms)
-            if low is not None:
-                findings["floor"] = low
-        loops = read_loops(record, info)
-        if loops and record.step >= self.warm_up_steps and (seen := self._judge_loops(record, info, state, loops)):
-            findings["loop"] = seen
+        """Judge the signal by its ratio, and what is judged beside it."""
+        findings, by_floor, judged = self._look_beside(record, info, state)
         signal = self._read(record, info)
         if isinstance(signal, str):
             pending = bool(state.get("loops")) and "loop" not in findings
-            return Verdict(findings, confirming=pending, unjudged="" if floor_judged or loops else signal)
+            healed = {} if "input" in findings else self._fed_again(state)
+            return Verdict(findings, healed=healed, confirming=pending, unjudged="" if judged else signal)
         _note_start(record, info, state, signal)
         if record.step < self.warm_up_steps:
-            return Verdict(findings=findings) if floor_judged else self.warms_up()._replace(findings=findings)
+            return Verdict(findings) if by_floor else self.warms_up()._replace(findings=findings)
         found = self._judge_ratio(record, info, state, signal)
+        if state["streak"]:
+            findings.pop("input", None)  # the signal over depth says more
+        healed = {} if "input" in findings else self._fed_again(state)
         gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)
         if found is not None:
             findings["signal"] = found
             state["reported"] = True
         elif gone:
-            return Verdict(findings, healed={"signal": "the signal no longer fades so much, or the loss has converged"})
+            healed["signal"] = "the signal no longer fades so much, or the loss has converged"
+            return Verdict(findings, healed=healed)
         pending = state["streak"] > 0 and not state.get("reported", False)
-        if not pending and not findings:
+        if not (pending or findings or healed):
             return HEALTHY
-        reason = self.waits if pending else ""
-        return Verdict(findings=findings, confirming=pending, unjudged=reason)
+        return Verdict(findings, healed=healed, confirming=pending, unjudged=self.waits if pending else "")
+
+    def _look_beside(self, record: StepRecord, info: RunInfo, state: State) -> tuple[dict[str, Sighting], bool, bool]:
+        """Judge by the plain threshold, where it is asked for, the loops, and what the first layer gets.
+
+        Returns:
+            The findings; whether the threshold could be judged by, and whether anything was.
+        """
+        findings: dict[str, Sighting] = {}
+        by_floor = False
+        if self.min_grad_rms is not None:
+            by_floor, low = judge_floor(record, info, state, self.min_grad_rms)
+            if low is not None:
+                findings["floor"] = low
+        loops = read_loops(record, info)
+        if record.step >= self.warm_up_steps:
+            if loops and (seen := self._judge_loops(record, info, state, loops)):
+                findings["loop"] = seen
+            if starved := self._judge_input(record, info, state):
+                findings["input"] = starved
+        return findings, by_floor, by_floor or bool(loops) or "input" in findings
 
     def threshold_for(self, info: RunInfo) -> float:
         """Return the attenuation below which this run's gradient vanishes."""
@@ -225,6 +243,38 @@ class VanishingGradient(Rule):
             return None
         how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
         return _Weakened(step, attenuation, how) if how.oversized or harmed else None
+
+    def _judge_input(self, record: StepRecord, info: RunInfo, state: State) -> Sighting | None:
+        """Judge what the first layer gets, while the loss stands."""
+        starved = read_input(record, info)
+        trend = loss_trend(state, info).from_start()
+        if starved is None or trend.unknown or trend.falls_by(self.loss_fall) or trend.come_down:
+            state.pop("input", None)
+            return None
+        streaks = state.setdefault("input", {})
+        if count_hit(streaks, "starves", record.step) < self.patience:
+            return None
+        state["starved"] = True
+
+        def write() -> Sentences:
+            cause, remedy, causes = explain_starved(starved)
+            return Sentences(cause, remedy, f"{starved_message(starved)} {trend.sentence(self.loss_fall)}", causes)
+
+        return Sighting(
+            severity=Severity.WARNING,
+            layers=(starved.layer,),
+            first_step=streaks["starves"]["since"],
+            last_step=int(record.step),
+            value=starved.ratio,
+            threshold=STARVED,
+            write=write,
+        )
+
+    def _fed_again(self, state: State) -> dict[str, str]:
+        """Return that the first layer has a gradient again, or learns all the same."""
+        if state.get("input") or not state.pop("starved", False):
+            return {}
+        return {"input": "the first layer gets more of the gradient, or the loss falls"}
 
     def _judge_loops(self, record: StepRecord, info: RunInfo, state: State, loops: list[Loop]) -> Sighting | None:
         """Judge the signal over the calls of the loop in which it fades most."""
