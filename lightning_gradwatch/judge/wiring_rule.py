@@ -15,7 +15,7 @@ from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 LOSS_FALL = 0.05
 """Share by which the loss must have fallen since half as many steps to count as falling, as with every rule."""
@@ -25,83 +25,72 @@ _NOT_SEEN = cant_judge("the forward pass isn't seen")
 
 @dataclass(frozen=True, kw_only=True)
 class WiringRule(Rule):
-    """A rule without a threshold: what its facts say is so. It is information once the net has learned all the same."""
+    """A rule without a threshold: what its facts say is so. They are information where the net learns all the same."""
 
     kinds: ClassVar[tuple[str, ...]]
     """The kinds of facts that it tells, each a finding of its own."""
+    waiting: ClassVar[tuple[str, ...]] = ()
+    """Those with which nets often learn: they are information until the loss is seen to stand."""
     urgent: ClassVar[Severity] = Severity.WARNING
     """How bad they are where the net doesn't learn."""
     traced: ClassVar[bool] = True
     """Whether they are seen in the forward pass."""
 
+    # Of the facts that wait; thresholds only of a rule that states them.
+    warm_up_steps = 20
+
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is wrong, why it matters and what to do; `urgency` says what the loss has to do with it."""
         raise NotImplementedError(f"{type(self).__name__} has no words for {fact.kind} ({urgency})")
-
-    def _learns(self, trend: LossTrend) -> bool:
-        """Whether the loss shows that the net learns all the same."""
-        return trend.come_down
-
-    def _is_due(self, record: StepRecord, trend: LossTrend, state: State, *, learns: bool) -> bool:  # noqa: ARG002 - for others
-        """Whether it is told at its full severity."""
-        return not learns
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell what is known, as urgently as the loss has it."""
         if info.wiring is None:
             return _NOT_LOOKED_FOR
-        facts = {f"{fact.kind} {fact.operation}": fact for fact in info.wiring if fact.kind in self.kinds}
         if not info.layers:
             return not_yet("no layer was seen")
+        facts = {f"{fact.kind} {fact.operation}": fact for fact in info.wiring if fact.kind in self.kinds}
         if not facts:
             unseen = self.traced and all(layer.used is None for layer in info.layers)
             return _NOT_SEEN if unseen else HEALTHY
         trend = loss_trend(state, info).from_start()
+        told, since = state.setdefault("told", []), state.setdefault("since", {})
+        healed, findings = {}, {}
+        for key, learns, due in self._urgency(record, trend, facts, state):
+            if learns and key in told:
+                told.remove(key)
+                healed[key] = "the net learns all the same, so this is information only"
+                continue
+            if due and key not in told:
+                told.append(key)
+            findings[key] = Sighting(
+                severity=self.urgent if key in told else Severity.INFO,
+                layers=facts[key].names,
+                first_step=since.setdefault(key, int(record.step)),
+                last_step=int(record.step),
+                value=float(len(facts[key].names)),
+                threshold=1.0,
+                write=partial(self.write, facts[key], trend.sentence(LOSS_FALL)),
+            )
+        return Verdict(findings, healed=healed)
+
+    def _urgency(
+        self, record: StepRecord, trend: LossTrend, facts: Mapping[str, Wiring], state: State
+    ) -> Iterator[tuple[str, bool, bool]]:
+        """Yield for each fact whether the net learns with it, and whether it is to be told at its full severity."""
         broken = not math.isfinite(record.loss) and state.get("loss_known", False)
         if math.isfinite(record.loss):
             state["loss_known"] = True
-        learns = not broken and self._learns(trend)
-        due = broken or self._is_due(record, trend, state, learns=learns)
-        if learns and state.get("told", False):
-            state["told"] = False
-            return Verdict(healed=dict.fromkeys(facts, "the net learns all the same, so this is information only"))
-        state["told"] = due or state.get("told", False)
-        severity = self.urgent if state["told"] else Severity.INFO
-        since = state.setdefault("since", {})
-        return Verdict(
-            {
-                key: Sighting(
-                    severity=severity,
-                    layers=fact.names,
-                    first_step=since.setdefault(key, int(record.step)),
-                    last_step=int(record.step),
-                    value=float(len(fact.names)),
-                    threshold=1.0,
-                    write=partial(self.write, fact, trend.sentence(LOSS_FALL)),
-                )
-                for key, fact in facts.items()
-            }
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StandingLossRule(WiringRule):
-    """One whose facts are information until the loss is seen to stand: some nets learn with them."""
-
-    warm_up_steps: int = 20
-    patience: int = 3
-
-    def __post_init__(self) -> None:
-        self._require_count(0, "warm_up_steps")
-        self._require_count(1, "patience")
-
-    def _learns(self, trend: LossTrend) -> bool:
-        return trend.come_down or trend.falls_by(LOSS_FALL)
-
-    def _is_due(self, record: StepRecord, trend: LossTrend, state: State, *, learns: bool) -> bool:
-        stood = 0 if learns or trend.unknown else min(state.get("stood", 0) + 1, self.patience)
+        falls = not broken and (trend.come_down or trend.falls_by(LOSS_FALL))
+        stood = 0 if falls or trend.unknown else min(state.get("stood", 0) + 1, self.patience)
         state["stood"] = stood
-        return bool(stood == self.patience) and record.step >= self.warm_up_steps
+        stands = bool(stood == self.patience) and record.step >= self.warm_up_steps
+        for key, fact in facts.items():
+            if fact.kind in self.waiting:
+                yield key, falls, broken or stands
+            else:
+                learned = not broken and trend.come_down
+                yield key, learned, not learned
 
 
 def at(fact: Wiring) -> str:

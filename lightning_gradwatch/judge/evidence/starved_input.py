@@ -34,10 +34,11 @@ class Starved(NamedTuple):
     """Of that layer."""
     ratio: float
     """Gradient norm over the largest of the other layers."""
+    threshold: float
 
 
-def read_input(record: StepRecord, info: RunInfo) -> Starved | None:
-    """Return how little the first layer on the path gets, if that is next to nothing; one that gets exactly 0 is GW104's."""
+def read_input(record: StepRecord, info: RunInfo, threshold: float) -> Starved | None:
+    """Return how little the first layer on the path gets, if that is below a threshold; one that gets exactly 0 is GW104's."""
     norms = layer_values(record, info, "grad_norm")
     there = np.flatnonzero((record.layer_state == _OK) & np.isfinite(norms) & (norms > 0))
     if len(there) < 2:
@@ -45,11 +46,11 @@ def read_input(record: StepRecord, info: RunInfo) -> Starved | None:
     first, others = there[0], there[1:]
     largest = float(norms[others].max())
     ratio = float(norms[first]) / largest
-    if not ratio < STARVED:
+    if not ratio < threshold:
         return None
-    fed = next(column for column in others.tolist() if norms[column] >= math.sqrt(STARVED) * largest)
+    fed = next(column for column in others.tolist() if norms[column] >= math.sqrt(threshold) * largest)
     layer = info.layers[fed]
-    return Starved(info.layers[first].name, layer.name, layer.kind, ratio)
+    return Starved(info.layers[first].name, layer.name, layer.kind, ratio, threshold)
 
 
 def explain_starved(starved: Starved) -> Explanation:
@@ -81,5 +82,5 @@ def starved_message(starved: Starved) -> str:
     """Say what was seen."""
     return (
         f"{starved.layer}, the first layer, gets {number(starved.ratio)} of the gradient that others get (L2 norms); "
-        f"{starved.follows}, behind it, gets as much as they do. Reported below {number(STARVED)}."
+        f"{starved.follows}, behind it, gets as much as they do. Reported below {number(starved.threshold)}."
     )

@@ -20,7 +20,8 @@ class UntrainedParameter(WiringRule):
     attribute of a module holds (a Python list or dictionary of layers, an object that is no ``nn.Module``), which
     ``parameters()`` doesn't find; or a layer of the model gets a gradient, and none of the optimizers holds any parameter of
     it. Inputs that ask for a gradient, as in gradient penalties and physics-informed nets, are none. Information once the
-    loss has come down to half.
+    loss has come down to half; of a layer that no optimizer holds, until the loss is seen to stand, as some are left out on
+    purpose.
 
     Why: such a layer keeps the values that it was initialised with. What was put together to learn is a random function, and
     the rest of the net has to do with what comes out of it. A list's parameters are neither saved nor moved to the device.
@@ -36,6 +37,7 @@ class UntrainedParameter(WiringRule):
     name: ClassVar[str] = "untrained-parameter"
     warning: ClassVar[type[UntrainedParameterWarning]] = UntrainedParameterWarning
     kinds: ClassVar[tuple[str, ...]] = ("unregistered", "unheld")
+    waiting: ClassVar[tuple[str, ...]] = ("unheld",)
     traced: ClassVar[bool] = False
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:

@@ -246,7 +246,7 @@ class VanishingGradient(Rule):
 
     def _judge_input(self, record: StepRecord, info: RunInfo, state: State) -> Sighting | None:
         """Judge what the first layer gets, while the loss stands."""
-        starved = read_input(record, info)
+        starved = read_input(record, info, min(STARVED, self.threshold_for(info)))
         trend = loss_trend(state, info).from_start()
         if starved is None or trend.unknown or trend.falls_by(self.loss_fall) or trend.come_down:
             state.pop("input", None)
@@ -266,7 +266,7 @@ class VanishingGradient(Rule):
             first_step=streaks["starves"]["since"],
             last_step=int(record.step),
             value=starved.ratio,
-            threshold=STARVED,
+            threshold=starved.threshold,
             write=write,
         )
 

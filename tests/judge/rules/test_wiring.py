@@ -19,6 +19,7 @@ from lightning_gradwatch.record.step import Wiring
 TWICE = Wiring("output-twice", ("net.11",), "cross_entropy", "training_step (a.py:3)")
 LOG = Wiring("log-of-output", ("net.11",), "log")
 STALE = Wiring("stale-gradient", ("net.0", "net.2"), "SGD", value=3.5)
+UNHELD = Wiring("unheld", ("net.4",))
 LIST = Wiring("unregistered", ("net.layers",), value=1212)
 ONE = Wiring("norm-of-sample", ("net.1",), "batch_norm", value=36)
 LEFT = Wiring("evaluation-mode", ("",), "dropout")
@@ -39,10 +40,11 @@ def fed(runs, rule, fact, losses):
         (OutputAppliedTwice(), LOG, Severity.ERROR),
         (StaleGradient(), STALE, Severity.WARNING),
         (UntrainedParameter(), LIST, Severity.WARNING),
+        (UntrainedParameter(), UNHELD, Severity.WARNING),
         (SingleValueNormalization(), ONE, Severity.WARNING),
         (EvaluationMode(), LEFT, Severity.WARNING),
     ],
-    ids=["twice", "log", "stale", "list", "one", "left"],
+    ids=["twice", "log", "stale", "list", "unheld", "one", "left"],
 )
 class TestEachFact:
     def test_is_urgent_where_the_loss_stands(self, runs, rule, fact, severity):
@@ -70,10 +72,18 @@ class TestEachFact:
         assert evaluator.unjudged[rule.code].startswith("can't judge: the release")
 
 
-@pytest.mark.parametrize("rule", [OutputAppliedTwice(), SingleValueNormalization()])
-def test_what_some_nets_learn_with_waits_until_the_loss_is_seen_to_stand(runs, rule):
-    fact = TWICE if rule.code == "GW501" else ONE
+@pytest.mark.parametrize(
+    ("rule", "fact"),
+    [(OutputAppliedTwice(), TWICE), (SingleValueNormalization(), ONE), (UntrainedParameter(), UNHELD)],
+)
+def test_what_some_nets_learn_with_waits_until_the_loss_is_seen_to_stand(runs, rule, fact):
     assert fed(runs, rule, fact, {step: STANDS[step] for step in STANDS if step < 20}).only.severity is Severity.INFO
+
+
+def test_of_two_facts_of_a_rule_each_has_its_own_urgency(runs):
+    info = dataclasses.replace(runs.stack(), wiring=(LIST, UNHELD))
+    found = runs.feed(UntrainedParameter(), [runs.measure(info, step) for step in range(3)], info).findings
+    assert {each.layers: each.severity for each in found} == {LIST.names: Severity.WARNING, UNHELD.names: Severity.INFO}
 
 
 def test_a_fact_counts_from_the_record_that_it_was_known_at(runs):
