@@ -25,6 +25,7 @@ JUDGES_NONE = {
     "measure/model/test_autograd_graph.py": "whether a few steps end",
     "galleries/test_arithmetic.py": "about the arithmetics themselves",
     "judge/test_rules.py": "judges records that are written by hand",
+    "judge/test_own_rule.py": "judges records that are written by hand",
     "integration/test_distributed.py": "compares numbers of a few steps",
     "integration/test_distributed_faults.py": "a few steps, about the faults in them",
     "integration/test_streams.py": "the command line, on runs that are written by hand",
