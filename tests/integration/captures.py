@@ -21,7 +21,7 @@ def dense(tensor):
 
 def norm(tensors):
     present = [tensor for tensor in tensors if tensor is not None]
-    return math.sqrt(sum(float(dense(tensor).double().square().sum()) for tensor in present)) if present else None
+    return math.sqrt(sum([float(dense(tensor).double().square().sum()) for tensor in present])) if present else None
 
 
 def by_layer(module, optimizer, what):
@@ -41,7 +41,7 @@ def matrices(own):
 
 def rms(own, kept):
     gradients = [gradient for gradient in gradients_of(matrices(own), kept) if gradient is not None]
-    return norm(gradients) / math.sqrt(sum(gradient.numel() for gradient in gradients)) if gradients else None
+    return norm(gradients) / math.sqrt(sum([gradient.numel() for gradient in gradients])) if gradients else None
 
 
 def divided(value, scale):
@@ -101,13 +101,13 @@ class Captures(pl.Callback):
         step["lr"] = optimizer.param_groups[0]["lr"]
 
         def moved(own):
-            there = norm(before[id(p)] for p in matrices(own))
-            return norm(dense(p) - before[id(p)] for p in matrices(own)) / there if there else None
+            there = norm([before[id(p)] for p in matrices(own)])
+            return norm([dense(p) - before[id(p)] for p in matrices(own)]) / there if there else None
 
         def stepped(optimizer, *_):
             if getattr(optimizer, "found_inf", 0) > 0:
                 return  # one that unscales by itself leaves the step out by itself
-            step["clipped"] |= by_layer(module, optimizer, lambda own: norm(parameter.grad for parameter in own))
+            step["clipped"] |= by_layer(module, optimizer, lambda own: norm([parameter.grad for parameter in own]))
             step["moved"] |= by_layer(module, optimizer, moved)
 
         self.handles.append(optimizer.register_step_post_hook(stepped))

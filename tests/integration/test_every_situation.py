@@ -41,6 +41,8 @@ def test_gradients_and_updates_equal_the_reference(pair):
 def test_a_healthy_net_is_left_alone(pair):
     if pair.name == "vanishing":
         assert ours(pair.watched.warned) != []
+    elif pair.name == "unused":  # a layer that no optimizer holds, on data that can hardly be learned
+        assert {finding.code for finding in pair.watch.findings if finding.severity >= Severity.WARNING} <= {"GW503"}
     else:
         assert ours(pair.watched.warned) == []
         assert [finding for finding in pair.watch.findings if finding.severity >= Severity.WARNING] == []

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.record.finding import Action, Remedy, Severity, StalledUpdateWarning, VanishingGradientWarning
 
 
@@ -40,13 +42,13 @@ class Scripted(Rule):
         return {}
 
 
-class Fades(Scripted):
+class Fades(Scripted, VanishingGradient):
     code: ClassVar[str] = "GW101"
     name: ClassVar[str] = "vanishing-gradient"
     warning: ClassVar = VanishingGradientWarning
 
 
-class Stalls(Scripted):
+class Stalls(Scripted, StalledUpdate):
     """Follows from `Fades`."""
 
     code: ClassVar[str] = "GW301"

@@ -155,8 +155,9 @@ class AuditedTracer(Tracer):
         """Run a torch call, as `Tracer` does."""
         if torch.compiler.is_compiling():
             return func(*args, **(kwargs or {}))
-        if self.recording:
-            self._sees(func, args, kwargs or {})
+        if self.recording and self._faults.on("wiring"):
+            with self._faults.guard("wiring"):
+                self._sees(func, args, kwargs or {})
         start = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         try:
             return super().__torch_function__(func, types, args, kwargs)
