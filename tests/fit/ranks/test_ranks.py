@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from fit.ranks.meeting import Meeting, chunk, layer, pending, ranks_of, site, ta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_gradwatch.fit.ranks.columns import Description, Table
 from lightning_gradwatch.measure.assemble import assemble
 from lightning_gradwatch.measure.coverage import VARIES
 from lightning_gradwatch.measure.faults import GivenUp
 from lightning_gradwatch.measure.totals import OfLayer, OfSite
-from lightning_gradwatch.record.step import LayerState, NotCovered
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import LayerState, NotCovered, SiteInfo, Wiring
 
 
 def combine(meeting, steps, **settings):
@@ -120,6 +123,24 @@ def test_coverage_says_on_which_ranks_something_is_not_measured():
     steps = [pending(layers=[layer("one")], coverage=each) for each in ([everywhere], [everywhere, here, path])]
     _, ranks = combine(Meeting(2), steps)
     assert ranks[0].info.coverage == (everywhere, NotCovered("y", "sparse (on rank 1)"))
+
+
+def test_what_is_wired_wrongly_on_some_rank_is_known_to_all_by_the_names_that_all_use():
+    of_one, stale = Wiring("norm-of-sample", ("norm",), "batch_norm"), Wiring("stale-gradient", ("one",), "SGD")
+    twice = Wiring("output-twice", ("relu",), "cross_entropy")
+    table = Table(ranks=2, replicas=2)
+    table.update(
+        [
+            Description(0, RunInfo(sites=(site_info("relu"),), wiring=(of_one, stale)), keys=("first",), features=(0,)),
+            Description(1, RunInfo(sites=(site_info("relu"),), wiring=(stale, twice)), keys=("second",), features=(0,)),
+        ]
+    )
+    assert table.info.site_names == ("relu", "relu#2")
+    assert table.info.wiring == (of_one, stale, replace(twice, names=("relu#2",)))
+
+
+def site_info(name):
+    return SiteInfo(name, "relu", "hidden", 4)
 
 
 def test_units_of_another_size_on_each_rank_are_not_counted():

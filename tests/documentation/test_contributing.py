@@ -1,0 +1,31 @@
+"""CONTRIBUTING says where a change goes: what it names is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (.+?) \| (.+) \|$", TEXT.partition("## What we hold")[0], flags=re.MULTILINE)
+PLACES = sorted({path for _, places in ROWS for path in re.findall(r"`([\w./]+(?:\.py|/))`", places)})
+
+
+def test_it_says_where_a_good_many_changes_go():
+    assert len(ROWS) > 20
+    assert len(PLACES) > 30
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_a_place_that_is_named_is_there(path):
+    assert (ROOT / path).exists() or (ROOT / "lightning_gradwatch" / path).exists()
+
+
+@pytest.mark.parametrize("room", re.findall(r"^([a-z]+/) ", TEXT, flags=re.MULTILINE))
+def test_a_room_that_is_drawn_is_there_with_the_folders_that_it_names(room):
+    line = next(line for line in TEXT.splitlines() if line.startswith(f"{room} "))
+    for folder in re.findall(r"\b([a-z]+/)(?= )", line.removeprefix(room).partition("behind")[0]):
+        inside = ROOT / "lightning_gradwatch" / room / folder
+        assert inside.is_dir() or (ROOT / "lightning_gradwatch" / folder).is_dir(), folder
