@@ -36,8 +36,8 @@ class WiringRule(Rule):
     traced: ClassVar[bool] = True
     """Whether they are seen in the forward pass."""
 
-    # Of the facts that wait; thresholds only of a rule that states them.
-    warm_up_steps = 20
+    # Of the facts that wait: for so many steps the loss must stand; a threshold only of a rule that states it.
+    warm_up_steps = 50
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is wrong, why it matters and what to do; `urgency` says what the loss has to do with it."""
@@ -82,9 +82,13 @@ class WiringRule(Rule):
         if math.isfinite(record.loss):
             state["loss_known"] = True
         falls = not broken and (trend.come_down or trend.falls_by(LOSS_FALL))
-        stood = 0 if falls or trend.unknown else min(state.get("stood", 0) + 1, self.patience)
-        state["stood"] = stood
-        stands = bool(stood == self.patience) and record.step >= self.warm_up_steps
+        if falls or trend.unknown:
+            state.pop("stood", None)
+        else:  # for some steps, as a few losses of small batches tell little
+            count, first = state.get("stood", (0, int(record.step)))
+            state["stood"] = [min(count + 1, self.patience), first]
+        count, first = state.get("stood", (0, 0))
+        stands = bool(count == self.patience) and record.step >= first + self.warm_up_steps
         for key, fact in facts.items():
             if fact.kind in self.waiting:
                 yield key, falls, broken or stands

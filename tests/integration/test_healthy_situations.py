@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.judges]
 STEPS = 140
 """A window of 1,024 observations takes 128 batches of 8."""
 ILL = {
+    "unused": "a layer gets a gradient and no optimizer holds it, while the loss stands",
     "vanishing": "as it is meant to be",
     "lbfgs-line-search": "learns two dozen samples by heart: half of its Tanh units really saturate",
 }

@@ -21,7 +21,7 @@ class OutputAppliedTwice(WiringRule):
 
     What: read off the first measured steps. ``cross_entropy``, ``binary_cross_entropy_with_logits`` and ``log_softmax``
     apply softmax or sigmoid themselves and are given the output of one, unscaled; or ``log`` is taken of such an output.
-    An error where the loss doesn't fall, in ``patience`` measured steps in a row after ``warm_up_steps``, or isn't finite;
+    An error where the loss doesn't fall, in ``patience`` measured steps in a row and for ``warm_up_steps``, or isn't finite;
     information as long as the net learns.
 
     Why: probabilities lie between 0 and 1, and a softmax over such numbers gives none of C classes more than
@@ -32,7 +32,7 @@ class OutputAppliedTwice(WiringRule):
     place of ``log(softmax(x))``, call ``log_softmax(x)``; in place of ``log(sigmoid(x))``, ``logsigmoid(x)``.
 
     Attributes:
-        warm_up_steps: steps in which it is information in any case.
+        warm_up_steps: steps for which the loss must stand; until then it is information.
         patience: measured steps in a row in which the loss must stand for it to be an error.
     """
 
@@ -43,7 +43,7 @@ class OutputAppliedTwice(WiringRule):
     waiting: ClassVar[tuple[str, ...]] = ("output-twice", "log-of-output")
     urgent: ClassVar[Severity] = Severity.ERROR
 
-    warm_up_steps: int = 20
+    warm_up_steps: int = 50
     patience: int = 3
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ class SingleValueNormalization(WiringRule):
 
     What: read off the first measured steps: a layer or group normalisation over one value, or a batch normalisation whose
     batch is one sample, so that it takes mean and variance over that sample's positions. A warning where the loss doesn't
-    fall, in ``patience`` measured steps in a row after ``warm_up_steps``; information as long as it does, as one sample a
+    fall, in ``patience`` measured steps in a row and for ``warm_up_steps``; information as long as it does, as one sample a
     batch is usual in image translation.
 
     Why: a value less its own mean is 0, whatever it was: nothing of the input gets through, and no gradient gets back. A
@@ -29,7 +29,7 @@ class SingleValueNormalization(WiringRule):
     layer normalisation over many values). Remove one over a single value.
 
     Attributes:
-        warm_up_steps: steps in which it is information in any case.
+        warm_up_steps: steps for which the loss must stand; until then it is information.
         patience: measured steps in a row in which the loss must stand for it to be a warning.
     """
 
@@ -39,7 +39,7 @@ class SingleValueNormalization(WiringRule):
     kinds: ClassVar[tuple[str, ...]] = ("norm-of-one", "norm-of-sample")
     waiting: ClassVar[tuple[str, ...]] = ("norm-of-one", "norm-of-sample")
 
-    warm_up_steps: int = 20
+    warm_up_steps: int = 50
     patience: int = 3
 
     def __post_init__(self) -> None:
