@@ -43,6 +43,10 @@ class WiringRule(Rule):
         """Say what is wrong, why it matters and what to do; `urgency` says what the loss has to do with it."""
         raise NotImplementedError(f"{type(self).__name__} has no words for {fact.kind} ({urgency})")
 
+    def _waits_with(self, fact: Wiring) -> bool:
+        """Whether a fact is information until the loss is seen to stand."""
+        return fact.kind in self.waiting
+
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell what is known, as urgently as the loss has it."""
         if info.wiring is None:
@@ -90,11 +94,27 @@ class WiringRule(Rule):
         count, first = state.get("stood", (0, 0))
         stands = bool(count == self.patience) and record.step >= first + self.warm_up_steps
         for key, fact in facts.items():
-            if fact.kind in self.waiting:
+            if self._waits_with(fact):
                 yield key, falls, broken or stands
             else:
                 learned = not broken and trend.come_down
                 yield key, learned, not learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandingLossRule(WiringRule):
+    """One whose facts all wait, and whose users may say for how long."""
+
+    warm_up_steps: int = 50
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        self._require_count(0, "warm_up_steps")
+        self._require_count(1, "patience")
+
+    def _waits_with(self, fact: Wiring) -> bool:
+        del fact
+        return True
 
 
 def at(fact: Wiring) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
-from lightning_gradwatch.judge.wiring_rule import WiringRule, at
+from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import listed
@@ -16,7 +16,7 @@ _OF_ONE = ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "l
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputAppliedTwice(WiringRule):
+class OutputAppliedTwice(StandingLossRule):
     """The loss applies softmax or sigmoid to what a softmax or sigmoid has put out, or takes its logarithm.
 
     What: read off the first measured steps. ``cross_entropy``, ``binary_cross_entropy_with_logits`` and ``log_softmax``
@@ -40,15 +40,7 @@ class OutputAppliedTwice(WiringRule):
     name: ClassVar[str] = "output-applied-twice"
     warning: ClassVar[type[OutputAppliedTwiceWarning]] = OutputAppliedTwiceWarning
     kinds: ClassVar[tuple[str, ...]] = ("output-twice", "log-of-output")
-    waiting: ClassVar[tuple[str, ...]] = ("output-twice", "log-of-output")
     urgent: ClassVar[Severity] = Severity.ERROR
-
-    warm_up_steps: int = 50
-    patience: int = 3
-
-    def __post_init__(self) -> None:
-        self._require_count(0, "warm_up_steps")
-        self._require_count(1, "patience")
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is applied to what."""

@@ -62,7 +62,7 @@ class Calls:
         if tag is None or call is None or call.site.function not in _SQUASHES or tag.shifted or tag.scale != 1:
             return  # scaled, as by a temperature, it may reach any probability
         kind: WiringKind = "log-of-output" if name in _LOGARITHMS else "output-twice"
-        self._facts.note(kind, call.site, operation=name, line=line_of_call(self._names, above=3))
+        self._facts.note(kind, call.site, operation=name, line=self._line())
 
     def _norm(self, name: str, given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """See whether a normalisation has one value only, which it makes 0 whatever it is."""

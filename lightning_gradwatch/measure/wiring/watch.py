@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from torch import Tensor
 from typing_extensions import override
 
+from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.wiring.calls import Calls
 from lightning_gradwatch.measure.wiring.facts import Facts
 from lightning_gradwatch.measure.wiring.parameters import holders, loose_leaves, unheld
@@ -109,6 +112,8 @@ class StepWiring(Unwatched):
         self._calls = calls
         self._stale = watch.stale.begin(pack)
         self._optimizers = optimizers
+        self._looked_at: weakref.ref[Tensor] | None = None
+        """The loss whose graph was walked last."""
 
     @override
     @_harmless
@@ -119,6 +124,10 @@ class StepWiring(Unwatched):
     @_harmless
     def backward_begins(self, loss: Any) -> None:
         self._stale.backward_begins()
+        if isinstance(loss, Tensor):
+            if self._looked_at is not None and self._looked_at() is loss:
+                return  # the loop has told of this pass, and its torch call is seen as well
+            self._looked_at = weakref.ref(loss)
         loose = loose_leaves(self._watch.model, loss, self._optimizers())
         for name, entries in holders(self._watch.model, loose) if loose else ():
             self._facts.note("unregistered", name, value=entries)
@@ -148,7 +157,7 @@ class StepWiring(Unwatched):
     @_harmless
     def _read(self, values: Values, *, scaled: bool) -> None:
         for optimizer, share in self._stale.read(values):
-            owners = [self._watch.layers.owner(each) for group in optimizer.param_groups for each in group["params"]]
+            owners = map(self._watch.layers.owner, parameters_of(optimizer))
             for name in dict.fromkeys(owner.name for owner in owners if owner is not None):
                 self._facts.note(
                     "stale-gradient", name, operation=type(optimizer).__name__, value=None if scaled else share
