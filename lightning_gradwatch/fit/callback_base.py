@@ -14,6 +14,7 @@ from lightning_gradwatch.fit.copies import Kin
 from lightning_gradwatch.fit.packages import AnyCallback
 from lightning_gradwatch.fit.results import Handover, Outcome
 from lightning_gradwatch.measure.faults import Faults, GivenUp
+from lightning_gradwatch.measure.garbage import collecting_later
 from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import NotCovered, StepRecord
@@ -210,7 +211,7 @@ def guarded(*, while_open: bool = False) -> Callable[[_Hook], _Hook]:
             fit = self._fit
             if (while_open and (fit is None or fit.open is None)) or not self._faults.on("schedule"):
                 return
-            with _faults_told(self):
+            with _faults_told(self), collecting_later():
                 hook(self, *args, **kwargs)
 
         opaque = torch.compiler.disable(harmless)  # type: ignore[no-untyped-call]  # torch leaves it untyped

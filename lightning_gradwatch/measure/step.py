@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure import faults as internal
+from lightning_gradwatch.measure.garbage import collecting_later
 from lightning_gradwatch.measure.gradients import OptimizerGradients
 from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.repeats import Repeats
@@ -264,7 +265,7 @@ class StepMeter:
         """
         with self.faults.guard("activations"):
             self.activations.end_pass()
-        with self.faults.guard("signal"):
+        with self.faults.guard("signal"), collecting_later():
             self._connections.end_pass(loss, retained=retained)
             if self.trail is not None:
                 self.trail.note_loss(loss)

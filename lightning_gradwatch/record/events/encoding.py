@@ -21,9 +21,10 @@ PLUGIN = "gradwatch"
 _DOUBLE: int = types_pb2.DT_DOUBLE
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT64 = np.dtype("<f8")
+_FLOAT32 = np.dtype("<f4")
 _DTYPES: dict[int, np.dtype[Any]] = {
     types_pb2.DT_DOUBLE: _FLOAT64,
-    types_pb2.DT_FLOAT: np.dtype("<f4"),
+    types_pb2.DT_FLOAT: _FLOAT32,
     types_pb2.DT_HALF: np.dtype("<f2"),
     types_pb2.DT_UINT8: np.dtype("|u1"),
 }
@@ -100,6 +101,38 @@ def add_scalar(values: Any, tag: str, value: float, description: str, described:
         described.add(tag)
         metadata = _metadata("scalars", summary_pb2.DATA_CLASS_SCALAR, description)
         values.add(tag=tag, simple_value=value, metadata=metadata)
+
+
+class Curves:
+    """The scalars of series that have their descriptions, as the bytes that protobuf would make of them one by one.
+
+    Args:
+        tags: One a number.
+    """
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        # The last four bytes of a value are its float32, of which protobuf leaves out no part, not even of 0.
+        values = [summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=tag, simple_value=1)]) for tag in tags]
+        self._heads = [value.SerializeToString()[: -_FLOAT32.itemsize] for value in values]
+        pieces = [np.frombuffer(head + bytes(_FLOAT32.itemsize), np.uint8) for head in self._heads]
+        self._all = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.intp)
+        self._places = ends[:, None] - np.arange(_FLOAT32.itemsize, 0, -1)
+
+    def of(self, numbers: FloatVector) -> bytes:
+        """Return a serialized summary of those of the numbers, one a tag, that TensorBoard can draw."""
+        drawn = np.abs(numbers) <= _FLOAT32_MAX  # not so of NaN
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            narrow = numbers.astype(_FLOAT32)
+        if drawn.all():
+            filled = self._all.copy()
+            filled[self._places] = narrow.view(np.uint8).reshape(self._places.shape)
+            return filled.tobytes()
+        raw = narrow.tobytes()
+        size = _FLOAT32.itemsize
+        return b"".join(
+            head + raw[column * size : (column + 1) * size] for column, head in enumerate(self._heads) if drawn[column]
+        )
 
 
 def content(tensor: Any) -> bytes:

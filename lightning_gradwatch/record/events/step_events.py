@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import struct
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from lightning_gradwatch.record.events import encoding
@@ -36,9 +38,11 @@ from lightning_gradwatch.record.validation import check_lengths
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy.typing as npt
+
     from lightning_gradwatch.record.finding import Finding
     from lightning_gradwatch.record.run_info import RunInfo
-    from lightning_gradwatch.record.step import StepRecord
+    from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 __all__ = [
     "FINDINGS_TAG",
@@ -96,11 +100,26 @@ def step_event(
     for tag, value in summaries(record, info).items():
         encoding.add_scalar(values, tag, value, DESCRIPTIONS[tag], described)
     for metric, description in CURVES.items():
-        if metric in record.metrics:
-            drawn = record.metrics[metric].tolist()
-            for column, tag in curve_tags(metric, info, max_curves):
-                encoding.add_scalar(values, tag, drawn[column], description, described)
+        if metric in record.metrics and (tags := curve_tags(metric, info, max_curves)):
+            _add_curves(event.summary, tags, record.metrics[metric], description, described)
     return event
+
+
+def _add_curves(
+    summary: Any, tags: tuple[tuple[int, str], ...], numbers: FloatVector, description: str, described: set[str] | None
+) -> None:
+    """Add a metric's number for each column that has a curve."""
+    columns, curves = _curves(tags)
+    if described is None or described.issuperset(tag for _, tag in tags):
+        summary.MergeFromString(curves.of(numbers[columns]))
+        return
+    for column, tag in tags:
+        encoding.add_scalar(summary.value, tag, float(numbers[column]), description, described)
+
+
+@lru_cache(maxsize=8)
+def _curves(tags: tuple[tuple[int, str], ...]) -> tuple[npt.NDArray[np.intp], encoding.Curves]:
+    return np.array([column for column, _ in tags], np.intp), encoding.Curves([tag for _, tag in tags])
 
 
 def findings_event(findings: Sequence[Finding], *, step: int) -> Any:

@@ -275,3 +275,37 @@ def test_json_keys_of_a_newer_version_are_left_out():
         return json.dumps(data).encode()
 
     assert decode_event(reseal(payload, add)).record.layout == info.layout
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["all drawn", "some left out"])
+def test_curves_are_the_bytes_that_protobuf_makes_of_them_one_by_one(broken):
+    random = np.random.default_rng(1)
+    named = ["gradwatch.grad_norm/000.net", "gradwatch.grad_norm/001.schön", "", "x" * 500]
+    named += [f"gradwatch.dead_fraction/{number:03}.net.{number}" for number in range(100)]
+    numbers = random.standard_normal(len(named)) * 10.0 ** random.uniform(-50, 36, len(named))
+    numbers[10:14] = [0.0, -0.0, 5e-324, np.finfo(np.float32).max]
+    if broken:
+        numbers[20:26] = [np.nan, np.inf, -np.inf, 3.5e38, -3.5e38, np.finfo(np.float64).max]
+    expected = event_pb2.Event().summary
+    for tag, number in zip(named, numbers, strict=True):
+        encoding.add_scalar(expected.value, tag, float(number), "", None)
+    found = event_pb2.Event().summary
+    found.MergeFromString(encoding.Curves(named).of(numbers))
+    assert found == expected
+    assert found.SerializeToString() == expected.SerializeToString()
+    assert len(found.value) == len(named) - (6 if broken else 0)
+
+
+def test_curves_of_nothing_are_no_bytes():
+    assert encoding.Curves([]).of(np.empty(0)) == b""
+
+
+def test_an_event_whose_series_are_described_has_the_values_of_one_that_describes_them():
+    info = make_info(layers=5, sites=4)
+    record = make_record(info)
+    seen: set[str] = set()
+    first = step_event(record, info, describe=True, seen=seen)
+    second = step_event(record, info, describe=False, seen=seen)
+    assert [(value.tag, value.simple_value) for value in first.summary.value if value.HasField("simple_value")] == [
+        (value.tag, value.simple_value) for value in second.summary.value if value.HasField("simple_value")
+    ]
