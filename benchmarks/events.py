@@ -12,8 +12,9 @@ from lightning_gradwatch.judge.run import read_run
 from lightning_gradwatch.record.events.file import EventFile, masked_crc32c
 from lightning_gradwatch.record.events.step_events import step_event
 from lightning_gradwatch.record.heatmap import heatmap_png
+from lightning_gradwatch.record.metrics import METRICS
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import METRICS, LayerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
 
 
 def milliseconds(function, repeats):

@@ -47,8 +47,9 @@ from lightning_gradwatch.record.events.encoding import content
 from lightning_gradwatch.record.events.file import EventFile, masked_crc32c
 from lightning_gradwatch.record.events.step_events import RUN_TAG, STEP_TAG, _seal, findings_event, step_event
 from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.metrics import METRICS
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import METRICS, LayerInfo, NotCovered, OptimizerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.step import LayerInfo, NotCovered, OptimizerInfo, SiteInfo, StepRecord
 from lightning_gradwatch.tell.formats import render
 
 SECONDS = 1.0

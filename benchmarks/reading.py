@@ -25,8 +25,9 @@ from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.selection import settings_of
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.metrics import METRICS
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import METRICS, LayerInfo, OptimizerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.step import LayerInfo, OptimizerInfo, SiteInfo, StepRecord
 
 COLUMNS = 160
 CHECK = "import sys; from lightning_gradwatch.cli.command import main; sys.exit(main(['check', '--no-config', sys.argv[1]]))"

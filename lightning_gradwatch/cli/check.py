@@ -20,9 +20,10 @@ from lightning_gradwatch.judge.evaluator import replay
 from lightning_gradwatch.judge.root_causes import relate
 from lightning_gradwatch.judge.selection import rules_from_settings
 from lightning_gradwatch.judge.verdict import CANNOT_JUDGE, FOUND, HEALTHY, Comparison, IgnoredLayers, RunVerdict
+from lightning_gradwatch.record.metrics import is_over_layers
 from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.record.run_folders import holds_event_files, is_event_file, natural, runs_below
-from lightning_gradwatch.record.step import LAYER_METRICS, LayerState
+from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import counted
 from lightning_gradwatch.tell.coverage import columns_text
 
@@ -260,7 +261,7 @@ def _only_run(path: str) -> str:
 
 
 def _match(run: Run, ignore: LayerIgnore) -> IgnoredLayers:
-    names = dict.fromkeys((*run.names(LAYER_METRICS[0]), *run.names("dead_fraction")))
+    names = dict.fromkeys((*run.names("grad_norm"), *run.names("dead_fraction")))
     matched = tuple(name for name in names if fnmatchcase(name, ignore.pattern))
     return IgnoredLayers(rule=ignore.rule, pattern=ignore.pattern, reason=ignore.reason, names=matched)
 
@@ -283,7 +284,7 @@ def _without(record: StepRecord, info: RunInfo, names: frozenset[str]) -> StepRe
     return replace(
         record,
         metrics={
-            name: np.where(layers if name in LAYER_METRICS else sites, np.nan, vector)
+            name: np.where(layers if is_over_layers(name) else sites, np.nan, vector)
             for name, vector in record.metrics.items()
         },
         layer_state=np.where(layers, np.uint8(LayerState.UNMEASURED), record.layer_state),

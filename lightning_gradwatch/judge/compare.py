@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.judge.verdict import Change, Comparison
+from lightning_gradwatch.record.metrics import METRICS, Worse
 from lightning_gradwatch.record.wording import counted
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ class _Series(NamedTuple):
     names: Sequence[str]
     pair: tuple[FloatVector, FloatVector]
     """Baseline and run, shapes [B, N] and [R, N]."""
-    worse: str
-    """Which way is worse: ``lower``, ``higher``, ``both``, ``farther`` (from 1, either way)."""
+    worse: Worse
     fraction: bool = False
 
 
@@ -124,7 +124,7 @@ def _all_series(base: Run, run: Run, common: Sequence[str], first: int, last: in
     sites = [name for name in common if name in hidden]
 
     def read(
-        metric: str, names: Sequence[str], relative: Callable[[FloatVector], FloatVector] = _as_it_is
+        metric: str, names: Sequence[str], relative: Callable[[FloatVector], FloatVector]
     ) -> tuple[FloatVector, FloatVector]:
         values = tuple(relative(_values(each, metric, names, first, last)) for each in pair)
         return values[0], values[1]
@@ -140,11 +140,11 @@ def _all_series(base: Run, run: Run, common: Sequence[str], first: int, last: in
     if all((values > 0).any() for values in losses):
         yield _Series("loss", ("",), losses, "higher")
     yield _Series("global_grad_norm", ("",), whole("global_grad_norm"), "higher")
-    yield _Series("grad_norm", layers, read("grad_norm", layers, _of_step), "lower")
-    yield _Series("signal_norm", sites, read("signal_norm", sites, _of_last), "farther")
-    yield _Series("update_ratio", layers, read("update_ratio", layers), "both")
-    for metric in ("dead_fraction", "saturated_fraction"):
-        yield _Series(metric, sites, read(metric, sites), "higher", fraction=True)
+    for metric in METRICS.values():
+        if metric.compared is not None:
+            chosen = layers if metric.over == "layers" else sites
+            pair_of = read(metric.name, chosen, _RELATIVE[metric.compared.relative_to])
+            yield _Series(metric.name, chosen, pair_of, metric.compared.worse, metric.is_fraction)
 
 
 def _as_it_is(values: FloatVector) -> FloatVector:
@@ -177,6 +177,9 @@ def _of_last(values: FloatVector) -> FloatVector:
         return values
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(values[:, -1:] > 0, values / values[:, -1:], np.nan)
+
+
+_RELATIVE: dict[str, Callable[[FloatVector], FloatVector]] = {"": _as_it_is, "largest": _of_step, "last": _of_last}
 
 
 def _changes(series: _Series) -> Iterator[Change]:
@@ -214,6 +217,6 @@ def _spread(values: FloatVector) -> float:
 
 
 def _badness(change: Change) -> float:
-    if change.metric.endswith("_fraction"):
+    if change.metric in METRICS and METRICS[change.metric].is_fraction:
         return 10 * (change.run - change.base)
     return abs(float(np.log(max(change.run, _TINY)) - np.log(max(change.base, _TINY))))

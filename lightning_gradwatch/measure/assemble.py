@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.totals import OfLayer, OfSite, tally
+from lightning_gradwatch.measure.totals import tally
 from lightning_gradwatch.measure.units.window import fractions
+from lightning_gradwatch.record.metrics import METRICS, OfLayer, OfSite, StepSums, ratio
 from lightning_gradwatch.record.step import FloatVector, LayerState, StepRecord
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ class StepFacts:
 def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts: StepFacts) -> StepRecord:
     """Build the record of a step; the windows, one a site with units, must hold the step already."""
     norms = tally.layers[:, OfLayer.GRADIENT]
+    sums = _sums(tally, windows)
     total = math.hypot(*norms) if tally.layers[:, OfLayer.GRADIENTS].any() and not tally.unreadable else _NAN
     return StepRecord(
         step=facts.step,
         layout=layout,
-        metrics={**_layer_metrics(tally), **_site_metrics(tally, windows)},
+        metrics={metric.name: metric.follows(sums) for metric in METRICS.values()},
         layer_state=_states(tally),
         window_fill=np.array([_NAN if window is None else window.fill for window in windows]),
         forward_rms=_forward_rms(tally),
@@ -67,17 +69,6 @@ def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts:
     )
 
 
-def _layer_metrics(tally: Tally) -> dict[str, FloatVector]:
-    columns = tally.layers.T
-    weight = columns[OfLayer.WEIGHT]
-    return {
-        "grad_norm": np.where(columns[OfLayer.GRADIENTS] > 0, columns[OfLayer.GRADIENT], _NAN),
-        "grad_rms": _ratio(columns[OfLayer.MATRICES], np.sqrt(columns[OfLayer.MATRIX_ENTRIES])),
-        "weight_rms": _ratio(weight, np.sqrt(columns[OfLayer.WEIGHT_ENTRIES])),
-        "update_ratio": _ratio(columns[OfLayer.MOVED], weight),
-    }
-
-
 def _states(tally: Tally) -> npt.NDArray[np.uint8]:
     columns = tally.layers.T
     untouched = columns[OfLayer.NONZERO] == 0
@@ -92,51 +83,41 @@ def _states(tally: Tally) -> npt.NDArray[np.uint8]:
     return state
 
 
-def _site_metrics(tally: Tally, windows: Sequence[Window | None]) -> dict[str, FloatVector]:
+def _sums(tally: Tally, windows: Sequence[Window | None]) -> StepSums:
+    """Return what the metrics follow from."""
     dead, saturated = fractions(windows)
-    columns = tally.sites.T
-    complete = columns[OfSite.INCOMPLETE] == 0
-    signal = np.where(complete & (columns[OfSite.SIGNALS] > 0), columns[OfSite.SIGNAL], _NAN)
-    arriving = np.where(complete & (columns[OfSite.ARRIVINGS] > 0), columns[OfSite.ARRIVING], _NAN)
     judged = [_NAN if chunk is None else chunk.observations * chunk.inactive.size for chunk in tally.chunks]
-    return {
-        "dead_fraction": dead,
-        "saturated_fraction": saturated,
-        "inactive_share": _ratio(columns[OfSite.EITHER], np.array(judged)),
-        "signal_norm": signal / tally.scale,
-        # The gradient scale, which is in both norms of a ratio, isn't in the gains.
-        "activation_gain": _ratio(signal, arriving),
-        "weight_gain": _ratio(np.array([_NAN if start is None else arriving[start] for start in tally.starts]), signal),
-    }
+    return StepSums(
+        layers=tally.layers.T,
+        sites=tally.sites.T,
+        observations=np.array(judged),
+        dead=dead,
+        saturated=saturated,
+        starts=np.array([-1 if start is None else start for start in tally.starts], dtype=np.intp),
+        scale=tally.scale,
+    )
 
 
 def _loops(tally: Tally) -> dict[str, FloatVector]:
     """Return what is known of sites that a pass called several times; nothing where there is none."""
     columns = tally.sites.T
-    loops = np.where(columns[OfSite.INCOMPLETE] + columns[OfSite.LOST] == 0, columns[OfSite.LOOPS], 0)
+    loops = np.where(columns[OfSite.INCOMPLETE] + columns[OfSite.NOT_COMBINABLE] == 0, columns[OfSite.LOOPS], 0)
     if not np.count_nonzero(loops):
         return {}
     return {
-        "loop_calls": _ratio(columns[OfSite.CALLS], loops),
-        "loop_attenuation": np.where(loops > 0, _ratio(columns[OfSite.FIRST_CALL], columns[OfSite.LAST_CALL]), _NAN),
+        "loop_calls": ratio(columns[OfSite.CALLS], loops),
+        "loop_attenuation": np.where(loops > 0, ratio(columns[OfSite.FIRST_CALL], columns[OfSite.LAST_CALL]), _NAN),
     }
 
 
 def _forward_rms(tally: Tally) -> FloatVector:
     columns = tally.sites.T
-    entries = np.where(columns[OfSite.LOST] > 0, 0, columns[OfSite.OUTPUT_ENTRIES])
-    rms = _ratio(columns[OfSite.OUTPUT], np.sqrt(entries))
+    entries = np.where(columns[OfSite.NOT_COMBINABLE] > 0, 0, columns[OfSite.OUTPUT_ENTRIES])
+    rms = ratio(columns[OfSite.OUTPUT], np.sqrt(entries))
     rms[(entries > 0) & ~np.isfinite(rms)] = math.inf
     # Rounded to float32, in which what is finite stays so: infinity has a meaning of its own.
     rms[(rms > _FLOAT32_MAX) & np.isfinite(rms)] = _FLOAT32_MAX
     return rms.astype(np.float32).astype(np.float64)
-
-
-def _ratio(part: FloatVector, whole: FloatVector) -> FloatVector:
-    """Divide; NaN where the divisor isn't above 0."""
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite norms give NaN, and are told by the layers' state
-        ratio: FloatVector = np.divide(part, whole, out=np.full(len(whole), _NAN), where=whole > 0)
-    return ratio
 
 
 @dataclass

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_gradwatch.record.metrics import OfLayer, OfSite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,66 +28,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import FloatVector
 
 Rows: TypeAlias = npt.NDArray[np.float64]
-
-
-class OfLayer(IntEnum):
-    """Columns of `Tally.layers`; the first `LAYER_NORMS` are norms."""
-
-    GRADIENT = 0
-    """Of the gradients of all its parameters."""
-    MATRICES = 1
-    """Of the gradients of those of two or more dimensions."""
-    WEIGHT = 2
-    MOVED = 3
-    """How far the step moved them; NaN where it wasn't taken."""
-    MATRIX_ENTRIES = 4
-    """Entries of the gradients in MATRICES."""
-    WEIGHT_ENTRIES = 5
-    """Entries of the weights that are compared."""
-    GRADIENTS = 6
-    """Parameters that have a gradient."""
-    NONZERO = 7
-    """Parameters whose gradient has an entry that isn't 0."""
-    HELD = 8
-    """Parameters in an optimizer that stepped."""
-    TRAINED = 9
-    """Whether something of it is being trained."""
-    USED = 10
-    """Whether the forward pass of this step used it."""
-    KNOWN = 11
-    """Whether that of any measured step so far did."""
-
-
-class OfSite(IntEnum):
-    """Columns of `Tally.sites`; the first `SITE_NORMS` are norms."""
-
-    OUTPUT = 0
-    SIGNAL = 1
-    """δ, still multiplied by the gradient scale."""
-    ARRIVING = 2
-    """dL/da, in the same way."""
-    FIRST_CALL = 3
-    """δ of the first call of a chain of several that follow each other, as the turns of a loop do."""
-    LAST_CALL = 4
-    OUTPUT_ENTRIES = 5
-    EITHER = 6
-    """Observations that are inactive or saturated, summed over the units."""
-    SIGNALS = 7
-    """Whether there is a signal."""
-    ARRIVINGS = 8
-    INCOMPLETE = 9
-    """Whether a call's δ or dL/da couldn't be had."""
-    SEEN = 10
-    """Whether the site was called."""
-    CALLS = 11
-    """Calls in such chains."""
-    LOOPS = 12
-    """How many chains those are."""
-    LOST = 13
-    """Whether the numbers of several processes can't be put together."""
-
-
-LAYER_NORMS, SITE_NORMS = 4, 5
 
 
 @dataclass
@@ -203,7 +144,7 @@ def _add_moves(rows: Rows, snapshot: WeightSnapshot, values: Values, columns: Co
     for moves in snapshot.read(values):
         places = [columns.place[layer] for layer in moves.layers]
         np.hypot.at(rows[:, OfLayer.WEIGHT], places, moves.norms)
-        np.hypot.at(rows[:, OfLayer.MOVED], places, moves.moved if taken else math.nan)
+        np.hypot.at(rows[:, OfLayer.UPDATE], places, moves.moved if taken else math.nan)
         np.add.at(rows[:, OfLayer.WEIGHT_ENTRIES], places, moves.entries)
 
 
@@ -214,12 +155,14 @@ def _add_sites(
     complete = [(place, sums) for place, sums in seen if sums.signal_complete]
     _add_norms(rows[:, OfSite.OUTPUT], [(place, sums.output) for place, sums in seen], values)
     _add_norms(rows[:, OfSite.SIGNAL], [(place, sums.signal) for place, sums in complete], values)
-    _add_norms(rows[:, OfSite.ARRIVING], [(place, sums.arriving) for place, sums in complete], values)
+    _add_norms(rows[:, OfSite.GRAD_OUTPUT], [(place, sums.arriving) for place, sums in complete], values)
     rows[places, OfSite.OUTPUT_ENTRIES] = [sums.all_output_entries(values) for _, sums in seen]
     either = [(place, slot) for place, sums in seen for slot in sums.either()]
-    rows[:, OfSite.EITHER] += _counted(rows, [place for place, _ in either], values.sums([slot for _, slot in either]))
+    rows[:, OfSite.INACTIVE_OR_SATURATED] += _counted(
+        rows, [place for place, _ in either], values.sums([slot for _, slot in either])
+    )
     rows[places, OfSite.SIGNALS] = [bool(sums.signal) and sums.signal_complete for _, sums in seen]
-    rows[places, OfSite.ARRIVINGS] = [bool(sums.arriving) and sums.signal_complete for _, sums in seen]
+    rows[places, OfSite.GRAD_OUTPUTS] = [bool(sums.arriving) and sums.signal_complete for _, sums in seen]
     rows[places, OfSite.INCOMPLETE] = [not sums.signal_complete for _, sums in seen]
     rows[places, OfSite.SEEN] = 1
     for place, sums in complete:

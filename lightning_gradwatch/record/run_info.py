@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.record.metrics import METRICS
 from lightning_gradwatch.record.reasons import CannotJudgeError
 from lightning_gradwatch.record.segments import segment_starts
 from lightning_gradwatch.record.signal_paths import SitePaths
 from lightning_gradwatch.record.step import (
-    LAYER_METRICS,
-    METRICS,
     SCHEMA_VERSION,
-    SITE_METRICS,
     FloatVector,
     LayerInfo,
     LostGradient,
@@ -85,11 +83,9 @@ class RunInfo:
         Raises:
             ValueError: no metric has that name.
         """
-        if metric in LAYER_METRICS:
-            return self.layer_names
-        if metric in SITE_METRICS:
-            return self.site_names
-        raise ValueError(f"metric={metric!r} is not one of {', '.join(METRICS)}")
+        if metric not in METRICS:
+            raise ValueError(f"metric={metric!r} is not one of {', '.join(METRICS)}")
+        return self.layer_names if METRICS[metric].over == "layers" else self.site_names
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` reads it back."""

@@ -19,26 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 FloatVector: TypeAlias = npt.NDArray[np.float64]
-
-
 Role: TypeAlias = Literal["hidden", "gate", "output"]
 
 SCHEMA_VERSION = 1
 
 PARAMETRIZED = re.compile(r"(?:^|\.)parametrizations\.[^.]+$")
 """What torch puts behind the name of a module for what one of its parametrized weights is made of."""
-
-LAYER_METRICS: tuple[str, ...] = ("grad_norm", "grad_rms", "weight_rms", "update_ratio")
-SITE_METRICS: tuple[str, ...] = (
-    "dead_fraction",
-    "saturated_fraction",
-    "inactive_share",
-    "signal_norm",
-    "activation_gain",
-    "weight_gain",
-)
-METRICS: tuple[str, ...] = LAYER_METRICS + SITE_METRICS
-LOOP_VECTORS: tuple[str, ...] = ("loop_calls", "loop_attenuation")  # over sites, where a pass called one more than once
 
 
 class LayerState(IntEnum):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.record.escape import Place, escape
-from lightning_gradwatch.record.step import LAYER_METRICS, FloatVector, LayerState, StepRecord
+from lightning_gradwatch.record.metrics import is_over_layers
+from lightning_gradwatch.record.step import FloatVector, LayerState, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,13 +38,6 @@ DESCRIPTIONS = {
     "gradwatch/clip_factor": "What clipping multiplied the gradients by.",
     "gradwatch/layers_without_gradient": "Number of layers that got no gradient, or one that is exactly zero.",
 }
-
-CURVES = {
-    "grad_norm": "L2 norm of the gradient of all parameters of the layer, unscaled and before clipping.",
-    "dead_fraction": "Share of units that were inactive in every observation of the window.",
-    "saturated_fraction": "Share of units that were saturated in at least 95 % of the window's observations.",
-}
-"""Metrics that small models get a curve a layer of, with their description."""
 
 _SHOWN = 6
 _LEAST_SITES = 3
@@ -102,12 +96,11 @@ def curve_tags(metric: str, info: RunInfo, max_curves: int | None) -> tuple[tupl
     A tag's number says how many layers, or sites, were known before that one. It stays, whatever takes its place on the path
     later: a column that moves begins no other curve.
     """
-    columns = info.weight_columns if metric in LAYER_METRICS else tuple(range(len(info.sites)))
+    of_layers = is_over_layers(metric)
+    columns = info.weight_columns if of_layers else tuple(range(len(info.sites)))
     if max_curves is not None and len(columns) > max_curves:
         return ()
-    return _tags(
-        metric, info.names(metric), columns, info.layer_places if metric in LAYER_METRICS else info.site_places
-    )
+    return _tags(metric, info.names(metric), columns, info.layer_places if of_layers else info.site_places)
 
 
 @lru_cache(maxsize=32)

@@ -7,10 +7,9 @@ import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.record.metrics import RECORD_VECTORS, is_over_layers
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import (
-    LAYER_METRICS,
-    LOOP_VECTORS,
     LayerInfo,
     NotCovered,
     OptimizerInfo,
@@ -43,8 +42,6 @@ _MOST_RATES = 1_000_000
 _MOST_FINDINGS = 10_000
 _DEEPEST = 4
 _MOST_SETTINGS = 1000
-
-_OF_LAYERS = frozenset((*LAYER_METRICS, "layer_state"))
 
 
 def _is_name(value: Any) -> bool:
@@ -296,14 +293,12 @@ def check_lengths(record: StepRecord, info: RunInfo) -> None:
     """
     of_layers, of_sites = (len(info.layers),), (len(info.sites),)
     vectors: dict[str, npt.NDArray[Any]] = {
-        "layer_state": record.layer_state,
-        "window_fill": record.window_fill,
-        "forward_rms": record.forward_rms,
-        **{name: vector for name in LOOP_VECTORS if len(vector := getattr(record, name))},
-        **record.metrics,
+        name: getattr(record, name)
+        for name, kind in RECORD_VECTORS.items()
+        if not kind.is_optional or len(getattr(record, name))
     }
-    for name, vector in vectors.items():
-        shape = of_layers if name in _OF_LAYERS else of_sites
+    for name, vector in {**vectors, **record.metrics}.items():
+        shape = of_layers if is_over_layers(name) else of_sites
         if vector.shape != shape:
             raise ValueError(
                 f"step {record.step}: {name} has shape {vector.shape} where the layout has {shape[0]} columns"

@@ -14,8 +14,9 @@ from benchmarks.galleries.healthy import HEALTHY
 from benchmarks.galleries.ill import ILL
 from benchmarks.nets import NETS
 from lightning_gradwatch import DEFAULT_RULES, GradWatch, RunInfo
-from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, NotCovered
-from lightning_gradwatch.record.summaries import CURVES, DESCRIPTIONS
+from lightning_gradwatch.record.metrics import METRICS, is_over_layers
+from lightning_gradwatch.record.step import NotCovered
+from lightning_gradwatch.record.summaries import DESCRIPTIONS
 from lightning_gradwatch.tell.coverage import coverage_line
 from lightning_gradwatch.testing.plugin.options import _OPTIONS
 
@@ -66,12 +67,14 @@ def test_the_table_of_rules_names_the_thresholds_in_force(code, field):
 def test_the_table_of_numbers_has_each_metric():
     rows = table(DOCS / "numbers.md", ("metric", "for each"))
     assert [row[0] for row in rows] == [f"`{name}`" for name in METRICS]
-    assert [row[1] for row in rows] == ["layer" if name in LAYER_METRICS else "site" for name in METRICS]
+    assert [row[1] for row in rows] == ["layer" if is_over_layers(name) else "site" for name in METRICS]
 
 
 def test_the_table_of_curves_has_each_group():
     rows = table(DOCS / "tensorboard.md", ("group",))
-    assert [row[0] for row in rows][1:-1] == [f"`gradwatch.{name}`" for name in CURVES]
+    assert [row[0] for row in rows][1:-1] == [
+        f"`gradwatch.{name}`" for name, metric in METRICS.items() if metric.is_curve
+    ]
     assert f"at most {len(DESCRIPTIONS)}" in rows[0][1]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import Evaluator
-from lightning_gradwatch.record.step import METRICS
+from lightning_gradwatch.record.metrics import METRICS
 
 EXTREMES = np.array(
     [0.0, 1e-320, 1e-310, 1e-45, 1e-30, 1e-9, 1e-3, 0.5, 1.0, 2.0, 1e10, 1e38, 1e154, 1e200, 1e308, np.inf, np.nan]

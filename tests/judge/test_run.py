@@ -12,8 +12,9 @@ from lightning_gradwatch.judge.run import RunError, evaluate, read_run
 from lightning_gradwatch.record.events.file import MAX_EVENT_BYTES, EventFile, masked_crc32c
 from lightning_gradwatch.record.events.step_events import findings_event, step_event
 from lightning_gradwatch.record.finding import Finding, Remedy, Severity
+from lightning_gradwatch.record.metrics import METRICS, is_over_layers
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
 
 
 def make_info(layers=2, sites=1, first=0):
@@ -28,7 +29,7 @@ def make_record(info, step, fill=0.0):
     return StepRecord(
         step=step,
         layout=info.layout,
-        metrics={name: np.full(layers if name in LAYER_METRICS else sites, fill + step) for name in METRICS},
+        metrics={name: np.full(layers if is_over_layers(name) else sites, fill + step) for name in METRICS},
         layer_state=np.ones(layers, np.uint8),
         window_fill=np.ones(sites),
         forward_rms=np.ones(sites),

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import Probe
+from lightning_gradwatch.record.metrics import METRICS
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import METRICS, LayerState
+from lightning_gradwatch.record.step import LayerState
 
 
 def make_model():

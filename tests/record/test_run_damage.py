@@ -6,8 +6,9 @@ import pytest
 from lightning_gradwatch.judge.run import RunError, read_run
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.metrics import METRICS, RECORD_VECTORS, is_over_layers
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LAYER_METRICS, LOOP_VECTORS, METRICS, LayerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
 
 NOISE = np.random.default_rng(0).bytes((1 << 20) + 77)
 
@@ -15,9 +16,7 @@ NOISE = np.random.default_rng(0).bytes((1 << 20) + 77)
 def bits(record):
     """Return everything a record holds in a form that compares bit for bit."""
     data = dict(vars(record))
-    arrays = {name: data.pop(name) for name in ("layer_state", "window_fill", "forward_rms", *LOOP_VECTORS)} | data.pop(
-        "metrics"
-    )
+    arrays = {name: data.pop(name) for name in RECORD_VECTORS} | data.pop("metrics")
     return repr(data), {name: (str(vector.dtype), vector.tobytes()) for name, vector in arrays.items()}
 
 
@@ -33,7 +32,7 @@ def make_record(info, step, fill=0.0):
     return StepRecord(
         step=step,
         layout=info.layout,
-        metrics={name: np.full(layers if name in LAYER_METRICS else sites, fill + step) for name in METRICS},
+        metrics={name: np.full(layers if is_over_layers(name) else sites, fill + step) for name in METRICS},
         layer_state=np.ones(layers, np.uint8),
         window_fill=np.ones(sites),
         forward_rms=np.ones(sites),

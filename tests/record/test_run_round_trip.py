@@ -13,10 +13,9 @@ from hypothesis.extra import numpy as npst
 from lightning_gradwatch.judge.run import read_run
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
+from lightning_gradwatch.record.metrics import METRICS, is_over_layers
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import (
-    LAYER_METRICS,
-    METRICS,
     LayerInfo,
     LostGradient,
     LostKind,
@@ -122,7 +121,7 @@ def runs(draw):
         record = StepRecord(
             step=step,
             layout=info.layout,
-            metrics={name: draw(vectors(layers if name in LAYER_METRICS else sites)) for name in measured},
+            metrics={name: draw(vectors(layers if is_over_layers(name) else sites)) for name in measured},
             layer_state=draw(npst.arrays(np.uint8, layers)),
             window_fill=draw(vectors(sites)),
             forward_rms=draw(vectors(sites)),

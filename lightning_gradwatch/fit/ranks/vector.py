@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.totals import LAYER_NORMS, SITE_NORMS, OfLayer, OfSite, Tally
+from lightning_gradwatch.measure.totals import Tally
 from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.record.metrics import OfLayer, OfSite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from lightning_gradwatch.fit.ranks.columns import Table
     from lightning_gradwatch.measure.faults import Part
     from lightning_gradwatch.record.step import FloatVector
+
+
+_LAYER_NORMS = [each for each in OfLayer if each.is_norm]
+_SITE_NORMS = [each for each in OfSite if each.is_norm]
+_ADD_UP = [each for each in OfSite if each.adds_up]
+"""What adds up over ranks that have different units; they see the same observations."""
 
 
 class Status(IntEnum):
@@ -137,7 +144,7 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
         head[len(Head) + 2 * optimizer :][:2] = optimizer in tally.stepped, rate
     places = table.places_of_layers(rank)
     rows = tally.layers[: len(places)].copy()
-    rows[:, :LAYER_NORMS] **= 2
+    rows[:, _LAYER_NORMS] **= 2
     parts.layers[places] = rows
     shard = table.shard(rank)
     sites, units = parts.sites[shard], parts.units[shard]
@@ -146,7 +153,7 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
     for local, place in enumerate(places):
         row = sites[place]
         row[: len(OfSite)] = tally.sites[local]
-        row[:SITE_NORMS] **= 2
+        row[_SITE_NORMS] **= 2
         start = tally.starts[local]
         if start is not None:
             column = places[start]
@@ -167,11 +174,11 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
     ranks' losses, and δ of that is a rank's own divided by their number (for equal batches: δ of the whole batch's mean).
     """
     head, table = parts.head, layout.table
-    parts.layers[:, :LAYER_NORMS] = np.sqrt(parts.layers[:, :LAYER_NORMS])
+    parts.layers[:, _LAYER_NORMS] = np.sqrt(parts.layers[:, _LAYER_NORMS])
     joined = list(_joined(parts, layout))
     sites = np.array([row for row, _ in joined]).reshape(-1, _SITE)
-    sites[:, :SITE_NORMS] = np.sqrt(sites[:, :SITE_NORMS])
-    sites[:, [OfSite.SIGNAL, OfSite.ARRIVING]] /= table.replicas
+    sites[:, _SITE_NORMS] = np.sqrt(sites[:, _SITE_NORMS])
+    sites[:, [OfSite.SIGNAL, OfSite.GRAD_OUTPUT]] /= table.replicas
     losses = head[:, Head.LOSS]
     losses = losses[~np.isnan(losses)]
     of_optimizers = head[:, len(Head) :].reshape(layout.ranks, layout.optimizers, 2)
@@ -194,20 +201,14 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
 def leave_out(tally: Tally, parts: Iterable[Part]) -> None:
     """Make the numbers absent that some rank couldn't measure: those of the others are no number of all."""
     for part in parts:
-        if part == "gradients":
-            tally.layers[:, _OF_GRADIENTS] = 0
-            tally.unreadable = True
-        elif part == "updates":
-            tally.layers[:, _OF_UPDATES] = 0
+        if part in {"gradients", "updates"}:
+            tally.layers[:, [each for each in OfLayer if each.part == part]] = 0
+            tally.unreadable = tally.unreadable or part == "gradients"
         else:
-            tally.sites[:, [OfSite.SIGNALS, OfSite.ARRIVINGS]] = 0
+            tally.sites[:, [OfSite.SIGNALS, OfSite.GRAD_OUTPUTS]] = 0
             if part == "activations":
-                tally.sites[:, OfSite.LOST] = 1
+                tally.sites[:, OfSite.NOT_COMBINABLE] = 1
                 tally.chunks = [None] * len(tally.chunks)
-
-
-_OF_GRADIENTS = [OfLayer.GRADIENT, OfLayer.MATRICES, OfLayer.MATRIX_ENTRIES, OfLayer.GRADIENTS, OfLayer.HELD]
-_OF_UPDATES = [OfLayer.WEIGHT, OfLayer.MOVED, OfLayer.WEIGHT_ENTRIES]
 
 
 def _joined(parts: Parts, layout: Layout) -> Iterator[tuple[FloatVector, FloatVector | None]]:
@@ -223,28 +224,16 @@ def _joined(parts: Parts, layout: Layout) -> Iterator[tuple[FloatVector, FloatVe
             yield rows[0], units[0]
         else:
             row = np.zeros(_SITE)
-            row[[OfSite.LOST, OfSite.INCOMPLETE]] = 1
+            row[[OfSite.NOT_COMBINABLE, OfSite.INCOMPLETE]] = 1
             yield row, None
 
 
-_ADD_UP = [
-    OfSite.OUTPUT,
-    OfSite.SIGNAL,
-    OfSite.ARRIVING,
-    OfSite.FIRST_CALL,
-    OfSite.LAST_CALL,
-    OfSite.OUTPUT_ENTRIES,
-    OfSite.EITHER,
-    OfSite.INCOMPLETE,
-    OfSite.LOST,
-]
-"""What adds up over ranks that have different units; they see the same observations."""
 _SAME = 1e-6
 """Ranks that do the same work get the same numbers to rounding; those that have different positions never so many digits."""
 
 
 def _chunk(row: FloatVector, units: FloatVector | None) -> Chunk | None:
-    if units is None or not units.size or row[OfSite.LOST] or not row[_More.CHUNKS]:
+    if units is None or not units.size or row[OfSite.NOT_COMBINABLE] or not row[_More.CHUNKS]:
         return None
     inactive, saturated = np.rint(units).astype(np.int64)
     return Chunk(

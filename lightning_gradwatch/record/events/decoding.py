@@ -15,23 +15,21 @@ import numpy as np
 from lightning_gradwatch.record.events import encoding
 from lightning_gradwatch.record.events.protobuf import BrokenMessageError, fields
 from lightning_gradwatch.record.events.tags import (
-    FILL_TAG,
     PREFIX,
-    RMS_TAG,
     RUN_TAG,
     SCALARS,
-    STATE_TAG,
     STEP_TAG,
-    TAGS,
     VECTOR_TAGS,
     Stamp,
+    known_tags,
     read_stamp,
     seal,
 )
 from lightning_gradwatch.record.finding import Finding
+from lightning_gradwatch.record.metrics import METRICS, RECORD_VECTORS
 from lightning_gradwatch.record.reasons import reason_of
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LOOP_VECTORS, StepRecord
+from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.validation import (
     check_description,
     check_finding,
@@ -43,7 +41,6 @@ from lightning_gradwatch.record.validation import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.record.step import FloatVector
 
 SIGNS = (
     b"\n%c%s" % (len(STEP_TAG), STEP_TAG.encode()),
@@ -238,7 +235,7 @@ def _value(data: bytes, at: int, end: int) -> tuple[_Value, int]:
             named = data.find(SIGNS[1], begin, stop) >= 0
     text = tag.decode("utf-8", "replace") if len(tag) < 1000 else ""
     return _Value(
-        text, text in TAGS or (named and text.startswith(PREFIX)), dtype, start, size, strings, node_name
+        text, text.startswith(PREFIX) and (named or text in known_tags()), dtype, start, size, strings, node_name
     ), last
 
 
@@ -264,8 +261,8 @@ def _opened(envelope: _Value, vectors: dict[str, tuple[int, bytes]], step: int, 
         raise ValueError("its checksum is wrong")
     data = _parsed(text)
     unknown: list[str] = []
-    if not (vectors.keys() <= TAGS and data.keys() <= _ENVELOPE):
-        unknown += (*(vectors.keys() - TAGS), *(data.keys() - _ENVELOPE))
+    if not (vectors.keys() <= known_tags() and data.keys() <= _ENVELOPE):
+        unknown += (*(vectors.keys() - known_tags()), *(data.keys() - _ENVELOPE))
     stamp = read_stamp(envelope.node_name, checksum) if envelope.node_name else None
     if envelope.node_name and stamp is None:
         unknown.append("number")
@@ -322,23 +319,14 @@ def _read_record(scalars: Mapping[str, Any], vectors: Mapping[str, tuple[int, by
     if scalars["step"] != step:
         raise ValueError(f"it says step {scalars['step']!r} and step {step}")
 
-    def vector(tag: str) -> FloatVector:
-        return encoding.vector_of(*vectors[tag])
-
-    found: dict[str, Any] = {}
-    for name, tag in VECTOR_TAGS.items():
-        held = vectors.get(tag)
-        if held is not None:
-            found[name] = encoding.vector_of(*held)
-    loops = {name: found.pop(name) for name in LOOP_VECTORS if name in found}
-    record = StepRecord(
-        metrics=found,
-        layer_state=np.frombuffer(vectors[STATE_TAG][1], np.uint8),
-        window_fill=vector(FILL_TAG),
-        forward_rms=vector(RMS_TAG),
-        **loops,
-        **_typed(scalars),
-    )
+    metrics = {name: encoding.vector_of(*held) for name in METRICS if (held := vectors.get(PREFIX + name)) is not None}
+    beside: dict[str, Any] = {}
+    for name, kind in RECORD_VECTORS.items():
+        tag = VECTOR_TAGS[name]
+        if tag in vectors or not kind.is_optional:
+            dtype, raw = vectors[tag]
+            beside[name] = np.frombuffer(raw, np.uint8) if kind.is_code else encoding.vector_of(dtype, raw)
+    record = StepRecord(metrics=metrics, **beside, **_typed(scalars))
     check_record(record)
     return record
 

@@ -25,14 +25,12 @@ from lightning_gradwatch.record.events.tags import (
     PREFIX,
     RUN_TAG,
     SCALARS,
-    SITE_VECTORS,
-    STATE_TAG,
     STEP_TAG,
     VECTOR_TAGS,
     seal,
 )
-from lightning_gradwatch.record.step import LOOP_VECTORS, METRICS
-from lightning_gradwatch.record.summaries import CURVES, DESCRIPTIONS, curve_tags, findings_markdown, summaries
+from lightning_gradwatch.record.metrics import METRICS, RECORD_VECTORS
+from lightning_gradwatch.record.summaries import DESCRIPTIONS, curve_tags, findings_markdown, summaries
 from lightning_gradwatch.record.validation import check_lengths
 
 if TYPE_CHECKING:
@@ -55,9 +53,6 @@ __all__ = [
     "heatmap_event",
     "step_event",
 ]
-
-_FRACTIONS = ("dead_fraction", "saturated_fraction", "inactive_share")
-"""Metrics that are a count over another, so that fewer bits often hold all of them."""
 
 
 def step_event(
@@ -99,9 +94,9 @@ def step_event(
     described = (set() if describe else None) if seen is None else seen
     for tag, value in summaries(record, info).items():
         encoding.add_scalar(values, tag, value, DESCRIPTIONS[tag], described)
-    for metric, description in CURVES.items():
-        if metric in record.metrics and (tags := curve_tags(metric, info, max_curves)):
-            _add_curves(event.summary, tags, record.metrics[metric], description, described)
+    for metric in METRICS.values():
+        if metric.is_curve and metric.name in record.metrics and (tags := curve_tags(metric.name, info, max_curves)):
+            _add_curves(event.summary, tags, record.metrics[metric.name], metric.description, described)
     return event
 
 
@@ -144,10 +139,12 @@ def _add_vectors(values: Any, record: StepRecord, info: RunInfo) -> None:
         raise ValueError(f"step {record.step}: unknown metrics {sorted(unknown)}; one of {', '.join(METRICS)}")
     check_lengths(record, info)
     for name, vector in record.metrics.items():
-        (encoding.add_narrow if name in _FRACTIONS else encoding.add_vector)(values, VECTOR_TAGS[name], vector)
-    encoding.add_bytes(values, STATE_TAG, record.layer_state)
-    for name in (*SITE_VECTORS, *(each for each in LOOP_VECTORS if len(getattr(record, each)))):
-        encoding.add_narrow(values, PREFIX + name, getattr(record, name))
+        # A share is a count over another, so that fewer bits often hold all of them.
+        (encoding.add_narrow if METRICS[name].is_fraction else encoding.add_vector)(values, PREFIX + name, vector)
+    for name, kind in RECORD_VECTORS.items():
+        vector = getattr(record, name)
+        if len(vector) or not kind.is_optional:
+            (encoding.add_bytes if kind.is_code else encoding.add_narrow)(values, VECTOR_TAGS[name], vector)
 
 
 def _event(step: int) -> Any:

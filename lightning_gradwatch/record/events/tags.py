@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 from lightning_gradwatch.record.events import encoding
-from lightning_gradwatch.record.step import LOOP_VECTORS, METRICS, StepRecord
+from lightning_gradwatch.record.metrics import METRICS, RECORD_VECTORS
+from lightning_gradwatch.record.step import StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,17 +20,25 @@ FINDINGS_TAG = "gradwatch/findings"
 HEATMAP_TAG = "gradwatch/heatmap"
 
 PREFIX = f"{encoding.PLUGIN}/"
-SITE_VECTORS = ("window_fill", "forward_rms")
-STATE_TAG, FILL_TAG, RMS_TAG = (PREFIX + name for name in ("layer_state", *SITE_VECTORS))
-VECTOR_TAGS = {name: PREFIX + name for name in (*METRICS, *LOOP_VECTORS)}
-TAGS = frozenset((STEP_TAG, RUN_TAG, STATE_TAG, FILL_TAG, RMS_TAG, *VECTOR_TAGS.values()))
+VECTOR_TAGS = {name: PREFIX + name for name in RECORD_VECTORS}
+"""Of the vectors that records hold beside their metrics, by the name of the field."""
 SCALARS: dict[str, Any] = {"step": 0, "layout": ""} | {
     entry.name: entry.default for entry in dataclasses.fields(StepRecord) if entry.default is not dataclasses.MISSING
 }
 """Fields of a record that are no vectors, each with a value of its type."""
 
 
-_ENCODED = {tag: tag.encode() for tag in TAGS}
+def known_tags() -> frozenset[str]:
+    """Return the tags that this release writes beside those for people."""
+    return _known_tags(tuple(METRICS))
+
+
+@lru_cache(maxsize=2)
+def _known_tags(metrics: tuple[str, ...]) -> frozenset[str]:
+    return frozenset((STEP_TAG, RUN_TAG, *VECTOR_TAGS.values(), *(PREFIX + name for name in metrics)))
+
+
+_encoded = lru_cache(maxsize=256)(str.encode)
 
 
 def seal(text: bytes, vectors: Iterable[tuple[str, tuple[int, bytes]]]) -> bytes:
@@ -40,7 +50,7 @@ def seal(text: bytes, vectors: Iterable[tuple[str, tuple[int, bytes]]]) -> bytes
     """
     crc = crc32(text)
     for tag, (_, content) in vectors:
-        crc = crc32(content, crc32(_ENCODED.get(tag) or tag.encode(), crc))
+        crc = crc32(content, crc32(_encoded(tag), crc))
     return b"%08x" % crc
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from lightning_gradwatch.fit.ranks.ranks import Ranks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.totals import OfLayer, OfSite, Tally
+from lightning_gradwatch.measure.totals import Tally
 from lightning_gradwatch.measure.units.silence import Chunk
 from lightning_gradwatch.measure.units.windows import Windows
+from lightning_gradwatch.record.metrics import OfLayer, OfSite
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import LayerInfo, SiteInfo
 
@@ -115,7 +116,7 @@ def tally_of(layers, sites, *, of_layers=None, of_sites=None, chunks=None, start
     for column, values in (of_layers or {}).items():
         rows[:, column] = values
     of = np.zeros((sites, len(OfSite)))
-    of[:, [OfSite.SEEN, OfSite.SIGNALS, OfSite.ARRIVINGS]] = 1
+    of[:, [OfSite.SEEN, OfSite.SIGNALS, OfSite.GRAD_OUTPUTS]] = 1
     for column, values in (of_sites or {}).items():
         of[:, column] = values
     return Tally(

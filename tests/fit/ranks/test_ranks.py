@@ -15,7 +15,7 @@ from lightning_gradwatch.fit.ranks.columns import Description, Table
 from lightning_gradwatch.measure.assemble import assemble
 from lightning_gradwatch.measure.coverage import VARIES
 from lightning_gradwatch.measure.faults import GivenUp
-from lightning_gradwatch.measure.totals import OfLayer, OfSite
+from lightning_gradwatch.record.metrics import OfLayer, OfSite
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import LayerState, NotCovered, SiteInfo, Wiring
 
@@ -172,7 +172,7 @@ def test_units_that_ranks_share_stand_side_by_side():
     steps = [
         pending(
             sites=[site("a", features=8)],
-            of_sites={OfSite.SIGNAL: rank + 1.0, OfSite.EITHER: sum(inactive)},
+            of_sites={OfSite.SIGNAL: rank + 1.0, OfSite.INACTIVE_OR_SATURATED: sum(inactive)},
             chunks=[chunk(inactive)],
         )
         for rank, inactive in enumerate(([4, 0, 0, 0], [4, 4, 0, 0], [4, 0, 0, 3], [4, 4, 0, 0]))
@@ -182,7 +182,7 @@ def test_units_that_ranks_share_stand_side_by_side():
         assert one.info.sites[0].units == 8
         assert tally.chunks[0].inactive.tolist() == [8, 0, 0, 3, 8, 8, 0, 0]
         assert tally.chunks[0].observations == 8
-        assert tally.sites[0, OfSite.EITHER] == 27
+        assert tally.sites[0, OfSite.INACTIVE_OR_SATURATED] == 27
         assert tally.sites[0, OfSite.SIGNAL] == pytest.approx(math.hypot(1, 2, 3, 4) / 2)
 
 
@@ -200,7 +200,7 @@ def test_what_ranks_do_alike_counts_once_and_what_they_do_not_is_absent():
         assert tally.sites[0, OfSite.SIGNAL] == 2
         assert tally.chunks[0].inactive.tolist() == [1, 2, 3, 4]
         assert tally.chunks[1] is None
-        assert tally.sites[1, OfSite.LOST] == tally.sites[1, OfSite.INCOMPLETE] == 1
+        assert tally.sites[1, OfSite.NOT_COMBINABLE] == tally.sites[1, OfSite.INCOMPLETE] == 1
         ((name, reason),) = [(entry.name, entry.reason) for entry in one.info.coverage]
         assert name == "other"
         assert "not the same on the ranks" in reason

@@ -14,8 +14,9 @@ from lightning_gradwatch.record.events import encoding
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import _seal, decode_event, findings_event, heatmap_event, step_event
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.record.metrics import METRICS, is_over_layers
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LAYER_METRICS, METRICS, LayerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
 from lightning_gradwatch.record.summaries import DESCRIPTIONS
 
 
@@ -33,7 +34,7 @@ def make_record(info, step=0, seed=0, **changes):
     fields = {
         "step": step,
         "layout": info.layout,
-        "metrics": {name: random.random(layers if name in LAYER_METRICS else sites) for name in METRICS},
+        "metrics": {name: random.random(layers if is_over_layers(name) else sites) for name in METRICS},
         "layer_state": np.ones(layers, np.uint8),
         "window_fill": random.integers(0, 1025, sites) / 1024,
         "forward_rms": random.random(sites, np.float32).astype(np.float64),
