@@ -13,6 +13,7 @@ from integration.nets import Classifier, batches, relu_net, seed, trainer
 from integration.situations.compiled import SITUATIONS, Block, ManualSilent, Silent, around, compiled_step
 from integration.situations.loop import SITES, adam
 from integration.traces import traces
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 
 from lightning_gradwatch import DeadUnits, GradWatch, GradWatchWarning, Probe
@@ -105,7 +106,10 @@ def test_code_for_the_machine_is_left_alone_too(tmp_path):
     def make():
         return Silent(around(torch.compile(Block(), fullgraph=True)), adam)
 
-    without, _, counts = fit(make, tmp_path / "without")
+    try:
+        without, _, counts = fit(make, tmp_path / "without")
+    except BackendCompilerFailed:  # under ATEN_CPU_CAPABILITY=default it writes vector code without its header
+        pytest.skip("torch's own compiler makes no code for this arithmetic")
     with_it, _, counts_too = fit(make, tmp_path / "with", GradWatch(every_n_steps=2))
     assert torch.equal(weights(without), weights(with_it))
     assert counts == counts_too
