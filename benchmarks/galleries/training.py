@@ -20,7 +20,7 @@ from benchmarks.galleries.nets import build, stack
 from benchmarks.galleries.spec import Case, Gan, Training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytorch_lightning.loggers import Logger
 
@@ -160,8 +160,14 @@ def prepare(case: Case, seed: int) -> Prepared:
     return Prepared(case, seed, shown, Learner(net, case.training, loss))
 
 
-def train(prepared: Prepared, callbacks: Sequence[pl.Callback], logger: Logger | bool) -> None:
-    """Fit, in the Trainer's defaults but for what the case asks for."""
+def train(
+    prepared: Prepared,
+    callbacks: Sequence[pl.Callback],
+    logger: Logger | bool,
+    *,
+    batches: Callable[[Any], Any] | None = None,
+) -> None:
+    """Fit, in the Trainer's defaults but for what the case asks for; `batches` changes what the Trainer is handed."""
     training = prepared.case.training
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -178,7 +184,8 @@ def train(prepared: Prepared, callbacks: Sequence[pl.Callback], logger: Logger |
         enable_model_summary=False,
         **_precision(training),
     )
-    trainer.fit(prepared.module, Batches(prepared.examples, training.batch, prepared.seed))
+    handed = Batches(prepared.examples, training.batch, prepared.seed)
+    trainer.fit(prepared.module, handed if batches is None else batches(handed))
 
 
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:

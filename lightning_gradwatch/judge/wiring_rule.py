@@ -35,6 +35,7 @@ class WiringRule(Rule):
     """How bad they are where the net doesn't learn."""
     traced: ClassVar[bool] = True
     """Whether they are seen in the forward pass."""
+    numbered: ClassVar[bool] = False
 
     # Of the facts that wait: for so many steps the loss must stand; a threshold only of a rule that states it.
     warm_up_steps = 50
@@ -72,8 +73,8 @@ class WiringRule(Rule):
                 layers=facts[key].names,
                 first_step=since.setdefault(key, int(record.step)),
                 last_step=int(record.step),
-                value=float(len(facts[key].names)),
-                threshold=1.0,
+                value=_number(facts[key]),
+                threshold=0.0,
                 write=partial(self.write, facts[key], trend.sentence(LOSS_FALL)),
             )
         return Verdict(findings, healed=healed)
@@ -115,6 +116,11 @@ class StandingLossRule(WiringRule):
     def _waits_with(self, fact: Wiring) -> bool:
         del fact
         return True
+
+
+def _number(fact: Wiring) -> float:
+    """Return what there is to count of a fact: what it measured, or else its names."""
+    return float(len(fact.names)) if fact.value is None else float(fact.value)
 
 
 def at(fact: Wiring) -> str:

@@ -144,12 +144,14 @@ def check_training(
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradwatch-"))
         untrained = _copy_of(module) if try_remedies else None
 
-        def train(trained: Any, watch: Watch, *more: Any, **changes: Any) -> None:
+        def train(
+            trained: Any, watch: Watch, *more: Any, batches: Callable[[Any], Any] | None = None, **changes: Any
+        ) -> None:
             if seed is not None:
                 _seed(seed)
             settings = _settings(max_steps, accelerator, place) | options | changes
             callbacks = [*settings.pop("callbacks", ()), *more, watch]
-            package.Trainer(**settings, callbacks=callbacks).fit(trained, data)
+            package.Trainer(**settings, callbacks=callbacks).fit(trained, data if batches is None else batches(data))
 
         train(model, watch)
         root = next((each for each in watch.findings if each.severity >= Severity.WARNING), None)
@@ -194,7 +196,7 @@ def _try(root: Finding, untrained: Any, loss: float, watch: Watch, train: Callab
                 del trainer, pl_module
                 prepared.start()
 
-        train(prepared.module, watch, Start(), **prepared.trainer_options)
+        train(prepared.module, watch, Start(), batches=prepared.batches, **prepared.trainer_options)
         return watch.records, watch.findings
 
     return trial_of(root, untrained, loss, fit)

@@ -57,13 +57,14 @@ class OutputAppliedTwice(StandingLossRule):
                 message=f"{fact.operation} is taken of what {sites} has put out{at(fact)}. {urgency}",
                 causes=(Cause(CauseKind.LOG_OF_OUTPUT, fact.names),),
             )
+        calls = f", in {fact.origin}" if fact.origin else ""
         inner = "sigmoid" if fact.operation in _OF_ONE else "softmax"
         return Sentences(
             cause=f"{fact.operation} applies {inner} itself. Given probabilities, which lie between 0 and 1, it can't tell one "
             "answer from another by more than a factor of e, so the loss can't get far below where it begins.",
             remedy=Remedy(
-                f"Remove {sites}, so that {fact.operation} gets the raw outputs; apply it only where probabilities are read.",
-                (Action("remove_output", fact.names),),
+                f"Remove {sites}{calls}, so that {fact.operation} gets the raw outputs; apply it only where probabilities are read.",
+                (Action("remove_output", fact.names, (("where", fact.origin),) if fact.origin else ()),),
             ),
             message=f"{fact.operation} is given what {sites} has put out, and applies {inner} once more{at(fact)}. {urgency}",
             causes=(Cause(CauseKind.OUTPUT_APPLIED_TWICE, fact.names),),

@@ -61,7 +61,7 @@ class UntrainedParameter(WiringRule):
             remedy=Remedy(
                 f"Hold what is in {names} in nn.ModuleList, nn.ModuleDict or nn.Parameter; or, where it is meant to stay as it is, "
                 "switch its gradient off with requires_grad_(False).",
-                (Action("register_parameters", fact.names),),
+                (Action("register_parameters", fact.names, (("where", fact.line),) if fact.line else ()),),
             ),
             message=f"The loss depends on{entries} parameters in {names}, which are none of the model's: nobody trains them. {urgency}",
             causes=(Cause(CauseKind.UNREGISTERED_PARAMETERS),),
