@@ -13,6 +13,7 @@ from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
+from lightning_gradwatch.record.wording import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,11 @@ class WiringRule(Rule):
         """Whether a fact is information until the loss is seen to stand."""
         return fact.kind in self.waiting
 
+    def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
+        """Whether the loss shows that the net learns with a fact."""
+        del fact
+        return trend.come_down
+
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell what is known, as urgently as the loss has it."""
         if info.wiring is None:
@@ -75,17 +81,25 @@ class WiringRule(Rule):
                 last_step=int(record.step),
                 value=_number(facts[key]),
                 threshold=0.0,
-                write=partial(self.write, facts[key], trend.sentence(LOSS_FALL)),
+                write=partial(self.write, facts[key], self._urgency_of(facts[key], trend)),
             )
         return Verdict(findings, healed=healed)
+
+    def _urgency_of(self, fact: Wiring, trend: LossTrend) -> str:
+        """Say what the loss has to do with it."""
+        if self._learned(fact, trend):
+            return (
+                f"The loss has come down to {percent(trend.of_first)} of where it began, so this is information only."
+            )
+        return trend.sentence(LOSS_FALL)
 
     def _urgency(
         self, record: StepRecord, trend: LossTrend, facts: Mapping[str, Wiring], state: State
     ) -> Iterator[tuple[str, bool, bool]]:
         """Yield for each fact whether the net learns with it, and whether it is to be told at its full severity."""
-        broken = not math.isfinite(record.loss) and state.get("loss_known", False)
-        if math.isfinite(record.loss):
+        if not math.isnan(record.loss):  # NaN stands for no loss, too, and infinity only for one that is
             state["loss_known"] = True
+        broken = not math.isfinite(record.loss) and state.get("loss_known", False)
         falls = not broken and (trend.come_down or trend.falls_by(LOSS_FALL))
         if falls or trend.unknown:
             state.pop("stood", None)
@@ -95,10 +109,10 @@ class WiringRule(Rule):
         count, first = state.get("stood", (0, 0))
         stands = bool(count == self.patience) and record.step >= first + self.warm_up_steps
         for key, fact in facts.items():
+            learned = not broken and self._learned(fact, trend)
             if self._waits_with(fact):
-                yield key, falls, broken or stands
+                yield key, falls or learned, (broken or stands) and not learned
             else:
-                learned = not broken and trend.come_down
                 yield key, learned, not learned
 
 

@@ -58,7 +58,7 @@ class Calls:
         """See whether a function that applies softmax or sigmoid is given what one of them has put out."""
         del args, kwargs
         tag = self._tags.get(given)
-        call = None if tag is None else tag.call
+        call = None if tag is None else tag.call or tag.picked
         if tag is None or call is None or call.site.function not in _SQUASHES or tag.shifted or tag.scale != 1:
             return  # scaled, as by a temperature, it may reach any probability
         kind: WiringKind = "log-of-output" if name in _LOGARITHMS else "output-twice"
