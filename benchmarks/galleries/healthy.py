@@ -181,6 +181,84 @@ ADVERSARIAL = family(
     ),
 )
 
+# What looks like wiring that is wrong, and is meant, or does no harm.
+OUTPUT_ONCE = family(
+    "output-once",
+    ("log-softmax", DIGITS, dense(3, "ReLU", output="LogSoftmax"), replace(ADAM, loss="nll")),
+    ("log-softmax-twice", DIGITS, dense(3, "ReLU", output="LogSoftmax"), SGD),
+    ("tempered-sigmoid", DIGITS, dense(3, "ReLU", output="Sigmoid"), replace(ADAM, loss="tempered")),
+    ("tempered-softmax", DIGITS, dense(3, "ReLU", output="Softmax"), replace(ADAM, loss="tempered")),
+    ("learns-with-softmax", DIGITS, dense(3, "ReLU", output="Softmax"), ADAM),
+    ("learns-with-softmax-long", DIGITS, dense(3, "ReLU", output="Softmax"), replace(ADAM, steps=1000)),
+    (
+        "learns-with-sigmoid",
+        CANCER,
+        dense(2, "ReLU", width=32, output="Sigmoid"),
+        replace(QUICK, loss="bce_of_logits"),
+    ),
+    ("logits", CANCER, dense(2, "ReLU", width=32), replace(QUICK, loss="bce_of_logits")),
+)
+
+EMPTIED = family(
+    "emptied",
+    ("by-hand", DIGITS, dense(4, "ReLU"), replace(MOMENTUM, by_hand=1)),
+    ("added-by-hand", DIGITS, dense(4, "ReLU"), replace(SGD, batch=16, by_hand=4)),
+    ("penalty", DIGITS, dense(3, "Tanh", XAVIER), replace(ADAM, penalty=0.1)),
+    ("penalty-by-hand", SINES, dense(3, "Tanh", XAVIER), replace(QUICK, penalty=1e-3, by_hand=2, batch=32)),
+)
+
+PARTLY_TRAINED = family(
+    "partly-trained",
+    ("listed-and-frozen", DIGITS, Dense(widths=(512,), frozen=1, listed=1), QUICK),
+    ("head-alone", DIGITS, Dense(widths=(512,)), replace(QUICK, held="head")),
+    ("thawed", DIGITS, dense(3, "ReLU", frozen=2), replace(ADAM, pretrained=200, thawed=100)),
+    ("blocks-alone", DIGITS, dense(3, "ReLU"), replace(ADAM, held="blocks")),
+)
+
+MODES = family(
+    "modes",
+    (
+        "norms-alone",
+        DIGITS,
+        dense(3, "ReLU", norm="BatchNorm"),
+        replace(ADAM, pretrained=200, evaluated=("blocks.0.norm", "blocks.1.norm", "blocks.2.norm")),
+    ),
+    (
+        "dropouts-alone",
+        DIGITS,
+        dense(3, "ReLU", dropout=0.3),
+        replace(ADAM, evaluated=("blocks.0.dropout", "blocks.1.dropout")),
+    ),
+    (
+        "frozen-part",
+        DIGITS,
+        dense(3, "ReLU", norm="BatchNorm", frozen=2),
+        replace(QUICK, pretrained=200, evaluated=("blocks.0", "blocks.1")),
+    ),
+    (
+        "all-pretrained",
+        DIGITS,
+        dense(3, "ReLU", norm="BatchNorm"),
+        replace(ADAM, pretrained=300, evaluated=("",)),
+    ),
+)
+
+FEW_SAMPLES = family(
+    "few-samples",
+    (
+        "layer-norm-of-1",
+        DIGITS,
+        dense(3, "ReLU", norm="LayerNorm"),
+        Training(optimizer="Adam", rate=1e-3, batch=1, steps=1000),
+    ),
+    (
+        "batch-norm-of-4",
+        DIGITS,
+        dense(2, "ReLU", norm="BatchNorm"),
+        Training(optimizer="Adam", rate=1e-3, batch=4, steps=800),
+    ),
+)
+
 HEALTHY = [
     *PLAIN,
     *SMALL_DATA,
@@ -196,4 +274,9 @@ HEALTHY = [
     *LOSS_SCALES,
     *PRECISION,
     *ADVERSARIAL,
+    *OUTPUT_ONCE,
+    *EMPTIED,
+    *PARTLY_TRAINED,
+    *MODES,
+    *FEW_SAMPLES,
 ]

@@ -214,6 +214,111 @@ HALF_PRECISION = family(
     roots=("GW104",),
 )
 
+# Wiring. A logarithm of 0 in the very first step is as well told by what it makes of the loss.
+OUTPUT_TWICE = family(
+    "output-twice",
+    ("softmax-conv", DIGITS, Conv(widths=(8, 16), start=None, pooled=(0,), output="Softmax"), SGD),
+    ("softmax-digits", DIGITS, dense(3, "ReLU", None, output="Softmax"), SGD),
+    ("softmax-wine-raw", Data(task="wine", inputs="raw"), dense(2, "ReLU", None, 32, output="Softmax"), QUICK),
+    (
+        "sigmoid-cancer",
+        CANCER,
+        dense(2, "ReLU", None, 32, output="Sigmoid"),
+        Training(rate=0.01, loss="bce_of_logits"),
+    ),
+    ("softmax-slowly", DIGITS, dense(2, "ReLU", None, output="Softmax"), Training(rate=0.03)),
+    (
+        "sigmoid-xor",
+        Data(task="xor"),
+        dense(2, "Tanh", XAVIER, 16, output="Sigmoid"),
+        Training(loss="bce_of_logits"),
+    ),
+    roots=("GW501",),
+)
+
+LOG_OF_OUTPUT = family(
+    "log-of-output",
+    ("wine-raw", Data(task="wine", inputs="raw"), dense(3, "ReLU", output="Softmax"), Training(loss="log")),
+    ("digits-scaled", Data(task="digits", scale=30.0), dense(3, "ReLU", output="Softmax"), replace(ADAM, loss="log")),
+    ("digits-rate", DIGITS, dense(3, "ReLU", output="Softmax"), Training(rate=5.0, loss="log"), ("GW501", "GW302")),
+    ("cancer-raw", Data(task="cancer", inputs="raw"), dense(2, "ReLU", output="Softmax"), Training(loss="log")),
+    roots=("GW501", "GW103"),
+)
+
+STALE = family(
+    "stale-gradient",
+    ("momentum-by-hand", DIGITS, dense(3, "ReLU"), replace(MOMENTUM, by_hand=1, empties=False)),
+    ("sgd", DIGITS, dense(3, "ReLU"), replace(SGD, empties=False)),
+    ("adam-by-hand", DIGITS, dense(3, "ReLU"), replace(QUICK, by_hand=1, empties=False)),
+    ("diabetes", DIABETES, dense(2, "ReLU", None, 32), replace(QUICK, by_hand=1, empties=False)),
+    ("zen", Data(task="zen"), dense(1, "ReLU", None), replace(QUICK, empties=False)),
+    (
+        "momentum-conv",
+        DIGITS,
+        Conv(widths=(8, 16), pooled=(0,)),
+        Training(rate=0.05, options={"momentum": 0.9}, empties=False, steps=200),
+    ),
+    roots=("GW502",),
+)
+
+LISTED = family(
+    "listed-layers",
+    ("tanh-narrow", DIGITS, Dense(widths=(16, 8, 4), activation="Tanh", start=None, listed=3), QUICK),
+    ("spirals", SPIRALS, dense(4, "Tanh", XAVIER, 16, listed=4), QUICK),
+    ("relu-deep", DIGITS, dense(8, "ReLU", None, 16, listed=8), QUICK),
+    ("diabetes", DIABETES, dense(3, "ReLU", None, 8, listed=3), QUICK),
+    roots=("GW503",),
+)
+
+UNHELD = family(
+    "unheld",
+    ("spirals", SPIRALS, dense(4, "Tanh", XAVIER, 16), replace(QUICK, held="head")),
+    ("halves", Data(task="halves"), dense(3, "ReLU", None, 16), replace(QUICK, held="head")),
+    ("relu-deep", DIGITS, dense(8, "ReLU", None, 16), replace(QUICK, held="head")),
+    ("diabetes", DIABETES, dense(3, "ReLU", None, 8), replace(QUICK, held="head")),
+    roots=("GW503",),
+)
+
+SINGLE_VALUE = family(
+    "single-value",
+    ("digits", DIGITS, dense(2, "ReLU", norm="SingleNorm"), QUICK),
+    ("wine", WINE, dense(3, "Tanh", XAVIER, 32, norm="SingleNorm"), SGD),
+    ("cancer", CANCER, dense(2, "Sigmoid", XAVIER, 32, norm="SingleNorm"), ADAM),
+    ("diabetes", DIABETES, dense(1, "GELU", None, 32, norm="SingleNorm"), QUICK),
+    roots=("GW504",),
+)
+
+SINGLE_SAMPLE = family(
+    "single-sample",
+    (
+        "conv",
+        DIGITS,
+        Conv(widths=(8, 16), start=None, norm="BatchNorm"),
+        Training(optimizer="Adam", rate=2e-3, batch=1, steps=900),
+    ),
+    (
+        "conv-skip",
+        DIGITS,
+        Conv(widths=(16, 16), norm="BatchNorm", skip=1.0),
+        Training(optimizer="Adam", rate=1e-3, batch=1, steps=900),
+    ),
+    roots=("GW504",),
+)
+
+EVALUATED = family(
+    "evaluated",
+    ("relu-10", DIGITS, dense(10, "ReLU", None, norm="BatchNorm"), replace(SGD, evaluated=("",))),
+    ("tanh-20", DIGITS, dense(20, "Tanh", None, norm="BatchNorm"), replace(SGD, evaluated=("",))),
+    (
+        "conv-8",
+        DIGITS,
+        Conv(widths=(8,) * 8, norm="BatchNorm", start=None, pooled=(3,)),
+        replace(MOMENTUM, evaluated=("",), steps=200),
+    ),
+    ("sigmoid-6-cancer", CANCER, dense(6, "Sigmoid", XAVIER, 32, norm="BatchNorm"), replace(SGD, evaluated=("",))),
+    roots=("GW506",),
+)
+
 ILL = [
     *VANISHING_ACTIVATION,
     *VANISHING_START,
@@ -227,4 +332,12 @@ ILL = [
     *ONE_UNIT,
     *TARGETS,
     *HALF_PRECISION,
+    *OUTPUT_TWICE,
+    *LOG_OF_OUTPUT,
+    *STALE,
+    *LISTED,
+    *UNHELD,
+    *SINGLE_VALUE,
+    *SINGLE_SAMPLE,
+    *EVALUATED,
 ]

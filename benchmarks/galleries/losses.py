@@ -25,6 +25,15 @@ def _binary(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy(outputs[:, 0], targets.to(outputs.dtype))
 
 
+def _binary_of_logits(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs[:, 0], targets.to(outputs.dtype))
+
+
+def _tempered(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Take the outputs for similarities, which a temperature spreads."""
+    return F.cross_entropy(20 * outputs, targets)
+
+
 def _logarithm(outputs: Tensor, targets: Tensor) -> Tensor:
     """Take the outputs for probabilities, with nothing to keep them from 0."""
     return -outputs.gather(1, targets.unsqueeze(1)).log().mean()
@@ -41,6 +50,9 @@ LOSSES: dict[str, Loss] = {
     "mse": Loss(F.mse_loss),
     "bce": Loss(_binary, 1),
     "log": Loss(_logarithm),
+    "bce_of_logits": Loss(_binary_of_logits, 1),
+    "nll": Loss(F.nll_loss),
+    "tempered": Loss(_tempered),
     "root": Loss(_root),
 }
 

@@ -55,16 +55,19 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks, an output layer, and what may follow it."""
 
-    def __init__(self, inputs: nn.Module, blocks: list[Block], head: nn.Linear, output: nn.Module) -> None:
+    def __init__(
+        self, inputs: nn.Module, blocks: list[Block], head: nn.Linear, output: nn.Module, *, listed: int = 0
+    ) -> None:
         super().__init__()
         self.inputs = inputs
-        self.blocks = nn.ModuleList(blocks)
+        self.listed = blocks[:listed]
+        self.blocks = nn.ModuleList(blocks[listed:])
         self.head = head
         self.output = output
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inputs(x)
-        for block in self.blocks:
+        for block in (*self.listed, *self.blocks):
             x = block(x)
         if x.dim() == 4:
             x = x.mean((2, 3))
@@ -228,7 +231,7 @@ def stack(spec: Dense, inputs: nn.Module, features: int, outputs: int) -> Stack:
         start(head, replace(spec.start, bias=0.0))
     if spec.zero_head:
         _zero(head)
-    return Stack(inputs, blocks, head, _output(spec.output))
+    return Stack(inputs, blocks, head, _output(spec.output), listed=spec.listed)
 
 
 def norm(kind: str, layer: nn.Module) -> nn.Module:
@@ -238,6 +241,8 @@ def norm(kind: str, layer: nn.Module) -> nn.Module:
         return nn.BatchNorm2d(width) if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d(width)
     if kind == "LayerNorm":
         return nn.GroupNorm(1, width) if isinstance(layer, nn.Conv2d) else nn.LayerNorm(width)
+    if kind == "SingleNorm":
+        return nn.GroupNorm(width, width)
     return nn.Identity()
 
 
@@ -258,7 +263,7 @@ def _adapter(inputs: int, outputs: int, rank: int) -> nn.Module:
 def _output(name: str) -> nn.Module:
     if not name:
         return nn.Identity()
-    return nn.Softmax(dim=1) if name == "Softmax" else getattr(nn, name)()
+    return getattr(nn, name)(dim=1) if name in {"Softmax", "LogSoftmax"} else getattr(nn, name)()
 
 
 def _zero(layer: nn.Linear) -> None:

@@ -77,6 +77,8 @@ class PeerWatch(pl.Callback):
         self._before: dict[Tensor, Tensor] = {}
         self._gradients: dict[Tensor, dict[str, float]] = {}
         self._of_sites: dict[nn.Module, dict[str, float]] = {}
+        self._weights: list[Tensor] = []
+        """Those that train from the start, as what is thawed later would make rows of another length."""
         self._reads = False
         self._step = -1
 
@@ -91,6 +93,7 @@ class PeerWatch(pl.Callback):
         if not self._reads:
             return
         self._step = step
+        self._weights = self._weights or layer_weights(pl_module)
         self._of_sites = {}
         self._before, self._gradients = {}, {}
         self._handles = [site.register_forward_hook(self._read_site) for site in sites(pl_module)]
@@ -102,7 +105,7 @@ class PeerWatch(pl.Callback):
             return
         group = optimizer.param_groups[0]
         of_optimizer = set(group["params"])
-        for weight in layer_weights(pl_module):
+        for weight in self._weights:
             if weight in of_optimizer:
                 # The first of them: LBFGS asks for the gradient several times a step.
                 self._before.setdefault(weight, weight.detach().clone())
@@ -114,12 +117,13 @@ class PeerWatch(pl.Callback):
         self._handles = []
         if not self._reads or not self._before:
             return
-        weights = layer_weights(pl_module)
         for weight, then in self._before.items():
             self._gradients[weight]["measured_update"] = _quotient((weight - then).abs().mean(), then.abs().mean())
         for name in LAYER_READINGS:
             # An optimizer that didn't step leaves NaN.
-            self._kept.layers[name].append([self._gradients.get(weight, {}).get(name, np.nan) for weight in weights])
+            self._kept.layers[name].append(
+                [self._gradients.get(weight, {}).get(name, np.nan) for weight in self._weights]
+            )
         for name in SITE_READINGS:
             rows = [self._of_sites.get(site, {}).get(name, np.nan) for site in sites(pl_module)]
             self._kept.sites[name].append(rows)

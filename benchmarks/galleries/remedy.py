@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pytorch_lightning as pl
 from torch import nn
 
 from benchmarks.galleries.arithmetic import computing_in
@@ -17,6 +18,7 @@ from benchmarks.galleries.nets import norm
 from benchmarks.galleries.outcome import Outcome, outcome
 from benchmarks.galleries.training import prepare, quiet, train
 from lightning_gradwatch.testing.remedies import NotApplicableError, apply_action, place_of
+from lightning_gradwatch.testing.trials import Prepared as Hands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,10 +44,15 @@ def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
             if action.kind in _OF_CASE:
                 case = _OF_CASE[action.kind](case, **dict(action.arguments))
         prepared = prepare(case, seed)
+        of_users: list[Action] = []
         for action in remedy.actions:
-            if action.kind not in _OF_CASE:
+            if action.kind in _OF_NET:
                 refused += _apply(prepared.module, action)
-        train(prepared, [], logger=False)
+            elif action.kind not in _OF_CASE:
+                of_users.append(action)
+        hands = Hands(prepared.module, of_users)
+        train(prepared, [_Start(hands)], logger=False, batches=hands.batches)
+        refused += [f"{action.kind}: {why}" for action, why in hands.refused]
         return Trial(outcome(prepared), tuple(refused))
 
 
@@ -55,6 +62,16 @@ def try_remedies(runs: Sequence[tuple[Case, int, Remedy]], *, jobs: int, arithme
         return [try_remedy(*run) for run in runs]
     with computing_in(arithmetic), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(try_remedy, *zip(*runs, strict=True)))
+
+
+class _Start(pl.Callback):
+    """Has the optimizers changed once they are there."""
+
+    def __init__(self, hands: Hands) -> None:
+        self._hands = hands
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._hands.start()
 
 
 def _apply(module: nn.Module, action: Action) -> list[str]:

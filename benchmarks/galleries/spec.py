@@ -55,7 +55,8 @@ class Dense:
     widths: tuple[int, ...]
     activation: str = "ReLU"
     start: Start | None = HE
-    norm: Literal["", "BatchNorm", "LayerNorm"] = ""
+    norm: Literal["", "BatchNorm", "LayerNorm", "SingleNorm"] = ""
+    """``SingleNorm``: a group of its own for each channel, which of features is a norm over one value."""
     skip: float = 0.0
     """Weight of a block beside its skip connection; 0: no skip connections."""
     zero_branch: bool = False
@@ -72,6 +73,8 @@ class Dense:
     """So many first blocks don't train."""
     lora: int = 0
     """Rank of an adapter beside each frozen block, whose second factor starts at 0."""
+    listed: int = 0
+    """So many first blocks are held by a Python list, which makes them no part of the net."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,18 @@ class Training:
     """Whether float16 mixed precision has a gradient scaler."""
     pretrained: int = 0
     """Steps of plain training on the first half of the classes, before the run."""
+    by_hand: int = 0
+    """Under manual optimization, batches whose gradients are added up for a step; 0: automatic optimization."""
+    empties: bool = True
+    """Whether gradients are emptied before those of the next step are added."""
+    evaluated: tuple[str, ...] = ()
+    """Parts of the net that are left in evaluation mode; ``""`` is all of it."""
+    held: str = ""
+    """The part of the net whose parameters the optimizer is given; empty: all."""
+    thawed: int | None = None
+    """Step from which on all of the net trains."""
+    penalty: float = 0.0
+    """Weight of the squared norm of the loss's gradient by the inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)

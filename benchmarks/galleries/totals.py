@@ -22,8 +22,9 @@ _ILLNESSES: dict[str, frozenset[Illness]] = {
     "GW301": frozenset({"update"}),
     "GW302": frozenset({"update"}),
     "GW401": frozenset(),
+    **dict.fromkeys(("GW501", "GW502", "GW503", "GW504", "GW506"), frozenset()),
 }
-"""What a peer would call it. None of them has a word for the initialisation: its effect counts."""
+"""What a peer would call it. None of them has a word for the initialisation, or for wiring: its effect counts."""
 
 
 @dataclass(frozen=True)

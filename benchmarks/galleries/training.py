@@ -20,7 +20,7 @@ from benchmarks.galleries.nets import build, stack
 from benchmarks.galleries.spec import Case, Gan, Training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytorch_lightning.loggers import Logger
 
@@ -51,15 +51,40 @@ class Learner(pl.LightningModule):
     def __init__(self, net: nn.Module, training: Training, loss: str) -> None:
         super().__init__()
         self.net = net
+        self.automatic_optimization = not training.by_hand
         self._training = training
         self._loss = LOSSES[loss].compute
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        inputs, targets = batch
-        return self._training.loss_scale * self._loss(self.net(inputs), targets)
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        loss = self._loss_of(*batch)
+        if self.automatic_optimization:
+            return loss
+        optimizer, added = self.optimizers(), self._training.by_hand
+        if self._training.empties and batch_idx % added == 0:
+            optimizer.zero_grad()
+        self.manual_backward(loss / added)
+        if (batch_idx + 1) % added == 0:
+            optimizer.step()
+        return loss.detach()
+
+    def _loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        inputs.requires_grad_(self._training.penalty > 0)
+        loss = self._training.loss_scale * self._loss(self.net(inputs), targets)
+        if self._training.penalty:
+            (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
+            loss = loss + self._training.penalty * len(inputs) * gradient.square().sum()
+        return loss
+
+    def on_train_batch_start(self, *_: object) -> None:
+        if self.global_step == self._training.thawed:
+            self.net.requires_grad_(requires_grad=True)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if self._training.empties:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self, self._training)
+        optimizer = make_optimizer(self.net.get_submodule(self._training.held), self._training)
         steps = self._training.steps
         if self._training.schedule == "warmup":
             rising = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / (steps / 4)))
@@ -130,11 +155,19 @@ def prepare(case: Case, seed: int) -> Prepared:
     net = build(case.net, shown, outputs=LOSSES[loss].outputs or shown.outputs)
     if case.training.pretrained:
         _pretrain(net, shown, case.training, seed)
+    for part in case.training.evaluated:
+        net.get_submodule(part).eval()
     return Prepared(case, seed, shown, Learner(net, case.training, loss))
 
 
-def train(prepared: Prepared, callbacks: Sequence[pl.Callback], logger: Logger | bool) -> None:
-    """Fit, in the Trainer's defaults but for what the case asks for."""
+def train(
+    prepared: Prepared,
+    callbacks: Sequence[pl.Callback],
+    logger: Logger | bool,
+    *,
+    batches: Callable[[Any], Any] | None = None,
+) -> None:
+    """Fit, in the Trainer's defaults but for what the case asks for; `batches` changes what the Trainer is handed."""
     training = prepared.case.training
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -151,7 +184,8 @@ def train(prepared: Prepared, callbacks: Sequence[pl.Callback], logger: Logger |
         enable_model_summary=False,
         **_precision(training),
     )
-    trainer.fit(prepared.module, Batches(prepared.examples, training.batch, prepared.seed))
+    handed = Batches(prepared.examples, training.batch, prepared.seed)
+    trainer.fit(prepared.module, handed if batches is None else batches(handed))
 
 
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -159,7 +193,7 @@ def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimiz
     options = dict(training.options)
     if "beta1" in options:
         options["betas"] = (options.pop("beta1"), 0.999)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trained = [each for each in module.parameters() if each.requires_grad or training.thawed is not None]
     return getattr(torch.optim, training.optimizer)(trained, lr=training.rate, **options)
 
 

@@ -161,6 +161,12 @@ def name_of(code: str) -> str:
     return "" if rule is None else rule.name
 
 
+def is_numbered(code: str) -> bool:
+    """Whether the number and threshold of a rule's findings say something; of one that isn't known here, they may."""
+    rule = find_rule(code)
+    return rule is None or rule.numbered
+
+
 def label_of(code: str) -> str:
     """Return a rule's code and name; the code alone of one that isn't known here.
 

@@ -91,6 +91,34 @@ def _is_cut_by_norm(cause: Finding, effect: Finding) -> bool:
     return CauseKind.NORM_OF_ONE in _kinds(cause) & _kinds(effect)
 
 
+def _is_of_norm(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
+    """GW504 over a single value."""
+    return CauseKind.NORM_OF_ONE in _kinds(cause)
+
+
+def _is_of_loss(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
+    """GW501 by what the loss does, and not by a saturated output."""
+    return CauseKind.SATURATED_UNITS not in _kinds(cause)
+
+
+def _is_saturated(cause: Finding, effect: Finding) -> bool:
+    """GW501 by a saturated output, and GW104 by a gradient that is 0."""
+    return CauseKind.SATURATED_UNITS in _kinds(cause) and _is_zero(effect, effect) and not _is_of_one(effect, cause)
+
+
+def _is_of_one(cause: Finding, effect: Finding) -> bool:
+    """GW104 by a softmax of a single entry, and GW501 by a saturated output."""
+    kinds = _kinds(cause)
+    return (
+        CauseKind.SOFTMAX_OF_ONE in kinds and kinds.isdisjoint(_FADING) and CauseKind.SATURATED_UNITS in _kinds(effect)
+    )
+
+
+def _throws_output(cause: Finding, effect: Finding) -> bool:
+    """GW501 by an output that is saturated later on."""
+    return CauseKind.SATURATED_UNITS in _kinds(effect) and cause.first_step < effect.first_step
+
+
 class Relation(NamedTuple):
     """One finding can bring another about."""
 
@@ -102,16 +130,26 @@ class Relation(NamedTuple):
 
 RELATIONS: tuple[Relation, ...] = (
     # Wiring: what is put together wrongly shows in the signal, the units and the steps.
-    Relation("GW501", "GW103", "the logarithm of a probability that has rounded to 0 is infinite"),
+    Relation("GW501", "GW103", "the logarithm of a probability that has rounded to 0 is infinite", _is_of_loss),
     Relation("GW501", "GW301", "a softmax that is applied twice passes next to nothing back"),
+    Relation("GW501", "GW104", "far enough out, the derivative of an output rounds to 0", _is_saturated),
     Relation("GW501", "GW101", "a softmax that is applied twice passes next to nothing back"),
     *(
         Relation("GW502", effect, "the sum of all gradients so far makes steps that grow and grow")
         for effect in ("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW301", "GW302")
     ),
+    Relation("GW104", "GW501", "a softmax of a single entry is 1, whatever that is", _is_of_one),
+    *(
+        Relation(cause, "GW501", "steps that are too large lead to where an output is flat", _throws_output)
+        for cause in ("GW102", "GW302", "GW502", "GW506")
+    ),
     Relation("GW503", "GW101", "layers that nobody trains stay as they were initialised"),
     Relation("GW503", "GW301", "layers that nobody trains leave the others little to learn"),
     Relation("GW504", "GW104", "what is normalised by itself is 0, and passes nothing back", _is_cut_by_norm),
+    *(
+        Relation("GW504", effect, "what is normalised by itself is 0, and passes nothing back", _is_of_norm)
+        for effect in ("GW101", "GW201")
+    ),
     Relation("GW504", "GW301", "what is normalised by itself tells the layers behind it little"),
     *(
         Relation("GW506", effect, "a batch normalisation in evaluation mode normalises nothing")

@@ -159,6 +159,8 @@ class Rule(ABC):  # of a dataclass without another base, jsonargparse (Lightning
     warning: ClassVar[type[GradWatchWarning]] = GradWatchWarning
     judges_skipped: ClassVar[bool] = False
     """Whether a step that the gradient scaler left out says something to this rule."""
+    numbered: ClassVar[bool] = True
+    """Whether a finding's number and threshold say something: not where what was found is so or isn't."""
     key: ClassVar[str] = "found"
     """Names what `check` finds in the rule's memory; of a rule whose runs are stored, it stays."""
 

@@ -13,6 +13,7 @@ from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
+from lightning_gradwatch.record.wording import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ class WiringRule(Rule):
     """How bad they are where the net doesn't learn."""
     traced: ClassVar[bool] = True
     """Whether they are seen in the forward pass."""
+    numbered: ClassVar[bool] = False
 
     # Of the facts that wait: for so many steps the loss must stand; a threshold only of a rule that states it.
     warm_up_steps = 50
@@ -46,6 +48,11 @@ class WiringRule(Rule):
     def _waits_with(self, fact: Wiring) -> bool:
         """Whether a fact is information until the loss is seen to stand."""
         return fact.kind in self.waiting
+
+    def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
+        """Whether the loss shows that the net learns with a fact."""
+        del fact
+        return trend.come_down
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell what is known, as urgently as the loss has it."""
@@ -72,19 +79,27 @@ class WiringRule(Rule):
                 layers=facts[key].names,
                 first_step=since.setdefault(key, int(record.step)),
                 last_step=int(record.step),
-                value=float(len(facts[key].names)),
-                threshold=1.0,
-                write=partial(self.write, facts[key], trend.sentence(LOSS_FALL)),
+                value=_number(facts[key]),
+                threshold=0.0,
+                write=partial(self.write, facts[key], self._urgency_of(facts[key], trend)),
             )
         return Verdict(findings, healed=healed)
+
+    def _urgency_of(self, fact: Wiring, trend: LossTrend) -> str:
+        """Say what the loss has to do with it."""
+        if self._learned(fact, trend):
+            return (
+                f"The loss has come down to {percent(trend.of_first)} of where it began, so this is information only."
+            )
+        return trend.sentence(LOSS_FALL)
 
     def _urgency(
         self, record: StepRecord, trend: LossTrend, facts: Mapping[str, Wiring], state: State
     ) -> Iterator[tuple[str, bool, bool]]:
         """Yield for each fact whether the net learns with it, and whether it is to be told at its full severity."""
-        broken = not math.isfinite(record.loss) and state.get("loss_known", False)
-        if math.isfinite(record.loss):
+        if not math.isnan(record.loss):  # NaN stands for no loss, too, and infinity only for one that is
             state["loss_known"] = True
+        broken = not math.isfinite(record.loss) and state.get("loss_known", False)
         falls = not broken and (trend.come_down or trend.falls_by(LOSS_FALL))
         if falls or trend.unknown:
             state.pop("stood", None)
@@ -94,10 +109,10 @@ class WiringRule(Rule):
         count, first = state.get("stood", (0, 0))
         stands = bool(count == self.patience) and record.step >= first + self.warm_up_steps
         for key, fact in facts.items():
+            learned = not broken and self._learned(fact, trend)
             if self._waits_with(fact):
-                yield key, falls, broken or stands
+                yield key, falls or learned, (broken or stands) and not learned
             else:
-                learned = not broken and trend.come_down
                 yield key, learned, not learned
 
 
@@ -115,6 +130,11 @@ class StandingLossRule(WiringRule):
     def _waits_with(self, fact: Wiring) -> bool:
         del fact
         return True
+
+
+def _number(fact: Wiring) -> float:
+    """Return what there is to count of a fact: what it measured, or else its names."""
+    return float(len(fact.names)) if fact.value is None else float(fact.value)
 
 
 def at(fact: Wiring) -> str:

@@ -43,19 +43,51 @@ class Action:
     - ``replace_output(sites, with="Sigmoid" | "LogSoftmax")``: none are all; ``where=`` says which line takes the logarithm that goes with it
     - ``use_or_remove(layers)``
     - ``trace_gradient()``: nothing that a program could do
-    - ``remove_output(sites)``: nothing in the place of the function
+    - ``remove_output(sites)``: nothing in the place of the function; ``where=`` says which line calls it, if no module does
     - ``remove_normalization(modules)``
-    - ``zero_gradients(optimizer=<its class>)``: before each backward pass whose gradients its next step is to use; the user's code
-    - ``register_parameters(attributes)``: hold what is in them in ``ModuleList``, ``ModuleDict`` or ``Parameter``; the user's code
+    - ``zero_gradients(optimizer=<its class>)``: before each backward pass whose gradients its next step is to use; ``where=`` says
+      which line steps
+    - ``register_parameters(attributes)``: hold what is in them in ``ModuleList``, ``ModuleDict`` or ``Parameter``; ``where=`` says
+      which function makes the module
     - ``add_to_optimizer(layers)``
-    - ``pack_sequences(layers)``: hand them sequences by ``pack_padded_sequence``; the user's code
+    - ``pack_sequences(layers)``: hand them sequences by ``pack_padded_sequence``
     - ``larger_batch(modules)``: as they take their statistics from one
     - ``set_training_mode(modules)``: ``train()``, each before the fit; ``""`` for the root
+
+    `in_code` says which of them are the user's to write, and `where` in which line.
     """
     targets: tuple[str, ...] = ()
     """Names of the layers or sites to change."""
     arguments: tuple[tuple[str, Any], ...] = ()
     """Name and plain value, such as ``("with", "ReLU")``."""
+
+    @property
+    def in_code(self) -> bool:
+        """Whether it is lines of the user's code that have to change, and no module, number or setting that a program could put in."""
+        if self.kind in _OF_CALLS:
+            return "where" in dict(self.arguments) or any(":" in target for target in self.targets)
+        return self.kind in _IN_CODE
+
+    @property
+    def where(self) -> str:
+        """The line to change, such as ``forward (model.py:31)``, or in whose body; empty where it isn't known."""
+        return str(dict(self.arguments).get("where", ""))
+
+
+_IN_CODE = frozenset(
+    (
+        "add_skip_connections",
+        "add_normalization",
+        "reconnect_graph",
+        "keep_gradient",
+        "use_or_remove",
+        "zero_gradients",
+        "register_parameters",
+        "add_to_optimizer",
+        "pack_sequences",
+    )
+)
+_OF_CALLS = frozenset(("replace_activation", "replace_output", "remove_output", "remove_normalization"))
 
 
 @dataclass(frozen=True)
@@ -253,7 +285,12 @@ class Finding:
             "remedy": {
                 "text": self.remedy.text,
                 "actions": [
-                    {"kind": action.kind, "targets": list(action.targets), "arguments": dict(action.arguments)}
+                    {
+                        "kind": action.kind,
+                        "targets": list(action.targets),
+                        "arguments": dict(action.arguments),
+                        "in_code": action.in_code,
+                    }
                     for action in self.remedy.actions
                 ],
             },

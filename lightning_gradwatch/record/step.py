@@ -121,9 +121,12 @@ class Wiring:
     operation: str = ""
     """Name of the torch function that shows it, or of the kind of module."""
     line: str = dataclasses.field(default="", compare=False)
-    """Where that is called, such as ``forward (model.py:31)``; empty where it isn't the user's, or isn't known."""
+    """Where that is called, such as ``forward (model.py:31)``, or the function that makes the module; empty where it isn't the
+    user's, or isn't known."""
     value: float | None = dataclasses.field(default=None, compare=False)
     """Of *stale-gradient*, the norm of what was left over that of what was added to it; of the norms, how many values go in."""
+    origin: str = dataclasses.field(default="", compare=False)
+    """Where the first of the sites is called; empty where a module is, or it isn't known."""
 
     @property
     def told(self) -> tuple[Any, ...]:

@@ -161,6 +161,7 @@ _WIRING: Mapping[str, Callable[[Any], bool]] = {
     "operation": _is_name,
     "line": _is_name,
     "value": _is_number_or_none,
+    "origin": _is_name,
 }
 # What every release wrote; a field that came later is checked where it is there.
 _PARTS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from lightning_gradwatch.judge.catalog import label_of
 from lightning_gradwatch.record.escape import Place, escape
-from lightning_gradwatch.record.wording import listed, number
+from lightning_gradwatch.record.wording import listed
+from lightning_gradwatch.tell.table import number_text
 from lightning_gradwatch.tell.terminal import change_text, consequence_text, outcome
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _finding(finding: Finding, *, known: bool) -> str:
     rows = {
         "layers": listed(finding.layers),
         "seen": finding.message,
-        "number": f"{number(finding.value)}, threshold {number(finding.threshold)}",
+        "number": number_text(finding),
         "cause": finding.cause,
         "remedy": finding.remedy.text,
     }

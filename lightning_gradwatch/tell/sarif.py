@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from lightning_gradwatch.judge.catalog import known_rules, label_of
+from lightning_gradwatch.judge.catalog import is_numbered, known_rules, label_of
 from lightning_gradwatch.judge.verdict import CANNOT_JUDGE
 from lightning_gradwatch.record.escape import Place, escape, json_text
 from lightning_gradwatch.record.finding import Severity
@@ -103,8 +103,7 @@ def _results(verdict: RunVerdict) -> list[dict[str, Any]]:
         result["properties"] = {
             "firstStep": finding.first_step,
             "lastStep": finding.last_step,
-            "value": _text_or_number(finding.value),
-            "threshold": _text_or_number(finding.threshold),
+            **_numbers(finding),
             "fails": verdict.fails(finding),
             "consequenceOf": finding.consequence_of,
             "healedStep": finding.healed_step,
@@ -171,6 +170,12 @@ def _decodable(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _numbers(finding: Finding) -> dict[str, float | str]:
+    if not is_numbered(finding.code):
+        return {}
+    return {"value": _text_or_number(finding.value), "threshold": _text_or_number(finding.threshold)}
 
 
 def _text_or_number(value: float) -> float | str:

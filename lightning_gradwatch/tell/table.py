@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.judge.catalog import label_of
+from lightning_gradwatch.judge.catalog import is_numbered, label_of
 from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.wording import counted, listed, number
 from lightning_gradwatch.tell.cells import Cell, cells_of, table_lines, width_of_table, widths_of
@@ -48,6 +48,13 @@ def rule_table(verdict: RunVerdict, *, width: int, colour: bool) -> list[str]:
     return _render(heads, rows, width=width, colour=colour, right=(3, 4, 5), elastic=2, shorter=short)
 
 
+def number_text(finding: Finding) -> str:
+    """Say which number was judged, and by which threshold; empty where there is none."""
+    if not is_numbered(finding.code):
+        return ""
+    return f"{number(finding.value)}, threshold {number(finding.threshold)}"
+
+
 def runs_table(rows: Sequence[tuple[RunVerdict, str]], *, width: int, colour: bool) -> list[str]:
     """Lay out a line a run: path, outcome, and what is said of that in short."""
     cells = [
@@ -63,8 +70,7 @@ def _cells(verdict: RunVerdict, finding: Finding) -> tuple[Cell, ...]:
         Cell(f"{severity}{', known' if verdict.is_known(finding) else ''}", STYLES[severity]),
         Cell(listed(finding.layers)),
         Cell(str(finding.first_step)),
-        Cell(number(finding.value)),
-        Cell(number(finding.threshold)),
+        *(Cell(number(each) if is_numbered(finding.code) else "") for each in (finding.value, finding.threshold)),
     )
 
 

@@ -11,7 +11,7 @@ from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.wording import counted, listed, number, percent
 from lightning_gradwatch.tell.cells import paint, wrapped
-from lightning_gradwatch.tell.table import STYLES, rule_table, runs_table
+from lightning_gradwatch.tell.table import STYLES, number_text, rule_table, runs_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
     rows = [
         ("layers", listed(finding.layers)),
         ("seen", finding.message),
-        ("number", f"{number(finding.value)}, threshold {number(finding.threshold)}"),
+        ("number", number_text(finding)),
         ("cause", finding.cause),
         ("remedy", finding.remedy.text),
         ("more", f"gradwatch explain {finding.code}"),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_gradwatch.judge.catalog import find_rule
+from lightning_gradwatch.judge.wiring_rule import StandingLossRule, WiringRule
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import counted, listed, number, percent
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import StepRecord
 
 _WIDTH = 80
+_FALLEN = 0.95
+"""Share of the first loss to which the last ones must have come to have fallen, as with every rule."""
+_FEW = 8
+"""Steps until it can be told at all that a loss stands."""
 _UNREACHED = {LayerState.NONE: "it gets no gradient", LayerState.ZERO: "its gradient is exactly zero"}
 
 
@@ -45,12 +51,45 @@ def training_text(
         lines += ["", *(f"  {line}" for line in warning_text(finding, width=_WIDTH - 2).splitlines())]
     if findings:
         lines.append("")
+    if waiting := waiting_for_the_loss(findings, records):
+        lines += [*_wrap(_waits(waiting, info), "  ", "    "), ""]
     if trial is not None:
         lines += [*_wrap(trial, "  ", "    "), ""]
     for code, reason in unjudged.items():
         lines += _wrap(f"not judged: {code}: {reason}", "  ", "    ")
     lines += _wrap(_outcome(findings, judged, ok=ok), "  ", "    ")
     return "\n".join(lines)
+
+
+def waiting_for_the_loss(findings: Sequence[Finding], records: Sequence[StepRecord]) -> list[Finding]:
+    """Return what was seen of the wiring that so few steps leave information, though the loss didn't fall in them."""
+    losses = [record.loss for record in records if np.isfinite(record.loss)]
+    if len(losses) < 2 or not 0 < losses[0] * _FALLEN < float(np.median(losses[-3:])):
+        return []
+    return [
+        finding
+        for finding in findings
+        if finding.severity is Severity.INFO and finding.healed_step is None and _waits_for_the_loss(finding.code)
+    ]
+
+
+def _waits_for_the_loss(code: str) -> bool:
+    rule = find_rule(code)
+    return (
+        rule is not None and issubclass(rule, WiringRule) and (rule.waiting != () or issubclass(rule, StandingLossRule))
+    )
+
+
+def _waits(waiting: Sequence[Finding], info: RunInfo) -> str:
+    """Say how long the loss must stand for a verdict."""
+    codes = list(dict.fromkeys(finding.code for finding in waiting))
+    least = max(info.rules.get(code, {}).get("warm_up_steps", WiringRule.warm_up_steps) for code in codes)
+    steps = 1 << (least + _FEW).bit_length()
+    return (
+        f"Is it put together as it should be? {counted(len(waiting), 'thing')} of its wiring may keep it from learning "
+        f"({', '.join(codes)}), and the loss didn't fall. Nets may also learn so: a warning once the loss has stood for {least} "
+        f"steps, for which max_steps={steps} is enough; try_remedies=True tells sooner."
+    )
 
 
 def _reach(records: Sequence[StepRecord], info: RunInfo, findings: Sequence[Finding]) -> str:

@@ -27,7 +27,7 @@ from lightning_gradwatch.measure.units.mask import Mask
 from lightning_gradwatch.record.finding import Finding, GradWatchError, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.tell.training import training_text
+from lightning_gradwatch.tell.training import training_text, waiting_for_the_loss
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
 from lightning_gradwatch.testing.trial_text import trial_text
 from lightning_gradwatch.testing.trials import Prepared, RemedyTrial, end_loss, trial_of
@@ -116,7 +116,8 @@ def check_training(
         mask: From a batch to what of it are samples and no padding, as for `GradWatch`.
         trainer_options: More arguments of the Trainer, such as ``{"precision": "bf16-mixed"}``; they beat ours.
         try_remedies: Do what the first root's remedy says to a copy of the module, train that for as many steps from the same
-            data, and report both losses and what is still found. What has to be done in your code is listed, and not guessed.
+            data, and report both losses and what is still found. Where there is none, and the loss doesn't fall, do it for what of
+            the wiring would be a warning if that went on. What has to be done in your code is listed, and not guessed.
 
     Raises:
         TypeError, ValueError: an argument can't be used; the message says which, and what would do.
@@ -144,15 +145,18 @@ def check_training(
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradwatch-"))
         untrained = _copy_of(module) if try_remedies else None
 
-        def train(trained: Any, watch: Watch, *more: Any, **changes: Any) -> None:
+        def train(
+            trained: Any, watch: Watch, *more: Any, batches: Callable[[Any], Any] | None = None, **changes: Any
+        ) -> None:
             if seed is not None:
                 _seed(seed)
             settings = _settings(max_steps, accelerator, place) | options | changes
             callbacks = [*settings.pop("callbacks", ()), *more, watch]
-            package.Trainer(**settings, callbacks=callbacks).fit(trained, data)
+            package.Trainer(**settings, callbacks=callbacks).fit(trained, data if batches is None else batches(data))
 
         train(model, watch)
-        root = next((each for each in watch.findings if each.severity >= Severity.WARNING), None)
+        roots = [each for each in watch.findings if each.severity >= Severity.WARNING]
+        root = next(iter(roots or waiting_for_the_loss(watch.findings, watch.records)), None)
         if untrained is not None and root is not None:
             again = Watch(rules=rules, ignore=ignore, mask=mask)
             trial = _try(root, untrained, end_loss(watch.records), again, train)
@@ -194,7 +198,7 @@ def _try(root: Finding, untrained: Any, loss: float, watch: Watch, train: Callab
                 del trainer, pl_module
                 prepared.start()
 
-        train(prepared.module, watch, Start(), **prepared.trainer_options)
+        train(prepared.module, watch, Start(), batches=prepared.batches, **prepared.trainer_options)
         return watch.records, watch.findings
 
     return trial_of(root, untrained, loss, fit)

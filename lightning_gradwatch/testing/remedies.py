@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_gradwatch.record.finding import Action
@@ -21,7 +21,6 @@ _BY_HAND = {
     "use_or_remove": "whether it is to be used is for its author to say",
     "trace_gradient": "nothing that a program could do",
     "zero_gradients": "zero_grad() is called in the code",
-    "register_parameters": "what holds the layers is in the code",
     "pack_sequences": "how sequences are handed over is in the code",
     "larger_batch": "batches are made by the data loader",
     "add_to_optimizer": "optimizers are made by configure_optimizers",
@@ -40,7 +39,7 @@ def apply_action(module: nn.Module, action: Action) -> None:
     Args:
         module: The module that the names in ``action.targets`` are of, as the LightningModule that was trained.
         action: One that changes a module: ``replace_activation``, ``initialize``, ``remove_output``,
-            ``remove_normalization`` or ``set_training_mode``.
+            ``remove_normalization``, ``register_parameters`` or ``set_training_mode``.
 
     Raises:
         NotApplicableError: a program can't do it to this module, or it changes something else than a module.
@@ -50,7 +49,7 @@ def apply_action(module: nn.Module, action: Action) -> None:
         why = _BY_HAND.get(action.kind, "it changes the training, and not the module")
         raise NotApplicableError(why)
     for target in action.targets:
-        change(module, target, **dict(action.arguments))
+        change(module, target, **{name: value for name, value in action.arguments if name != "where"})
 
 
 def _replace_activation(module: nn.Module, site: str, **arguments: str) -> None:
@@ -88,6 +87,40 @@ def _remove(module: nn.Module, target: str) -> None:
     setattr(owner, leaf, nn.Identity())
 
 
+def _register_parameters(module: nn.Module, target: str) -> None:
+    path, _, attribute = target.rpartition(".")
+    owner = _submodule(module, path)
+    held = vars(owner).get(attribute)
+    registered = _registered(held)
+    if registered is None:
+        raise NotApplicableError(f"{target} is {_called(held)}, for which torch has no counterpart")
+    delattr(owner, attribute)
+    setattr(owner, attribute, registered)
+
+
+def _registered(held: Any) -> nn.Module | nn.Parameter | None:
+    """Return what torch has in the place of a container, which holds the same; None where it has nothing."""
+    if isinstance(held, Tensor):
+        return nn.Parameter(held.detach()) if held.is_leaf else None
+    if not isinstance(held, (list, tuple, dict)):
+        return None
+    names = [*held] if isinstance(held, dict) else None
+    if names is not None and not all(isinstance(name, str) and name and "." not in name for name in names):
+        return None  # they can't be names of modules
+    entries: list[Any] = [*(held.values() if isinstance(held, dict) else held)]
+    if all(isinstance(each, Tensor) and each.is_leaf for each in entries):
+        made = [nn.Parameter(each.detach(), requires_grad=each.requires_grad) for each in entries]
+        return nn.ParameterList(made) if names is None else nn.ParameterDict(dict(zip(names, made, strict=True)))
+    modules: list[Any] = [each if isinstance(each, nn.Module) else _registered(each) for each in entries]
+    if not all(isinstance(each, nn.Module) for each in modules):
+        return None
+    return nn.ModuleList(modules) if names is None else nn.ModuleDict(dict(zip(names, modules, strict=True)))
+
+
+def _called(held: Any) -> str:
+    return "gone" if held is None else f"a {type(held).__name__}"
+
+
 def _set_training_mode(module: nn.Module, target: str) -> None:
     _submodule(module, target).train()
 
@@ -97,6 +130,7 @@ _CHANGES: dict[str, Callable[..., None]] = {
     "initialize": _initialize,
     "remove_output": _remove,
     "remove_normalization": _remove,
+    "register_parameters": _register_parameters,
     "set_training_mode": _set_training_mode,
 }
 

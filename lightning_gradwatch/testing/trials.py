@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -17,6 +18,8 @@ from lightning_gradwatch.testing.remedies import NotApplicableError, apply_actio
 
 _LAST = 3
 """Losses at the end whose median is compared, as one batch may be easier than another."""
+_TOGETHER = 16
+"""Batches that are put together where larger ones are wanted."""
 _CLEARLY = 0.05
 """Share by which losses have to differ for one to count as lower: as with the rules, which take a loss that falls by as much to fall."""
 
@@ -65,6 +68,9 @@ class Prepared:
         self.refused: list[tuple[Action, str]] = []
         self.trainer_options: dict[str, Any] = {}
         self._rates: list[tuple[tuple[str, ...], float]] = []
+        self._emptied: set[str] = set()
+        self._joined: list[Action] = []
+        self._together = 1
         for action in actions:
             try:
                 self._do(action)
@@ -88,10 +94,48 @@ class Prepared:
         elif action.kind in {"normalize_inputs", "normalize_targets"}:
             self._normalize(first=action.kind == "normalize_inputs")
         else:
-            apply_action(self.module, action)
+            self._do_wiring(action)
+
+    def _do_wiring(self, action: Action) -> None:
+        if action.kind == "zero_gradients":
+            self._emptied.add(str(dict(action.arguments)["optimizer"]))
+        elif action.kind == "larger_batch":
+            self._together = _TOGETHER
+        else:
+            if action.kind != "add_to_optimizer":
+                apply_action(self.module, action)
+            if action.kind in {"add_to_optimizer", "register_parameters"}:
+                self._joined.append(action)
+
+    def batches(self, data: Any) -> Any:
+        """Return what is handed to ``Trainer.fit`` in the place of `data`: a loader, a DataModule or None."""
+        if self._together == 1:
+            return data
+        owner = self.module if data is None else copy.copy(data) if hasattr(data, "train_dataloader") else None
+        if owner is None:
+            return _Together(data, self._together)
+        original: Callable[[], Any] = owner.train_dataloader
+
+        def train_dataloader() -> Any:
+            return _Together(original(), self._together)
+
+        owner.train_dataloader = train_dataloader
+        return None if data is None else owner
 
     def start(self) -> None:
-        """Change the rates of the optimizers that there are now."""
+        """Change the optimizers that there are now."""
+        for action in self._joined:
+            try:
+                _join(self.module, action)
+            except NotApplicableError as error:
+                self.applied.remove(action)
+                self.refused.append((action, str(error)))
+        for optimizer in self.module.trainer.optimizers:
+            if type(optimizer).__name__ in self._emptied:
+                optimizer.register_step_post_hook(_empty)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
         for targets, factor in self._rates:
             held = {id(each) for name in targets for each in _parameters(self.module, name)}
             for optimizer in self.module.trainer.optimizers:
@@ -129,6 +173,66 @@ class Prepared:
         self.module.on_after_batch_transfer = scaled
 
 
+def _empty(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    optimizer.zero_grad()
+
+
+def _join(module: Any, action: Action) -> None:
+    """Hand parameters that no optimizer holds to the module's only one."""
+    optimizers = module.trainer.optimizers
+    held = {id(each) for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+    new: dict[int, nn.Parameter] = {}
+    for target in action.targets:
+        found = _below(module, target) if action.kind == "register_parameters" else _parameters(module, target)
+        new |= {id(each): each for each in found if each.requires_grad and id(each) not in held}
+    if new and len(optimizers) != 1:
+        raise NotApplicableError(f"which of {len(optimizers)} optimizers is to hold them isn't known")
+    if new:  # no group of their own, as the module's scheduler has no rate for it
+        optimizers[0].param_groups[0]["params"].extend(new.values())
+
+
+def _below(module: nn.Module, name: str) -> list[nn.Parameter]:
+    return [each for path, each in module.named_parameters() if f"{path}.".startswith(f"{name}.")]
+
+
+class _Together:
+    """A loader of which several batches in a row are one."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        if isinstance(loader, (Mapping, list, tuple)):
+            raise NotApplicableError("several loaders feed it")
+        self._loader = loader
+        self._count = count
+
+    def __len__(self) -> int:
+        return max(len(self._loader) // self._count, 1)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches: list[Any] = []
+        whole = False
+        for batch in self._loader:
+            batches.append(batch)
+            if len(batches) == self._count:
+                whole = True
+                yield _joined(batches)
+                batches = []
+        if batches and not whole:  # of a last one, less may be left than was meant
+            yield _joined(batches)
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    """Put batches together, entry by entry, along their first axis."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat([each if each.dim() else each[None] for each in batches])
+    if isinstance(first, Mapping):
+        return {name: _joined([each[name] for each in batches]) for name in first}
+    if isinstance(first, (list, tuple)):
+        entries = [_joined([*each]) for each in zip(*batches, strict=True)]
+        return type(first)(*entries) if hasattr(first, "_fields") else type(first)(entries)
+    return first
+
+
 def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:
     try:
         return [*module.get_submodule(name).parameters(recurse=False)]
@@ -151,16 +255,20 @@ def trial_of(
         train: Trains what was prepared; returns the records and the findings.
     """
     prepared = Prepared(module, finding.remedy.actions)
-    said: Mapping[str, Any] = {
-        "code": finding.code,
-        "applied": tuple(prepared.applied),
-        "refused": tuple(prepared.refused),
-        "loss_before": before,
-    }
-    if not prepared.applied:
-        return RemedyTrial(**said)
-    try:
-        records, findings = train(prepared)
-    except Exception as error:  # noqa: BLE001 - the user's code, with a change that he didn't make
-        return RemedyTrial(**said, error=f"its training failed ({type(error).__name__}: {error})")
-    return RemedyTrial(**said, loss_after=end_loss(records), findings=findings)
+    result: dict[str, Any] = {}
+    if prepared.applied:
+        try:
+            records, findings = train(prepared)
+        except Exception as error:  # noqa: BLE001 - the user's code, with a change that he didn't make
+            result = {"error": f"its training failed ({type(error).__name__}: {error})"}
+        else:
+            result = {"loss_after": end_loss(records), "findings": findings}
+    if not prepared.applied:  # nor was any once its optimizers were there
+        result = {}
+    return RemedyTrial(
+        code=finding.code,
+        applied=tuple(prepared.applied),
+        refused=tuple(prepared.refused),
+        loss_before=before,
+        **result,
+    )

@@ -76,11 +76,17 @@ NORMED = make("GW104", Kind.NORM_OF_ONE, severity=ERROR, step=0)
 OF_ONE = make("GW504", Kind.NORM_OF_ONE, step=0)
 EVALUATED = make("GW506", Kind.EVALUATION_MODE, step=0)
 
+FLAT_OUTPUT = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=20)
+FLAT_AT_START = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=0)
+OF_ONE_ENTRY = make("GW104", Kind.SOFTMAX_OF_ONE, severity=ERROR, step=0)
+
 LINKED = [
+    *((FLAT_OUTPUT, effect) for effect in (UNKNOWN_ZERO, STALLED, FADED)),
+    *((cause, FLAT_OUTPUT) for cause in (OF_ONE_ENTRY, EXPLODED, OVERSIZED, STALE, EVALUATED)),
     *((DOUBLED, effect) for effect in (NAN, STALLED, FADED)),
     *((STALE, effect) for effect in (FADED, EXPLODED, NAN, UNKNOWN_ZERO, SPARSE, SATURATED, STALLED, OVERSIZED)),
     *((UNTRAINED, effect) for effect in (FADED, STALLED)),
-    *((OF_ONE, effect) for effect in (NORMED, STALLED)),
+    *((OF_ONE, effect) for effect in (NORMED, STALLED, FADED, DEAD)),
     *((EVALUATED, effect) for effect in (FADED, EXPLODED, NAN, SPARSE, SATURATED, OVERSIZED, TOO_LARGE)),
     (TOO_SMALL, FADED),
     (TOO_SMALL, UNDERFLOWN),
@@ -127,6 +133,11 @@ UNLINKED = [
     (make("GW504", Kind.SINGLE_SAMPLE), NORMED),
     (OF_ONE, UNKNOWN_ZERO),
     (OF_ONE, DEAD_END),
+    (make("GW504", Kind.SINGLE_SAMPLE), DEAD),
+    (FLAT_OUTPUT, OF_ONE_ENTRY),
+    (FLAT_OUTPUT, NAN),
+    (EXPLODED, FLAT_AT_START),
+    (OVERSIZED, DOUBLED),
     (UNTRAINED, DEAD),
     (DOUBLED, SATURATED),
     (TOO_SMALL, EXPLODED),

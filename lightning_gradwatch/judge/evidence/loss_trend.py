@@ -49,6 +49,8 @@ class LossTrend(NamedTuple):
     """Latest loss over the loss at the start."""
     of_first: float = 1.0
     """Latest loss over the first one."""
+    level: float = math.nan
+    """Latest loss."""
     discounted: str = ""
     """Why its fall doesn't count."""
     compared: int = 0
@@ -190,6 +192,7 @@ class Losses:
             fall=1 - now / then if falling and then > 0 else 0.0,
             since_step=steps[place - 1],
             of_start=now / at_start,
+            level=now,
             of_first=now / start[0] if start[0] > 0 else math.inf,
             compared=min(len(recent), len(earlier)),
         )

@@ -1,16 +1,27 @@
-"""GW501: the loss applies softmax or sigmoid to what one of them has put out."""
+"""GW501: the loss applies softmax or sigmoid to what one of them has put out, or an output is saturated and nothing is learned."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_gradwatch.judge.rule import Sentences
-from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.saturated_output import saturated_outputs
+from lightning_gradwatch.judge.rule import Sentences, Verdict
+from lightning_gradwatch.judge.streaks import State
+from lightning_gradwatch.judge.wiring_rule import LOSS_FALL, StandingLossRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
-from lightning_gradwatch.record.step import Wiring
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord, Wiring
 from lightning_gradwatch.record.wording import listed
 
+_LEARNED = 0.75
+"""Of what the loss of probabilities can fall at most, the share from which on the net has learned with it."""
+_SIGMOID_FALL = 0.2
+"""The same of one that applies sigmoid to sigmoid, of its start: from 0.67 it can't get below 0.45."""
+_LARGEST = 30.0
+"""A loss that starts above is no mean of cross-entropies, whose start tells how many classes there are."""
 _OF_ONE = ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "logsigmoid")
 """Those that apply sigmoid, and not softmax."""
 
@@ -22,14 +33,16 @@ class OutputAppliedTwice(StandingLossRule):
     What: read off the first measured steps. ``cross_entropy``, ``binary_cross_entropy_with_logits`` and ``log_softmax``
     apply softmax or sigmoid themselves and are given the output of one, unscaled; or ``log`` is taken of such an output.
     An error where the loss doesn't fall, in ``patience`` measured steps in a row and for ``warm_up_steps``, or isn't finite;
-    information as long as the net learns.
+    information as long as the net learns, or once it has: such a loss can't get near 0. And an error where the loss stands in
+    the same way, above 0.02, and a function at the output passes less than a thousandth of its gradient back: it is saturated.
 
     Why: probabilities lie between 0 and 1, and a softmax over such numbers gives none of C classes more than
     e / (e + C - 1): of ten, 23 %. So the loss can't get far below where it begins, and the gradient is small where the net
     is wrong and sure of it. The logarithm of a probability that has rounded to 0 is minus infinity, and its gradient NaN.
 
     What to do: give the loss the raw outputs (logits), and apply softmax or sigmoid only where probabilities are read. In
-    place of ``log(softmax(x))``, call ``log_softmax(x)``; in place of ``log(sigmoid(x))``, ``logsigmoid(x)``.
+    place of ``log(softmax(x))``, call ``log_softmax(x)``; in place of ``log(sigmoid(x))``, ``logsigmoid(x)``. Where an output is
+    saturated, scale the inputs, start the output layer with smaller weights, or take a loss of raw outputs.
 
     Attributes:
         warm_up_steps: steps for which the loss must stand; until then it is information.
@@ -41,6 +54,21 @@ class OutputAppliedTwice(StandingLossRule):
     warning: ClassVar[type[OutputAppliedTwiceWarning]] = OutputAppliedTwiceWarning
     kinds: ClassVar[tuple[str, ...]] = ("output-twice", "log-of-output")
     urgent: ClassVar[Severity] = Severity.ERROR
+
+    def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
+        return trend.come_down or (
+            fact.kind == "output-twice" and not trend.unknown and 1 - trend.of_start >= _enough(fact.operation, trend)
+        )
+
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Tell of the wiring, and of outputs that have no gradient left while the loss stands."""
+        verdict = super().look(record, info, state)
+        if verdict.unjudged:
+            return verdict
+        findings, healed = saturated_outputs(record, info, state, loss_trend(state, info).from_start(), self)
+        if not findings and not healed:
+            return verdict
+        return verdict._replace(findings={**verdict.findings, **findings}, healed={**verdict.healed, **healed})
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is applied to what."""
@@ -57,14 +85,26 @@ class OutputAppliedTwice(StandingLossRule):
                 message=f"{fact.operation} is taken of what {sites} has put out{at(fact)}. {urgency}",
                 causes=(Cause(CauseKind.LOG_OF_OUTPUT, fact.names),),
             )
+        calls = f", in {fact.origin}" if fact.origin else ""
         inner = "sigmoid" if fact.operation in _OF_ONE else "softmax"
         return Sentences(
             cause=f"{fact.operation} applies {inner} itself. Given probabilities, which lie between 0 and 1, it can't tell one "
             "answer from another by more than a factor of e, so the loss can't get far below where it begins.",
             remedy=Remedy(
-                f"Remove {sites}, so that {fact.operation} gets the raw outputs; apply it only where probabilities are read.",
-                (Action("remove_output", fact.names),),
+                f"Remove {sites}{calls}, so that {fact.operation} gets the raw outputs; apply it only where probabilities are read.",
+                (Action("remove_output", fact.names, (("where", fact.origin),) if fact.origin else ()),),
             ),
             message=f"{fact.operation} is given what {sites} has put out, and applies {inner} once more{at(fact)}. {urgency}",
             causes=(Cause(CauseKind.OUTPUT_APPLIED_TWICE, fact.names),),
         )
+
+
+def _enough(operation: str, trend: LossTrend) -> float:
+    """Return by which share of its start a loss of probabilities must have fallen to be that of a net that has learned."""
+    if operation in _OF_ONE:
+        return _SIGMOID_FALL
+    start = trend.level / trend.of_start if trend.of_start > 0 else math.nan
+    if not 0 < start < _LARGEST:
+        return 1.0
+    least = math.log(math.e + math.expm1(start)) - 1  # exp(start) classes: 1 for the right one and 0 for the others
+    return max(_LEARNED * (1 - least / start), LOSS_FALL)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
-from lightning_gradwatch.judge.wiring_rule import WiringRule
+from lightning_gradwatch.judge.wiring_rule import WiringRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, StaleGradientWarning
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import number
@@ -46,8 +46,14 @@ class StaleGradient(WiringRule):
             "are long out of date go on counting, and the steps grow.",
             remedy=Remedy(
                 "Call optimizer.zero_grad() before each backward pass whose gradients the next step is to use, or after each step.",
-                (Action("zero_gradients", (), (("optimizer", fact.operation),)),),
+                (
+                    Action(
+                        "zero_gradients",
+                        (),
+                        (("optimizer", fact.operation), *((("where", fact.line),) if fact.line else ())),
+                    ),
+                ),
             ),
-            message=f"{fact.operation} steps by gradients that still hold those of its step before{left}. {urgency}",
+            message=f"{fact.operation} steps by gradients that still hold those of its step before{left}{at(fact)}. {urgency}",
             causes=(Cause(CauseKind.STALE_GRADIENT),),
         )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_gradwatch.judge.rule import Sentences
+from lightning_gradwatch.judge.evidence.trained_layers import changed_layers
+from lightning_gradwatch.judge.rule import Sentences, Verdict
+from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.judge.wiring_rule import WiringRule
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, UntrainedParameterWarning
-from lightning_gradwatch.record.step import Wiring
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord, Wiring
 from lightning_gradwatch.record.wording import listed
 
 
@@ -21,7 +24,7 @@ class UntrainedParameter(WiringRule):
     ``parameters()`` doesn't find; or a layer of the model gets a gradient, and none of the optimizers holds any parameter of
     it. Inputs that ask for a gradient, as in gradient penalties and physics-informed nets, are none. Information once the
     loss has come down to half; of a layer that no optimizer holds, until the loss is seen to stand, as some are left out on
-    purpose.
+    purpose. Layers that are thawed or frozen in mid-run, once and for good, are information, too.
 
     Why: such a layer keeps the values that it was initialised with. What was put together to learn is a random function, and
     the rest of the net has to do with what comes out of it. A list's parameters are neither saved nor moved to the device.
@@ -39,6 +42,14 @@ class UntrainedParameter(WiringRule):
     kinds: ClassVar[tuple[str, ...]] = ("unregistered", "unheld")
     waiting: ClassVar[tuple[str, ...]] = ("unheld",)
     traced: ClassVar[bool] = False
+
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Tell of the wiring, and of layers that were thawed or frozen since the run began."""
+        verdict = super().look(record, info, state)
+        if verdict.unjudged:
+            return verdict
+        changed = changed_layers(record, info, state)
+        return verdict._replace(findings={**verdict.findings, **changed}) if changed else verdict
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say which."""
@@ -61,7 +72,7 @@ class UntrainedParameter(WiringRule):
             remedy=Remedy(
                 f"Hold what is in {names} in nn.ModuleList, nn.ModuleDict or nn.Parameter; or, where it is meant to stay as it is, "
                 "switch its gradient off with requires_grad_(False).",
-                (Action("register_parameters", fact.names),),
+                (Action("register_parameters", fact.names, (("where", fact.line),) if fact.line else ()),),
             ),
             message=f"The loss depends on{entries} parameters in {names}, which are none of the model's: nobody trains them. {urgency}",
             causes=(Cause(CauseKind.UNREGISTERED_PARAMETERS),),

@@ -12,7 +12,7 @@ import re
 import sys
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -55,6 +55,7 @@ _LIGHTNING = (
     f"{os.sep}pytorch_lightning{os.sep}",
     f"{os.sep}lightning_fabric{os.sep}",
 )
+_AUTOMATIC = os.path.join("loops", "optimization", "automatic.py")  # noqa: PTH118 - the end of a path
 _OF_USER, _PASSED, _CALLS_MODULE, _ENDS = range(1, 5)
 """What a frame is to `locate`: the user's own line; torch's, Lightning's or ours; the call of a module; where to stop."""
 _kinds: dict[int, int] = {}
@@ -150,6 +151,40 @@ def spelled(place: Place | None) -> str:
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}:{code.co_name}+{place[1]}"
 
 
+def line_of(place: Place | None) -> str:
+    """Say in which function, file and line a place is."""
+    if place is None:
+        return ""
+    code, offset = _codes[place[0]], place[1]
+    lines = (line for start, end, line in code.co_lines() if start <= offset < end and line is not None)
+    return _spelled_line(code, next(lines, code.co_firstlineno))
+
+
+def line_of_function(function: Any) -> str:
+    """Say in which file and line a function of the user's begins; empty for any other."""
+    code = getattr(function, "__code__", None)
+    if code is None or (_kinds.get(id(code)) or _look(code)) is not _OF_USER:
+        return ""
+    return _spelled_line(code, code.co_firstlineno)
+
+
+def line_of_step() -> str:
+    """Say in which function, file and line the user's code has an optimizer step; empty where Lightning's loop has it step."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+    for _ in range(_DEEPEST):
+        if frame is None or frame.f_code.co_filename.endswith(_AUTOMATIC):
+            break
+        if (_kinds.get(id(frame.f_code)) or _look(frame.f_code)) is _OF_USER:
+            return _spelled_line(frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def _spelled_line(code: CodeType, number: int) -> str:
+    line = f"{Path(code.co_filename).name}:{number}"
+    return line if code.co_name.startswith("<") else f"{code.co_name} ({line})"
+
+
 def line_of_call(names: ModuleNames, *, above: int = 1) -> str:
     """Say in which function, file and line the innermost known module makes a call; empty where that isn't the user's code.
 
@@ -166,8 +201,7 @@ def line_of_call(names: ModuleNames, *, above: int = 1) -> str:
         if kind is _ENDS or (kind is _CALLS_MODULE and names.of(frame.f_locals["self"]) is not None):
             break  # what a module runs here is torch's own; a line further out only calls it
         if kind is _OF_USER:
-            line = f"{Path(code.co_filename).name}:{frame.f_lineno}"
-            return line if code.co_name.startswith("<") else f"{code.co_name} ({line})"
+            return _spelled_line(code, frame.f_lineno)
         frame = frame.f_back
     return ""
 

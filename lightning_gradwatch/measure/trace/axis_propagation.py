@@ -39,6 +39,7 @@ _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 _MULTIPLY = Op.MULTIPLY
+_PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "masked_select", "take"))
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
@@ -134,8 +135,16 @@ class Flow:
             self._activations.written_out(new.formula, known, result)
         elif done is not None:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
-        elif tag is not None and (op in MOVES or (op is _KEEP and result._is_view())):  # noqa: SLF001 - the documented test for a view has no public name
-            new.call = tag.call
+        elif tag is not None and (tag.call is not None or tag.picked is not None):
+            self._keep_call(op, func, tag, new, result)
+
+    @staticmethod
+    def _keep_call(op: Op, func: Callable[..., Any], tag: Tag, new: Tag, result: Tensor) -> None:
+        """Note that a result is an activation function's output all the same, or a choice of its entries."""
+        if op in MOVES or (op is _KEEP and result._is_view()):  # noqa: SLF001 - the documented test for a view has no public name
+            new.call, new.picked = tag.call, tag.picked
+        elif getattr(func, "__name__", "") in _PICKS and not tag.shifted and tag.scale == 1:
+            new.picked = tag.call or tag.picked
 
     def _note_weights(self, sources: Sources, result: Tensor) -> None:
         """Note what parameters have a part in."""

@@ -241,6 +241,8 @@ class Tag:
     """Of the value of which this is an arithmetic function (no activation function between); itself, where of none."""
     call: SiteCall | None = None
     """The activation call whose output this is, up to views, constants and casts."""
+    picked: SiteCall | None = None
+    """The activation call of whose output this is a choice of entries, as the probabilities of the right classes are."""
     of: Origin | None = None
     """Of the value of which the argument of `call`, or `u`, is an arithmetic function."""
     u: Tensor | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch.measure.model.call_site import line_of_call, locate
+from lightning_gradwatch.measure.model.call_site import line_of, line_of_call, locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -58,11 +58,13 @@ class Calls:
         """See whether a function that applies softmax or sigmoid is given what one of them has put out."""
         del args, kwargs
         tag = self._tags.get(given)
-        call = None if tag is None else tag.call
+        call = None if tag is None else tag.call or tag.picked
         if tag is None or call is None or call.site.function not in _SQUASHES or tag.shifted or tag.scale != 1:
             return  # scaled, as by a temperature, it may reach any probability
         kind: WiringKind = "log-of-output" if name in _LOGARITHMS else "output-twice"
-        self._facts.note(kind, call.site, operation=name, line=self._line())
+        place = call.site.location
+        origin = "" if place.leaf else line_of(place.place)
+        self._facts.note(kind, call.site, operation=name, line=self._line(), origin=origin)
 
     def _norm(self, name: str, given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """See whether a normalisation has one value only, which it makes 0 whatever it is."""

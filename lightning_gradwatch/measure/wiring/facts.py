@@ -20,6 +20,7 @@ class _Found:
 
     line: str
     value: float | None
+    origin: str
     of: dict[Site | str, None] = field(default_factory=dict)
 
 
@@ -32,9 +33,16 @@ class Facts:
         """How often something was added, for whoever has described the run already."""
 
     def note(
-        self, kind: WiringKind, of: Site | str, *, operation: str = "", line: str = "", value: float | None = None
+        self,
+        kind: WiringKind,
+        of: Site | str,
+        *,
+        operation: str = "",
+        line: str = "",
+        value: float | None = None,
+        origin: str = "",
     ) -> None:
-        """Add a fact; line and value are those of the first of its kind.
+        """Add a fact; lines and value are those of the first of its kind.
 
         Args:
             kind: What is wrong.
@@ -42,8 +50,9 @@ class Facts:
             operation: The torch function, or the kind of module.
             line: Where that is called.
             value: See `Wiring.value`.
+            origin: See `Wiring.origin`.
         """
-        found = self._found.setdefault((kind, operation), _Found(line, value))
+        found = self._found.setdefault((kind, operation), _Found(line, value, origin))
         if of not in found.of and len(found.of) < _MOST_NAMES:
             found.of[of] = None
             self.changes += 1
@@ -57,5 +66,5 @@ class Facts:
                 name for each, name in zip(found.of, names, strict=True) if name or not isinstance(each, Site)
             )
             if known:
-                told.append(Wiring(kind, known, operation, found.line, found.value))
+                told.append(Wiring(kind, known, operation, found.line, found.value, found.origin))
         return tuple(told)

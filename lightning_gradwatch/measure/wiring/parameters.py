@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
+from lightning_gradwatch.measure.model.call_site import line_of_function
 from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.trace.tensor_state import tensors_in
 
@@ -36,8 +37,8 @@ def loose_leaves(model: nn.Module, loss: Any, optimizers: Sequence[Optimizer]) -
     return loose
 
 
-def holders(model: nn.Module, loose: dict[int, Tensor]) -> Iterator[tuple[str, int]]:
-    """Yield the attributes of the model's modules that hold some of these tensors, as ``net.layers``, each with their entries.
+def holders(model: nn.Module, loose: dict[int, Tensor]) -> Iterator[tuple[str, int, str]]:
+    """Yield the attributes of the model's modules that hold some of these tensors, as ``net.layers``, with their entries and the module's line.
 
     What no attribute holds may belong to another net of the program's, or be an input that asks for its gradient.
     """
@@ -47,7 +48,8 @@ def holders(model: nn.Module, loose: dict[int, Tensor]) -> Iterator[tuple[str, i
                 continue
             found = {id(each): each.numel() for each in _tensors_of(value, _DEEPEST) if id(each) in loose}
             if found:
-                yield f"{name}.{attribute}" if name else attribute, sum(found.values())
+                place = f"{name}.{attribute}" if name else attribute
+                yield place, sum(found.values()), line_of_function(type(module).__init__)
 
 
 def _tensors_of(value: Any, depth: int) -> Iterator[Tensor]:

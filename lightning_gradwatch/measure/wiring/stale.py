@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from lightning_gradwatch.measure.model.call_site import line_of_step
 from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.model.shards import placed
 from lightning_gradwatch.measure.norms import l2_norms
@@ -69,7 +70,7 @@ class StaleStep:
         self._used = used
         self._pack = pack
         self._left: dict[int, _Left] = {}
-        self._found: dict[int, tuple[Optimizer, list[Slot], Slot]] = {}
+        self._found: dict[int, tuple[Optimizer, list[Slot], Slot, str]] = {}
 
     def backward_begins(self) -> None:
         """Look at what is there when a backward pass begins."""
@@ -93,7 +94,12 @@ class StaleStep:
             return
         with torch.no_grad():
             new = [now - then for now, then in zip(gradients, left.copies, strict=True)]
-        self._found[index] = optimizer, left.norms, self._pack.add(l2_norms(new).square().sum().sqrt())
+        self._found[index] = (
+            optimizer,
+            left.norms,
+            self._pack.add(l2_norms(new).square().sum().sqrt()),
+            line_of_step(),
+        )
 
     def stepped(self, optimizer: Optimizer, index: int) -> None:
         """Remember the gradients that an optimizer has stepped by."""
@@ -113,14 +119,14 @@ class StaleStep:
         self._used.pop(index, None)
         self._left.pop(index, None)
 
-    def read(self, values: Values) -> list[tuple[Optimizer, float]]:
-        """Return the optimizers that stepped by gradients that weren't empty, with the norm of what was left over the new ones'."""
+    def read(self, values: Values) -> list[tuple[Optimizer, float, str]]:
+        """Return the optimizers that stepped by gradients that weren't empty, with the norm of what was left over the new ones' and their line."""
         found = []
-        for optimizer, left, new in self._found.values():
+        for optimizer, left, new, line in self._found.values():
             norms = [float(values[slot][0]) for slot in left]
             added = float(values[new][0])
             if all(norm > 0 for norm in norms) and added > 0:
-                found.append((optimizer, norms[-1] / added))
+                found.append((optimizer, norms[-1] / added, line))
         return found
 
 

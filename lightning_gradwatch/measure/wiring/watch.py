@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_gradwatch.measure.model.call_site import line_of_function
 from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.wiring.calls import Calls
 from lightning_gradwatch.measure.wiring.facts import Facts
@@ -129,8 +130,8 @@ class StepWiring(Unwatched):
                 return  # the loop has told of this pass, and its torch call is seen as well
             self._looked_at = weakref.ref(loss)
         loose = loose_leaves(self._watch.model, loss, self._optimizers())
-        for name, entries in holders(self._watch.model, loose) if loose else ():
-            self._facts.note("unregistered", name, value=entries)
+        for name, entries, line in holders(self._watch.model, loose) if loose else ():
+            self._facts.note("unregistered", name, value=entries, line=line)
 
     @override
     @_harmless
@@ -156,11 +157,16 @@ class StepWiring(Unwatched):
 
     @_harmless
     def _read(self, values: Values, *, scaled: bool) -> None:
-        for optimizer, share in self._stale.read(values):
+        for optimizer, share, line in self._stale.read(values):
+            where = line or line_of_function(getattr(type(self._watch.model), "optimizer_zero_grad", None))
             owners = map(self._watch.layers.owner, parameters_of(optimizer))
             for name in dict.fromkeys(owner.name for owner in owners if owner is not None):
                 self._facts.note(
-                    "stale-gradient", name, operation=type(optimizer).__name__, value=None if scaled else share
+                    "stale-gradient",
+                    name,
+                    operation=type(optimizer).__name__,
+                    line=where,
+                    value=None if scaled else share,
                 )
 
     @override
