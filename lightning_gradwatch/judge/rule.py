@@ -76,6 +76,17 @@ class Sighting(NamedTuple):
     """Called at most once, and maybe after later records: it must hold what it needs, and not the rule's memory."""
 
 
+class Line(NamedTuple):
+    """Where a metric's numbers begin to be what a rule is about: a line on a chart of that metric."""
+
+    metric: str
+    value: float
+    side: Literal["above", "below"]
+    """On which side of the line they are."""
+    of_last: bool = False
+    """Whether the numbers are taken relative to the last hidden activation's, as the signal is."""
+
+
 class Verdict(NamedTuple):
     """What a rule says about one record."""
 
@@ -225,6 +236,11 @@ class Rule(ABC):  # of a dataclass without another base, jsonargparse (Lightning
     def facts(self, info: RunInfo, state: State, where: Mask) -> Any:
         """Return what `words` needs of the memory: it is written when that may have gone on."""
         del info, state, where
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return the thresholds that a chart of a metric can show; a rule whose condition is more than that shows the first part."""
+        del info
+        return ()
 
     def settings(self) -> dict[str, Any]:
         """Return the thresholds by field name, as plain JSON data."""

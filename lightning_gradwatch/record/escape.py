@@ -40,6 +40,8 @@ class Place(Enum):
     JSON = "json"
     """A string before JSON's own spelling: names stay as they are."""
     PICTURE = "picture"
+    PAGE = "page"
+    """A text of a web page, which its own scripts put there as text."""
 
 
 # Cc, Cf: control and formatting (escape sequences, right-to-left marks). Cs: half a character, which no output encodes.
@@ -162,5 +164,6 @@ ESCAPES: Mapping[Place, Callable[[str], str]] = {
     Place.TENSORBOARD: _tensorboard,
     Place.JSON: _json,
     Place.PICTURE: _spelled,
+    Place.PAGE: _spelled,
 }
 """What each place needs."""

@@ -160,6 +160,8 @@ class Metric:
     """One number a layer or site and step; NaN is "not measured"."""
 
     name: str
+    title: str
+    """What it is called in a heading."""
     over: Over
     follows: Callable[[StepSums], FloatVector]
     """Computes it from the step's sums, a number a column."""
@@ -192,6 +194,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric(
             "grad_norm",
+            "gradient norm",
             "layers",
             lambda sums: np.where(sums.layers[OfLayer.GRADIENTS] > 0, sums.layers[OfLayer.GRADIENT], _NAN),
             "L2 norm of the gradient of all parameters of the layer, unscaled and before clipping.",
@@ -200,18 +203,21 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "grad_rms",
+            "gradient rms",
             "layers",
             lambda sums: ratio(sums.layers[OfLayer.MATRICES], np.sqrt(sums.layers[OfLayer.MATRIX_ENTRIES])),
             "Root mean square of the gradient's entries, over the layer's parameters of two or more dimensions.",
         ),
         Metric(
             "weight_rms",
+            "weight rms",
             "layers",
             lambda sums: ratio(sums.layers[OfLayer.WEIGHT], np.sqrt(sums.layers[OfLayer.WEIGHT_ENTRIES])),
             "Root mean square of the weights before the step.",
         ),
         Metric(
             "update_ratio",
+            "update ratio",
             "layers",
             lambda sums: ratio(sums.layers[OfLayer.UPDATE], sums.layers[OfLayer.WEIGHT]),
             "rms(update) / rms(weight): the share of itself by which the step changed the layer.",
@@ -219,6 +225,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "dead_fraction",
+            "dead units",
             "sites",
             lambda sums: sums.dead,
             "Share of units that were inactive in every observation of the window.",
@@ -228,6 +235,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "saturated_fraction",
+            "saturated units",
             "sites",
             lambda sums: sums.saturated,
             "Share of units that were saturated in at least 95 % of the window's observations.",
@@ -237,6 +245,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "inactive_share",
+            "inactive observations",
             "sites",
             lambda sums: ratio(sums.sites[OfSite.INACTIVE_OR_SATURATED], sums.observations),
             "Share of this step's observations that were inactive or saturated, over all units.",
@@ -244,6 +253,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "signal_norm",
+            "signal",
             "sites",
             lambda sums: sums.signal / sums.scale,
             "L2 norm of dL/dz, the gradient of the loss at the activation function's input.",
@@ -251,12 +261,14 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "activation_gain",
+            "activation gain",
             "sites",
             lambda sums: ratio(sums.signal, sums.grad_output),
             "Share of the gradient that the activation function passes back.",
         ),
         Metric(
             "weight_gain",
+            "weight gain",
             "sites",
             _weight_gain,
             "Share of the gradient that what lies between the site before and this one passes back.",

@@ -17,6 +17,7 @@ from lightning_gradwatch.record.step import StepRecord
 ADDED = (
     Metric(
         "twice_grad_norm",
+        "twice the gradient norm",
         "layers",
         lambda sums: 2 * sums.layers[OfLayer.GRADIENT],
         "Twice the gradient's norm.",
@@ -25,6 +26,7 @@ ADDED = (
     ),
     Metric(
         "output_norm",
+        "output norm",
         "sites",
         lambda sums: sums.sites[OfSite.OUTPUT],
         "L2 norm of the output.",

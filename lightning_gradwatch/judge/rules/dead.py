@@ -14,7 +14,7 @@ from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, n
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import (
     Lasting,
     State,
@@ -107,6 +107,11 @@ class DeadUnits(Rule):
     @cached_property
     def _limits(self) -> FloatVector:
         return np.array([[self.inform], [self.warn], [self.error]])
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return what a chart can show of the thresholds."""
+        del info
+        return (Line("dead_fraction", self.warn, "above"),)
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""

@@ -21,7 +21,7 @@ from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
 from lightning_gradwatch.judge.evidence.wreck import note_explosion, read_wreck
 from lightning_gradwatch.judge.readings import weight_layers
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State, count_hit
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, ExplodingGradientWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -90,6 +90,11 @@ class ExplodingGradient(Rule):
         self._require_between(0, 1, "loss_fall", "converged")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return what a chart can show of the thresholds."""
+        del info
+        return (Line("signal_norm", self.ratio, "above", of_last=True),)
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the signal over depth and the gradient norm over time."""

@@ -13,7 +13,7 @@ from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscal
 from lightning_gradwatch.judge.rates import rate_factor, rates_of
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State, count_hits, lasting, streaks
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -79,6 +79,11 @@ class OversizedUpdate(Rule):
         self._require_between(0, 1, "loss_fall", "converged")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return what a chart can show of the thresholds."""
+        del info
+        return (Line("update_ratio", self.ratio, "above"),)
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Count for each weight layer how many measured steps in a row changed it by too much."""

@@ -11,7 +11,7 @@ from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, n
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Found, Rule, Seen, Sentences, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Found, Line, Rule, Seen, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import Mask, State
 from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning
@@ -63,6 +63,11 @@ class SaturatedUnits(Rule):
         self._require_between(0, 1, "fraction")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return what a chart can show of the thresholds."""
+        del info
+        return (Line("saturated_fraction", self.fraction, "above"),)
 
     def check(self, record: StepRecord, info: RunInfo, state: State) -> Seen | Verdict:
         """Read the saturated fraction of each hidden site whose window is full."""

@@ -20,7 +20,7 @@ from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.small_updates import spelled_rates, weight_size, why_behind, why_slow
 from lightning_gradwatch.judge.rates import relative_rates, schedule_phase
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights, weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import (
     Lasting,
     State,
@@ -124,6 +124,11 @@ class StalledUpdate(Rule):
         self._require_between(1, float("inf"), "spread")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return what a chart can show of the thresholds."""
+        del info
+        return (Line("update_ratio", self.ratio, "below"),)
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Compare the update ratios of the weight layers with the threshold and with each other."""

@@ -18,7 +18,7 @@ from lightning_gradwatch.judge.evidence.starved_input import STARVED, explain_st
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State, count_hit, has_gone
 from lightning_gradwatch.record.finding import (
     Action,
@@ -164,6 +164,10 @@ class VanishingGradient(Rule):
         if self.ratio is not None:
             return self.ratio
         return _SGD_RATIO if info.steps_follow_gradient else _LAX_RATIO
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return what a chart can show of the thresholds."""
+        return (Line("signal_norm", self.threshold_for(info), "below", of_last=True),)
 
     def _read(self, record: StepRecord, info: RunInfo) -> _Signal | str:
         """Return the signal on the path on which it fades most, or why it can't be judged."""
