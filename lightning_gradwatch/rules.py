@@ -14,6 +14,7 @@ from lightning_gradwatch.judge.rule import (
     cant_judge,
     not_yet,
 )
+from lightning_gradwatch.judge.rules.clipped_away import ClippedAway
 from lightning_gradwatch.judge.rules.dead import DeadUnits
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
@@ -42,6 +43,7 @@ __all__ = [
     "DEFAULT_RULES",
     "RULES",
     "RULE_BY_CODE",
+    "ClippedAway",
     "DeadUnits",
     "EvaluationMode",
     "Evaluator",

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from lightning_gradwatch.judge.rule import Rule
+from lightning_gradwatch.judge.rules.clipped_away import ClippedAway
 from lightning_gradwatch.judge.rules.dead import DeadUnits
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
@@ -35,6 +36,7 @@ RULES: tuple[type[Rule], ...] = (
     SaturatedUnits,
     StalledUpdate,
     OversizedUpdate,
+    ClippedAway,
     Initialization,
     OutputAppliedTwice,
     StaleGradient,

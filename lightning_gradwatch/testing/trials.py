@@ -83,6 +83,11 @@ class Prepared:
             if not getattr(self.module, "automatic_optimization", True):
                 raise NotApplicableError("under manual optimization it is clipped in the code")
             self.trainer_options |= {"gradient_clip_val": arguments["norm"], "gradient_clip_algorithm": "norm"}
+        elif action.kind == "raise_clip":
+            if arguments.pop("where", "") == "code":
+                raise NotApplicableError("it is clipped in the code")
+            ((by, limit),) = arguments.items()
+            self.trainer_options |= {"gradient_clip_val": limit, "gradient_clip_algorithm": by}
         elif action.kind == "set_precision":
             self.trainer_options |= {"precision": arguments["to"]}
         elif action.kind in {"normalize_inputs", "normalize_targets"}:

@@ -39,6 +39,9 @@ FIRING = {
     "GW202": lambda runs, info, step: runs.measure(info, step, saturated_fraction=0.9),
     "GW301": lambda runs, info, step: runs.measure(info, step, update_ratio={"net.0": 1e-8}),
     "GW302": lambda runs, info, step: runs.measure(info, step, update_ratio=0.5),
+    "GW303": lambda runs, info, step: dataclasses.replace(
+        runs.measure(info, step, update_ratio=1e-6, norm=20.0), clip_factor=1e-4
+    ),
     "GW401": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-12)),
     **dict.fromkeys(WIRED, lambda runs, info, step: runs.measure(info, step)),
 }
@@ -120,7 +123,7 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("ignore", "left"),
         [
-            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302"]),
+            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302", "GW303"]),
             (["GW202", "GW3", "GW4", "GW50"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
             (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5"), ["GW103", "GW104"]),
             (("GW",), []),
