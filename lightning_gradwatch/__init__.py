@@ -39,6 +39,7 @@ _HOMES = {
     "StalledUpdate": "judge.rules.stalled",
     "OversizedUpdate": "judge.rules.oversized",
     "ClippedAway": "judge.rules.clipped_away",
+    "DecayDominates": "judge.rules.decay_dominates",
     "Initialization": "judge.rules.initialization",
     "OutputAppliedTwice": "judge.rules.output_applied_twice",
     "StaleGradient": "judge.rules.stale_gradient",
@@ -61,6 +62,7 @@ _HOMES = {
     "StalledUpdateWarning": "record.finding",
     "OversizedUpdateWarning": "record.finding",
     "ClippedAwayWarning": "record.finding",
+    "DecayDominatesWarning": "record.finding",
     "InitializationWarning": "record.finding",
     "OutputAppliedTwiceWarning": "record.finding",
     "StaleGradientWarning": "record.finding",
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.rule import Rule as Rule
     from lightning_gradwatch.judge.rules.clipped_away import ClippedAway as ClippedAway
     from lightning_gradwatch.judge.rules.dead import DeadUnits as DeadUnits
+    from lightning_gradwatch.judge.rules.decay_dominates import DecayDominates as DecayDominates
     from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode as EvaluationMode
     from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
     from lightning_gradwatch.judge.rules.initialization import Initialization as Initialization
@@ -102,6 +105,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import CauseKind as CauseKind
     from lightning_gradwatch.record.finding import ClippedAwayWarning as ClippedAwayWarning
     from lightning_gradwatch.record.finding import DeadUnitsWarning as DeadUnitsWarning
+    from lightning_gradwatch.record.finding import DecayDominatesWarning as DecayDominatesWarning
     from lightning_gradwatch.record.finding import EvaluationModeWarning as EvaluationModeWarning
     from lightning_gradwatch.record.finding import ExplodingGradientWarning as ExplodingGradientWarning
     from lightning_gradwatch.record.finding import Finding as Finding

@@ -16,6 +16,7 @@ from lightning_gradwatch.judge.rule import (
 )
 from lightning_gradwatch.judge.rules.clipped_away import ClippedAway
 from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.rules.decay_dominates import DecayDominates
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
 from lightning_gradwatch.judge.rules.initialization import Initialization
@@ -45,6 +46,7 @@ __all__ = [
     "RULE_BY_CODE",
     "ClippedAway",
     "DeadUnits",
+    "DecayDominates",
     "EvaluationMode",
     "Evaluator",
     "ExplodingGradient",

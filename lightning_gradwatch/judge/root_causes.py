@@ -119,6 +119,10 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     # Knobs of the steps.
     Relation("GW303", "GW301", "steps that are clipped away hardly change the weights"),
+    *(
+        Relation("GW304", effect, "weights that decay pulls to 0 pass less and less on, and each step is much of them")
+        for effect in ("GW101", "GW201", "GW301", "GW302")
+    ),
     Relation("GW102", "GW303", "a gradient that explodes is clipped to next to nothing"),
     Relation("GW401", "GW303", "a signal that grows at each layer is clipped to next to nothing", _too_large),
     # Weights at the start.
@@ -187,6 +191,7 @@ _ORDER = (
     "GW101",
     "GW201",
     "GW303",
+    "GW304",
     "GW301",
     "GW302",
 )

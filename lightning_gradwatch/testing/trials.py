@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -65,6 +65,7 @@ class Prepared:
         self.refused: list[tuple[Action, str]] = []
         self.trainer_options: dict[str, Any] = {}
         self._rates: list[tuple[tuple[str, ...], float]] = []
+        self._decays: list[tuple[tuple[str, ...], float]] = []
         for action in actions:
             try:
                 self._do(action)
@@ -79,6 +80,8 @@ class Prepared:
             if not getattr(self.module, "automatic_optimization", True):
                 raise NotApplicableError("under manual optimization the code may set it at each step")
             self._rates.append((action.targets, float(arguments["factor"])))
+        elif action.kind == "scale_weight_decay":
+            self._decays.append((action.targets, float(arguments["factor"])))
         elif action.kind == "clip_gradients":
             if not getattr(self.module, "automatic_optimization", True):
                 raise NotApplicableError("under manual optimization it is clipped in the code")
@@ -96,19 +99,30 @@ class Prepared:
             apply_action(self.module, action)
 
     def start(self) -> None:
-        """Change the rates of the optimizers that there are now."""
+        """Change the rates and decays of the optimizers that there are now."""
+        for targets, factor in self._decays:
+            for group in self._groups(targets):
+                if "weight_decay" in group:
+                    group["weight_decay"] *= factor
         for targets, factor in self._rates:
-            held = {id(each) for name in targets for each in _parameters(self.module, name)}
-            for optimizer in self.module.trainer.optimizers:
-                for group in optimizer.param_groups:
-                    if not targets or any(id(each) in held for each in group["params"]):
-                        group["lr"] *= factor
-                        if "initial_lr" in group:
-                            group["initial_lr"] *= factor
+            for group in self._groups(targets):
+                group["lr"] *= factor
+                if "initial_lr" in group:
+                    group["initial_lr"] *= factor
             for config in self.module.trainer.lr_scheduler_configs:
                 rates = getattr(config.scheduler, "base_lrs", None)
                 if rates is not None and not targets:
                     config.scheduler.base_lrs = [factor * rate for rate in rates]
+
+    def _groups(self, targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the parameter groups that hold parameters of some layers; of none, all."""
+        held = {id(each) for name in targets for each in _parameters(self.module, name)}
+        for optimizer in self.module.trainer.optimizers:
+            yield from (
+                group
+                for group in optimizer.param_groups
+                if not targets or any(id(each) in held for each in group["params"])
+            )
 
     def _normalize(self, *, first: bool) -> None:
         """Scale inputs, or targets, to mean 0 and variance 1 by the first batch's."""

@@ -41,6 +41,7 @@ NUMBERS = {
     "GW202": ("fraction",),
     "GW301": ("ratio", "spread", "reach"),
     "GW302": ("ratio", "patience", "warm_up_steps"),
+    "GW304": ("share", "patience", "warm_up_steps"),
     "GW303": ("clip_factor", "patience", "warm_up_steps"),
 }
 """The thresholds that the table of rules names."""

@@ -83,6 +83,12 @@ def clipped(record, info):
     return dataclasses.replace(record, metrics=metrics, clip_factor=1e-5)
 
 
+def shrunk(record, info):
+    """The same with weights that decay takes away."""
+    weights = np.full(len(info.layers), 0.2 * 0.8**record.step)
+    return dataclasses.replace(record, metrics={**record.metrics, "weight_rms": weights})
+
+
 def findings_of(runs, seed):
     """Everything that a run's rules say, after each of its records."""
     generator = np.random.default_rng(seed)
@@ -94,6 +100,9 @@ def findings_of(runs, seed):
         planned_steps=int(generator.integers(48, 4000)),
     )
     info = dataclasses.replace(info, wiring=wiring_of(generator, info))
+    if seed % 6 == 1:
+        decays = tuple(dataclasses.replace(each, decays=(9.0,) * len(info.layers)) for each in info.optimizers)
+        info = dataclasses.replace(info, optimizers=decays)
     changes = int(generator.integers(1, STEPS))
     phases = [phase(generator, info), phase(generator, info)]
     headings = [("falls", "level", "lost", "explodes", "broken")[each] for each in generator.integers(5, size=2)]
@@ -101,7 +110,8 @@ def findings_of(runs, seed):
     for step in range(STEPS):
         late = int(step >= changes)
         record = record_of(runs, generator, info, step, phases[late], headings[late])
-        evaluator.feed(clipped(record, info) if seed % 6 == 0 else record, info)
+        record = clipped(record, info) if seed % 6 == 0 else shrunk(record, info) if seed % 6 == 1 else record
+        evaluator.feed(record, info)
         yield info, evaluator.findings
 
 
