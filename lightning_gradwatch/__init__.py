@@ -38,6 +38,8 @@ _HOMES = {
     "SaturatedUnits": "judge.rules.saturated",
     "StalledUpdate": "judge.rules.stalled",
     "OversizedUpdate": "judge.rules.oversized",
+    "ClippedAway": "judge.rules.clipped_away",
+    "DecayDominates": "judge.rules.decay_dominates",
     "Initialization": "judge.rules.initialization",
     "OutputAppliedTwice": "judge.rules.output_applied_twice",
     "StaleGradient": "judge.rules.stale_gradient",
@@ -59,6 +61,8 @@ _HOMES = {
     "SaturatedUnitsWarning": "record.finding",
     "StalledUpdateWarning": "record.finding",
     "OversizedUpdateWarning": "record.finding",
+    "ClippedAwayWarning": "record.finding",
+    "DecayDominatesWarning": "record.finding",
     "InitializationWarning": "record.finding",
     "OutputAppliedTwiceWarning": "record.finding",
     "StaleGradientWarning": "record.finding",
@@ -74,7 +78,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.catalog import DEFAULT_RULES as DEFAULT_RULES
     from lightning_gradwatch.judge.catalog import register_rule as register_rule
     from lightning_gradwatch.judge.rule import Rule as Rule
+    from lightning_gradwatch.judge.rules.clipped_away import ClippedAway as ClippedAway
     from lightning_gradwatch.judge.rules.dead import DeadUnits as DeadUnits
+    from lightning_gradwatch.judge.rules.decay_dominates import DecayDominates as DecayDominates
     from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode as EvaluationMode
     from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
     from lightning_gradwatch.judge.rules.initialization import Initialization as Initialization
@@ -97,7 +103,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.probe import Probe as Probe
     from lightning_gradwatch.record.finding import Cause as Cause
     from lightning_gradwatch.record.finding import CauseKind as CauseKind
+    from lightning_gradwatch.record.finding import ClippedAwayWarning as ClippedAwayWarning
     from lightning_gradwatch.record.finding import DeadUnitsWarning as DeadUnitsWarning
+    from lightning_gradwatch.record.finding import DecayDominatesWarning as DecayDominatesWarning
     from lightning_gradwatch.record.finding import EvaluationModeWarning as EvaluationModeWarning
     from lightning_gradwatch.record.finding import ExplodingGradientWarning as ExplodingGradientWarning
     from lightning_gradwatch.record.finding import Finding as Finding

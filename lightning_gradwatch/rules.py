@@ -14,7 +14,9 @@ from lightning_gradwatch.judge.rule import (
     cant_judge,
     not_yet,
 )
+from lightning_gradwatch.judge.rules.clipped_away import ClippedAway
 from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.rules.decay_dominates import DecayDominates
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
 from lightning_gradwatch.judge.rules.initialization import Initialization
@@ -42,7 +44,9 @@ __all__ = [
     "DEFAULT_RULES",
     "RULES",
     "RULE_BY_CODE",
+    "ClippedAway",
     "DeadUnits",
+    "DecayDominates",
     "EvaluationMode",
     "Evaluator",
     "ExplodingGradient",

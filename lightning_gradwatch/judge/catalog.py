@@ -8,7 +8,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from lightning_gradwatch.judge.rule import Rule
+from lightning_gradwatch.judge.rules.clipped_away import ClippedAway
 from lightning_gradwatch.judge.rules.dead import DeadUnits
+from lightning_gradwatch.judge.rules.decay_dominates import DecayDominates
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
 from lightning_gradwatch.judge.rules.initialization import Initialization
@@ -35,6 +37,8 @@ RULES: tuple[type[Rule], ...] = (
     SaturatedUnits,
     StalledUpdate,
     OversizedUpdate,
+    ClippedAway,
+    DecayDominates,
     Initialization,
     OutputAppliedTwice,
     StaleGradient,

@@ -155,6 +155,14 @@ RELATIONS: tuple[Relation, ...] = (
         Relation("GW506", effect, "a batch normalisation in evaluation mode normalises nothing")
         for effect in ("GW101", "GW102", "GW103", "GW201", "GW202", "GW302", "GW401")
     ),
+    # Knobs of the steps.
+    Relation("GW303", "GW301", "steps that are clipped away hardly change the weights"),
+    *(
+        Relation("GW304", effect, "weights that decay pulls to 0 pass less and less on, and each step is much of them")
+        for effect in ("GW101", "GW201", "GW301", "GW302")
+    ),
+    Relation("GW102", "GW303", "a gradient that explodes is clipped to next to nothing"),
+    Relation("GW401", "GW303", "a signal that grows at each layer is clipped to next to nothing", _too_large),
     # Weights at the start.
     Relation("GW401", "GW101", "weights that start too small weaken the signal at each layer", _too_small),
     Relation("GW401", "GW104", "so many of them take it below the smallest number", _fades_to_zero),
@@ -220,6 +228,8 @@ _ORDER = (
     "GW102",
     "GW101",
     "GW201",
+    "GW303",
+    "GW304",
     "GW301",
     "GW302",
 )

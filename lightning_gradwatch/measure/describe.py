@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_gradwatch.measure.coverage import not_covered
+from lightning_gradwatch.measure.model.path import is_matrix
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import OptimizerInfo
 
@@ -50,12 +51,17 @@ def describe(
 
 def _describe_optimizer(optimizer: Optimizer, layers: Layers) -> OptimizerInfo:
     rates: dict[str, float] = {}
+    decays: dict[str, float] = {}
+    usual = optimizer.defaults.get("weight_decay", 0.0)
     for group in optimizer.param_groups:
         rate = float(group.get("lr", 0.0))
+        decay = group.get("weight_decay", 0.0)
         for parameter in group["params"]:
             owner = layers.owner(parameter)
             if owner is not None and owner.parameters:
                 rates[owner.name] = max(rates.get(owner.name, 0.0), rate)
+                if is_matrix(parameter):
+                    decays[owner.name] = max(decays.get(owner.name, 0.0), float(decay))
     largest = max(rates.values(), default=0.0)
     alike = all(rate == largest for rate in rates.values())
     return OptimizerInfo(
@@ -65,6 +71,7 @@ def _describe_optimizer(optimizer: Optimizer, layers: Layers) -> OptimizerInfo:
         },
         layers=tuple(rates),
         rates=() if alike else tuple(rate / largest for rate in rates.values()),
+        decays=() if set(decays.values()) <= {usual} else tuple(decays.get(name, 0.0) for name in rates),
     )
 
 

@@ -35,6 +35,9 @@ class Action:
     - ``add_normalization(sites, with="LayerNorm" | "BatchNorm")``, in front of each
     - ``set_learning_rate(layers, factor=<multiplies the present one>)``: no layers are all of them
     - ``clip_gradients(norm=<largest>)``
+    - ``raise_clip(norm=<largest>)`` or ``raise_clip(value=<largest>)``: the Trainer's limit; ``where="code"``: the one in the user's code
+    - ``scale_weight_decay(layers, factor=<multiplies the present one>)``: no layers are all of them
+    - ``warm_up(steps=<number>)``: the learning rate rises in proportion over so many optimizer steps from the first on
     - ``normalize_inputs()``, ``normalize_targets()``: to mean 0 and variance 1
     - ``set_precision(to="bf16-mixed" | "32-true")``
     - ``use_gradient_scaler()``
@@ -138,6 +141,12 @@ class CauseKind(str, Enum):
     """Steps are too small for these weights, gradients or this loss."""
     LIMITED_STEPS = "limited-steps"
     """The optimizer gives a layer smaller steps than its gradient asks for."""
+    TIGHT_CLIPPING = "tight-clipping"
+    """The gradient is clipped far below its usual norm."""
+    STRONG_DECAY = "strong-decay"
+    """Weight decay moves the weights more than the loss does."""
+    MISSING_WARM_UP = "missing-warm-up"
+    """The first steps were too large, at a learning rate that may suit the later ones."""
     WEAK_GRADIENT = "weak-gradient"
     """A layer's gradient is far weaker than that of the others."""
     SMALL_FACTOR = "small-factor"
@@ -386,6 +395,14 @@ class StalledUpdateWarning(GradWatchWarning):
 
 class OversizedUpdateWarning(GradWatchWarning):
     """GW302: a weight layer moves by a large part of itself at each step."""
+
+
+class ClippedAwayWarning(GradWatchWarning):
+    """GW303: clipping takes nearly all of each step away."""
+
+
+class DecayDominatesWarning(GradWatchWarning):
+    """GW304: weight decay, and not the loss, moves the weights."""
 
 
 class InitializationWarning(GradWatchWarning):

@@ -125,6 +125,7 @@ class RunInfo:
                         **_known(OptimizerInfo, entry),
                         "layers": tuple(entry.get("layers", ())),
                         "rates": tuple(entry.get("rates", ())),
+                        "decays": tuple(entry.get("decays", ())),
                     }
                 )
                 for entry in data.get("optimizers", ())
@@ -208,6 +209,25 @@ class RunInfo:
                 if name in column:
                     row[column[name]] = rate
         return rates
+
+    @cached_property
+    def layer_decays(self) -> FloatVector:
+        """Weight decay of each layer's matrices, shape [optimizers, L]; NaN where it isn't held."""
+        column = {name: place for place, name in enumerate(self.layer_names)}
+        decays = np.full((len(self.optimizers), len(self.layers)), np.nan)
+        for row, optimizer in zip(decays, self.optimizers, strict=True):
+            told = optimizer.settings.get("weight_decay", 0.0)
+            usual = float(told) if isinstance(told, (int, float)) else 0.0
+            each = optimizer.decays or (usual,) * len(optimizer.layers)
+            for name, decay in zip(optimizer.layers, each, strict=False):
+                if name in column:
+                    row[column[name]] = decay
+        return decays
+
+    @cached_property
+    def decays(self) -> bool:
+        """Whether a weight layer has weight decay."""
+        return bool(np.any(self.layer_decays[:, self.weight_mask] > 0))
 
     @cached_property
     def optimizer_columns(self) -> tuple[npt.NDArray[np.intp], ...]:

@@ -249,6 +249,8 @@ class OptimizerInfo:
     """Names of the layers whose parameters it holds."""
     rates: tuple[float, ...] = ()
     """Learning rate of each of `layers` over the optimizer's largest one, when the run was described; empty: all alike."""
+    decays: tuple[float, ...] = ()
+    """Weight decay of the matrices of each of `layers`, when the run was described; empty: as in `settings`."""
 
 
 @dataclass(frozen=True, eq=False)

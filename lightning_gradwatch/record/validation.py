@@ -153,6 +153,7 @@ _OPTIMIZER: Mapping[str, Callable[[Any], bool]] = {
     "settings": _is_settings,
     "layers": _is_names,
     "rates": _is_numbers,
+    "decays": _is_numbers,
 }
 _NOT_COVERED: Mapping[str, Callable[[Any], bool]] = {"name": _is_name, "reason": _is_text, "sites": _is_count}
 _WIRING: Mapping[str, Callable[[Any], bool]] = {

@@ -68,6 +68,7 @@ class Prepared:
         self.refused: list[tuple[Action, str]] = []
         self.trainer_options: dict[str, Any] = {}
         self._rates: list[tuple[tuple[str, ...], float]] = []
+        self._decays: list[tuple[tuple[str, ...], float]] = []
         self._emptied: set[str] = set()
         self._joined: list[Action] = []
         self._together = 1
@@ -85,10 +86,17 @@ class Prepared:
             if not getattr(self.module, "automatic_optimization", True):
                 raise NotApplicableError("under manual optimization the code may set it at each step")
             self._rates.append((action.targets, float(arguments["factor"])))
+        elif action.kind == "scale_weight_decay":
+            self._decays.append((action.targets, float(arguments["factor"])))
         elif action.kind == "clip_gradients":
             if not getattr(self.module, "automatic_optimization", True):
                 raise NotApplicableError("under manual optimization it is clipped in the code")
             self.trainer_options |= {"gradient_clip_val": arguments["norm"], "gradient_clip_algorithm": "norm"}
+        elif action.kind == "raise_clip":
+            if arguments.pop("where", "") == "code":
+                raise NotApplicableError("it is clipped in the code")
+            ((by, limit),) = arguments.items()
+            self.trainer_options |= {"gradient_clip_val": limit, "gradient_clip_algorithm": by}
         elif action.kind == "set_precision":
             self.trainer_options |= {"precision": arguments["to"]}
         elif action.kind in {"normalize_inputs", "normalize_targets"}:
@@ -133,21 +141,32 @@ class Prepared:
         for optimizer in self.module.trainer.optimizers:
             if type(optimizer).__name__ in self._emptied:
                 optimizer.register_step_post_hook(_empty)
+        for targets, factor in self._decays:
+            for group in self._groups(targets):
+                if "weight_decay" in group:
+                    group["weight_decay"] *= factor
         self._set_rates()
 
     def _set_rates(self) -> None:
         for targets, factor in self._rates:
-            held = {id(each) for name in targets for each in _parameters(self.module, name)}
-            for optimizer in self.module.trainer.optimizers:
-                for group in optimizer.param_groups:
-                    if not targets or any(id(each) in held for each in group["params"]):
-                        group["lr"] *= factor
-                        if "initial_lr" in group:
-                            group["initial_lr"] *= factor
+            for group in self._groups(targets):
+                group["lr"] *= factor
+                if "initial_lr" in group:
+                    group["initial_lr"] *= factor
             for config in self.module.trainer.lr_scheduler_configs:
                 rates = getattr(config.scheduler, "base_lrs", None)
                 if rates is not None and not targets:
                     config.scheduler.base_lrs = [factor * rate for rate in rates]
+
+    def _groups(self, targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the parameter groups that hold parameters of some layers; of none, all."""
+        held = {id(each) for name in targets for each in _parameters(self.module, name)}
+        for optimizer in self.module.trainer.optimizers:
+            yield from (
+                group
+                for group in optimizer.param_groups
+                if not targets or any(id(each) in held for each in group["params"])
+            )
 
     def _normalize(self, *, first: bool) -> None:
         """Scale inputs, or targets, to mean 0 and variance 1 by the first batch's."""

@@ -224,7 +224,7 @@ class TestOutput:
         assert check(f"logs/ill --format {name} --output report") == 1
         assert (runs / "report").read_text() == printed or name == "text"
         assert "GW101" in (runs / "report").read_text()
-        assert "failed: 1 warning from 14 rules judged" in capsys.readouterr().out
+        assert "failed: 1 warning from 16 rules judged" in capsys.readouterr().out
 
     def test_documents_are_whole(self, capsys):
         for name, parse in (
@@ -260,7 +260,7 @@ class TestOutput:
         check("logs/ill")
         lines = capsys.readouterr().out.splitlines()
         place = next(place for place, line in enumerate(lines) if line.startswith("  rule "))
-        assert [line.split() for line in lines[place : place + 10]] == [
+        assert [line.split() for line in lines[place : place + 12]] == [
             ["rule", "verdict", "layers", "since", "number", "threshold"],
             ["GW101", "vanishing-gradient", "warning", "net.0,", "net.2", "12", "0.0001", "0.003"],
             ["GW102", "exploding-gradient", "healthy"],
@@ -270,6 +270,8 @@ class TestOutput:
             ["GW202", "saturated-units", "healthy"],
             ["GW301", "stalled-update", "healthy"],
             ["GW302", "oversized-update", "healthy"],
+            ["GW303", "clipped-away", "healthy"],
+            ["GW304", "decay-dominates", "healthy"],
             ["GW401", "initialization", "healthy"],
         ]
 

@@ -42,6 +42,8 @@ NUMBERS = {
     "GW202": ("fraction",),
     "GW301": ("ratio", "spread", "reach"),
     "GW302": ("ratio", "patience", "warm_up_steps"),
+    "GW304": ("share", "patience", "warm_up_steps"),
+    "GW303": ("clip_factor", "patience", "warm_up_steps"),
 }
 """The thresholds that the table of rules names."""
 SPELLED = {
@@ -55,6 +57,7 @@ SPELLED = {
     100.0: "100 times",
 }
 SPELLED |= {0.2: "20 %", 0.1: "a tenth", 24: "step 24"}
+SPELLED |= {0.01: "1 %"}
 
 
 @pytest.mark.parametrize(("code", "field"), [(code, field) for code, fields in NUMBERS.items() for field in fields])

@@ -39,6 +39,10 @@ FIRING = {
     "GW202": lambda runs, info, step: runs.measure(info, step, saturated_fraction=0.9),
     "GW301": lambda runs, info, step: runs.measure(info, step, update_ratio={"net.0": 1e-8}),
     "GW302": lambda runs, info, step: runs.measure(info, step, update_ratio=0.5),
+    "GW303": lambda runs, info, step: dataclasses.replace(
+        runs.measure(info, step, update_ratio=1e-6, norm=20.0), clip_factor=1e-4
+    ),
+    "GW304": lambda runs, info, step: runs.measure(info, step, weight_rms=0.2 if step < 10 else 0.02, grad_rms=1e-3),
     "GW401": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-12)),
     **dict.fromkeys(WIRED, lambda runs, info, step: runs.measure(info, step)),
 }
@@ -84,6 +88,9 @@ class TestEveryRule:
     def test_has_a_firing_and_a_quiet_case(self, rule, runs):
         info = runs.stack()
         wired = dataclasses.replace(info, wiring=(WIRED[rule.code],)) if rule.code in WIRED else info
+        if rule.code == "GW304":
+            optimizers = (dataclasses.replace(info.optimizers[0], settings={"lr": 0.1, "weight_decay": 0.1}),)
+            wired = info = dataclasses.replace(info, optimizers=optimizers)
         steps = (*STEPS, 49, 64) if rule.code in WIRED else STEPS
         fed = runs.feed(rule(), [FIRING[rule.code](runs, wired, step) for step in steps], wired)
         assert fed.only.code == rule.code
@@ -120,7 +127,7 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("ignore", "left"),
         [
-            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302"]),
+            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302", "GW303", "GW304"]),
             (["GW202", "GW3", "GW4", "GW50"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
             (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5"), ["GW103", "GW104"]),
             (("GW",), []),

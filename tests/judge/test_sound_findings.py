@@ -77,6 +77,18 @@ def record_of(runs, generator, info, step, metrics, heading):
     return runs.measure(info, step, states=states, loss=loss, norm=norm, **metrics)
 
 
+def clipped(record, info):
+    """The same with a gradient of which clipping leaves next to nothing."""
+    metrics = {**record.metrics, "update_ratio": np.full(len(info.layers), 1e-7)}
+    return dataclasses.replace(record, metrics=metrics, clip_factor=1e-5)
+
+
+def shrunk(record, info):
+    """The same with weights that decay takes away."""
+    weights = np.full(len(info.layers), 0.2 * 0.8**record.step)
+    return dataclasses.replace(record, metrics={**record.metrics, "weight_rms": weights})
+
+
 def findings_of(runs, seed):
     """Everything that a run's rules say, after each of its records."""
     generator = np.random.default_rng(seed)
@@ -88,13 +100,18 @@ def findings_of(runs, seed):
         planned_steps=int(generator.integers(48, 4000)),
     )
     info = dataclasses.replace(info, wiring=wiring_of(generator, info))
+    if seed % 6 == 1:
+        decays = tuple(dataclasses.replace(each, decays=(9.0,) * len(info.layers)) for each in info.optimizers)
+        info = dataclasses.replace(info, optimizers=decays)
     changes = int(generator.integers(1, STEPS))
     phases = [phase(generator, info), phase(generator, info)]
     headings = [("falls", "level", "lost", "explodes", "broken")[each] for each in generator.integers(5, size=2)]
     evaluator = Evaluator(DEFAULT_RULES)
     for step in range(STEPS):
         late = int(step >= changes)
-        evaluator.feed(record_of(runs, generator, info, step, phases[late], headings[late]), info)
+        record = record_of(runs, generator, info, step, phases[late], headings[late])
+        record = clipped(record, info) if seed % 6 == 0 else shrunk(record, info) if seed % 6 == 1 else record
+        evaluator.feed(record, info)
         yield info, evaluator.findings
 
 

@@ -1,0 +1,153 @@
+"""GW304: weight decay, and not the loss, moves the weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lightning_gradwatch.judge.evidence.decay import decay_shares, why_decayed
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.readings import layer_values, weight_layers
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.streaks import State, columns, count_hit
+from lightning_gradwatch.record.finding import DecayDominatesWarning, Severity
+from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.step import StepRecord
+from lightning_gradwatch.record.wording import counted, percent
+
+_ERROR_SHRUNK = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecayDominates(Rule):
+    """Weight decay, and not the loss, moves the weights.
+
+    What: the share of weight decay in a step's change of each weight layer, by what its optimizer does: SGD and Adam add the
+    decay times the weights to the gradient, AdamW takes the learning rate times the decay of the weights away beside its step,
+    whose change is measured. The rule fires where that share was above ``share`` in the median layer, in ``patience``
+    measured steps in a row, where the weights have since shrunk to less than ``shrunk`` of what they were, and the loss stands
+    for as many measured steps, told from step ``warm_up_steps`` on. Weights that are down to a tenth of that share are an
+    error. What shrinks while the net learns is left alone, as weights are that a norm follows: those have no size that counts.
+    It heals when the loss has come down to half of where it began.
+
+    Why: decay pulls each weight towards 0 whatever the data say. Where it outweighs the gradient, the weights shrink until the
+    two balance, and a net of small weights gives the same answer to everything. Under SGD and Adam what counts is the decay
+    times the weights beside the gradient: 0.1 times weights of 0.07 is 0.007, and the gradient of a mean loss is often less.
+
+    What to do: lower ``weight_decay``; the finding gives a factor. About 1e-4 is usual for SGD and Adam, and 0.01 to 0.1
+    for AdamW.
+
+    Attributes:
+        share: share of a step's change from which decay outweighs the loss.
+        shrunk: what must be left of the weights.
+        warm_up_steps: steps for which the loss must have stood.
+        patience: measured steps in a row that must agree.
+        loss_fall: share by which the loss must have fallen since half as many steps for the rule to be silent.
+    """
+
+    code: ClassVar[str] = "GW304"
+    name: ClassVar[str] = "decay-dominates"
+    warning: ClassVar[type[DecayDominatesWarning]] = DecayDominatesWarning
+
+    share: float = 0.5
+    shrunk: float = 0.5
+    warm_up_steps: int = 24
+    patience: int = 3
+    loss_fall: float = 0.05
+
+    def __post_init__(self) -> None:
+        self._require_between(0, 1, "share", "shrunk", "loss_fall")
+        self._require_count(0, "warm_up_steps")
+        self._require_count(1, "patience")
+
+    def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
+        """Remember when decay outweighed the loss, and see what became of the weights and of the loss."""
+        if not info.layers:
+            return not_yet("no layer was seen")
+        if not info.decays:
+            return HEALTHY
+        left = self._left(record, info, state)
+        share = _median(decay_shares(record, info))
+        if math.isnan(left) or math.isnan(share):
+            return not_yet("no gradient or weight of a layer that decays was measured")
+        self._note(record, state, share)
+        if "due" not in state:
+            return Verdict(confirming=True, unjudged=self.waits) if share > self.share else HEALTHY
+        trend = loss_trend(state, info).from_start()
+        told = state.get("told", False)
+        learns = not trend.unknown and (trend.come_down or (not told and trend.falls_by(self.loss_fall)))
+        if learns or left > self.shrunk:
+            state.pop("stands", None)
+            state["told"] = False
+            why = trend.told_come_down() if learns else "the weights have grown again"
+            return Verdict(healed={"decay": why} if told else {}, confirming=self._early(record, share), dated=True)
+        return self._count(record, info, state, trend, left=left)
+
+    def _early(self, record: StepRecord, share: float) -> bool:
+        """Tell whether the first steps are yet to show what the decay does."""
+        return record.step < self.warm_up_steps and share > self.share
+
+    def _left(self, record: StepRecord, info: RunInfo, state: State) -> float:
+        """Return what is left of the weights of the median layer, of those that decay."""
+        held = columns(state, "start", info, "layers", rows=1, fill=math.nan)
+        weights = layer_values(record, info, "weight_rms")
+        start = held.values[0]
+        new = np.isnan(start) & (weights > 0)
+        if np.count_nonzero(new):
+            start[new] = weights[new]
+            held.blank = False
+        decays = info.weight_mask & (np.fmax.reduce(info.layer_decays, initial=0.0) > 0)
+        return _median(np.where(decays, weights / start, np.nan))
+
+    def _note(self, record: StepRecord, state: State, share: float) -> None:
+        """Remember that decay outweighed the loss for long enough, and by how much at first."""
+        if share <= self.share:
+            state.pop("streak", None)
+            return
+        streak = state.setdefault("streak", {})
+        count = count_hit(streak, "decay", record.step)
+        state.setdefault("at_first", share)
+        if count >= self.patience and "due" not in state:
+            state["due"] = {"since": streak["decay"]["since"], "share": state["at_first"]}
+
+    def _count(self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, left: float) -> Verdict:
+        """Count one more step at which the loss stood with weights that have shrunk, and tell what has lasted."""
+        count = count_hit(state.setdefault("stands", {}), "decay", record.step)
+        if not state.get("told"):
+            if record.step < self.warm_up_steps:
+                reason = f"not yet: whether the loss stands shows by step {self.warm_up_steps}"
+                return Verdict(confirming=True, dated=True, unjudged=reason)
+            if count < self.patience:
+                return Verdict(confirming=True, unjudged=self.waits)
+        if trend.unknown:
+            return cant_judge(trend.unknown)
+        state["told"] = True
+        due: dict[str, Any] = state["due"]
+        sighting = Sighting(
+            severity=Severity.ERROR if left < _ERROR_SHRUNK * self.shrunk else Severity.WARNING,
+            layers=weight_layers(info),
+            first_step=due["since"],
+            last_step=int(record.step),
+            value=due["share"],
+            threshold=self.share,
+            write=partial(self._write, info, trend, due["share"], left),
+        )
+        return Verdict({"decay": sighting})
+
+    def _write(self, info: RunInfo, trend: LossTrend, share: float, left: float) -> Sentences:
+        cause, remedy, causes = why_decayed(info, share, left)
+        message = (
+            f"Weight decay makes up {percent(share)} of a step's change, in the median layer, and has left {percent(left)} of the "
+            f"weights. Reported above {percent(self.share)}, {counted(self.patience, 'measured step')} in a row. "
+            f"{trend.sentence(self.loss_fall)}"
+        )
+        return Sentences(cause, remedy, message, causes)
+
+
+def _median(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else math.nan
