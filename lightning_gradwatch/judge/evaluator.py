@@ -191,7 +191,9 @@ class _Entry:
             return seen
         kept = self.kept.get(key)
         known = kept is not None and kept.healed is None
-        onset = kept.seen.first_bad if kept is not None and known else first_bad_step(self.memory, info, seen.first_step)
+        onset = (
+            kept.seen.first_bad if kept is not None and known else first_bad_step(self.memory, info, seen.first_step)
+        )
         return seen if onset is None else seen._replace(first_bad=onset)
 
     def take(self, verdict: Verdict, step: int) -> Sequence[tuple[_Kept, Severity | None]]:

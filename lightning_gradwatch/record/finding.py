@@ -114,6 +114,8 @@ class CauseKind(str, Enum):
     """What a branch puts out is multiplied by a factor near 0."""
     EXPLOSION = "explosion"
     """The loss or the gradient had grown from step to step."""
+    UNUSUAL_BATCH = "unusual-batch"
+    """A batch is unlike those before it."""
 
     UNSCALED_INPUTS = "unscaled-inputs"
     """Inputs that aren't scaled drive the first activations to where they are flat."""

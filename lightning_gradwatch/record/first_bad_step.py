@@ -53,18 +53,22 @@ class FirstBadStep:
     @property
     def sentence(self) -> str:
         """Say it."""
-        now = "not finite" if self.after is None else number(self.after)
+        who = f"{self.layer} left its own range first" if self.layer else "The loss alone left its own range"
         what = f"rms of the output of {self.site}" if self.site else _QUANTITIES.get(self.metric, self.metric)
+        now = "not finite" if self.after is None else number(self.after)
         then = "" if self.before is None else f", {number(self.before)} before"
-        between = "" if self.last_good_step is None else f" after step {self.last_good_step} (batch {self.last_good_batch})"
-        rate = ""
+        old, rate = self.learning_rate_before, ""
         if self.learning_rate is not None:
-            old = self.learning_rate_before
             was = "" if old is None or old == self.learning_rate else f", {number(old)} before"
             rate = f"; learning rate {number(self.learning_rate)}{was}"
-        who = f"{self.layer} left its own range first" if self.layer else "The loss alone left its own range"
-        steps = "" if self.exact or self.last_good_step is None else ", no step measured between"
-        return f"{who}, at step {self.step} (batch {self.batch}){between}{steps}: {what} {now}{then}{rate}."
+        return f"{who}, {self._between}: {what} {now}{then}{rate}."
+
+    @property
+    def _between(self) -> str:
+        good, bad = f"step {self.last_good_step} (batch {self.last_good_batch}", f"step {self.step} (batch {self.batch}"
+        if self.last_good_step is None:
+            return f"at {bad}), the first that was measured"
+        return f"at {bad}), {good}) was good" if self.exact else f"between {good}, good) and {bad}, bad)"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` reads it back."""

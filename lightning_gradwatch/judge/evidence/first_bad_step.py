@@ -167,9 +167,7 @@ class RecentSteps:
         loss_back = sign.highest_loss is None or not reading.loss > sign.highest_loss
         return loss_back and (sign.highest_norm is None or not reading.norm > _BEYOND * sign.highest_norm)
 
-    def _begin(
-        self, reading: Reading, info: RunInfo, highest_loss: float | None, highest_norm: float | None
-    ) -> None:
+    def _begin(self, reading: Reading, info: RunInfo, highest_loss: float | None, highest_norm: float | None) -> None:
         self._ring.append(reading)
         found = self._found(info)
         self._ring.pop()

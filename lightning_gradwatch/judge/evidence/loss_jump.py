@@ -34,6 +34,8 @@ class LossJump(NamedTuple):
     """The highest of the latest of them."""
     given_up: float
     """Share of what was learned since the start that it gives up; of a loss that never fell, its rise over its size."""
+    fell: bool
+    """Whether it had fallen."""
 
 
 def read_jump(loss: float, losses: Sequence[float], start: float, given_up: float = GIVEN_UP) -> LossJump | None:
@@ -46,7 +48,7 @@ def read_jump(loss: float, losses: Sequence[float], start: float, given_up: floa
         given_up: Share of what was learned since the start that a jump gives up at least.
 
     >>> read_jump(2.0, [0.6, 0.5, 0.5, 0.4], start=2.5)
-    LossJump(usual=0.5, highest=0.6, given_up=0.75)
+    LossJump(usual=0.5, highest=0.6, given_up=0.75, fell=True)
     >>> read_jump(0.05, [1e-3] * 8, start=2.3) is None
     True
     """
@@ -60,9 +62,7 @@ def read_jump(loss: float, losses: Sequence[float], start: float, given_up: floa
     rise = loss - usual
     if rise <= (_BEYOND if len(latest) == RANGE else 2 * _BEYOND) * spread:
         return None
-    learned = start - usual
-    if learned > spread:
-        share, least = rise / learned, given_up
-    else:
-        share, least = (rise / abs(usual) if usual else 0.0), _UNLEARNED
-    return LossJump(usual, highest, share) if share >= least else None
+    fell = start - usual > spread
+    way = start - usual if fell else abs(usual)
+    least = given_up if fell else max(given_up, _UNLEARNED)
+    return LossJump(usual, highest, rise / way, fell) if way > 0 and rise >= least * way else None
