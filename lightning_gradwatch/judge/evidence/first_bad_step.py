@@ -19,7 +19,7 @@ from lightning_gradwatch.judge.evidence.departure import (
     read_step,
     reading_of,
 )
-from lightning_gradwatch.judge.evidence.loss_jump import LEAST, RANGE, read_jump
+from lightning_gradwatch.judge.evidence.loss_jump import LEAST, RANGE, WINDOW, read_jump
 from lightning_gradwatch.judge.evidence.loss_trend import middle
 from lightning_gradwatch.record.checkpoint import StateError, count_of, mapping_of, plain_of
 from lightning_gradwatch.record.first_bad_step import FirstBadStep
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 RECENT = "recent"
 """Where a rule's memory has it."""
 
-_KEPT = 20
 _MOST_NUMBERS = 400_000
 """That the ring holds: nets of more columns have a shorter one, of 5 readings at least."""
 _FEWEST = 5
@@ -84,7 +83,7 @@ class RecentSteps:
     """The last measured steps of a run, and what jumped in them."""
 
     def __init__(self) -> None:
-        self._ring: deque[Reading] = deque(maxlen=_KEPT)
+        self._ring: deque[Reading] = deque(maxlen=WINDOW)
         """Those that showed nothing."""
         self._start: tuple[list[float], list[float]] = [], []
         """Losses and gradient norms of the first readings."""
@@ -142,7 +141,7 @@ class RecentSteps:
         losses, norms = self._before(reading)
         highest_loss = highest_norm = None
         starts, first_norms = self._start
-        if math.isfinite(reading.loss) and len(losses) >= LEAST and reading.loss > max(losses[-RANGE:]):
+        if math.isfinite(reading.loss) and len(losses) >= LEAST and reading.loss > max(losses):
             jump = read_jump(reading.loss, losses, middle(sorted(starts)))
             highest_loss = None if jump is None else jump.highest
         if math.isfinite(reading.norm) and len(norms) >= LEAST:
@@ -178,7 +177,7 @@ class RecentSteps:
 
     def _keep(self, reading: Reading) -> None:
         columns = 3 * len(reading.layers) + len(reading.sites)
-        most = min(max(_MOST_NUMBERS // max(columns, 1), _FEWEST), _KEPT)
+        most = min(max(_MOST_NUMBERS // max(columns, 1), _FEWEST), WINDOW)
         while len(self._ring) >= most:
             self._ring.popleft()
         self._ring.append(reading)

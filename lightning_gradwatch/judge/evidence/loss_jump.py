@@ -17,8 +17,10 @@ RANGE = 8
 """Latest readings that say how far a number goes by itself."""
 LEAST = 3
 """Readings without which nothing is called a jump."""
-_BEYOND = 2.0
-"""How many times the range of the latest losses a jump is; with fewer of them, twice as many."""
+WINDOW = 20
+"""Latest losses that a jump is compared with."""
+_BEYOND = 3.0
+"""How many times their range a jump is; with fewer of them, twice as many."""
 _UNLEARNED = 0.5
 """Share of its own size by which a loss that never fell must rise."""
 GIVEN_UP = 0.25
@@ -31,7 +33,7 @@ class LossJump(NamedTuple):
     usual: float
     """The median of the losses before."""
     highest: float
-    """The highest of the latest of them."""
+    """The highest of them."""
     given_up: float
     """Share of what was learned since the start that it gives up; of a loss that never fell, its rise over its size."""
     fell: bool
@@ -43,24 +45,23 @@ def read_jump(loss: float, losses: Sequence[float], start: float, given_up: floa
 
     Args:
         loss: The latest; finite.
-        losses: Those before, at most some twenty.
+        losses: Those before, 20 at most.
         start: The loss at the start.
         given_up: Share of what was learned since the start that a jump gives up at least.
 
-    >>> read_jump(2.0, [0.6, 0.5, 0.5, 0.4], start=2.5)
-    LossJump(usual=0.5, highest=0.6, given_up=0.75, fell=True)
+    >>> read_jump(2.0, [0.55, 0.5, 0.5, 0.45], start=2.5)
+    LossJump(usual=0.5, highest=0.55, given_up=0.75, fell=True)
     >>> read_jump(0.05, [1e-3] * 8, start=2.3) is None
     True
     """
     if len(losses) < LEAST:
         return None
-    latest = losses[-RANGE:]
-    highest = max(latest)
+    highest = max(losses)
     if loss <= highest:
         return None
-    usual, spread = middle(sorted(losses)), highest - min(latest)
+    usual, spread = middle(sorted(losses)), highest - min(losses)
     rise = loss - usual
-    if rise <= (_BEYOND if len(latest) == RANGE else 2 * _BEYOND) * spread:
+    if rise <= (_BEYOND if len(losses) >= WINDOW else 2 * _BEYOND) * spread:
         return None
     fell = start - usual > spread
     way = start - usual if fell else abs(usual)

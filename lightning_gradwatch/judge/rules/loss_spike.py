@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from lightning_gradwatch.judge.evidence.first_bad_step import first_bad_step
-from lightning_gradwatch.judge.evidence.loss_jump import read_jump
+from lightning_gradwatch.judge.evidence.loss_jump import WINDOW, read_jump
 from lightning_gradwatch.judge.evidence.loss_trend import middle
 from lightning_gradwatch.judge.readings import weight_layers
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
@@ -19,7 +19,6 @@ from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import number, ordinal, percent
 
-_WINDOW = 20
 _STARTING = 3
 _OF_STEPS = ("weight_rms", "update_ratio")
 """What leaves its range first where steps are to blame, and not the batch."""
@@ -32,9 +31,9 @@ class LossSpike(Rule):
     """The loss jumps, and comes back.
 
     What: a loss gives up at least ``given_up`` of what was learned since the start, in one measured step: it is above the
-    median of the last 20 by that share of the way that this has come down, and by twice the range of the last 8 (by four
-    times, with fewer). Of a loss that never fell, its own size stands for the way, and half of it must be added. When it is
-    back below the highest of these 8 in ``patience`` measured steps in a row, within 64, this is information. A loss that
+    median of the last 20 by that share of the way that this has come down, and by three times their range (by six times, with
+    fewer). Of a loss that never fell, its own size stands for the way, and half of it must be added. When it is back below
+    the highest of these in ``patience`` measured steps in a row, within 64, this is information. A loss that
     doesn't come back is the matter of other rules, as is one that isn't finite; one that falls never is. From the jump on,
     the next 64 steps are measured one by one.
 
@@ -131,7 +130,7 @@ class LossSpike(Rule):
 def _keep(state: State, record: StepRecord) -> None:
     losses, start = state["latest"], state["start"]
     losses.append(float(record.loss))
-    if len(losses) > _WINDOW:
+    if len(losses) > WINDOW:
         del losses[0]
     if len(start) < _STARTING:
         start.append(losses[-1])
