@@ -34,6 +34,7 @@ _HOMES = {
     "ExplodingGradient": "judge.rules.exploding",
     "NonFiniteGradient": "judge.rules.nonfinite",
     "UnreachedLayer": "judge.rules.unreached",
+    "LossSpike": "judge.rules.loss_spike",
     "DeadUnits": "judge.rules.dead",
     "SaturatedUnits": "judge.rules.saturated",
     "StalledUpdate": "judge.rules.stalled",
@@ -47,6 +48,7 @@ _HOMES = {
     "SingleValueNormalization": "judge.rules.single_value_normalization",
     "EvaluationMode": "judge.rules.evaluation_mode",
     "Finding": "record.finding",
+    "FirstBadStep": "record.first_bad_step",
     "Cause": "record.finding",
     "CauseKind": "record.finding",
     "Remedy": "record.finding",
@@ -55,6 +57,7 @@ _HOMES = {
     "GradWatchWarning": "record.finding",
     "VanishingGradientWarning": "record.finding",
     "UnreachedLayerWarning": "record.finding",
+    "LossSpikeWarning": "record.finding",
     "ExplodingGradientWarning": "record.finding",
     "NonFiniteGradientWarning": "record.finding",
     "DeadUnitsWarning": "record.finding",
@@ -84,6 +87,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode as EvaluationMode
     from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
     from lightning_gradwatch.judge.rules.initialization import Initialization as Initialization
+    from lightning_gradwatch.judge.rules.loss_spike import LossSpike as LossSpike
     from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient as NonFiniteGradient
     from lightning_gradwatch.judge.rules.output_applied_twice import OutputAppliedTwice as OutputAppliedTwice
     from lightning_gradwatch.judge.rules.oversized import OversizedUpdate as OversizedUpdate
@@ -112,6 +116,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import GradWatchError as GradWatchError
     from lightning_gradwatch.record.finding import GradWatchWarning as GradWatchWarning
     from lightning_gradwatch.record.finding import InitializationWarning as InitializationWarning
+    from lightning_gradwatch.record.finding import LossSpikeWarning as LossSpikeWarning
     from lightning_gradwatch.record.finding import NonFiniteGradientWarning as NonFiniteGradientWarning
     from lightning_gradwatch.record.finding import OutputAppliedTwiceWarning as OutputAppliedTwiceWarning
     from lightning_gradwatch.record.finding import OversizedUpdateWarning as OversizedUpdateWarning
@@ -124,6 +129,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
     from lightning_gradwatch.record.finding import UntrainedParameterWarning as UntrainedParameterWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning
+    from lightning_gradwatch.record.first_bad_step import FirstBadStep as FirstBadStep
     from lightning_gradwatch.record.registration import register_activation as register_activation
     from lightning_gradwatch.record.run_info import RunInfo as RunInfo
     from lightning_gradwatch.record.step import LayerState as LayerState

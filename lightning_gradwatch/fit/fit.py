@@ -140,11 +140,18 @@ class Fit:
             self.abort()
         if self.evaluator.confirming:
             self.drain(wait=True)  # what the last step showed decides what is looked for in this one
-        if self._schedule.due(step, confirming=self.evaluator.confirming):
+        if self._schedule.due(step, confirming=self.evaluator.confirming) or self._follows(step):
             self.open = OpenStep(self.probe.begin(optimizers=optimizers), step)
         elif self._watches_units(step):
             self.open = OpenStep(self.probe.begin(activations_only=True, optimizers=optimizers), step)
         return self.open
+
+    def _follows(self, step: int) -> bool:
+        """Whether a step that isn't due is measured as something has jumped shortly before; known to the schedule then."""
+        if not self.evaluator.follows(step):
+            return False
+        self._schedule.note_measured(step)
+        return True
 
     def _watches_units(self, step: int) -> bool:
         """Whether the units are watched in a step that isn't due: to fill the first windows, or as some may have died."""
@@ -164,7 +171,11 @@ class Fit:
         if self.open is not None or self._pending or self._ranks is not None:
             return 0
         schedule, windows = self._schedule, self.probe.windows
-        asked = (self.evaluator.confirming and schedule.confirms) or (not windows.full and schedule.watches)
+        asked = (
+            (self.evaluator.confirming and schedule.confirms)
+            or (not windows.full and schedule.watches)
+            or self.evaluator.follows(step + 1)
+        )
         return 0 if asked else schedule.next_look(step, windows.wanted) - step
 
     def end(self, facts: StepFacts) -> None:

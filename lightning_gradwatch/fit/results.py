@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.fit.plain_data import decode, encode
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Finding, Remedy, Severity
+from lightning_gradwatch.record.first_bad_step import FirstBadStep
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import (
     LayerInfo,
@@ -81,6 +82,7 @@ class Outcome:
 _CLASSES = (
     Outcome,
     Finding,
+    FirstBadStep,
     Remedy,
     Action,
     Cause,

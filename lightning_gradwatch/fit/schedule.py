@@ -48,6 +48,10 @@ class Schedule:
             return True
         return False
 
+    def note_measured(self, step: int) -> None:
+        """Take in that a step was measured that wasn't due."""
+        self._last = step
+
     def gap(self, step: int) -> int:
         """Return how many steps after this one the next is due."""
         every = self.every_n_steps

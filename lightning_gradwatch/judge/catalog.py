@@ -14,6 +14,7 @@ from lightning_gradwatch.judge.rules.decay_dominates import DecayDominates
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
 from lightning_gradwatch.judge.rules.initialization import Initialization
+from lightning_gradwatch.judge.rules.loss_spike import LossSpike
 from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient
 from lightning_gradwatch.judge.rules.output_applied_twice import OutputAppliedTwice
 from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
@@ -33,6 +34,7 @@ RULES: tuple[type[Rule], ...] = (
     ExplodingGradient,
     NonFiniteGradient,
     UnreachedLayer,
+    LossSpike,
     DeadUnits,
     SaturatedUnits,
     StalledUpdate,

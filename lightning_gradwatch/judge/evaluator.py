@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_gradwatch.judge.evidence.first_bad_step import RECENT, RecentSteps, first_bad_step
 from lightning_gradwatch.judge.evidence.loss_trend import LOSSES, Losses
 from lightning_gradwatch.judge.root_causes import awaits_root, in_order, relate, related
 from lightning_gradwatch.judge.rule import HEALTHY
@@ -38,6 +39,8 @@ _VERSION, _READ = 6, (5, 6)
 """Of the state; those of version 5 say nothing of the kinds of causes, which are unknown then."""
 _quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 """Weights of 1e300, as float64 or a damaged file may have them, are no reason for numpy to warn in a training loop."""
+_SHARED = frozenset((LOSSES, RECENT))
+"""What rules find in their memory and isn't theirs: the evaluator keeps it, once for all of them."""
 _MOST_LOSSES = 64
 _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not have every step measured
 
@@ -135,6 +138,8 @@ class _Kept:
 
 def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
     cause, remedy, message, causes = seen.write()
+    if seen.first_bad is not None:
+        message = f"{message} {seen.first_bad.sentence}"
     return Finding(
         code=rule.code,
         name=rule.name,
@@ -149,6 +154,7 @@ def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
         message=message,
         cause_kind=causes[0].kind if causes else CauseKind.UNKNOWN,
         causes=causes,
+        first_bad=seen.first_bad,
     )
 
 
@@ -169,6 +175,26 @@ class _Entry:
     """How many times in a row it did, without a step being known by which that is settled."""
     restored: bool = False
     """Whether the memory comes from a checkpoint."""
+
+    def judge(self, record: StepRecord, info: RunInfo) -> Sequence[tuple[_Kept, Severity | None]]:
+        """Judge a record; return as `take`."""
+        verdict = self.rule.judge(record, info, self.memory)
+        if verdict.findings and self.rule.tells_first_bad_step:
+            verdict = verdict._replace(
+                findings={key: self._with_onset(key, seen, info) for key, seen in verdict.findings.items()}
+            )
+        return self.take(verdict, int(record.step))
+
+    def _with_onset(self, key: str, seen: Finding | Sighting, info: RunInfo) -> Finding | Sighting:
+        """Say where what was found began: as it was said at first, for as long as it is the same."""
+        if isinstance(seen, Finding) or seen.first_bad is not None:
+            return seen
+        kept = self.kept.get(key)
+        known = kept is not None and kept.healed is None
+        onset = (
+            kept.seen.first_bad if kept is not None and known else first_bad_step(self.memory, info, seen.first_step)
+        )
+        return seen if onset is None else seen._replace(first_bad=onset)
 
     def take(self, verdict: Verdict, step: int) -> Sequence[tuple[_Kept, Severity | None]]:
         """Take in a verdict on the record of a step; return what is new, or worse than ever before, each with the worst before."""
@@ -207,7 +233,7 @@ class _Entry:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "memory": plain({key: value for key, value in self.memory.items() if key != LOSSES}),
+            "memory": plain({key: value for key, value in self.memory.items() if key not in _SHARED}),
             "findings": {key: kept.to_dict(self.rule) for key, kept in self.kept.items()},
             "judged": self.judged,
             "reason": self.reason,
@@ -218,14 +244,14 @@ class _Entry:
         }
 
     @classmethod
-    def from_dict(cls, rule: Rule, losses: Losses, data: Any) -> _Entry:
+    def from_dict(cls, rule: Rule, shared: Mapping[str, Any], data: Any) -> _Entry:
         what = f"the state of {rule.code}"
         mapping_of(data, what, required=cls(rule).to_dict())
         memory = plain(plain_of(named(data["memory"], f"the memory of {rule.code}"), f"the memory of {rule.code}"))
         findings = named(plain_of(data["findings"], what), f"what {rule.code} found")
         return cls(
             rule,
-            memory={**memory, LOSSES: losses},
+            memory={**memory, **shared},
             kept={key: _read_kept(finding, rule) for key, finding in findings.items()},
             judged=instance_of(data["judged"], what, bool),
             reason=instance_of(data["reason"], what, str),
@@ -262,7 +288,9 @@ def _as_read(data: Mapping[str, Any], finding: Finding) -> dict[str, Any]:
     """Return a finding's data as this release has them: another one may know other causes, or none."""
     causes = [{**cause, "kind": CauseKind.read(cause["kind"]).value} for cause in data.get("causes", ())]
     kind = CauseKind.read(data.get("cause_kind", CauseKind.UNKNOWN.value)).value
-    return {**data, "consequence_of": finding.consequence_of, "cause_kind": kind, "causes": causes}
+    onset = None if finding.first_bad is None else finding.first_bad.to_dict()
+    read = {"consequence_of": finding.consequence_of, "cause_kind": kind, "causes": causes, "first_bad": onset}
+    return {**data, **read}
 
 
 def _read_losses(data: Any) -> Losses:
@@ -293,14 +321,31 @@ class Evaluator:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
-        self._losses = Losses()
-        self._entries = {rule.code: _Entry(rule, {LOSSES: self._losses}) for rule in self.rules}
+        self._losses, self._recent = Losses(), RecentSteps()
+        self._entries = {rule.code: _Entry(rule, dict(self._shared)) for rule in self.rules}
         self.begun_anew: dict[str, str] = {}
         """Why rules could do nothing with what a checkpoint had of them, by code."""
         self.confirming = False
         """Whether a rule has hit and lacks patience, so that the next step should be measured as well; asked at each step."""
         self.risen: Severity | None = None
         """The highest severity that a finding reached for the first time by the last record; None: none did."""
+
+    @property
+    def _shared(self) -> Mapping[str, Any]:
+        """What each rule finds in its memory, beside what it keeps there."""
+        return {LOSSES: self._losses, RECENT: self._recent}
+
+    def wants(self, step: int) -> bool:
+        """Whether a step should be measured though it isn't due: a rule lacks patience, or something has jumped shortly before.
+
+        A loop of your own asks it beside what it measures anyway. At most 64 steps follow a jump, and in all of a run
+        at most 192 of them, or later one of 200 steps.
+        """
+        return self.confirming or self._recent.wants(step)
+
+    def follows(self, step: int) -> bool:
+        """Whether a step is one of those after a jump that are measured one by one."""
+        return self._recent.wants(step)
 
     @_quietly
     def feed(self, record: StepRecord, info: RunInfo) -> tuple[Finding, ...]:
@@ -312,6 +357,7 @@ class Evaluator:
         """
         self.risen = None
         self._losses.note(record)
+        self._recent.note(record, info)
         risen: list[_Kept] = []
         told: list[_Kept] = []
         for entry in self._entries.values():
@@ -350,16 +396,15 @@ class Evaluator:
 
     def _judge(self, entry: _Entry, record: StepRecord, info: RunInfo) -> Sequence[tuple[_Kept, Severity | None]]:
         """Judge by a memory that may come from a checkpoint, and make no sense to the rule: then it begins anew."""
-        step = int(record.step)
         if not entry.restored:
-            return entry.take(entry.rule.judge(record, info, entry.memory), step)
+            return entry.judge(record, info)
         try:
-            return entry.take(entry.rule.judge(record, info, entry.memory), step)
+            return entry.judge(record, info)
         except Exception as error:  # noqa: BLE001 - whatever it holds; a fault of the rule's own comes again below
             code = entry.rule.code
             self.begun_anew[code] = f"the memory of {code} makes no sense ({type(error).__name__}: {error})"
-            entry = self._entries[code] = _Entry(entry.rule, {LOSSES: self._losses})
-            return entry.take(entry.rule.judge(record, info, entry.memory), step)
+            entry = self._entries[code] = _Entry(entry.rule, dict(self._shared))
+            return entry.judge(record, info)
 
     @property
     @_quietly
@@ -397,6 +442,7 @@ class Evaluator:
         return {
             "version": _VERSION,
             "losses": self._losses.plain(),
+            "recent": self._recent.plain(),
             "rules": {code: entry.to_dict() for code, entry in self._entries.items()},
         }
 
@@ -409,13 +455,14 @@ class Evaluator:
         version = named(state, "rules").get("version")
         if version not in _READ:
             raise StateError(f"the rules' state has version {version!r}; this release reads {_VERSION}")
-        mapping_of(state, "rules", required=("version", "losses", "rules"))
+        mapping_of(state, "rules", required=("version", "losses", "rules"), optional=("recent",))
         saved = named(state["rules"], "the states of the rules")
         self._losses = _read_losses(state["losses"])
+        self._recent = RecentSteps.from_plain(state["recent"]) if "recent" in state else RecentSteps()
         self._entries = {
-            rule.code: _Entry.from_dict(rule, self._losses, saved[rule.code])
+            rule.code: _Entry.from_dict(rule, self._shared, saved[rule.code])
             if rule.code in saved
-            else _Entry(rule, {LOSSES: self._losses})
+            else _Entry(rule, dict(self._shared))
             for rule in self.rules
         }
         self.confirming = self._wants_more()

@@ -203,6 +203,8 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("GW302", "GW104", "a step that is too large kills a layer", _killed),
     Relation("GW102", "GW104", "a step that is too large kills a layer", _killed),
     Relation("GW302", "GW301", "weights that were thrown far out hardly change any more", _before),
+    Relation("GW302", "GW105", "a step that is too large throws the loss up", _before),
+    Relation("GW102", "GW105", "a gradient that explodes throws the loss up", _before),
     *(
         Relation("GW103", effect, "after a NaN in the weights no number means anything", _before)
         for effect in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
@@ -232,6 +234,7 @@ _ORDER = (
     "GW304",
     "GW301",
     "GW302",
+    "GW105",
 )
 """Which of several causes is named, and which root is listed first; GW201 stands first where a whole layer is dead."""
 

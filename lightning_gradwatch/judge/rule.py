@@ -35,6 +35,7 @@ from lightning_gradwatch.judge.streaks import (
     streaks,
 )
 from lightning_gradwatch.record.finding import Cause, Finding, GradWatchWarning, Remedy, Severity
+from lightning_gradwatch.record.first_bad_step import FirstBadStep
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted
@@ -74,6 +75,8 @@ class Sighting(NamedTuple):
     threshold: float
     write: Callable[[], Sentences]
     """Called at most once, and maybe after later records: it must hold what it needs, and not the rule's memory."""
+    first_bad: FirstBadStep | None = None
+    """Where it began; of a rule that `Rule.tells_first_bad_step`, the evaluator looks for it."""
 
 
 class Line(NamedTuple):
@@ -172,6 +175,8 @@ class Rule(ABC):  # of a dataclass without another base, jsonargparse (Lightning
     """Whether a step that the gradient scaler left out says something to this rule."""
     numbered: ClassVar[bool] = True
     """Whether a finding's number and threshold say something: not where what was found is so or isn't."""
+    tells_first_bad_step: ClassVar[bool] = False
+    """Whether what it finds may have begun with a jump or a NaN: then its findings say in which step, and in which layer."""
     key: ClassVar[str] = "found"
     """Names what `check` finds in the rule's memory; of a rule whose runs are stored, it stays."""
 

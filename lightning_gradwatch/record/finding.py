@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any
 
+from lightning_gradwatch.record.first_bad_step import FirstBadStep
+
 
 class Severity(IntEnum):
     """How bad a finding is. INFO never warns and never fails a check."""
@@ -153,6 +155,8 @@ class CauseKind(str, Enum):
     """What a branch puts out is multiplied by a factor near 0."""
     EXPLOSION = "explosion"
     """The loss or the gradient had grown from step to step."""
+    UNUSUAL_BATCH = "unusual-batch"
+    """A batch is unlike those before it."""
 
     UNSCALED_INPUTS = "unscaled-inputs"
     """Inputs that aren't scaled drive the first activations to where they are flat."""
@@ -268,6 +272,8 @@ class Finding:
     """What brought it about, as `cause` says in a sentence; of several things the one that is said first."""
     causes: tuple[Cause, ...] = ()
     """All that did, `cause_kind` first, with the activations that are to blame."""
+    first_bad: FirstBadStep | None = None
+    """Where a jump or a NaN that it tells of began; None where it tells of none, or that doesn't show."""
 
     @property
     def follows(self) -> str:
@@ -308,6 +314,7 @@ class Finding:
             "healed_step": self.healed_step,
             "cause_kind": self.cause_kind.value,
             "causes": [{"kind": cause.kind.value, "sites": list(cause.sites)} for cause in self.causes],
+            "first_bad": None if self.first_bad is None else self.first_bad.to_dict(),
         }
 
     @classmethod
@@ -347,6 +354,7 @@ class Finding:
                 Cause(kind=CauseKind.read(cause["kind"]), sites=tuple(cause["sites"]))
                 for cause in data.get("causes", ())
             ),
+            first_bad=None if data.get("first_bad") is None else FirstBadStep.from_dict(data["first_bad"]),
         )
 
 
@@ -379,6 +387,10 @@ class ExplodingGradientWarning(GradWatchWarning):
 
 class NonFiniteGradientWarning(GradWatchWarning):
     """GW103: NaN or infinity in the loss, the activations or the gradients."""
+
+
+class LossSpikeWarning(GradWatchWarning):
+    """GW105: the loss jumps, and comes back."""
 
 
 class DeadUnitsWarning(GradWatchWarning):

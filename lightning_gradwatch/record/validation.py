@@ -200,6 +200,19 @@ _ACTION: Mapping[str, Callable[[Any], bool]] = {
     "arguments": lambda value: all(_is_name(name) and _is_plain(each) for name, each in value),
 }
 _CAUSE: Mapping[str, Callable[[Any], bool]] = {"sites": _is_names}
+_FIRST_BAD: Mapping[str, Callable[[Any], bool]] = {
+    "layer": _is_name,
+    "metric": _is_name,
+    "site": _is_name,
+    "before": _is_number_or_none,
+    "after": _is_number_or_none,
+    "step": _is_count,
+    "batch": _is_count,
+    "last_good_step": _is_count_or_none,
+    "last_good_batch": _is_count_or_none,
+    "learning_rate": _is_number_or_none,
+    "learning_rate_before": _is_number_or_none,
+}
 _MOST_CAUSES = 100
 _RECORD_COUNTS = ("step", "batch_idx", "world_size")
 
@@ -267,6 +280,8 @@ def check_finding(finding: Finding) -> None:
         raise ValueError(f"a finding of it is damaged: it has {len(finding.causes):,} causes")
     for cause in finding.causes:
         _check("a cause", cause, _CAUSE, whole="a finding of it")
+    if finding.first_bad is not None:
+        _check("a first bad step", finding.first_bad, _FIRST_BAD, whole="a finding of it")
 
 
 def check_record(record: StepRecord) -> None:

@@ -67,6 +67,7 @@ SATURATED = make("GW202", Kind.LARGE_WEIGHTS, layers=("net.1",), step=15)
 STALLED = make("GW301", Kind.WEAK_GRADIENT, step=12)
 CLIPPED = make("GW303", Kind.TIGHT_CLIPPING)
 DECAYED = make("GW304", Kind.STRONG_DECAY)
+SPIKED = make("GW105", Kind.UNUSUAL_BATCH, step=30)
 OVERSIZED = make("GW302", Kind.HIGH_LEARNING_RATE, step=2)
 TOO_SMALL = make("GW401", Kind.SMALL_WEIGHTS, step=0, value=1e-9, threshold=1e-3)
 TOO_LARGE = make("GW401", Kind.LARGE_WEIGHTS, step=0, value=1e9, threshold=1e2)
@@ -129,6 +130,8 @@ LINKED = [
     (OVERSIZED, SPARSE),
     (OVERSIZED, SATURATED),
     (OVERSIZED, STALLED),
+    (OVERSIZED, SPIKED),
+    (EXPLODED, SPIKED),
     (OVERSIZED, make("GW104", DEAD_THERE, severity=ERROR, step=30)),
     *(
         (NAN, make(code, Kind.SMALL_WEIGHTS, step=21))

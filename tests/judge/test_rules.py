@@ -30,11 +30,14 @@ WIRED = {
     "GW506": Wiring("evaluation-mode", ("",), "batch_norm"),
 }
 STEPS = (0, *range(10, 14), 24)
+INFORM = {"GW105"}
+"""Rules that never warn."""
 FIRING = {
     "GW101": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-9)),
     "GW102": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e6)),
     "GW103": lambda runs, info, step: runs.measure(info, step, states={"net.0": LayerState.NON_FINITE}),
     "GW104": lambda runs, info, step: runs.measure(info, step, states={"net.0": LayerState.ZERO}),
+    "GW105": lambda runs, info, step: runs.measure(info, step, loss=5.0 if step == 12 else 2.3 - 0.1 * (step > 0)),
     "GW201": lambda runs, info, step: runs.measure(info, step, dead_fraction=1.0),
     "GW202": lambda runs, info, step: runs.measure(info, step, saturated_fraction=0.9),
     "GW301": lambda runs, info, step: runs.measure(info, step, update_ratio={"net.0": 1e-8}),
@@ -91,11 +94,11 @@ class TestEveryRule:
         if rule.code == "GW304":
             optimizers = (dataclasses.replace(info.optimizers[0], settings={"lr": 0.1, "weight_decay": 0.1}),)
             wired = info = dataclasses.replace(info, optimizers=optimizers)
-        steps = (*STEPS, 49, 64) if rule.code in WIRED else STEPS
+        steps = (*STEPS, 49, 64) if rule.code in WIRED or rule.code in INFORM else STEPS
         fed = runs.feed(rule(), [FIRING[rule.code](runs, wired, step) for step in steps], wired)
         assert fed.only.code == rule.code
         assert fed.only.name == rule.name
-        assert fed.only.severity >= Severity.WARNING
+        assert (fed.only.severity >= Severity.WARNING) is (rule.code not in INFORM)
         quiet = runs.feed(rule(), [healthy(runs, info, step) for step in STEPS], info)
         assert quiet.findings == ()
         assert quiet.evaluator.unjudged == {}
@@ -106,7 +109,7 @@ class TestEveryRule:
 
     def test_says_why_where_its_input_is_missing(self, rule, runs):
         info = dataclasses.replace(runs.stack(), sites=(), layers=())
-        fed = runs.feed(rule(), [runs.measure(info, step) for step in STEPS], info)
+        fed = runs.feed(rule(), [runs.measure(info, step, loss=float("nan")) for step in STEPS], info)
         assert re.match(r"(can't judge|not yet): \w", fed.evaluator.unjudged[rule.code])
 
 
@@ -128,8 +131,8 @@ class TestSelection:
         ("ignore", "left"),
         [
             (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302", "GW303", "GW304"]),
-            (["GW202", "GW3", "GW4", "GW50"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
-            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5"), ["GW103", "GW104"]),
+            (["GW202", "GW3", "GW4", "GW50"], ["GW101", "GW102", "GW103", "GW104", "GW105", "GW201"]),
+            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5"), ["GW103", "GW104", "GW105"]),
             (("GW",), []),
         ],
     )

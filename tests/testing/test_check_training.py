@@ -50,7 +50,7 @@ def test_healthy_module_is_ok_and_both_questions_are_answered():
     assert [record.step for record in report.records] == list(range(32))
     assert "Do gradients reach the first layer? Yes: net.0 gets a gradient of rms" in str(report)
     assert "Does a layer die? No: no unit is dead." in str(report)
-    assert str(report).endswith("passed: 0 findings from 16 rules judged")
+    assert str(report).endswith("passed: 0 findings from 17 rules judged")
 
 
 def test_ill_module_is_not_ok_and_the_report_says_why():

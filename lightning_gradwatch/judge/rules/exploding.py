@@ -76,6 +76,7 @@ class ExplodingGradient(Rule):
     code: ClassVar[str] = "GW102"
     name: ClassVar[str] = "exploding-gradient"
     warning: ClassVar[type[ExplodingGradientWarning]] = ExplodingGradientWarning
+    tells_first_bad_step: ClassVar[bool] = True
 
     ratio: float = 1e3
     gain: float = 1.4

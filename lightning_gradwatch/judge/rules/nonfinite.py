@@ -47,6 +47,7 @@ class NonFiniteGradient(Rule):
     code: ClassVar[str] = "GW103"
     name: ClassVar[str] = "non-finite"
     warning: ClassVar[type[NonFiniteGradientWarning]] = NonFiniteGradientWarning
+    tells_first_bad_step: ClassVar[bool] = True
     judges_skipped: ClassVar[bool] = True
 
     skipped_steps: int = 20

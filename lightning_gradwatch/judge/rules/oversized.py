@@ -67,6 +67,7 @@ class OversizedUpdate(Rule):
     code: ClassVar[str] = "GW302"
     name: ClassVar[str] = "oversized-update"
     warning: ClassVar[type[OversizedUpdateWarning]] = OversizedUpdateWarning
+    tells_first_bad_step: ClassVar[bool] = True
 
     ratio: float = 0.1
     warm_up_steps: int = 24
