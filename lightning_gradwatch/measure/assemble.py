@@ -66,6 +66,7 @@ def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts:
         clip_factor=tally.clipped / total if total > 0 else _NAN,
         global_grad_norm=total,
         world_size=facts.world_size,
+        constant_answer=tally.constant_answer,
     )
 
 

@@ -17,7 +17,7 @@ from lightning_gradwatch.measure.repeats import Repeats
 from lightning_gradwatch.measure.signal import SignalHooks
 from lightning_gradwatch.measure.trace.activation_calls import Activations
 from lightning_gradwatch.measure.trace.connections import Connections
-from lightning_gradwatch.measure.trace.hidden_ops import Audit, AuditedTracer
+from lightning_gradwatch.measure.trace.hidden_ops import Audit, AuditedTracer, WatchedTracer
 from lightning_gradwatch.measure.trace.lost_gradients import Trail, TrailedTracer
 from lightning_gradwatch.measure.trace.manual_gradients import Held
 from lightning_gradwatch.measure.trace.opaque import stepping_aside
@@ -209,13 +209,15 @@ class StepMeter:
             "before_backward": self._saw_backward,
             "gradients": self,
         }
-        self.tracer: Tracer
+        self.tracer = self._make_tracer(settings)
+
+    def _make_tracer(self, settings: dict[str, Any]) -> Tracer:
+        """Return what looks at the calls of this step's passes."""
         if self.trail is not None:
-            self.tracer = TrailedTracer(trail=self.trail, **settings)
-        elif self._audit is not None:
-            self.tracer = AuditedTracer(audit=self._audit, sees=self.wiring.see, **settings)
-        else:
-            self.tracer = Tracer(**settings)
+            return TrailedTracer(trail=self.trail, **settings)
+        if self._audit is not None:
+            return AuditedTracer(audit=self._audit, sees=self.wiring.see, made=self.wiring.made, **settings)
+        return WatchedTracer(made=self.wiring.made, **settings) if self.wiring.watches else Tracer(**settings)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -302,6 +304,7 @@ class StepMeter:
         if isinstance(loss, Tensor) and loss.numel() == 1 and not (loss.is_complex() or is_opaque(loss)):
             value = loss.detach().reshape(()).double()
             self.losses.append(self.pack.add(value if scale is None else value / scale))
+            self.wiring.takes_loss(loss, scale)
 
     @_harmless
     def set_scale(self, scale: Tensor) -> None:

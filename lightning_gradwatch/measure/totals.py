@@ -52,6 +52,7 @@ class Tally:
     """Optimizers that stepped."""
     skipped: bool = False
     learning_rates: tuple[float, ...] = ()
+    constant_answer: tuple[float, ...] = ()
 
 
 @dataclass
@@ -112,6 +113,7 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
         loss=math.fsum(float(values[slot][0]) for slot in measured.losses) / (scale if measured.scaled_losses else 1.0)
         if measured.losses and optimizers == 1
         else math.nan,
+        constant_answer=_constant_answer(measured, values, scale) if optimizers == 1 else (),
         scale=scale,
         stepped=tuple(sorted(index for index, step in measured.steps.items() if step.taken(values))),
         skipped=any(not step.taken(values) for step in measured.steps.values()),
@@ -119,6 +121,12 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
             measured.steps[index].learning_rate if index in measured.steps else math.nan for index in range(optimizers)
         ),
     )
+
+
+def _constant_answer(measured: Measured, values: Values, scale: float) -> tuple[float, ...]:
+    """Return the losses of a constant answer, without the scale, as `StepRecord.constant_answer`."""
+    answer = measured.wiring.answer(values)
+    return (answer[0] / scale, *answer[1:]) if answer and measured.scaled_losses else answer
 
 
 def _add_gradients(rows: Rows, gradients: OptimizerGradients, values: Values, columns: Columns) -> None:

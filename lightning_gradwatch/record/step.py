@@ -293,6 +293,10 @@ class StepRecord:
     """Global norm after clipping over before; NaN where nothing was clipped or it isn't known."""
     global_grad_norm: float = float("nan")
     world_size: int = 1
+    constant_answer: tuple[float, ...] = ()
+    """In the first measured steps, where it is known: the loss that one constant answer would have had in this step; rms of
+    the outputs that the loss was given; mean and standard deviation of the targets. NaN where not known, or where the
+    targets are classes."""
 
     def values(self, metric: str, length: int) -> FloatVector:
         """Return a metric as float64[length], NaN where this record has no column yet; not to be changed in place."""

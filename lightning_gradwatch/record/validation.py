@@ -300,6 +300,8 @@ def check_record(record: StepRecord) -> None:
         raise ValueError("optimizers holds what is no index of an optimizer")
     if len(record.learning_rates) > _MOST_OPTIMIZERS or not _is_numbers(record.learning_rates):
         raise ValueError("learning_rates holds what is no learning rate of an optimizer")
+    if len(record.constant_answer) not in {0, 4} or not _is_numbers(record.constant_answer):
+        raise ValueError("constant_answer holds what is no loss of one")
 
 
 def check_lengths(record: StepRecord, info: RunInfo) -> None:

@@ -56,6 +56,11 @@ class Head(IntEnum):
     CLIPPED = 5
     SKIPPED = 6
     UNREADABLE = 7
+    ANSWER = 8
+    """The loss of a constant answer; NaN where it isn't known."""
+    OUTPUT = 9
+    TARGET = 10
+    DEVIATION = 11
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,7 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
     head, table = parts.head[rank], layout.table
     head[Head.SCALE], head[Head.LOSS], head[Head.CLIPPED] = tally.scale, tally.loss, tally.clipped
     head[Head.SKIPPED], head[Head.UNREADABLE] = tally.skipped, tally.unreadable
+    head[_ANSWER] = tally.constant_answer or (math.nan,) * 4
     for optimizer, rate in enumerate(tally.learning_rates):
         head[len(Head) + 2 * optimizer :][:2] = optimizer in tally.stepped, rate
     places = table.places_of_layers(rank)
@@ -194,8 +200,15 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
         stepped=tuple(np.flatnonzero(of_optimizers[:, :, 0].any(axis=0)).tolist()),
         skipped=bool(head[:, Head.SKIPPED].any()),
         learning_rates=tuple(of_optimizers[0, :, 1].tolist()),
+        constant_answer=_answer(head),
     )
     return tally, [place for place, (_, units) in enumerate(joined) if units is None]
+
+
+def _answer(head: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the mean of what the losses of those ranks that have one would be of a constant answer, as of the losses."""
+    answers = head[~np.isnan(head[:, Head.LOSS])][:, _ANSWER]
+    return tuple(answers.mean(axis=0).tolist()) if len(answers) and not np.isnan(answers[:, 0]).any() else ()
 
 
 def leave_out(tally: Tally, parts: Iterable[Part]) -> None:
@@ -209,6 +222,9 @@ def leave_out(tally: Tally, parts: Iterable[Part]) -> None:
             if part == "activations":
                 tally.sites[:, OfSite.NOT_COMBINABLE] = 1
                 tally.chunks = [None] * len(tally.chunks)
+
+
+_ANSWER = [Head.ANSWER, Head.OUTPUT, Head.TARGET, Head.DEVIATION]
 
 
 def _joined(parts: Parts, layout: Layout) -> Iterator[tuple[FloatVector, FloatVector | None]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_gradwatch.measure.model.call_site import line_of_function
 from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.wiring.calls import Calls
+from lightning_gradwatch.measure.wiring.constant import ConstantAnswers
 from lightning_gradwatch.measure.wiring.facts import Facts
 from lightning_gradwatch.measure.wiring.parameters import holders, loose_leaves, unheld
 from lightning_gradwatch.measure.wiring.stale import StaleGradients
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.call_site import ModuleNames
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.trace.tensor_state import Tags
-    from lightning_gradwatch.measure.transfer.host import Pack, Values
+    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
     from lightning_gradwatch.record.step import Wiring
 
 FIRST_STEPS = 4
@@ -36,8 +39,16 @@ FIRST_STEPS = 4
 class Unwatched:
     """A step whose wiring isn't looked at."""
 
+    watches = False
+
     def see(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Look at a torch call of the forward pass that is about to run."""
+
+    def made(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Look at a torch call of the forward pass that has run."""
+
+    def takes_loss(self, loss: Tensor, scale: Tensor | None) -> None:
+        """Take that a loss, which is multiplied by a scale, counts for the step."""
 
     def backward_begins(self, loss: Any) -> None:
         """Look at the gradients that are there, and at what a loss depends on."""
@@ -59,6 +70,10 @@ class Unwatched:
             scaled: Whether a scaler has part in the gradients, so that what was left and what is new aren't comparable.
         """
         return False
+
+    def answer(self, values: Values) -> tuple[float, ...]:  # noqa: ARG002 - there is nothing in it
+        """Return what the step's losses would be of a constant answer, and from what, as `StepRecord.constant_answer`."""
+        return ()
 
     def described(self) -> tuple[Wiring, ...]:
         """Return what is known so far."""
@@ -104,6 +119,8 @@ def _harmless(method: _Method) -> _Method:
 class StepWiring(Unwatched):
     """One measured step."""
 
+    watches = True
+
     def __init__(
         self, watch: WiringWatch, calls: Calls, pack: Pack, optimizers: Callable[[], Sequence[Optimizer]]
     ) -> None:
@@ -115,11 +132,33 @@ class StepWiring(Unwatched):
         self._optimizers = optimizers
         self._looked_at: weakref.ref[Tensor] | None = None
         """The loss whose graph was walked last."""
+        self._pack = pack
+        self._shadows = ConstantAnswers()
+        self._answers: list[Slot] | None = []
+        """Of each loss; None where one has none that is known."""
+        self._sources: list[Slot] = []
 
     @override
     @_harmless
     def see(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._calls.see(func, args, kwargs)
+
+    @override
+    @_harmless
+    def made(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        self._shadows.made(func, args, kwargs, result)
+
+    @override
+    @_harmless
+    def takes_loss(self, loss: Tensor, scale: Tensor | None) -> None:
+        answer = self._shadows.of(loss)
+        if answer is None or self._answers is None:
+            self._answers = None
+            return
+        self._answers.append(self._pack.add(answer.loss if scale is None else answer.loss / scale))
+        if answer.source is not None and not self._sources:
+            nothing = torch.full_like(answer.loss, math.nan)
+            self._sources = [self._pack.add(nothing if each is None else each) for each in answer.source]
 
     @override
     @_harmless
@@ -146,6 +185,7 @@ class StepWiring(Unwatched):
     @override
     @_harmless
     def end(self) -> None:
+        self._shadows.clear()
         for layer in unheld(self._watch.layers, self._optimizers()):
             self._facts.note("unheld", layer.name)
 
@@ -154,6 +194,14 @@ class StepWiring(Unwatched):
         before = self._facts.changes
         self._read(values, scaled=scaled)
         return self._facts.changes != before
+
+    @override
+    def answer(self, values: Values) -> tuple[float, ...]:
+        if not self._answers or not self.faults.on("wiring"):
+            return ()
+        loss = math.fsum(float(values[slot][0]) for slot in self._answers)
+        sources = [float(values[slot][0]) for slot in self._sources] or [math.nan] * 3
+        return (loss, *sources) if 0 < loss < math.inf else ()
 
     @_harmless
     def _read(self, values: Values, *, scaled: bool) -> None:
