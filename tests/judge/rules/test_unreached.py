@@ -212,6 +212,20 @@ class TestFollowed:
                 "factor be trained",
             ),
             (
+                ("zero-factors", "matmul", "net", (), ("net.a", "net.b")),
+                ZERO,
+                Severity.ERROR,
+                "net.a and net.b are both exactly 0, and are multiplied (matmul(), called in net).",
+                "initialise net.a at random (xavier) and leave net.b at 0",
+            ),
+            (
+                ("zero-factors", "matmul", "net", (), ("net.a", "net.c", "net.b")),
+                ZERO,
+                Severity.ERROR,
+                "net.a, net.c and net.b are all exactly 0",
+                "initialise net.a, net.c at random",
+            ),
+            (
                 ("zero-weights", "linear", "net.9"),
                 ZERO,
                 Severity.ERROR,
@@ -264,6 +278,28 @@ class TestFollowed:
         assert "called in block.0, block.1, block.2" in next(
             finding.cause for finding in fed.findings if len(finding.layers) == 3
         )
+
+    def test_pairs_of_zeros_are_one_finding_that_says_which_to_initialise(self, runs):
+        places = {
+            name: ("zero-factors", "linear", f"{name}.b", (), (f"{name}.a.weight", f"{name}.b.weight"))
+            for name in ("net.0", "net.4")
+        }
+        finding = judged(runs, [dict.fromkeys(places, ZERO)] * 3, info=lost(runs.stack(), **places)).only
+        assert finding.layers == ("net.0", "net.4")
+        assert "called in net.0.b), as in 1 further place." in finding.cause
+        (action,) = finding.remedy.actions
+        assert (action.kind, action.targets) == ("initialize", ("net.0.a.weight", "net.4.a.weight"))
+        assert dict(action.arguments) == {"method": "xavier_uniform_"}
+
+    def test_a_layer_of_one_parameter_is_initialised_by_its_own_name(self, runs):
+        plain = runs.stack(function="relu")
+        layers = tuple(dataclasses.replace(layer, shapes=layer.shapes[:1]) for layer in plain.layers)
+        info = lost(
+            dataclasses.replace(plain, layers=layers),
+            **{"net.2": ("zero-factors", "linear", "net.4", (), ("net.2.weight", "net.4.weight"))},
+        )
+        (action,) = judged(runs, [{"net.2": ZERO}] * 3, info=info).only.remedy.actions
+        assert action.targets == ("net.2",)
 
     def test_cuts_in_two_places_are_two(self, runs):
         info = lost(
