@@ -24,8 +24,8 @@ from lightning_gradwatch.page.html import html_page
 from lightning_gradwatch.page.model import page_model
 from lightning_gradwatch.page.runs import PageRun
 from lightning_gradwatch.record.finding import Finding, Remedy, Severity
-from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.metrics import METRICS
+from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
 
 STEPS = 2_000

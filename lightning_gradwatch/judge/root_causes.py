@@ -86,6 +86,11 @@ def _killed(cause: Finding, effect: Finding) -> bool:
     return bool(_dead_sites(effect)) and _before(cause, effect)
 
 
+def _multiplies_zeros(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
+    """GW104 by parameters that are all 0, and by nothing else."""
+    return _kinds(cause) == {CauseKind.ZERO_FACTORS}
+
+
 def _is_cut_by_norm(cause: Finding, effect: Finding) -> bool:
     """GW504 over a single value, and GW104 by a norm."""
     return CauseKind.NORM_OF_ONE in _kinds(cause) & _kinds(effect)
@@ -187,6 +192,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("GW101", "GW301", "the early layers' gradient is too weak to move them"),
     Relation("GW104", "GW301", "where layers get no gradient, the others soon have nothing left to learn", _is_zero),
     Relation("GW104", "GW101", "behind a dead layer the signal is 0", _blames_the_same),
+    Relation("GW104", "GW201", "what weights of 0 put out is 0, where units are inactive", _multiplies_zeros),
     # What comes first throws the net where the rest follows.
     Relation("GW102", "GW103", "what grows long enough overflows", _before),
     Relation("GW102", "GW201", "a gradient that explodes throws units to the side where they are dead", _before),

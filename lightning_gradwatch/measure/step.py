@@ -199,7 +199,13 @@ class StepMeter:
         if suspects and faults.on("signal"):
             with faults.guard("signal"):
                 self.trail = Trail(
-                    suspects, layers=layers, pack=self.pack, names=names, hooks=self.hooks, faults=faults
+                    suspects,
+                    layers=layers,
+                    pack=self.pack,
+                    names=names,
+                    hooks=self.hooks,
+                    faults=faults,
+                    optimizers=optimizers(),
                 )
         settings: dict[str, Any] = {
             "layers": layers,

@@ -32,7 +32,7 @@ class Action:
 
     - ``replace_activation(sites, with=<class in torch.nn>)``
     - ``initialize(layers, method=<function in torch.nn.init>, gain=<factor, 1 if absent>, bias=<value, kept if absent>)``: each a
-      module, ``""`` for the root, or a parameter of the root; a parametrized weight is assigned, as ``layer.weight = …``
+      module, ``""`` for the root, or a single parameter; a parametrized weight is assigned, as ``layer.weight = …``
     - ``add_skip_connections(sites)``: each adds 1/n of what it puts out to its input, n being their number
     - ``add_normalization(sites, with="LayerNorm" | "BatchNorm")``, in front of each
     - ``set_learning_rate(layers, factor=<multiplies the present one>)``: no layers are all of them
@@ -208,6 +208,8 @@ class CauseKind(str, Enum):
     """An output is multiplied by the number 0."""
     ZERO_FACTOR = "zero-factor"
     """An output is multiplied by a tensor that is exactly 0 and doesn't learn."""
+    ZERO_FACTORS = "zero-factors"
+    """Parameters that are multiplied are all exactly 0, so that none of them has a gradient."""
     ZERO_WEIGHTS = "zero-weights"
     """An output goes through weights that are exactly 0 and stay so."""
     CLAMPED = "clamped"

@@ -341,7 +341,13 @@ class RunInfo:
 def _read_lost(data: Mapping[str, Any] | None) -> LostGradient | None:
     if data is None:
         return None
-    return LostGradient(**{**_known(LostGradient, data), "lines": tuple(data.get("lines", ()))})
+    return LostGradient(
+        **{
+            **_known(LostGradient, data),
+            "lines": tuple(data.get("lines", ())),
+            "factors": tuple(data.get("factors", ())),
+        }
+    )
 
 
 def _read_wiring(data: Sequence[Mapping[str, Any]] | None) -> tuple[Wiring, ...] | None:

@@ -54,6 +54,7 @@ LostKind: TypeAlias = Literal[
     "norm-of-one",
     "times-zero",
     "zero-factor",
+    "zero-factors",
     "zero-weights",
     "inactive",
     "clamped",
@@ -70,6 +71,7 @@ LostKind: TypeAlias = Literal[
 - *left-out*, *escaped*: no loss depends on what it makes, whose values were read by Python's own code, or not even that.
 - *cut*: the loss depends on it, and its autograd graph doesn't: an operation stands between.
 - *few*: an operation passes nothing but 0 back to it, and was given so few values that this may be chance.
+- *zero-factors*: a product is of parameters that are all 0, or of what those have made 0, and that all learn.
 - the others: an operation passes nothing but 0 back to it.
 """
 
@@ -86,6 +88,14 @@ class LostGradient:
     lines: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Where that is written, such as ``training_step (model.py:31)``; none where it isn't the user's, or isn't known. Of *cut*,
     where several calls cut the ways to a loss, a few of them."""
+    factors: tuple[str, ...] = ()
+    """Of *zero-factors*, the parameters: all but the last of them are to be given other values."""
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """What the layout is told by."""
+        own = self.kind, self.operation, self.module
+        return (*own, self.factors) if self.factors else own
 
 
 WiringKind: TypeAlias = Literal[
@@ -160,7 +170,7 @@ class LayerInfo:
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
         own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
-        lost = () if self.lost is None else ((self.lost.kind, self.lost.operation, self.lost.module),)
+        lost = () if self.lost is None else (self.lost.told,)
         return (*own, *lost) if not self.feeds and self.place is None else (*own, *lost, self.feeds, self.place)
 
     @property

@@ -147,6 +147,7 @@ _LOST: Mapping[str, Callable[[Any], bool]] = {
     "operation": _is_name,
     "module": _is_name,
     "lines": _is_names,
+    "factors": _is_names,
 }
 _OPTIMIZER: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_name,

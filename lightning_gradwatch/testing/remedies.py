@@ -66,9 +66,13 @@ def _replace_activation(module: nn.Module, site: str, **arguments: str) -> None:
 
 @torch.no_grad()
 def _initialize(module: nn.Module, target: str, *, method: str, gain: float = 1.0, bias: float | None = None) -> None:
-    own = dict(module.named_parameters(recurse=False)).get(target)
-    layer = module if own is not None else _submodule(module, target)
-    held = dict(layer.named_parameters(recurse=False)) if own is None else {target: own}
+    owner, _, leaf = target.rpartition(".")
+    own = _parameter(module, owner, leaf)
+    if own is not None:
+        _draw(own, target, method).mul_(gain)
+        return
+    layer = _submodule(module, target)
+    held = dict(layer.named_parameters(recurse=False))
     made = [*cast("nn.ModuleDict", layer.parametrizations)] if parametrize.is_parametrized(layer) else []
     for name, parameter in (*held.items(), *((name, getattr(layer, name).clone()) for name in made)):
         if parameter.dim() > 1:
@@ -78,6 +82,22 @@ def _initialize(module: nn.Module, target: str, *, method: str, gain: float = 1.
             parameter.fill_(bias)
         if name in made:  # what it is made from takes it
             setattr(layer, name, parameter)
+
+
+def _parameter(module: nn.Module, owner: str, leaf: str) -> nn.Parameter | None:
+    """Return a parameter that a module owns itself; None where there is none of that name."""
+    try:
+        held = module.get_submodule(owner)
+    except AttributeError:
+        return None
+    return dict(held.named_parameters(recurse=False)).get(leaf)
+
+
+def _draw(parameter: nn.Parameter, target: str, method: str) -> torch.Tensor:
+    try:
+        return cast("torch.Tensor", getattr(nn.init, method)(parameter))
+    except ValueError as error:  # of what has no fan
+        raise NotApplicableError(f"{method} can't fill {target}: {error}") from None
 
 
 def _remove(module: nn.Module, target: str) -> None:

@@ -114,6 +114,7 @@ LINKED = [
     (UNKNOWN_ZERO, STALLED),
     (THROWN_AWAY, STALLED),
     (DEAD_END, make("GW101", DEAD_THERE, value=0.0)),
+    (make("GW104", Kind.ZERO_FACTORS, severity=ERROR), DEAD),
     (EXPLODED, NAN),
     (EXPLODED, SPARSE),
     (EXPLODED, SATURATED),

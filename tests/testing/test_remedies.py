@@ -53,6 +53,19 @@ class TestApplyAction:
         apply_action(net, Action("initialize", ("0",), (("method", "kaiming_normal_"),)))
         assert float(net[0].weight.detach().std()) == pytest.approx((2 / 50) ** 0.5, rel=0.1)
 
+    def test_a_single_parameter_starts_anew_and_its_neighbours_stay(self):
+        layer = nn.Linear(50, 40)
+        layer.a, layer.gate = nn.Parameter(torch.zeros(8, 50)), nn.Parameter(torch.zeros(4))
+        before = layer.weight.detach().clone()
+        net = nn.ModuleDict({"net": layer})
+        apply_action(net, Action("initialize", ("net.a",), (("method", "xavier_uniform_"), ("gain", 2.0))))
+        assert float(layer.a.detach().std()) == pytest.approx(2 * (2 / 58) ** 0.5, rel=0.1)
+        assert torch.equal(layer.weight, before)
+        with pytest.raises(NotApplicableError, match=r"xavier_uniform_ can't fill net\.gate"):
+            apply_action(net, Action("initialize", ("net.gate",), (("method", "xavier_uniform_"),)))
+        apply_action(net, Action("initialize", ("net.gate",), (("method", "normal_"),)))
+        assert layer.gate.detach().abs().min() > 0
+
     @pytest.mark.parametrize("kind", ["remove_output", "remove_normalization"])
     def test_a_module_goes(self, kind):
         net = nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
-from lightning_gradwatch.record.wording import listed
+from lightning_gradwatch.record.wording import counted, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.record.run_info import RunInfo
-    from lightning_gradwatch.record.step import LostGradient, LostKind
+    from lightning_gradwatch.record.step import LayerInfo, LostGradient, LostKind
 
 _MEANT: frozenset[LostKind] = frozenset(("discarded", "zero-input", "left-out", "escaped", "times-zero"))
 """What many a program does on purpose: information."""
@@ -33,6 +33,8 @@ class Lost(NamedTuple):
     """Of the layers."""
     places: tuple[LostGradient, ...]
     """Where, each place once."""
+    layers: Sequence[LayerInfo] = ()
+    """All of the run."""
 
     @property
     def operation(self) -> str:
@@ -90,7 +92,7 @@ def lost_of(info: RunInfo, names: Sequence[str]) -> Lost | None:
     """Return what is known of some layers; None where their gradient wasn't followed."""
     by_name = {layer.name: layer.lost for layer in info.layers}
     places = tuple(dict.fromkeys(place for name in names if (place := by_name.get(name)) is not None))
-    return Lost(tuple(names), places) if places else None
+    return Lost(tuple(names), places, info.layers) if places else None
 
 
 def lost_cause(lost: Lost, *, everything: bool) -> Explanation | None:
@@ -239,6 +241,32 @@ def _zero_factor(lost: Lost) -> Explanation:
     )
 
 
+def _zero_factors(lost: Lost) -> Explanation:
+    factors = dict.fromkeys(name for place in lost.places for name in place.factors)
+    kept = dict.fromkeys(place.factors[-1] for place in lost.places)
+    drawn = tuple(name for name in factors if name not in kept)
+    owners = {layer.name: layer for layer in lost.layers}
+    owned = [(name, owners.get(name.rpartition(".")[0] or name)) for name in drawn]
+    matrices = all(owner is None or any(len(shape) > 1 for shape in owner.shapes) for _, owner in owned)
+    # A module that owns nothing else is named itself, as anybody's initialisation goes by modules.
+    targets = tuple(owner.name if owner is not None and len(owner.shapes) == 1 else name for name, owner in owned)
+    method, how = ("xavier_uniform_", "at random (Xavier)") if matrices else ("normal_", "at random (normal)")
+    each = lost.places[0].factors
+    example = f"{' and '.join((', '.join(each[:-1]), each[-1]))} are {'both' if len(each) == 2 else 'all'} exactly 0, and are multiplied"
+    first = Lost(lost.names, lost.places[:1])
+    more = "" if len(lost.places) == 1 else f", as in {counted(len(lost.places) - 1, 'further place')}"
+    return Explanation(
+        f"{example} ({first.operation}, called in {first.where}){more}. Each one's gradient has the other's zeros as a factor, "
+        "so none of them ever leaves 0, and nothing passes back to what comes before.",
+        Remedy(
+            f"Initialise {listed(drawn, 'parameter')} {how} and leave {listed(tuple(kept), 'parameter')} at 0: the net then starts as "
+            "it does now, and all of them learn.",
+            (Action("initialize", targets, (("method", method),)),),
+        ),
+        (Cause(CauseKind.ZERO_FACTORS),),
+    )
+
+
 def _zero_weights(lost: Lost) -> Explanation:
     return _at_operation(
         lost,
@@ -313,6 +341,7 @@ _TOLD: Mapping[str, Callable[[Lost], Explanation]] = {
     "norm-of-one": _norm_of_one,
     "times-zero": _times_zero,
     "zero-factor": _zero_factor,
+    "zero-factors": _zero_factors,
     "zero-weights": _zero_weights,
     "clamped": _clamped,
     "rounded": _rounded,

@@ -62,11 +62,12 @@ class UnreachedLayer(Rule):
 
     Why: such a layer doesn't learn at all. Nothing passes back through a layer whose units are all dead, through an
     operation that leaves the graph, through a softmax over a single entry or a norm of a single value, or through so many
-    small factors that the number format rounds their product to zero.
+    small factors that the number format rounds their product to zero. Of two factors that are both exactly 0, as a LoRA's
+    matrices may be, each one's gradient has the other's zeros as a factor.
 
     What to do: for dead layers, a function without a dead side (LeakyReLU, ELU), He's initialisation and a lower learning
     rate; for a cut graph, mend the call that the finding names (``detach()``, ``.data``, ``.item()``, ``no_grad``,
-    ``argmax``); for underflow, mend what GW101 names, or use a wider format (bf16 or float32, a gradient scaler).
+    ``argmax``); of two factors that are both 0, initialise the one that the finding names; for underflow, mend what GW101 names, or use a wider format (bf16 or float32, a gradient scaler).
 
     Attributes:
         patience: measured steps in a row without a gradient.

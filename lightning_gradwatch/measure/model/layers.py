@@ -175,6 +175,10 @@ class Layers:
                 return self._owner_of_gathered(parameter)
         return layer
 
+    def named(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Return the parameters of all layers, with their names."""
+        return self._parameters.items()
+
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor of which nothing else is known is no data: a buffer of the model, or a single number."""
         if tensor.requires_grad:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
 from lightning_gradwatch.measure.model.call_site import line_of_call, locate
+from lightning_gradwatch.measure.model.layers import parameters_of
+from lightning_gradwatch.measure.model.path import is_matrix
 from lightning_gradwatch.measure.trace.identify import is_activation
 from lightning_gradwatch.measure.trace.tensor_state import tensors_in
 from lightning_gradwatch.measure.trace.tracer import Tracer
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from torch.autograd.graph import Node
+    from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.faults import Faults
@@ -65,10 +68,14 @@ _ENTERS = _names("tensor as_tensor asarray from_numpy")
 """Calls that make a tensor of them."""
 _PRODUCTS = _names(
     "mul mul_ multiply __mul__ __rmul__ __imul__ linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv einsum bilinear "
+    "linalg_multi_dot multi_dot chain_matmul "
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 )
 _ADDING = _names("addmm baddbmm addbmm")
 """Products to which their first argument is added."""
+_OF_MANY = _names("einsum linalg_multi_dot multi_dot chain_matmul")
+"""Products of as many as they are given."""
+_MATRIX_PRODUCTS = _names("matmul __matmul__ mm bmm mv")
 _FACTORS = _names("mul mul_ multiply __mul__ __rmul__ __imul__")
 _SOFTMAX = _names("softmax log_softmax softmin _softmax")
 _NORMS = _names(
@@ -88,6 +95,28 @@ _BY_CHANCE = frozenset(("clamped", "dropped", "masked"))
 _FEW = 1024
 _MOST_LINES = 3
 """Calls that are named where several cut the ways to a loss."""
+_DEEPEST = 32
+"""Calls in a row that are looked through for the parameters that make a value 0."""
+
+
+class _Trained(NamedTuple):
+    """A parameter that an optimizer holds."""
+
+    name: str
+    matrix: bool
+
+
+class _Operand(NamedTuple):
+    """What a product is of."""
+
+    value: _Value | None
+    """Of one that depends on a followed layer."""
+    layer: str
+    """Its layer's name, if that is or was trained."""
+    anything: Slot
+    """Whether it isn't all 0."""
+    parameter: _Trained | None
+    """That it is itself."""
 
 
 class _Value:
@@ -118,6 +147,7 @@ class _Call:
         "module",
         "name",
         "operands",
+        "parameters",
         "recorded",
         "single",
         "surest",
@@ -137,8 +167,10 @@ class _Call:
         self.entries = 0
         """Of the largest tensor that it made."""
         self.recorded = torch.is_grad_enabled()
-        self.operands: list[tuple[_Value | None, str, Slot]] = []
-        """Of a product: each operand's value, if it is one, its layer's name, if that is or was trained, and whether it isn't all 0."""
+        self.operands: list[_Operand] = []
+        """Of a product."""
+        self.parameters: list[tuple[_Trained, Slot]] = []
+        """Of any other call: the trained parameters that it takes itself, and whether each isn't all 0."""
         self.single = False
         """Whether a softmax or a norm is over a single entry."""
         self.surest: Slot | None = None
@@ -157,6 +189,7 @@ class Trail:
         names: Those of the model's modules.
         hooks: Know which backward passes aren't the step's own.
         faults: What is switched off.
+        optimizers: Those of the run.
     """
 
     def __init__(
@@ -168,6 +201,7 @@ class Trail:
         names: ModuleNames,
         hooks: SignalHooks,
         faults: Faults,
+        optimizers: Sequence[Optimizer],
     ) -> None:
         self._suspects = frozenset(suspects)
         self._layers = layers
@@ -192,6 +226,12 @@ class Trail:
         """Whether something was made out of sight, so that a way to the loss may be too."""
         self._arrivals: dict[Layer, list[Slot]] = {}
         self._leaves = [self._watch(layer) for layer in self._suspects]
+        held = {id(each) for optimizer in optimizers for each in parameters_of(optimizer)}
+        self._trained = {
+            id(each): _Trained(name, is_matrix(each))
+            for name, each in layers.named()
+            if each.requires_grad and id(each) in held
+        }
 
     def _watch(self, layer: Layer) -> list[Node]:
         """Note what arrives at a layer's parameters; the nodes are the graph's as long as someone holds them."""
@@ -241,7 +281,9 @@ class Trail:
 
     def _noted(self, name: str, arguments: Sequence[Any], tensors: Sequence[Tensor]) -> _Call | None:
         """Return a call that takes what depends on a followed layer; None for any other."""
-        owners = tuple({owner for each in tensors if (owner := self._layers.owner(each)) in self._suspects})
+        owners = tuple(
+            {owner for each in tensors if each.requires_grad and (owner := self._layers.owner(each)) in self._suspects}
+        )
         given = [value for each in tensors if (value := self._value(each)) is not None]
         back = self._come_back(name, arguments, tensors)
         given += [value for escape in back for value in escape.given]
@@ -288,15 +330,22 @@ class Trail:
         call.entries = max(map(Tensor.numel, made), default=0)
         if call.name in _PRODUCTS:
             call.zero = call.name in _FACTORS and any(type(each) in (int, float) and each == 0 for each in arguments)
-            for tensor in tensors[1:] if call.name in _ADDING else tensors[:2]:
+            for tensor in _operands(call.name, tensors):
                 owner = self._layers.owner(tensor)
                 name = "" if owner is None or not owner.parameters else owner.name
-                call.operands.append((self._value(tensor), name, self._pack.add(_is_anything(tensor))))
-        elif call.name == "embedding" and len(tensors) > 1:
+                anything = self._pack.add(_is_anything(tensor))
+                call.operands.append(_Operand(self._value(tensor), name, anything, self._trained.get(id(tensor))))
+            return
+        call.parameters = [
+            (known, self._pack.add(_is_anything(tensor)))
+            for tensor in tensors
+            if (known := self._trained.get(id(tensor))) is not None
+        ]
+        if call.name == "embedding" and len(tensors) > 1:
             padding = next((each for each in arguments if type(each) is int), None)
             if padding is not None:
                 padding %= tensors[1].shape[0]
-                call.operands.append((None, "", self._pack.add((tensors[0] != padding).any())))
+                call.operands.append(_Operand(None, "", self._pack.add((tensors[0] != padding).any()), None))
         elif call.name in _SOFTMAX and made and made[0].dim():
             dim = next((each for each in arguments if type(each) is int), None)
             call.single = dim is not None and made[0].shape[dim] == 1
@@ -414,7 +463,10 @@ class _Reading:
 
     def _beside(self, calls: Sequence[_Call]) -> LostGradient:
         """Say why a layer has no gradient although one arrives at what it makes."""
-        data = [slot for call in calls for _, name, slot in call.operands if not name]
+        for call in calls:
+            if factors := self._factors(call):
+                return _both_zero(call, factors)
+        data = [each.anything for call in calls for each in call.operands if not each.layer]
         if data and not self._any(data):
             return LostGradient("zero-input", calls[0].name, calls[0].module, calls[0].lines)
         return LostGradient("discarded")
@@ -448,12 +500,44 @@ class _Reading:
         elif call.zero:
             kind = "times-zero"
         else:
-            others = [(name, slot) for value, name, slot in call.operands if value is not stop.value]
-            if others and not self._any([slot for _, slot in others]):
-                layer = next((name for name, _ in others if name), "")
+            others = [each for each in call.operands if each.value is not stop.value]
+            if others and not self._any([each.anything for each in others]):
+                if factors := self._factors(call):
+                    return _both_zero(call, factors)
+                layer = next((each.layer for each in others if each.layer), "")
                 kind = "zero-weights" if layer else "zero-factor"
                 return LostGradient(kind, call.name, layer or call.module, call.lines)
         return LostGradient(kind, call.name, call.module, call.lines)
+
+    def _factors(self, call: _Call) -> list[_Trained]:
+        """Return the trained parameters whose zeros are multiplied in a product, the input's side first; none: there aren't two."""
+        zero = [each for each in call.operands if not self._any([each.anything])]
+        factors = self._factors_of(zero, call.name, _DEEPEST)
+        return factors if len(factors) > 1 else []
+
+    def _factors_of(self, zero: Sequence[_Operand], name: str, depth: int) -> list[_Trained]:
+        if name in _MATRIX_PRODUCTS and all(each.parameter is not None for each in zero):
+            zero = zero[::-1]  # a weight that is made of two, as B @ A, is given its input from the right
+        found = []
+        for each in zero:
+            behind = [each.parameter] if each.parameter is not None else self._behind(each.value, depth)
+            if not behind:
+                return []  # something else makes it 0
+            found += behind
+        return list(dict.fromkeys(found))
+
+    def _behind(self, value: _Value | None, depth: int) -> list[_Trained]:
+        """Return the trained parameters whose zeros make a value 0."""
+        if value is None or not depth:
+            return []
+        call = value.made_by
+        if call.name in _PRODUCTS:
+            zero = [each for each in call.operands if not self._any([each.anything])]
+            return self._factors_of(zero, call.name, depth - 1)
+        for given in call.given:
+            if behind := self._behind(given, depth - 1):
+                return behind
+        return [known for known, anything in call.parameters if not self._any([anything])][:1]
 
     def _cut(self, made: Sequence[_Value]) -> LostGradient | None:
         """Say where values go on that no gradient comes back from."""
@@ -537,6 +621,19 @@ def is_activation_name(name: str) -> bool:
     return bool(look_up(name).functions) or any(
         is_activation(found) for space in (torch.nn.functional, torch) if (found := getattr(space, name, None))
     )
+
+
+def _operands(name: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return what a product is of, among the tensors that it is given."""
+    if name in _ADDING:
+        return tensors[1:]
+    return tensors if name in _OF_MANY else tensors[:2]
+
+
+def _both_zero(call: _Call, factors: Sequence[_Trained]) -> LostGradient:
+    """Say that a product is of several that are 0; those that can be drawn at random first."""
+    names = tuple(each.name for each in sorted(factors, key=lambda each: not each.matrix))
+    return LostGradient("zero-factors", call.name, call.module, call.lines, names)
 
 
 def _name_of(func: Callable[..., Any]) -> str:

@@ -265,6 +265,49 @@ class TestFollowed:
             finding.cause for finding in fed.findings if len(finding.layers) == 3
         )
 
+    @pytest.mark.parametrize(
+        ("factors", "said", "do"),
+        [
+            (
+                ("net.a", "net.b"),
+                "net.a and net.b are both exactly 0, and are multiplied (matmul(), called in net).",
+                "Initialise net.a at random (Xavier) and leave net.b at 0",
+            ),
+            (
+                ("net.a", "net.c", "net.b"),
+                "net.a, net.c and net.b are all exactly 0",
+                "Initialise net.a, net.c at random (Xavier) and leave net.b at 0",
+            ),
+        ],
+    )
+    def test_factors_that_are_all_0(self, runs, factors, said, do):
+        finding = self.finding(runs, ("zero-factors", "matmul", "net", (), factors))
+        assert finding.severity is Severity.ERROR
+        assert said in finding.cause
+        assert do in finding.remedy.text
+
+    def test_pairs_of_zeros_are_one_finding_that_says_which_to_initialise(self, runs):
+        places = {
+            name: ("zero-factors", "linear", f"{name}.b", (), (f"{name}.a.weight", f"{name}.b.weight"))
+            for name in ("net.0", "net.4")
+        }
+        finding = judged(runs, [dict.fromkeys(places, ZERO)] * 3, info=lost(runs.stack(), **places)).only
+        assert finding.layers == ("net.0", "net.4")
+        assert "called in net.0.b), as in 1 further place." in finding.cause
+        (action,) = finding.remedy.actions
+        assert (action.kind, action.targets) == ("initialize", ("net.0.a.weight", "net.4.a.weight"))
+        assert dict(action.arguments) == {"method": "xavier_uniform_"}
+
+    def test_a_layer_of_one_parameter_is_initialised_by_its_own_name(self, runs):
+        plain = runs.stack(function="relu")
+        layers = tuple(dataclasses.replace(layer, shapes=layer.shapes[:1]) for layer in plain.layers)
+        info = lost(
+            dataclasses.replace(plain, layers=layers),
+            **{"net.2": ("zero-factors", "linear", "net.4", (), ("net.2.weight", "net.4.weight"))},
+        )
+        (action,) = judged(runs, [{"net.2": ZERO}] * 3, info=info).only.remedy.actions
+        assert action.targets == ("net.2",)
+
     def test_cuts_in_two_places_are_two(self, runs):
         info = lost(
             runs.stack(),

@@ -94,6 +94,58 @@ def put_into(values):
     return pair(run, a=linear(8, 4))
 
 
+def zeros(*shape):
+    return nn.Parameter(torch.zeros(*shape))
+
+
+def drawn(*shape):
+    return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
+
+
+def at_zero(layer):
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def beside(run, **modules):
+    """A layer that learns, and beside it what is 0."""
+    return Net(lambda net, x: net.a(x) + run(net, x), a=linear(), **modules)
+
+
+ZERO_PAIRS = [
+    ("two matrices", beside(lambda net, x: x @ net.p @ net.q, p=zeros(8, 2), q=zeros(2, 8)), {("p", "q")}),
+    ("transposed", beside(lambda net, x: x @ net.p.T @ net.q.T, p=zeros(2, 8), q=zeros(8, 2)), {("p", "q")}),
+    ("a weight of two", beside(lambda net, x: F.linear(x, net.q @ net.p), p=zeros(2, 8), q=zeros(8, 2)), {("p", "q")}),
+    (
+        "three",
+        beside(lambda net, x: x @ net.p @ net.m @ net.q, p=zeros(8, 2), m=zeros(2, 2), q=zeros(2, 8)),
+        {("p", "m", "q")},
+    ),
+    (
+        "einsum",
+        beside(lambda net, x: torch.einsum("bi,ir,ro->bo", x, net.p, net.q), p=zeros(8, 2), q=zeros(2, 8)),
+        {("p", "q")},
+    ),
+    (
+        "two layers",
+        beside(lambda net, x: net.q(F.gelu(net.p(x))), p=at_zero(linear(8, 2)), q=at_zero(linear(2, 8))),
+        {("p.weight", "q.weight")},
+    ),
+    (
+        "a gate and what it gates",
+        beside(lambda net, x: net.gate * net.q(F.relu(net.p(x))), gate=zeros(1), p=linear(), q=at_zero(linear())),
+        {("q.weight", "gate")},
+    ),
+    ("two gates", beside(lambda net, x: net.g * net.h * net.p(x), g=zeros(1), h=zeros(1), p=linear()), {("g", "h")}),
+    (
+        "behind layers",
+        beside(lambda net, x: net.b(x) @ net.p @ net.q, b=linear(), p=zeros(8, 2), q=zeros(2, 8)),
+        {("p", "q")},
+    ),
+]
+
+
 class TestZero:
     """The gradient is there, and exactly 0."""
 
@@ -150,6 +202,40 @@ class TestZero:
         nn.init.zeros_(net.c.weight)
         held = [*net.a.parameters(), *net.b.parameters()]
         assert lost(net, parameters=held) == {"b": ("zero-weights", "linear", "c")}
+
+    @pytest.mark.parametrize(("name", "net", "factors"), ZERO_PAIRS, ids=[name for name, *_ in ZERO_PAIRS])
+    def test_factors_that_are_all_0_are_named_the_inputs_side_first(self, name, net, factors):
+        del name
+        found = [layer.lost for layer in train(net).info.layers if layer.lost is not None]
+        assert {lost.kind for lost in found} == {"zero-factors"}
+        assert {lost.factors for lost in found} == factors
+
+    def test_of_two_factors_only_one_of_which_is_0_both_learn(self):
+        net = Net(lambda net, x: net.a(x) + x @ net.p @ net.q, a=linear(), p=drawn(8, 2), q=zeros(2, 8))
+        assert lost(net) == {}
+
+    def test_a_factor_that_is_0_beside_zeros_from_elsewhere_is_no_pair(self):
+        """No initialisation would help what is given zeros."""
+        net = Net(lambda net, x: net.a(x) + (0.0 * x) @ net.p @ net.q, a=linear(), p=zeros(8, 2), q=zeros(2, 8))
+        assert "zero-factors" not in {kind for kind, *_ in lost(net).values()}
+
+    def test_a_factor_that_no_optimizer_holds_is_no_pair(self):
+        net = Net(lambda net, x: net.a(x) + x @ net.p @ net.q, a=linear(), p=zeros(8, 2), q=zeros(2, 8))
+        found = lost(net, parameters=[*net.a.parameters(), net.p])
+        assert found["p"][0] != "zero-factors"
+
+    def test_a_frozen_weight_of_the_same_module_gets_no_gradient_and_hides_nothing(self):
+        class Adapted(nn.Linear):
+            def __init__(self):
+                super().__init__(8, 8)
+                self.requires_grad_(False)
+                self.p, self.q = zeros(8, 2), zeros(2, 8)
+
+            def forward(self, x):
+                return F.linear(x, self.weight, self.bias) + x @ self.p @ self.q
+
+        found = [layer.lost for layer in train(nn.Sequential(Adapted(), Adapted())).info.layers]
+        assert [place.factors for place in found] == [(f"{place}.p", f"{place}.q") for place in range(2)]
 
     def test_a_branch_that_starts_at_zero_is_not_looked_for(self):
         net = Net(lambda net, x: net.a(x) + net.c(net.b(x)), a=linear(), b=linear(), c=linear())
