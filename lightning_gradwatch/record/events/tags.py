@@ -22,6 +22,15 @@ SITE_VECTORS = ("window_fill", "forward_rms")
 STATE_TAG, FILL_TAG, RMS_TAG = (PREFIX + name for name in ("layer_state", *SITE_VECTORS))
 VECTOR_TAGS = {name: PREFIX + name for name in (*METRICS, *LOOP_VECTORS)}
 TAGS = frozenset((STEP_TAG, RUN_TAG, STATE_TAG, FILL_TAG, RMS_TAG, *VECTOR_TAGS.values()))
+ORDER = (
+    *(VECTOR_TAGS[name] for name in METRICS),
+    STATE_TAG,
+    FILL_TAG,
+    RMS_TAG,
+    *(VECTOR_TAGS[name] for name in LOOP_VECTORS),
+    RUN_TAG,
+)
+"""In which an event has its tensors, for readers who are given them without; what isn't measured is left out."""
 SCALARS: dict[str, Any] = {"step": 0, "layout": ""} | {
     entry.name: entry.default for entry in dataclasses.fields(StepRecord) if entry.default is not dataclasses.MISSING
 }
