@@ -20,6 +20,7 @@ from lightning_gradwatch.judge.selection import code_of, nearest_rule
 from lightning_gradwatch.judge.verdict import CANNOT_JUDGE, HEALTHY
 from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.reasons import CannotJudgeError
+from lightning_gradwatch.record.wording import counted
 from lightning_gradwatch.tell.cells import wants_colour, write
 from lightning_gradwatch.tell.explain import explain_text, rules_text
 from lightning_gradwatch.tell.formats import render
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _FEW_COLLECTIONS = 100_000
 """A run is many objects that stay and hardly any cycle: looking for cycles takes a twentieth of the time."""
+_MOST_SHOWN = 64
+"""Runs of a page."""
 _INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 
@@ -200,6 +203,43 @@ def _told(verdicts: list[RunVerdict], tell: Callable[[Sequence[RunVerdict]], str
         return tell(verdicts)
 
 
+def _report_page(arguments: argparse.Namespace) -> int:
+    """Write the page of some runs, and say what it gives away."""
+    from lightning_gradwatch.tell.html_report import page_of  # noqa: PLC0415 - the other commands show no page
+
+    given = {"select": arguments.select, "ignore": arguments.ignore, "ignore-layers": arguments.ignore_layers}
+    settings = load_settings(
+        given | {"rules": arguments.set},
+        environment={name: value for name, value in os.environ.items() if name != "GRADWATCH_FORMAT"},
+        folder=_here(),
+        file="" if arguments.no_config else arguments.config,
+    )
+    if "" in arguments.runs:
+        raise ConfigError("RUN: is empty; give a run folder, an event file or a glob")
+    try:
+        runs = [run for argument in arguments.runs for run in find_runs(argument)]
+    except CannotJudgeError as error:
+        raise ConfigError(str(error)) from error
+    if len(runs) > _MOST_SHOWN:
+        return _complain(f"there are {len(runs)} runs, and a page shows {_MOST_SHOWN} at most: name those to show")
+    verdicts = [judge(run, replace(settings, baseline=None), rules_needed=False) for run in runs]
+    for verdict in verdicts:
+        _complain_of_fault(verdict)
+        if verdict.failure:
+            _complain(verdict.failure)
+    if all(verdict.failure for verdict in verdicts):
+        return CANNOT_JUDGE
+    page = page_of(verdicts, redact=arguments.redact)
+    Path(arguments.output).write_text(page.text, encoding="utf-8")
+    size = len(page.text) / 1e6
+    _say(f"{escape(arguments.output)}: {size:.1f} MB, {counted(len(runs), 'run')}")
+    for told in page.gives_away:
+        _say(f"  it gives away {escape(told)}")
+    if page.gives_away:
+        _say("  --redact leaves these out")
+    return CANNOT_JUDGE if any(verdict.failure for verdict in verdicts) else HEALTHY
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     rule = find_rule(code_of(arguments.code))
     if rule is None:
@@ -238,7 +278,7 @@ def _complain(text: str) -> int:
     return CANNOT_JUDGE
 
 
-_COMMANDS = {"check": _check, "compare": _compare, "explain": _explain, "rules": _rules, "demo": _demo}
+_COMMANDS = {"check": _check, "compare": _compare, "report": _report_page, "explain": _explain, "rules": _rules, "demo": _demo}
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ formats:
   github    annotations; the Markdown is added to $GITHUB_STEP_SUMMARY
   sarif     SARIF 2.1.0 for code scanning
   markdown  a table a run and a section a finding
+  html      the page of gradwatch report: charts, in one file that loads nothing
 
 settings:
   The command line beats the environment, which beats the file. The file is
@@ -57,6 +58,13 @@ exit codes:
   0  no worse than the baseline, no new finding
   1  something got worse, or there is a finding that the baseline hasn't
   2  not comparable: no name in common, too few steps in common, no such run"""
+
+_REPORT = """Of several runs the first is the one that the others are compared with. The file
+is below 5 MB for 160 layers, and 24 MB at most.
+
+exit codes:
+  0  the page is written, whatever it shows; gradwatch check judges
+  2  a run can't be read, or the file can't be written"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -146,6 +154,24 @@ def _add_output_options(parser: argparse.ArgumentParser, fail_on: str) -> None:
     file.add_argument("--no-config", action="store_true", help="read no file")
 
 
+def _add_report(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = adder.add_parser(
+        "report",
+        help="write one page that shows runs",
+        description="Write one HTML file that shows which layer of a run is ill, since when and why. It loads nothing.",
+        epilog=_REPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, event file, folder of runs or glob")
+    parser.add_argument("-o", "--output", metavar="FILE", default="report.html", help="default: %(default)s")
+    parser.add_argument("--redact", action="store_true", help="leave out paths, host names and settings")
+    _add_rule_options(parser)
+    file = parser.add_mutually_exclusive_group()
+    file.add_argument("--config", metavar="FILE", help="read this file instead of searching for one")
+    file.add_argument("--no-config", action="store_true", help="read no file")
+    return parser
+
+
 def _add_explain(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = adder.add_parser("explain", help="print the page of a rule", description="Print the page of a rule.")
     parser.add_argument("code", metavar="RULE", help="its code, number or name: GW101, 101, vanishing-gradient")
@@ -188,6 +214,7 @@ def _demo_nets() -> str:
 _ADDERS = {
     "check": _add_check,
     "compare": _add_compare,
+    "report": _add_report,
     "explain": _add_explain,
     "rules": _add_rules,
     "demo": _add_demo,

@@ -16,7 +16,7 @@ from lightning_gradwatch.record.finding import Severity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-FORMATS = ("text", "json", "junit", "github", "sarif", "markdown")
+FORMATS = ("text", "json", "junit", "github", "sarif", "markdown", "html")
 LEVELS = ("warning", "error")
 MEASURED = {"GW201": ("observations", "batch_elements")}
 """Thresholds that decide how a run is measured: a stored run can't be judged by others."""

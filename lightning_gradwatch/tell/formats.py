@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.judge.verdict import RunVerdict
 
-_HOMES = {"json": "json_report", "junit": "junit", "github": "github", "sarif": "sarif", "markdown": "markdown"}
+_HOMES = {"json": "json_report", "junit": "junit", "github": "github", "sarif": "sarif", "markdown": "markdown", "html": "html_report"}
 
 
 def render(verdicts: Sequence[RunVerdict], name: str) -> str:
-    """Render verdicts in a format, one of ``text``, ``json``, ``junit``, ``github``, ``sarif``, ``markdown``."""
+    """Render verdicts in a format, one of ``text``, ``json``, ``junit``, ``github``, ``sarif``, ``markdown``, ``html``."""
     if name == "text":
         blocks = [verdict_text(verdict, brief=len(verdicts) > 1) for verdict in verdicts]
         return "\n\n".join([*blocks, *([summary_text(verdicts)] if len(verdicts) > 1 else [])])

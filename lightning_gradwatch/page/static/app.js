@@ -21,8 +21,9 @@ const CANVAS_COLOURS = ["fg", "muted", "line", "card", "stripe", "chosen", "acce
 /** What stands first: the signal, if a finding is about its depth, else the first metric that a row has. */
 function firstMetric(data, run) {
   const measured = data.shown.filter((metric) => run.has(metric.name));
-  const root = run.findings.find((finding) => finding.severity !== "info");
-  const judged = root && run.lines.find((line) => line.code === root.code && run.has(line.metric));
+  const ill = [run, ...data.runs].find((each) => each.findings.some((finding) => finding.severity !== "info"));
+  const root = ill?.findings.find((finding) => finding.severity !== "info");
+  const judged = root && ill.lines.find((line) => line.code === root.code && run.has(line.metric));
   return measured.find((metric) => metric.name === judged?.metric) ?? measured[0] ?? null;
 }
 
@@ -181,8 +182,7 @@ class Page {
     if (this.view.rows) {
       this.view.rows.scroller.scrollTop = scrolled;
       this.view.rows.draw();
-    }
-    this.view.refresh();
+    } else this.view.refresh();
     if (again) this.root.querySelector(again)?.focus({ preventScroll: true });
   }
 

@@ -48,8 +48,16 @@ export class Chart {
 
   scale() {
     const seen = this.curves.map((curve) => curve.values.slice(this.zoom.from, this.zoom.to + 1));
-    const found = scaleOver(this.fixed ? [] : [...seen, this.lines.filter((line) => line.always).map((line) => line.value)], this.log);
-    return this.fixed ?? found;
+    if (this.fixed) return this.fixed;
+    const found = scaleOver(seen, this.log);
+    if (!this.log) return found;
+    // A line that is always shown lies inside, not on the edge.
+    for (const line of this.lines.filter((each) => each.always)) {
+      const level = Math.log10(line.value);
+      found.low = Math.min(found.low, Math.ceil(level) - 1);
+      found.high = Math.max(found.high, Math.floor(level) + 1);
+    }
+    return found;
   }
 
   draw() {
@@ -70,7 +78,7 @@ export class Chart {
     pen.font = `600 12px system-ui, -apple-system, "Segoe UI", sans-serif`;
     pen.fillStyle = colours.fg;
     pen.textBaseline = "alphabetic";
-    write(pen, this.title, 8, 15, width * 0.5);
+    write(pen, this.title, 8, 15, this.bars.length ? width * 0.3 : width * 0.6);
     this.legend(pen, width, colours);
     pen.font = SMALL;
     pen.textBaseline = "middle";
@@ -82,7 +90,8 @@ export class Chart {
       write(pen, this.log ? number(tick, 1) : percentOr(tick, scale), box.x - 6, y(tick), LEFT - 8, "right");
     }
     const { from, to } = this.zoom;
-    const x = (place) => box.x + (to > from ? ((place - from) / (to - from)) * box.width : box.width / 2);
+    const inset = this.inset(box);
+    const x = (place) => box.x + inset + (to > from ? ((place - from) / (to - from)) * (box.width - 2 * inset) : box.width / 2 - inset);
     pen.save();
     pen.beginPath();
     pen.rect(box.x - 4, box.y - 4, box.width + 8, box.height + 8);
@@ -131,6 +140,11 @@ export class Chart {
       pen.fillStyle = colours.chosen;
       pen.fillRect(Math.min(x(this.drag.from), x(this.drag.to)), box.y, Math.abs(x(this.drag.to) - x(this.drag.from)), box.height);
     }
+  }
+
+  /** Room at both ends for bars that stand around their place. */
+  inset(box) {
+    return this.bars.length ? Math.min(16, box.width / 8) : 0;
   }
 
   curve(pen, curve, x, y, colours, box) {
@@ -209,7 +223,7 @@ export class Chart {
     let right = width - RIGHT;
     for (const each of [...things].reverse()) {
       const wide = Math.min(pen.measureText(each.label).width, 190);
-      if (right - wide - 26 < width * 0.22) break;
+      if (right - wide - 26 < (this.bars.length ? width * 0.3 : width * 0.4)) break;
       pen.fillStyle = colours.fg;
       write(pen, each.label, right, 15, 190, "right");
       pen.strokeStyle = each.colour;
@@ -231,7 +245,8 @@ export class Chart {
   placeAt(event) {
     const box = this.canvas.getBoundingClientRect();
     if (!this.box) return 0;
-    const share = (event.clientX - box.left - this.box.x) / this.box.width;
+    const inset = this.inset(this.box);
+    const share = (event.clientX - box.left - this.box.x - inset) / (this.box.width - 2 * inset);
     const { from, to } = this.zoom;
     return Math.min(Math.max(Math.round(from + share * (to - from)), from), to);
   }

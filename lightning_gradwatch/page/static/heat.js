@@ -76,17 +76,25 @@ export function paintCells(pen, area, lines, cells, columns, absent) {
   const spans = new Int32Array(2 * width);
   for (let pixel = 0; pixel < width; pixel += 1) spans.set(columnsAt(pixel, width, columns), 2 * pixel);
   const pixels = new Int16Array(width);
+  let [own, above] = [new Uint8Array(width), new Uint8Array(width)];
+  let begun = false;
+  const [bright, dark] = [packedColour([255, 255, 255]), packedColour([20, 20, 20])];
   for (const line of lines) {
     const count = line.to - line.from;
     const top = Math.round(line.top * area.ratio);
     const bottom = Math.round((line.top + line.height) * area.ratio);
     let painted = -1;
+    let fresh = 0;
     for (let y = Math.max(top, 0); y < Math.min(bottom, height); y += 1) {
       const first = line.from + Math.floor(((y - top) * count) / (bottom - top));
       if (first !== painted) {
         const next = line.from + Math.ceil(((y - top + 1) * count) / (bottom - top));
         fillPixels(pixels, cells.codes, first, Math.max(first + 1, Math.min(next, line.to)), columns, width, spans);
         painted = first;
+        [own, above] = [above, own];
+        for (let pixel = 0; pixel < width; pixel += 1) own[pixel] = cells.outside[first * columns + spans[2 * pixel + 1]];
+        fresh = begun ? 2 : 0;
+        begun = true;
       }
       const start = y * width;
       const along = Math.floor(y / unit);
@@ -96,48 +104,14 @@ export function paintCells(pen, area, lines, cells, columns, absent) {
         else if (code === ZERO) out[start + pixel] = (Math.floor(pixel / unit) + along) % 6 < 2 ? zeroMark : zeroBase;
         else if (code === NON_FINITE) out[start + pixel] = Math.floor(pixel / unit) % 5 < 2 && along % 5 < 2 ? oddMark : oddBase;
       }
+      if (!cells.lines.length) continue;
+      // The contour: a bright line with a dark one beside it, on any shade. Drawn as strokes, a noisy metric takes long.
+      for (let pixel = 1; pixel < width; pixel += 1) {
+        if (own[pixel] !== own[pixel - 1]) [out[start + pixel - 1], out[start + pixel]] = [dark, bright];
+        else if (fresh && own[pixel] !== above[pixel]) out[start + pixel] = fresh === 2 ? dark : bright;
+      }
+      if (fresh) fresh -= 1;
     }
   }
   pen.putImageData(image, Math.round(area.x * area.ratio), Math.round(area.y * area.ratio));
-}
-
-/** Draw where the cells cross a rule's line. */
-export function paintContour(pen, area, lines, cells, columns) {
-  if (!cells.lines.length || !columns) return;
-  const wide = area.width / columns;
-  pen.beginPath();
-  let drawn = 0;
-  let above = -1;
-  for (const line of lines) {
-    const count = line.to - line.from;
-    const high = line.height / count;
-    if (line.kind === "group" && line.open) continue;
-    for (let row = line.from; row < line.to; row += 1) {
-      const y = area.y + line.top + (row - line.from) * high;
-      if (y + high < area.y || y > area.y + area.height) {
-        above = row;
-        continue;
-      }
-      for (let column = 0; column < columns; column += 1) {
-        const own = cells.outside[row * columns + column];
-        if (column && own !== cells.outside[row * columns + column - 1] && drawn < 20000) {
-          pen.moveTo(area.x + column * wide, y);
-          pen.lineTo(area.x + column * wide, y + high);
-          drawn += 1;
-        }
-        if (above >= 0 && own !== cells.outside[above * columns + column] && drawn < 20000) {
-          pen.moveTo(area.x + column * wide, y);
-          pen.lineTo(area.x + (column + 1) * wide, y);
-          drawn += 1;
-        }
-      }
-      above = row;
-    }
-  }
-  pen.lineWidth = 3;
-  pen.strokeStyle = "rgba(0, 0, 0, 0.55)";
-  pen.stroke();
-  pen.lineWidth = 1.25;
-  pen.strokeStyle = "#ffffff";
-  pen.stroke();
 }

@@ -87,7 +87,7 @@ export function labelled(count, most) {
   const found = [];
   for (let place = 0; place < count; place += apart) found.push(place);
   if (found[found.length - 1] !== count - 1) {
-    if (count - 1 - found[found.length - 1] < 0.6 * apart) found.pop();
+    if (count - 1 - found[found.length - 1] < 0.75 * apart) found.pop();
     found.push(count - 1);
   }
   return found;

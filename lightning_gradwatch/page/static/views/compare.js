@@ -6,6 +6,10 @@ import { outcomeWord } from "../states.js";
 
 const MOST_TOLD = 12;
 
+function counted(worse) {
+  return worse ? `${worse} ${worse === 1 ? "number is" : "numbers are"} worse` : "no number is worse";
+}
+
 /** How far a run is from the base, in words. */
 export function farWords(metric, pair) {
   if (Number.isNaN(pair.far)) return "–";
@@ -59,7 +63,7 @@ export class CompareView {
     const lists = [["found there only", told.gone], ["found here only", told.new]].flatMap(([says, codes]) => (codes.length ? [h("li", { text: `${says}: ${codes.join(", ")}` })] : []));
     return h(
       "details", { class: "gw-asides", open: true },
-      h("summary", { text: `${told.worse.length ? `${told.worse.length} numbers are worse` : "no number is worse"}; ${told.compared}` }),
+      h("summary", { text: `${counted(told.worse.length)}; ${told.compared}` }),
       h("ul", {}, ...lists, ...worse.slice(0, MOST_TOLD), worse.length > MOST_TOLD ? h("li", { text: `and ${worse.length - MOST_TOLD} more` }) : null),
     );
   }

@@ -30,7 +30,7 @@ export class DepthView {
     const step = run.steps.last[column];
     const others = data.runs.filter((other) => other !== run && other.paths[0]?.length === path.length && other.columns);
     const chart = new Chart({
-      title: `over depth at step ${step}`,
+      title: `Signal and gradient over depth at step ${step}`,
       description: depthSentence(depthScale(places)),
       height: 470,
       log: true,

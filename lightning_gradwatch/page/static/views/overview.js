@@ -21,7 +21,7 @@ export class Overview {
       { class: "gw-panel", "aria-label": "Layers by steps" },
       this.tools(),
       this.rows.element,
-      h("div", { class: "gw-under" }, this.legend, this.keys()),
+      h("div", { class: "gw-under" }, this.legend, this.keys(), this.buttons()),
       this.table(),
     );
     ctx.drawn = () => this.drawLegend();
@@ -40,16 +40,17 @@ export class Overview {
         }),
       );
     }
+    return h("div", { class: "gw-tools" }, choice);
+  }
+
+  buttons() {
+    const button = (text, title, onclick) => h("button", { type: "button", text, title, onclick });
     return h(
-      "div",
-      { class: "gw-tools" },
-      choice,
-      h("div", { class: "gw-buttons" },
-        h("button", { type: "button", text: "Fold", title: "Fold all groups", onclick: () => this.rows.foldAll(true) }),
-        h("button", { type: "button", text: "Unfold", title: "Show each layer", onclick: () => this.rows.foldAll(false) }),
-        h("button", { type: "button", text: "PNG", title: "Save as a picture", onclick: () => this.savePicture() }),
-        h("button", { type: "button", text: "CSV", title: "Save this metric as a table", onclick: () => this.saveTable() }),
-      ),
+      "div", { class: "gw-buttons" },
+      button("Fold", "Fold all groups", () => this.rows.foldAll(true)),
+      button("Unfold", "Show each layer", () => this.rows.foldAll(false)),
+      button("PNG", "Save as a picture", () => this.savePicture()),
+      button("CSV", "Save this metric as a table", () => this.saveTable()),
     );
   }
 
@@ -65,7 +66,7 @@ export class Overview {
   }
 
   keys() {
-    return h("p", { class: "gw-keys", text: "Click a cell to choose its layer and step, double-click for the layer's page. Keys: arrows, Enter, + and − to fold." });
+    return h("p", { class: "gw-keys", text: "Double-click opens a layer. Keys: arrows, Enter, + and −." });
   }
 
   drawLegend() {

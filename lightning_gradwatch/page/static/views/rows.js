@@ -1,7 +1,7 @@
 // The rows of a run on one canvas: names, the heatmap, bars and a word for each row's state, aligned; only what is in sight is drawn.
 import { h, prepared, write } from "../dom.js";
 import { commonBeginning, groupRows, stacked } from "../groups.js";
-import { cellsOf, paintCells, paintContour } from "../heat.js";
+import { cellsOf, paintCells } from "../heat.js";
 import { atLeast, labelled, number, position, spelled } from "../scales.js";
 import { stateOf, worstState } from "../states.js";
 
@@ -16,16 +16,17 @@ const SMALL = '11px system-ui, -apple-system, "Segoe UI", sans-serif';
 
 /** Where the columns of the canvas stand. */
 export function layoutFor(width, metrics) {
-  const name = Math.round(Math.min(Math.max(width * 0.17, 120), 300));
-  const state = Math.round(Math.min(Math.max(width * 0.13, 110), 180));
-  const bars = metrics.map((metric) => ({ metric, width: metric.log ? 104 : 70 }));
-  const room = () => width - name - state - bars.reduce((sum, bar) => sum + bar.width + 10, 0) - 24;
-  while (bars.length && room() < 0.34 * width) bars.pop();
+  const name = Math.round(Math.min(Math.max(width * 0.155, 120), 300));
+  const state = Math.round(Math.min(Math.max(width * 0.145, 124), 220));
+  const wide = width > 1500 ? 120 : 84;
+  const bars = metrics.map((metric) => ({ metric, width: metric.log ? wide : Math.round(0.8 * wide) }));
+  const room = () => width - name - state - bars.reduce((sum, bar) => sum + bar.width + 9, 0) - 24;
+  while (bars.length && room() < 0.3 * width) bars.pop();
   const heat = { x: name + 8, width: Math.max(40, room()) };
   let x = heat.x + heat.width + 14;
   for (const bar of bars) {
     bar.x = x;
-    x += bar.width + 10;
+    x += bar.width + 9;
   }
   return { name: { x: 0, width: name }, heat, bars, state: { x, width: width - x } };
 }
@@ -53,7 +54,7 @@ export class RowsView {
       this.canvas, this.spacer,
     );
     this.element = h("div", { class: "gw-rows-holder" }, this.scroller, this.tip);
-    this.observer = new ResizeObserver(() => this.later());
+    this.observer = new ResizeObserver(() => Math.floor(this.scroller.clientWidth) !== this.drawnWidth && this.later());
     this.observer.observe(this.element);
     this.stack();
   }
@@ -84,14 +85,17 @@ export class RowsView {
   /** Draw what is in sight. */
   draw() {
     const { ctx } = this;
+    cancelAnimationFrame(this.frame);
     const width = Math.floor(this.scroller.clientWidth);
     if (width < 50) return;
+    this.drawnWidth = width;
     const most = Math.max(220, Math.min(this.total, Math.max(window.innerHeight * 0.62, WANTED)));
     this.seen = Math.min(this.total, most);
     this.scroller.style.maxHeight = `${HEAD + this.seen + FOOT}px`;
     this.spacer.style.height = `${this.total - this.seen}px`;
     this.paint(this.canvas, width, this.seen, this.scroller.scrollTop);
     ctx.drawn?.();
+    performance.mark("gradwatch-drawn");
   }
 
   /** Paint some of the rows; for a picture, all of them. */
@@ -114,7 +118,6 @@ export class RowsView {
     pen.beginPath();
     pen.rect(0, HEAD, width, seen);
     pen.clip();
-    paintContour(pen, area, painted, cells, ctx.run.columns);
     this.outline(pen, area, lines, colours);
     this.body(pen, lines, layout, colours);
     pen.restore();
@@ -146,7 +149,6 @@ export class RowsView {
   }
 
   body(pen, lines, layout, colours) {
-    const { ctx } = this;
     for (const line of lines) {
       const y = HEAD + line.top;
       const folded = line.kind === "group" && !line.open;
@@ -162,9 +164,8 @@ export class RowsView {
       if (chosen) {
         pen.fillStyle = colours.chosen;
         pen.fillRect(0, y, layout.name.width + 4, line.height);
-        pen.strokeStyle = colours.accent;
-        pen.lineWidth = 2;
-        pen.strokeRect(layout.heat.x, y + 1, layout.heat.width, Math.max(line.height - 2, 2));
+        pen.fillStyle = colours.accent;
+        pen.fillRect(layout.heat.x - 5, y, 4, Math.max(line.height - 1, 2));
       }
       this.label(pen, line, y, layout, colours);
       if (line.kind === "row" || folded) {
@@ -172,7 +173,6 @@ export class RowsView {
         this.state(pen, line, y, layout.state, colours);
       }
     }
-    void ctx;
   }
 
   isChosen(line) {
@@ -202,12 +202,20 @@ export class RowsView {
     pen.font = SMALL;
     const aside = kind && room > 110 ? Math.min(pen.measureText(kind).width, room * 0.45) + 6 : 0;
     pen.font = FONT;
-    write(pen, this.names[line.from], indent, middle, room - aside);
+    write(pen, this.shownName(line), indent, middle, room - aside);
     if (aside) {
       pen.fillStyle = colours.muted;
       pen.font = SMALL;
       write(pen, kind, layout.name.width, middle, aside - 6, "right");
     }
+  }
+
+  /** A row's name; inside of a group what is left behind the group's. */
+  shownName(line) {
+    const name = this.names[line.from];
+    if (!line.inside) return name;
+    const group = this.groups.find((each) => line.from >= each.from && line.from < each.to);
+    return name.startsWith(`${group.label}.`) ? name.slice(group.label.length + 1) : name;
   }
 
   bars(pen, line, y, bar, colours) {
@@ -283,13 +291,13 @@ export class RowsView {
       write(pen, text, x, 31, room, align);
     };
     title("layer", 6, layout.name.width);
-    below("input at the top, loss at the bottom", 6, layout.name.width - 4);
+    below("input first, loss last", 6, layout.name.width - 4);
     title(`${metric.title}, ${metric.of === "layers" ? "by layer" : "by activation"} and step`, area.x, area.width);
     below(this.lineWords(), area.x, area.width);
     for (const bar of layout.bars) {
       title(bar.metric.title.replace(" norm", "").replace(" units", ""), bar.x, bar.width);
       const scale = bar.metric.log ? atLeast(data.scale(bar.metric), 4) : null;
-      below(scale ? `1e${scale.low} to 1e${scale.high}` : "0 to 100 %", bar.x, bar.width);
+      below(scale ? `1e${scale.low} to 1e${scale.high}` : "of units", bar.x, bar.width);
     }
     title("state", layout.state.x, layout.state.width);
     below(run.columns ? `at ${run.stepsIn(column)}` : "", layout.state.x, layout.state.width);
@@ -329,7 +337,7 @@ export class RowsView {
     const { run, metric } = this.ctx;
     const own = run.lines.filter((line) => line.metric === metric.name);
     if (!own.length) return "";
-    const told = own.map((line) => `${line.code} ${line.side} ${spelled(metric, line.value)}${line.of_last ? " of the last" : ""}`);
+    const told = own.map((line) => `${line.code} ${line.side === "below" ? "<" : ">"} ${spelled(metric, line.value)}${line.of_last ? " × last" : ""}`);
     return `white line: ${told.join(", ")}`;
   }
 

@@ -94,13 +94,17 @@ function headline(run, roots) {
   return `Not healthy: ${words.join(", ")}`;
 }
 
+function counted(count, one, more) {
+  return count ? `${count} ${count === 1 ? one : more}` : "";
+}
+
 function asides(ctx, notes) {
   const { run } = ctx;
   const told = [
     notes.length ? `${notes.length} for information` : "",
-    run.unjudged.length ? `${run.unjudged.length} rules not judged` : "",
-    run.problems.length ? `${run.problems.length} notes on the file` : "",
-    run.coverage.length ? `${run.coverage.length} not covered` : "",
+    counted(run.unjudged.length, "rule not judged", "rules not judged"),
+    counted(run.problems.length, "note on the file", "notes on the file"),
+    counted(run.coverage.length, "place not covered", "places not covered"),
   ].filter(Boolean);
   const chosen = notes.some((finding) => finding.id === ctx.place.finding);
   return h(

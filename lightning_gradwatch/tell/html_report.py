@@ -1,0 +1,74 @@
+"""The report as the page that shows it: charts of what was judged, in one file that loads nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from lightning_gradwatch.judge.run import read_run
+from lightning_gradwatch.page.html import html_page
+from lightning_gradwatch.page.model import page_model
+from lightning_gradwatch.page.redact import given_away
+from lightning_gradwatch.page.runs import PageRun
+from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
+from lightning_gradwatch.tell.terminal import ending
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.judge.verdict import RunVerdict
+
+
+class WrittenPage(NamedTuple):
+    """A page, and what it tells of where its runs were made."""
+
+    text: str
+    gives_away: list[str]
+
+
+def html_report(verdicts: Sequence[RunVerdict]) -> str:
+    """Render verdicts as a page; the runs are read again, as a verdict has none of their numbers."""
+    return page_of(verdicts).text
+
+
+def page_of(verdicts: Sequence[RunVerdict], *, redact: bool = False) -> WrittenPage:
+    """Return the page of some runs that were judged.
+
+    Args:
+        verdicts: The first is of the run that the others are compared with.
+        redact: Leave out paths, host names and settings.
+    """
+    named = short_names([verdict.path for verdict in verdicts])
+    runs = [_shown(verdict, name) for verdict, name in zip(verdicts, named, strict=True)]
+    model = page_model(runs, redact=redact)
+    return WrittenPage(html_page(model), given_away(model))
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Call runs by what tells their paths apart.
+
+    >>> short_names(["logs/a/version_0", "logs/b/version_0"]), short_names(["logs/good", "logs/ill"]), short_names(["x"])
+    (['a/version_0', 'b/version_0'], ['good', 'ill'], ['x'])
+    """
+    parts = [[part for part in path.replace("\\", "/").split("/") if part] or [path] for path in paths]
+    for kept in range(1, max(map(len, parts), default=1) + 1):
+        named = ["/".join(each[-kept:]) for each in parts]
+        if len(set(named)) == len(named):
+            return named
+    return list(paths)
+
+
+def _shown(verdict: RunVerdict, name: str) -> PageRun:
+    try:
+        run = read_run(verdict.path)
+    except (CannotJudgeError, OSError, *DATA_ERRORS) as error:
+        return PageRun.failed(name, verdict.failure or reason_of(error), path=verdict.path)
+    shown = PageRun.of(run, name=name, findings=verdict.findings)
+    return replace(
+        shown,
+        verdict=ending(verdict),
+        failure=verdict.failure,
+        unjudged=verdict.unjudged,
+        problems=verdict.problems,
+        path=verdict.path,
+    )
