@@ -13,7 +13,7 @@ const PALETTE = [
   ["#7cb342", "#7cb342"],
   ["#e8710a", "#e8710a"],
 ];
-const ANSWER_MS = 2000;
+const PREFIX = "p.gradwatch.";
 const MOST_ROWS = 5000;
 
 /** Return TensorBoard's document; null where it can't be looked at. */
@@ -25,37 +25,17 @@ function outer() {
   }
 }
 
-/**
- * Connect to TensorBoard's messages.
- *
- * @param {() => void} onReload Called when TensorBoard has reloaded its data.
- * @returns {{ask(type: string): Promise<any>}} ask gives what TensorBoard answers, undefined where it doesn't.
- */
-export function connect(onReload) {
-  const waiting = new Map();
+/** Call a function when TensorBoard has reloaded its data. */
+export function onReload(reloaded) {
+  if (window.parent === window) return;
   const { port1, port2 } = new MessageChannel();
-  let last = 0;
   port1.onmessage = (event) => {
     const message = parsed(event.data);
-    if (message === null) return;
-    if (message.isReply) {
-      waiting.get(message.id)?.(message.error ? undefined : message.payload);
-      waiting.delete(message.id);
-      return;
-    }
+    if (message === null || message.isReply) return;
     port1.postMessage(JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }));
-    if (message.type === "experimental.DataReloaded") onReload();
+    if (message.type === "experimental.DataReloaded") reloaded();
   };
-  if (window.parent !== window) window.parent.postMessage("experimental.bootstrap", window.location.origin, [port2]);
-  return {
-    ask: (type) =>
-      new Promise((resolve) => {
-        const id = last++;
-        waiting.set(id, resolve);
-        setTimeout(() => resolve(undefined), ANSWER_MS);
-        port1.postMessage(JSON.stringify({ type, id, payload: null, error: null, isReply: false }));
-      }),
-  };
+  window.parent.postMessage("experimental.bootstrap", window.location.origin, [port2]);
 }
 
 function parsed(data) {
@@ -118,6 +98,17 @@ export function ownColour(place, isDark) {
 export function addressWith(data) {
   const view = outer()?.defaultView;
   if (!view) return "";
-  const said = Object.entries(data).map(([name, value]) => `&p.gradwatch.${name}=${encodeURIComponent(value)}`);
+  const said = Object.entries(data).map(([name, value]) => `&${PREFIX}${name}=${encodeURIComponent(value)}`);
   return `${view.location.origin}${view.location.pathname}#gradwatch${said.join("")}`;
+}
+
+/** Return what the address of TensorBoard's page says to this tab: its own message for that gives nothing away any more. */
+export function saidInAddress() {
+  const given = new URLSearchParams((outer()?.defaultView.location.hash ?? "").slice(1));
+  return Object.fromEntries([...given].filter(([name]) => name.startsWith(PREFIX)).map(([name, value]) => [name.slice(PREFIX.length), value]));
+}
+
+/** Call a function when the address of TensorBoard's page changes. */
+export function onAddress(changed) {
+  outer()?.defaultView.addEventListener("hashchange", changed);
 }

@@ -1,5 +1,5 @@
 // The tab: chooses runs, fetches their model and hands it to the page. TensorBoard calls `render`.
-import { addressWith, connect, onTheme, ownColour, shownRuns, theme } from "./host.js";
+import { addressWith, onAddress, onReload, onTheme, ownColour, saidInAddress, shownRuns, theme } from "./host.js";
 
 const KEPT = "gradwatch.tab";
 
@@ -20,6 +20,7 @@ class Tab {
     this.hostChoice = new Map();
     this.place = "";
     this.drawn = "";
+    this.names = [];
     this.due = false;
     this.asked = 0;
   }
@@ -44,16 +45,17 @@ class Tab {
     document.body.append(this.parts.bar, this.parts.notice, this.parts.page);
     this.say("Reading the runs …");
     await Promise.all(["./page/page.css", "./tab.css"].map(styled));
-    const host = connect(() => this.reload());
-    const linked = (await host.ask("experimental.GetURLPluginData")) ?? {};
+    onReload(() => this.reload());
+    const linked = saidInAddress();
     const kept = remembered();
     this.place = linked.place ?? kept.place ?? "";
     const named = namesIn(linked.runs) ?? kept.runs;
     ({ mount: this.mount } = await import("./page/app.js"));
     onTheme(() => this.showTheme());
-    // A tab that isn't shown has no width: what came meanwhile is drawn when it has one again.
-    new ResizeObserver(() => isShown() && this.guarded(() => this.wake())).observe(document.documentElement);
+    // A tab that isn't shown has no height: what came meanwhile is drawn when it has one again.
+    window.addEventListener("resize", () => isShown() && this.guarded(() => this.wake()));
     this.parts.page.addEventListener("click", (event) => this.follow(event));
+    onAddress(() => this.page?.navigate(saidInAddress().place ?? this.place));
     await this.list();
     this.choose(named);
     this.showTheme();
@@ -100,11 +102,14 @@ class Tab {
 
   /** Take over what was ticked or unticked in TensorBoard since the last look; return whether anything was. */
   takeHostChoice() {
+    const seen = shownRuns();
+    // Before its table was looked at all are taken to be ticked; of very many runs TensorBoard ticks none itself.
+    const begins = this.hostChoice.size === 0 && ![...seen.values()].some((run) => run.chosen);
     let isNews = false;
-    for (const [name, { chosen }] of shownRuns()) {
-      const before = this.hostChoice.get(name);
+    for (const [name, { chosen }] of seen) {
+      const before = this.hostChoice.get(name) ?? true;
       this.hostChoice.set(name, chosen);
-      if (before === undefined || before === chosen || !this.listed.some((run) => run.name === name)) continue;
+      if (begins || before === chosen || !this.listed.some((run) => run.name === name)) continue;
       isNews = true;
       if (!chosen) this.chosen.delete(name);
       else if (this.chosen.size < this.most) this.chosen.add(name);
@@ -125,6 +130,7 @@ class Tab {
       this.empty();
       return;
     }
+    const names = runs.map((run) => run.name);
     const seen = shownRuns();
     const query = runs.map((run) => `run=${encodeURIComponent(run.name)}&colour=${encodeURIComponent(this.colourOf(run.name, seen))}`);
     const wanted = `${query.join("&")} ${runs.map((run) => run.version).join(" ")}`;
@@ -140,9 +146,21 @@ class Tab {
       const options = { theme: theme(), place: this.place, onNavigate: (place) => this.went(place) };
       this.page = this.mount(page, model, options);
     } else {
+      this.keepRun(names);
       this.page.update(model);
+      this.page.navigate(this.place);
     }
+    this.names = names;
     this.went(this.page.place());
+  }
+
+  /** Keep looking at the same run where others have come or gone: a place has its number among those that are shown. */
+  keepRun(names) {
+    const place = new URLSearchParams(this.page.place().replace(/^#/, ""));
+    const now = names.indexOf(this.names[Number(place.get("run") ?? 0)]);
+    if (now > 0) place.set("run", String(now));
+    else place.delete("run");
+    this.place = `#${place}`;
   }
 
   empty() {
@@ -259,7 +277,7 @@ function styled(address) {
 }
 
 function isShown() {
-  return document.documentElement.clientWidth > 0;
+  return window.innerHeight > 0;
 }
 
 function remembered() {
