@@ -37,9 +37,7 @@ def make_run(layers: int, steps: int = STEPS) -> PageRun:
     random = np.random.default_rng(0)
     names = [f"model.blocks.{place // 8}.{_PARTS[place % 8]}" for place in range(layers)]
     info = RunInfo(
-        layers=tuple(
-            LayerInfo(name, "Linear", ((64, 64),), 4096, weight=True, feeds=f"{name}:relu") for name in names
-        ),
+        layers=tuple(LayerInfo(name, "Linear", ((64, 64),), 4096, weight=True, feeds=f"{name}:relu") for name in names),
         sites=tuple(
             SiteInfo(f"{name}:relu", "relu", "hidden", 64, (f"{before}:relu",) if before else ())
             for before, name in zip(("", *names), names, strict=False)
@@ -123,7 +121,9 @@ def main() -> None:
         taken = time.perf_counter() - started
         page = Path(tempfile.mkdtemp()) / "report.html"
         page.write_text(text, encoding="utf-8")
-        print(f"{layers} layers x {STEPS} steps x {len(METRICS)} metrics: {len(text) / 1e6:.2f} MB, made in {taken:.1f} s")
+        print(
+            f"{layers} layers x {STEPS} steps x {len(METRICS)} metrics: {len(text) / 1e6:.2f} MB, made in {taken:.1f} s"
+        )
         print(f"  {in_the_browser(page)}")
 
 

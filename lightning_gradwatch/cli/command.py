@@ -233,8 +233,8 @@ def _report_page(arguments: argparse.Namespace) -> int:
     Path(arguments.output).write_text(page.text, encoding="utf-8")
     size = len(page.text) / 1e6
     _say(f"{escape(arguments.output)}: {size:.1f} MB, {counted(len(runs), 'run')}")
-    for told in page.gives_away:
-        _say(f"  it gives away {escape(told)}")
+    for each in page.gives_away:
+        _say(f"  it gives away {escape(each)}")
     if page.gives_away:
         _say("  --redact leaves these out")
     return CANNOT_JUDGE if any(verdict.failure for verdict in verdicts) else HEALTHY
@@ -278,7 +278,14 @@ def _complain(text: str) -> int:
     return CANNOT_JUDGE
 
 
-_COMMANDS = {"check": _check, "compare": _compare, "report": _report_page, "explain": _explain, "rules": _rules, "demo": _demo}
+_COMMANDS = {
+    "check": _check,
+    "compare": _compare,
+    "report": _report_page,
+    "explain": _explain,
+    "rules": _rules,
+    "demo": _demo,
+}
 
 
 if __name__ == "__main__":

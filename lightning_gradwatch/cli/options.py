@@ -163,7 +163,9 @@ def _add_report(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> a
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, event file, folder of runs or glob")
-    parser.add_argument("-o", "--output", metavar="FILE", default="report.html", help="default: %(default)s")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default="report.html", help="what to write (default: %(default)s)"
+    )
     parser.add_argument("--redact", action="store_true", help="leave out paths, host names and settings")
     _add_rule_options(parser)
     file = parser.add_mutually_exclusive_group()

@@ -41,12 +41,12 @@ def html_page(model: dict[str, Any], *, title: str = "") -> str:
             '<html lang="en">',
             "<head>",
             '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_escaped(policy)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="referrer" content="no-referrer">',
             '<meta name="color-scheme" content="light dark">',
-            f'<meta name="generator" content="lightning_gradwatch {html.escape(model["tool"])}">',
-            f"<title>{html.escape(title or model['title'])}</title>",
+            f'<meta name="generator" content="lightning_gradwatch {_escaped(model["tool"])}">',
+            f"<title>{_escaped(title or model['title'])}</title>",
             '<link rel="icon" href="data:,">',
             f"<style>{style}</style>",
             "</head>",
@@ -63,11 +63,16 @@ def html_page(model: dict[str, Any], *, title: str = "") -> str:
 
 
 def _json(model: dict[str, Any]) -> str:
-    """Return JSON in plain ASCII in which no sign means anything to HTML."""
+    """Return JSON in plain ASCII in which no sign means anything to HTML, nor to a CI server whose log it lands in."""
     text = json.dumps(model, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
+    for sign in "<>&#":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
+
+
+def _escaped(text: str) -> str:
+    """Return text as HTML has it, in which a CI server finds no command either."""
+    return "&#35;".join(map(html.escape, text.split("#")))
 
 
 def _hash(text: str) -> str:
@@ -76,9 +81,11 @@ def _hash(text: str) -> str:
 
 def _without_scripts(model: dict[str, Any]) -> str:
     """Return what can be said without scripts: each run's verdict, its findings and its layers."""
-    parts = [f"<h1>{html.escape(model['title'])}</h1>", "<p>Charts need JavaScript. What was found:</p>"]
+    parts = [f"<h1>{_escaped(model['title'])}</h1>", "<p>Charts need JavaScript. What was found:</p>"]
     for run in model["runs"]:
-        parts += [f"<h2>{html.escape(run['name'])}</h2>", f"<p>{html.escape(run['verdict'])}</p>"]
+        parts += [f"<h2>{_escaped(run['name'])}</h2>", f"<p>{_escaped(run['verdict'])}</p>"]
+        notes = [*run["problems"], *([f"settings: {run['settings_file']}"] if run["settings_file"] else [])]
+        parts += [f"<p>{_escaped(note)}</p>" for note in notes]
         if run["findings"]:
             heads = ("finding", "severity", "layers", "since step", "what was seen", "cause", "remedy")
             parts.append(_table("findings", heads, map(_finding_cells, run["findings"])))
@@ -111,7 +118,7 @@ def _finding_cells(finding: dict[str, Any]) -> tuple[str, ...]:
 
 def _table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     def row(tag: str, cells: Iterable[str]) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{_escaped(cell)}</{tag}>' for cell in cells)}</tr>"
 
     body = "".join(row("td", cells) for cells in rows)
     return f"<table><caption>{caption}</caption><thead>{row('th', heads)}</thead><tbody>{body}</tbody></table>"

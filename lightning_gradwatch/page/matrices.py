@@ -56,12 +56,12 @@ class Columns:
     def __len__(self) -> int:
         return len(self.last)
 
-    def thin(self, values: FloatVector) -> FloatVector:
-        """Return values, shape [steps, N], as [columns, N]."""
+    def thin(self, values: FloatVector, *, log: bool = True) -> FloatVector:
+        """Return values, shape [steps, N], as [columns, N]; of a share, `log` being false, a 0 is a value as any other."""
         if self._whole or not values.size:
             return values[self.last] if len(values) else values
         thinned = values[self.last]
-        measured = np.isfinite(values)
+        measured = np.isfinite(values) & ((values != 0) | (not log))
         for extreme, unknown in ((np.argmax, -np.inf), (np.argmin, np.inf)):
             place = extreme(np.where(measured, values, unknown), axis=0)
             column = np.searchsorted(self.last, place)
@@ -73,7 +73,7 @@ class Columns:
         if gaps.any():
             filled = np.fmax.reduceat(values, self.first, axis=0)
             thinned[gaps] = filled[gaps]
-        for alarm in (0.0, -math.inf, math.inf):
+        for alarm in (*((0.0,) if log else ()), -math.inf, math.inf):
             thinned[np.logical_or.reduceat(values == alarm, self.first, axis=0)] = alarm
         return thinned
 

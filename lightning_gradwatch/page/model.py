@@ -130,6 +130,7 @@ def _run(run: PageRun, most: int, *, exact: bool) -> dict[str, Any]:
         "colour": run.colour,
         "failure": run.failure,
         "problems": list(run.problems),
+        "settings_file": run.settings_file,
         "unjudged": [{"code": code, "name": name_of(code), "reason": why} for code, why in run.unjudged.items()],
     }
     try:
@@ -163,7 +164,8 @@ def _numbers(run: PageRun, most: int, *, exact: bool) -> dict[str, Any]:
                 signal = last_signal(info, values)
             if np.isnan(values).all():
                 continue
-            series[metric] = pack(columns.thin(values), log=text_of(metric).log, exact=exact)
+            log = text_of(metric).log
+            series[metric] = pack(columns.thin(values, log=log), log=log, exact=exact)
     states = columns.thin_codes(states_of(run.records, infos, layers), _ALARMS)
     return {
         "measured": len(steps),

@@ -26,7 +26,7 @@ def redacted(model: dict[str, Any], runs: Sequence[PageRun]) -> dict[str, Any]:
     for place, (shown, run) in enumerate(zip(model["runs"], runs, strict=True)):
         numbered = f"run {place + 1}"
         names |= {name: numbered for name in (run.path, run.name) if name}
-        shown.update(name=numbered, path="", settings={})
+        shown.update(name=numbered, path="", settings={}, settings_file="")
     # A path may begin with another one.
     longest_first = sorted(names, key=len, reverse=True)
     kept = {name for run in model["runs"] for each in (*run["layers"], *run["sites"]) for name in (each["name"],)}
@@ -52,7 +52,7 @@ def given_away(model: dict[str, Any]) -> list[str]:
     """Say what a page tells of where its runs were made, a phrase each; nothing where it is redacted."""
     if model["redacted"]:
         return []
-    paths = [run["path"] for run in model["runs"] if run["path"]]
+    paths = [path for run in model["runs"] for path in (run["path"], run["settings_file"]) if path]
     texts = _texts([[run["path"], run["problems"], run["failure"], run["findings"]] for run in model["runs"]])
     hosts = sorted({match["host"] for text in texts for match in _HOST.finditer(text)})
     lines = sorted({match[0] for text in texts for match in _LINE_OF_CODE.finditer(text)})

@@ -37,6 +37,8 @@ class PageRun:
     """Rules that couldn't judge, by code, with the reason."""
     problems: Sequence[str] = ()
     """What couldn't be read, a sentence each."""
+    settings_file: str = ""
+    """Which file of settings it was judged by; empty: by none."""
     path: str = ""
     """Where it lies; left out of a page that is redacted."""
     colour: str = ""

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.judge.verdict import RunVerdict
 
-_HOMES = {"json": "json_report", "junit": "junit", "github": "github", "sarif": "sarif", "markdown": "markdown", "html": "html_report"}
+_HOMES = {
+    "json": "json_report",
+    "junit": "junit",
+    "github": "github",
+    "sarif": "sarif",
+    "markdown": "markdown",
+    "html": "html_report",
+}
 
 
 def render(verdicts: Sequence[RunVerdict], name: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.judge.verdict import RunVerdict
+    from lightning_gradwatch.record.finding import Finding
 
 
 class WrittenPage(NamedTuple):
@@ -38,8 +39,11 @@ def page_of(verdicts: Sequence[RunVerdict], *, redact: bool = False) -> WrittenP
         verdicts: The first is of the run that the others are compared with.
         redact: Leave out paths, host names and settings.
     """
-    named = short_names([verdict.path for verdict in verdicts])
-    runs = [_shown(verdict, name) for verdict, name in zip(verdicts, named, strict=True)]
+    base = _baseline(verdicts)
+    named = short_names([*([base] if base else []), *(verdict.path for verdict in verdicts)])
+    runs = [_shown(verdict, name) for verdict, name in zip(verdicts, named[-len(verdicts) :], strict=True)]
+    if base:
+        runs.insert(0, _read(base, f"{named[0]} (baseline)"))
     model = page_model(runs, redact=redact)
     return WrittenPage(html_page(model), given_away(model))
 
@@ -58,17 +62,28 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def _shown(verdict: RunVerdict, name: str) -> PageRun:
+def _baseline(verdicts: Sequence[RunVerdict]) -> str:
+    """Return the run that all of them were held against; empty where there is none."""
+    paths = {"" if each.comparison is None else each.comparison.baseline for each in verdicts}
+    return paths.pop() if len(paths) == 1 else ""
+
+
+def _read(path: str, name: str, findings: Sequence[Finding] | None = None) -> PageRun:
     try:
-        run = read_run(verdict.path)
+        return PageRun.of(read_run(path), name=name, findings=findings)
     except (CannotJudgeError, OSError, *DATA_ERRORS) as error:
-        return PageRun.failed(name, verdict.failure or reason_of(error), path=verdict.path)
-    shown = PageRun.of(run, name=name, findings=verdict.findings)
+        return PageRun.failed(name, reason_of(error), path=path)
+
+
+def _shown(verdict: RunVerdict, name: str) -> PageRun:
+    shown = _read(verdict.path, name, verdict.findings)
     return replace(
         shown,
+        findings=verdict.findings,
         verdict=ending(verdict),
-        failure=verdict.failure,
+        failure=verdict.failure or shown.failure,
         unjudged=verdict.unjudged,
         problems=verdict.problems,
+        settings_file=verdict.settings_file,
         path=verdict.path,
     )

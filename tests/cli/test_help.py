@@ -12,7 +12,7 @@ from lightning_gradwatch.cli import command as cli
 from lightning_gradwatch.cli.options import build_parser
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
-COMMANDS = ["", "check", "compare", "explain", "rules", "demo"]
+COMMANDS = ["", "check", "compare", "report", "explain", "rules", "demo"]
 
 
 def shown():

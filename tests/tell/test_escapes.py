@@ -179,6 +179,35 @@ def from_markdown(text, name):
         assert not re.search(bare, text), bare
 
 
+class Document(HTMLParser):
+    """What a document holds: its tags, what its elements of data say, and what is shown without scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.data = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        tag, given = self.tags[-1] if self.tags else ("", {})
+        if tag == "script" and given.get("type") == "application/json":
+            self.data += data
+        elif tag not in {"script", "style"}:
+            self.texts.append(data)
+
+
+def from_html(text, name):
+    """The names of a page are in its data, and in its table for readers without scripts: no more elements than without."""
+    page = Document(text)
+    plain = Document(render([hostile("plain")], "html"))
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    finding = json.loads(page.data)["runs"][-1]["findings"][0]
+    assert finding["layers"] == [spelled(name)]
+    assert any(spelled(name) in each for each in page.texts) or not spelled(name).strip()
+
+
 def from_github(text, name):
     data = text.split("\n")[0].split("::", 2)[2]
     assert not re.search(r"%(?!25|0A)", data)
@@ -196,6 +225,7 @@ DOCUMENTS = {
     "github": from_github,
     "sarif": from_sarif,
     "markdown": from_markdown,
+    "html": from_html,
 }
 
 

@@ -76,7 +76,7 @@ export class Overview {
     const colours = ctx.colours();
     const { pen } = prepared(legend, width, 44);
     const scale = ctx.data.scale(ctx.metric);
-    const bar = { x: 14, width: Math.min(230, width * 0.4), y: 4, height: 14 };
+    const bar = { x: 26, width: Math.min(230, width * 0.4), y: 4, height: 14 };
     for (let x = 0; x < bar.width; x += 1) {
       const [red, green, blue] = colour(x / bar.width);
       pen.fillStyle = `rgb(${red}, ${green}, ${blue})`;

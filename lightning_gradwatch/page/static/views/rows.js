@@ -17,7 +17,7 @@ const SMALL = '11px system-ui, -apple-system, "Segoe UI", sans-serif';
 /** Where the columns of the canvas stand. */
 export function layoutFor(width, metrics) {
   const name = Math.round(Math.min(Math.max(width * 0.155, 120), 300));
-  const state = Math.round(Math.min(Math.max(width * 0.145, 124), 220));
+  const state = Math.round(Math.min(Math.max(width * 0.155, 124), 220));
   const wide = width > 1500 ? 120 : 84;
   const bars = metrics.map((metric) => ({ metric, width: metric.log ? wide : Math.round(0.8 * wide) }));
   const room = () => width - name - state - bars.reduce((sum, bar) => sum + bar.width + 9, 0) - 24;

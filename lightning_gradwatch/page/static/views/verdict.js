@@ -84,7 +84,7 @@ export function verdictView(ctx) {
     first ? findingCard(ctx, first) : null,
     ...others.map((finding) => findingCard(ctx, finding)),
     rest.length ? h("ul", { class: "gw-rest", "aria-label": "What follows" }, ...rest.map((finding) => line(ctx, finding))) : null,
-    notes.length || run.unjudged.length || run.problems.length || run.coverage.length ? asides(ctx, notes) : null,
+    notes.length || run.unjudged.length || run.problems.length || run.coverage.length || run.settings_file ? asides(ctx, notes) : null,
   );
 }
 
@@ -104,6 +104,7 @@ function asides(ctx, notes) {
     notes.length ? `${notes.length} for information` : "",
     counted(run.unjudged.length, "rule not judged", "rules not judged"),
     counted(run.problems.length, "note on the file", "notes on the file"),
+    run.settings_file ? "settings" : "",
     counted(run.coverage.length, "place not covered", "places not covered"),
   ].filter(Boolean);
   const chosen = notes.some((finding) => finding.id === ctx.place.finding);
@@ -116,6 +117,7 @@ function asides(ctx, notes) {
       ...notes.map((finding) => line(ctx, finding)),
       ...run.unjudged.map((each) => h("li", { text: `not judged: ${each.code} ${each.name}: ${each.reason}` })),
       ...run.problems.map((text) => h("li", { text })),
+      run.settings_file ? h("li", { text: `settings: ${run.settings_file}` }) : null,
       ...run.coverage.map((each) => h("li", {}, "not covered: ", named(each.name), ` ${each.reason}`)),
     ),
   );
