@@ -18,6 +18,7 @@ JUDGES_NONE = {
     "cli/test_colour.py": "reads runs that are written by hand",
     "record/events/test_file.py": "writes bytes",
     "test_light_import.py": "imports",
+    "tab/test_loader.py": "imports",
     "fit/test_packages.py": "imports, and a few steps",
     "test_what_arrives.py": "what is installed",
     "fit/test_plain_data.py": "data that processes hand on",

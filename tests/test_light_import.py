@@ -19,6 +19,8 @@ LIGHT = [
     ".pytest_plugin",
     ".testing.plugin.watched",
     ".tell.training",
+    ".tab.loader",
+    ".tab.plugin",
 ]
 HEAVY = ["torch", "lightning", "pytorch_lightning"]
 

@@ -12,7 +12,7 @@ from lightning_gradwatch import rules
 
 PACKAGE = Path(lightning_gradwatch.__file__).parent
 TESTS = Path(__file__).parent
-ROOMS = {"record", "measure", "judge", "page", "tell", "fit", "cli", "testing", "demo"}
+ROOMS = {"record", "measure", "judge", "page", "tell", "fit", "cli", "testing", "demo", "tab"}
 NAMED_BY_OTHERS = {"pytest_plugin", "rules"}
 OF_THE_WHOLE = {"integration", "theory", "galleries", "documentation"}
 """Folders of tests that are about no room alone."""

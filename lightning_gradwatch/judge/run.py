@@ -129,6 +129,18 @@ def _read(path: Path) -> Run:
     written = read_files(paths, problems)
     if path.is_dir():
         tell_missing_fits(written, problems)
+    run = assembled(path, written, problems)
+    if run is None:
+        raise RunError(_nothing(path, paths, written, problems))
+    return run
+
+
+def assembled(path: Path, written: Sequence[Written], problems: Problems) -> Run | None:
+    """Build a run from what fits wrote, in the order of writing; None where there is no record that fits its description.
+
+    Raises:
+        RunError: it holds descriptions that have little in common.
+    """
     infos: dict[str, RunInfo] = {}
     for info in (info for part in written for info in part.infos):
         infos.pop(info.layout, None)
@@ -136,7 +148,7 @@ def _read(path: Path) -> Run:
     by_step = {record.step: record for part in written for record in part.records}
     records = _fitting((by_step[step] for step in sorted(by_step)), infos, problems)
     if not records:
-        raise RunError(_nothing(path, paths, written, problems))
+        return None
     _check_growth(infos)
     told = [part.findings for part in written if part.findings is not None]
     return Run(

@@ -150,7 +150,8 @@ class Sinks:
         events = []
         if findings != self._findings:
             self._findings = findings
-            events.append(findings_event(findings, step=records[-1].step))
+            # Behind the last step: of two events of one step TensorBoard's fast loader hands on the later one alone.
+            events.append(findings_event(findings, step=records[-1].step + 1))
         picture = self._picture(records, infos)
         if picture is not None:
             events.append(picture)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -39,7 +40,7 @@ from lightning_gradwatch.record.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 SIGNS = (
@@ -113,6 +114,53 @@ def decode_event(payload: bytes) -> DecodedEvent | None:
     return Decoder().decode(payload)
 
 
+def open_event(
+    texts: Sequence[bytes], vectors: Mapping[str, tuple[int, bytes]], *, step: int, wall_time: float
+) -> DecodedEvent:
+    """Read what somebody else took out of an event's frame, as TensorBoard hands it to its plugins.
+
+    Args:
+        texts: Of the envelope: its JSON, and the seal.
+        vectors: The type and the bytes of each tensor, by its tag, in the order of writing; that is what the seal is over.
+        step: Of the event.
+        wall_time: Of the event.
+
+    Raises:
+        ValueError: it is damaged, or some of it is missing.
+    """
+    with _damage_told():
+        return _opened(_Value(STEP_TAG, True, 0, 0, 0, tuple(texts), b""), dict(vectors), step, wall_time)
+
+
+def open_description(text: bytes) -> RunInfo:
+    """Read the description of a run without the event that it came in, and so without a seal: its layout says if it fits a record.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with _damage_told():
+        return _read_info(text)[0]
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """Turn whatever reading an event of anybody's can raise into a sentence.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        yield
+    except (BrokenMessageError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{error}") from error
+    except KeyError as error:
+        raise ValueError(f"it lacks {error}") from error
+    except (MemoryError, OverflowError, RecursionError) as error:
+        raise ValueError(reason_of(error)) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"it holds what GradWatch doesn't write ({type(error).__name__}: {error})") from error
+
+
 class _Value(NamedTuple):
     """A value of a summary."""
 
@@ -142,7 +190,7 @@ class Decoder:
         Raises:
             ValueError: the event is GradWatch's and damaged.
         """
-        try:
+        with _damage_told():
             wall_time, step, start, end = _outline(payload)
             vectors: dict[str, tuple[int, bytes]] = {}
             envelope, behind = self._take(payload, start, end, vectors)
@@ -155,14 +203,6 @@ class Decoder:
             if payload.find(SIGNS[0], behind, end) >= 0:
                 raise ValueError("it holds more than one step")
             return _opened(envelope, vectors, step, wall_time)
-        except (BrokenMessageError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{error}") from error
-        except KeyError as error:
-            raise ValueError(f"it lacks {error}") from error
-        except (MemoryError, OverflowError, RecursionError) as error:
-            raise ValueError(reason_of(error)) from error
-        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"it holds what GradWatch doesn't write ({type(error).__name__}: {error})") from error
 
     def _take(
         self, payload: bytes, at: int, end: int, vectors: dict[str, tuple[int, bytes]]

@@ -141,6 +141,18 @@ def content(tensor: Any) -> bytes:
     return found
 
 
+def type_of(array: npt.NDArray[Any]) -> int:
+    """Return the type of the tensor that an array was made of.
+
+    Raises:
+        ValueError: none of ours has it.
+    """
+    for dtype, known in _DTYPES.items():
+        if array.dtype == known:
+            return dtype
+    raise ValueError(f"it holds a tensor of type {array.dtype}")
+
+
 def vector_of(dtype: int, raw: bytes) -> FloatVector:
     """Return as float64 the numbers in the bytes of a tensor, whatever shape it claims.
 

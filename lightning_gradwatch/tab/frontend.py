@@ -1,0 +1,17 @@
+"""What TensorBoard is told of the tab; imported when it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensorboard.plugins import base_plugin
+
+PLUGIN = "gradwatch"
+"""As the events name it."""
+ENTRY = "/tab.js"
+"""The module that the tab starts with."""
+
+
+def frontend_metadata() -> Any:
+    """Return what the tab is called, and what it starts with."""
+    return base_plugin.FrontendMetadata(es_module_path=ENTRY, tab_name="GradWatch")
