@@ -217,14 +217,19 @@ HALF_PRECISION = family(
 # Wiring. A logarithm of 0 in the very first step is as well told by what it makes of the loss.
 OUTPUT_TWICE = family(
     "output-twice",
-    ("softmax-conv", DIGITS, Conv(widths=(8, 16), start=None, pooled=(0,), output="Softmax"), SGD),
+    (
+        "softmax-conv",
+        DIGITS,
+        Conv(widths=(8, 16), start=None, pooled=(0,), output="Softmax"),
+        replace(SGD, rate=0.3, steps=500),
+    ),
     ("softmax-digits", DIGITS, dense(3, "ReLU", None, output="Softmax"), SGD),
     ("softmax-wine-raw", Data(task="wine", inputs="raw"), dense(2, "ReLU", None, 32, output="Softmax"), QUICK),
     (
         "sigmoid-cancer",
         CANCER,
         dense(2, "ReLU", None, 32, output="Sigmoid"),
-        Training(rate=0.01, loss="bce_of_logits"),
+        Training(rate=0.02, loss="bce_of_logits"),
     ),
     ("softmax-slowly", DIGITS, dense(2, "ReLU", None, output="Softmax"), Training(rate=0.03)),
     (

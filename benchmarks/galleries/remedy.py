@@ -43,6 +43,8 @@ def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
         for action in remedy.actions:
             if action.kind in _OF_CASE:
                 case = _OF_CASE[action.kind](case, **dict(action.arguments))
+            elif action.kind == "replace_output" and dict(action.arguments)["with"] == "LogSoftmax":
+                case = _without_logarithm(case)
         prepared = prepare(case, seed)
         of_users: list[Action] = []
         for action in remedy.actions:
@@ -95,6 +97,11 @@ def _training(**changes: Callable[[Case, Any], Any]) -> Callable[..., Case]:
         )
 
     return change
+
+
+def _without_logarithm(case: Case) -> Case:
+    """Have the loss take logarithms of probabilities, as the net will put them out, for what they are."""
+    return replace(case, training=replace(case.training, loss="nll"))
 
 
 def _normalize_inputs(case: Case) -> Case:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
+from dataclasses import replace
 
 import pytest
+from tell.samples import FAILED
 
 from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
+from lightning_gradwatch.tell.junit import junit_report
+from lightning_gradwatch.tell.markdown import markdown_report
+from lightning_gradwatch.tell.sarif import sarif_report
 from lightning_gradwatch.tell.terminal import RunVerdict, verdict_text, warning_text
 
 FINDING = Finding(
@@ -43,6 +49,24 @@ def test_a_warning_as_a_terminal_shows_it():
         "  remedy   Replace Sigmoid by ReLU.\n"
         "  more     gradwatch explain GW101"
     )
+
+
+@pytest.mark.parametrize("code", ["GW501", "GW502", "GW503", "GW504", "GW506"])
+def test_what_is_so_or_isnt_shows_no_number_in_any_format(code):
+    finding = replace(FINDING, code=code, name=code, layers=("a",), value=1234.0, threshold=567.0)
+    verdict = replace(FAILED, findings=(finding,), rules={code: {}}, problems=(), ignored=())
+    told = [
+        warning_text(finding),
+        verdict_text(verdict, width=200),
+        markdown_report([verdict]),
+        junit_report([verdict]),
+    ]
+    told.append(json.dumps(json.loads(sarif_report([verdict]))["runs"][0]["results"]))
+    for text in told:
+        assert "1234" not in text
+        assert "1.23e3" not in text
+        assert "567" not in text
+    assert "1.23e3, threshold 567" in warning_text(replace(finding, code="GW101"))
 
 
 def test_up_to_three_layers_are_all_named():

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from lightning_gradwatch import NotApplicableError, apply_action, check_training
-from lightning_gradwatch.record.finding import Action, Remedy
+from lightning_gradwatch.record.finding import Action, Remedy, Severity
 from lightning_gradwatch.testing.trial_text import trial_text
 from lightning_gradwatch.testing.trials import Prepared, trial_of
 
@@ -265,6 +265,32 @@ class TestTrials:
         prepared.start()
         assert prepared.applied == []
         assert prepared.refused[0][1] == "which of 2 optimizers is to hold them isn't known"
+
+    def test_what_so_few_steps_leave_information_is_tried_and_said(self):
+        report = check_training(Net(nn.Softmax(1), rate=0.05), batches(), max_steps=24, try_remedies=True)
+        (finding,) = report.findings
+        assert (finding.code, finding.severity) == ("GW501", Severity.INFO)
+        assert report.ok
+        assert [action.kind for action in report.trial.applied] == ["remove_output"]
+        said = " ".join(str(report).split())
+        assert "a warning once the loss has stood for 50 steps, for which max_steps=64 is enough" in said
+
+    def test_nothing_waits_where_the_net_learns(self):
+        report = check_training(Net(nn.Softmax(1), rate=3.0), batches(), try_remedies=True)
+        assert [finding.severity for finding in report.findings] == [Severity.INFO]
+        assert report.trial is None
+        assert "may keep it from learning" not in " ".join(str(report).split())
+
+    def test_a_function_in_forward_is_the_users_to_remove(self):
+        class Fn(Net):
+            def training_step(self, batch, _):
+                return F.cross_entropy(torch.softmax(self.net(batch[0]), 1), batch[1])
+
+        trial = check_training(Fn(rate=0.01), batches(), max_steps=24, try_remedies=True).trial
+        ((action, why),) = trial.refused
+        assert action.in_code
+        assert linecache.getline(__file__, int(action.where.partition(":")[2][:-1])).count("torch.softmax") == 1
+        assert why == ":softmax is a function that is called in forward"
 
     @pytest.mark.parametrize("scheduled", [False, True])
     def test_a_rate_is_changed_for_the_copy_alone(self, scheduled):

@@ -10,16 +10,18 @@ from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.saturated_output import saturated_outputs
 from lightning_gradwatch.judge.rule import Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
-from lightning_gradwatch.judge.wiring_rule import LOSS_FALL, StandingLossRule, at
+from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
 from lightning_gradwatch.record.wording import listed
 
-_LEARNED = 0.75
-"""Of what the loss of probabilities can fall at most, the share from which on the net has learned with it."""
-_SIGMOID_FALL = 0.2
-"""The same of one that applies sigmoid to sigmoid, of its start: from 0.67 it can't get below 0.45."""
+_LEARNED = 0.5
+"""Of what lies between one constant answer and the right ones, in a loss of probabilities, the share from which on a net has learned."""
+_OF_HALF = math.log1p(math.exp(0.5)), math.log1p(math.exp(-0.5))
+"""Losses of the probability 0.5, taken for a logit, where the label is 0 and where it is 1."""
+_OF_ONE_AT_ONE = math.log1p(math.exp(-1))
+"""That of the probability 1, where the label is 1."""
 _LARGEST = 30.0
 """A loss that starts above is no mean of cross-entropies, whose start tells how many classes there are."""
 _OF_ONE = ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "logsigmoid")
@@ -57,7 +59,7 @@ class OutputAppliedTwice(StandingLossRule):
 
     def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
         return trend.come_down or (
-            fact.kind == "output-twice" and not trend.unknown and 1 - trend.of_start >= _enough(fact.operation, trend)
+            fact.kind == "output-twice" and not trend.unknown and trend.level <= _learned_loss(fact.operation, trend)
         )
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
@@ -99,12 +101,21 @@ class OutputAppliedTwice(StandingLossRule):
         )
 
 
-def _enough(operation: str, trend: LossTrend) -> float:
-    """Return by which share of its start a loss of probabilities must have fallen to be that of a net that has learned."""
-    if operation in _OF_ONE:
-        return _SIGMOID_FALL
+def _learned_loss(operation: str, trend: LossTrend) -> float:
+    """Return the loss of probabilities from which on a net has learned with it, told from where it began; NaN: that can't be told.
+
+    Such a net begins near the same probability for each class, so the loss tells how many there are, or of how many entries the
+    label is 1. What one constant answer comes to is not learned yet; what the right one comes to is the least.
+    """
     start = trend.level / trend.of_start if trend.of_start > 0 else math.nan
-    if not 0 < start < _LARGEST:
-        return 1.0
-    least = math.log(math.e + math.expm1(start)) - 1  # exp(start) classes: 1 for the right one and 0 for the others
-    return max(_LEARNED * (1 - least / start), LOSS_FALL)
+    if operation in _OF_ONE:
+        ones = (_OF_HALF[0] - start) / (_OF_HALF[0] - _OF_HALF[1])
+        if not 0 < ones < 1:
+            return math.nan
+        constant = math.log(2) if ones <= 0.5 else -ones * math.log(ones) - (1 - ones) * math.log(1 - ones)
+        least = ones * _OF_ONE_AT_ONE + (1 - ones) * math.log(2)
+    elif 0 < start < _LARGEST:
+        constant, least = start, math.log(math.e + math.expm1(start)) - 1
+    else:
+        return math.nan
+    return constant - _LEARNED * (constant - least)

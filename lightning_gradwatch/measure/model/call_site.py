@@ -48,6 +48,7 @@ def _folder(path: str | None) -> str:
 
 
 _OURS = _folder(str(Path(__file__).parents[1]))
+_STANDARD = _folder(os.__file__)
 _INTERNAL_FOLDERS = (_folder(torch.__file__), _OURS)
 _LIGHTNING = (
     f"{os.sep}lightning{os.sep}pytorch{os.sep}",
@@ -174,7 +175,9 @@ def line_of_step() -> str:
     for _ in range(_DEEPEST):
         if frame is None or frame.f_code.co_filename.endswith(_AUTOMATIC):
             break
-        if (_kinds.get(id(frame.f_code)) or _look(frame.f_code)) is _OF_USER:
+        path = frame.f_code.co_filename
+        decorates = path.startswith(_STANDARD) and "site-packages" not in path  # as torch's no_grad and contextlib do
+        if not decorates and (_kinds.get(id(frame.f_code)) or _look(frame.f_code)) is _OF_USER:
             return _spelled_line(frame.f_code, frame.f_lineno)
         frame = frame.f_back
     return ""

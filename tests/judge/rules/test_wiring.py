@@ -7,14 +7,15 @@ import math
 
 import pytest
 
+from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.output_applied_twice import OutputAppliedTwice
 from lightning_gradwatch.judge.rules.single_value_normalization import SingleValueNormalization
 from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient
 from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter
-from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.record.finding import Cause, CauseKind, Severity
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import Wiring
+from lightning_gradwatch.record.step import LayerState, Wiring
 
 TWICE = Wiring("output-twice", ("net.11",), "cross_entropy", "training_step (a.py:3)")
 LOG = Wiring("log-of-output", ("net.11",), "log")
@@ -70,6 +71,110 @@ class TestEachFact:
         info = RunInfo.from_dict(data)
         evaluator = runs.feed(rule, [runs.measure(info, step) for step in range(3)], info).evaluator
         assert evaluator.unjudged[rule.code].startswith("can't judge: the release")
+
+
+def ending_at(start, end):
+    """Return losses that come down to `end` by step 64 and stand there: more than half of where they began."""
+    return {step: max(end, start - (start - end) * step / 64) for step in (*STANDS, 149, 199, 249, 299, 349, 399)}
+
+
+@pytest.mark.parametrize(
+    ("operation", "start", "right", "constant"),
+    [
+        # Independent of the rule: of C classes, a softmax of (1, 0, …, 0) has the loss ln(e + C - 1) - 1, and of equal ones ln(C).
+        ("cross_entropy", math.log(10), math.log(math.e + 9) - 1, math.log(10)),
+        ("log_softmax", math.log(100), math.log(math.e + 99) - 1, math.log(100)),
+        # Of ten labels one is 1: probabilities of 0.5 at the start; all 0 in the end, or those that are right.
+        ("binary_cross_entropy_with_logits", 0.1 * 0.4741 + 0.9 * 0.9741, 0.1 * 0.3133 + 0.9 * 0.6931, 0.6931),
+        ("binary_cross_entropy_with_logits", 0.7241, 0.5 * 0.3133 + 0.5 * 0.6931, 0.6931),
+    ],
+)
+def test_a_loss_of_probabilities_that_has_come_down_as_far_as_it_can_is_information(
+    runs, operation, start, right, constant
+):
+    fact = dataclasses.replace(TWICE, operation=operation)
+    assert fed(runs, OutputAppliedTwice(), fact, ending_at(start, right + 0.01)).only.severity is Severity.INFO
+    assert fed(runs, OutputAppliedTwice(), fact, ending_at(start, constant - 0.003)).only.severity is Severity.ERROR
+
+
+def with_output(runs, function, *, gain, losses, name="head"):
+    info = runs.stack()
+    last = dataclasses.replace(info.sites[-1], name=name, function=function, role="output", units=0)
+    info = dataclasses.replace(info, sites=(*info.sites[:-1], last), wiring=())
+    gains = [0.5] * (len(info.sites) - 1) + [gain]
+    records = [runs.measure(info, step, loss=loss, activation_gain=gains) for step, loss in losses.items()]
+    return runs.feed(OutputAppliedTwice(), records, info)
+
+
+class TestASaturatedOutput:
+    @pytest.mark.parametrize("function", ["softmax", "sigmoid", "tanh"])
+    def test_is_an_error_while_the_loss_stands(self, runs, function):
+        only = with_output(runs, function, gain=1e-7, losses=STANDS).only
+        assert (only.severity, only.layers, only.first_step) == (Severity.ERROR, ("head",), 1)
+        assert only.message.startswith("head passes 1e-7 of its gradient back, as its outputs are saturated.")
+        assert only.causes == (Cause(CauseKind.SATURATED_UNITS, ("head",)),)
+
+    def test_isnt_told_before_the_loss_has_stood_for_50_steps(self, runs):
+        losses = {step: STANDS[step] for step in STANDS if step < 50}
+        assert with_output(runs, "softmax", gain=1e-7, losses=losses).findings == ()
+
+    @pytest.mark.parametrize(
+        ("losses", "gain"),
+        [
+            (FALLS, 1e-7),  # it learns
+            ({step: 0.9 if step < 9 else 0.1 for step in STANDS}, 1e-7),  # it has learned, and is sure of it
+            (dict.fromkeys(STANDS, 0.01), 1e-7),  # it had learned before the run
+            (STANDS, 2e-3),  # enough gets through
+            (STANDS, math.nan),  # nothing was measured
+            (dict.fromkeys(STANDS, -1.0), 1e-7),  # the loss says nothing
+        ],
+    )
+    def test_is_none_of_its_business_elsewhere(self, runs, losses, gain):
+        assert with_output(runs, "softmax", gain=gain, losses=losses).findings == ()
+
+    def test_has_healed_once_the_net_learns(self, runs):
+        found = with_output(runs, "sigmoid", gain=1e-7, losses=PLATEAU)
+        assert found.only.healed_step == 249 or found.only.severity is Severity.INFO
+
+
+def turns(runs, frozen):
+    """Feed records of a net whose second layer is frozen in these steps."""
+    info = dataclasses.replace(runs.stack(), wiring=())
+    records = []
+    for step in range(20):
+        record = runs.measure(info, step, loss=2.3)
+        state = record.layer_state.copy()
+        state[1] = LayerState.FROZEN if step in frozen else LayerState.OK
+        records.append(dataclasses.replace(record, layer_state=state))
+    return runs.feed(UntrainedParameter(), records, info)
+
+
+class TestLayersThatAreThawed:
+    def test_are_information_from_the_step_that_shows_it(self, runs):
+        only = turns(runs, range(7)).only
+        assert (only.severity, only.first_step, only.layers) == (Severity.INFO, 7, (runs.stack().layers[1].name,))
+        assert only.message == f"By step 7 {only.layers[0]} was thawed."
+
+    def test_so_are_those_that_are_frozen(self, runs):
+        assert turns(runs, range(7, 20)).only.message.endswith("was frozen.")
+
+    @pytest.mark.parametrize(
+        "frozen",
+        [(), range(20), range(0, 20, 2), (3,), range(18, 20)],
+        ids=["never", "ever", "turns", "once", "lately"],
+    )
+    def test_but_not_what_stays_or_takes_turns(self, runs, frozen):
+        assert turns(runs, frozen).findings == ()
+
+    def test_one_that_comes_later_was_frozen_before(self, runs):
+        whole = dataclasses.replace(runs.stack(), wiring=())
+        before = dataclasses.replace(whole, layers=whole.layers[:-1])
+        infos = {step: before if step < 5 else whole for step in range(10)}
+        evaluator = Evaluator([UntrainedParameter()])
+        for step, info in infos.items():
+            evaluator.feed(runs.measure(info, step, loss=2.3), info)
+        (only,) = evaluator.findings
+        assert only.message == f"By step 5 {whole.layers[-1].name} was thawed."
 
 
 @pytest.mark.parametrize(

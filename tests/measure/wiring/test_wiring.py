@@ -69,6 +69,8 @@ class TestOutputAppliedTwice:
             ((), lambda net: F.kl_div(F.log_softmax(net(X), 1), torch.full((16, 4), 0.25), reduction="batchmean")),
             ((), lambda net: (net(X).softmax(1) * net(X)).sum(1).square().mean()),  # a gate
             ((), lambda net: -(torch.log(net(X).softmax(1) + 1e-6)[:, 0]).mean()),
+            ((), lambda net: -((net(X).softmax(1) + 1e-6).gather(1, Y[:, None]).log()).mean()),
+            ((), lambda net: -((0.9 * net(X).softmax(1) + 0.1 / 4)[torch.arange(16), Y].log()).mean()),
         ],
     )
     def test_what_only_looks_like_it_is_quiet(self, last, loss_of):
@@ -81,10 +83,24 @@ class TestOutputAppliedTwice:
             lambda net: F.nll_loss(torch.log(net(X).softmax(1)), Y),
             lambda net: F.nll_loss(net(X).softmax(1).log(), Y),
             lambda net: -net(X)[:, 0].sigmoid().log().mean(),
+            lambda net: -net(X).softmax(1).gather(1, Y[:, None]).log().mean(),
+            lambda net: -torch.log(net(X).softmax(1)[torch.arange(16), Y]).mean(),
+            lambda net: -net(X).softmax(1).index_select(0, torch.arange(3)).view(-1).log().mean(),
         ],
     )
     def test_the_logarithm_of_what_was_put_out(self, loss_of):
         assert facts(mlp(), loss_of)["log-of-output"].operation == "log"
+
+    def test_the_line_that_calls_the_function_is_known_where_no_module_does(self):
+        def loss_of(net):
+            probabilities = net(X).softmax(1)
+            return F.cross_entropy(probabilities, Y)
+
+        begins = loss_of.__code__.co_firstlineno
+        fact = facts(mlp(), loss_of)["output-twice"]
+        assert fact.origin == f"loss_of (test_wiring.py:{begins + 1})"
+        assert fact.line == f"loss_of (test_wiring.py:{begins + 2})"
+        assert not facts(mlp(nn.Softmax(1)), lambda net: F.cross_entropy(net(X), Y))["output-twice"].origin
 
     def test_a_metric_without_gradient_is_quiet(self):
         def loss_of(net):
