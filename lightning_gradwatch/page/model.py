@@ -269,7 +269,7 @@ def _finding(finding: Finding, place: int) -> dict[str, Any]:
     told["value"], told["threshold"] = plain(finding.value), plain(finding.threshold)
     told["id"] = f"{finding.code}-{place}"
     told["seen"] = finding.seen
-    told["words"] = finding.name.replace("-", " ")
+    told["words"] = finding.name.replace("-", " ").replace("non ", "non-")
     return told
 
 

@@ -231,6 +231,7 @@ def test_each_rule_of_ours_with_a_threshold_of_a_metric_shows_it():
         ("GW202", "saturated_fraction"),
         ("GW301", "update_ratio"),
         ("GW302", "update_ratio"),
+        ("GW401", "signal_norm"),
     }
 
 
