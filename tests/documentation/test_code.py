@@ -28,7 +28,7 @@ from lightning_gradwatch.testing.plugin.options import _OPTIONS
 
 LANGUAGES = {"python", "sh", "text", "toml", "yaml"}
 ON_PYTEST = "pytest.mark"
-COMMANDS = ("check", "compare", "explain", "rules", "demo")
+COMMANDS = ("check", "compare", "report", "explain", "rules", "demo")
 
 
 def reader():
