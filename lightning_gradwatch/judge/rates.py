@@ -20,6 +20,8 @@ _USUAL = (1e-3, 1e-2)
 _FALLING = 3.0
 """How much larger the first steps of plain SGD may be: they shrink with the gradient."""
 _MOST = 1e6
+_WARM_UP = 5000
+"""Planned steps where none are known."""
 
 
 def schedule_phase(record: StepRecord, state: State) -> str:
@@ -83,3 +85,8 @@ def rate_factor(info: RunInfo, update: float) -> float:
     To one digit, between 1e-6 and 1e6.
     """
     return float(f"{min(max(aimed_update(info) / max(update, 1 / _MOST**2), 1 / _MOST), _MOST):.0e}")
+
+
+def warm_up_steps(info: RunInfo) -> int:
+    """Return over how many steps a learning rate should rise: a tenth of the planned ones, 20 to 1,000."""
+    return min(max((info.planned_steps or _WARM_UP) // 10, 20), 1000)

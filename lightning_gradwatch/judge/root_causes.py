@@ -35,6 +35,12 @@ def _too_large(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
     return cause.threshold > 1
 
 
+def _by_steps(cause: Finding, effect: Finding) -> bool:
+    """The effect began later, and blames steps, or nothing that was there before them."""
+    return _before(cause, effect) and not _kinds(effect).isdisjoint(_OF_STEPS)
+
+
+_OF_STEPS = {CauseKind.HIGH_LEARNING_RATE, CauseKind.UNSCALED_TARGETS, CauseKind.EXPLOSION, CauseKind.UNKNOWN}
 _OF_FUNCTIONS = {CauseKind.SMALL_SLOPE, CauseKind.FLAT_REGION, CauseKind.DEAD_UNITS, CauseKind.DEAD_LAYER}
 _DEAD = {CauseKind.DEAD_UNITS, CauseKind.DEAD_LAYER}
 _FADING = {CauseKind.UNDERFLOW, CauseKind.FLAT_REGION}
@@ -202,6 +208,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("GW102", "GW101", "an explosion throws the net to where the functions are flat", _before),
     Relation("GW102", "GW301", "weights that were thrown far out hardly change any more", _before),
     Relation("GW102", "GW302", "the steps are in proportion to the gradient", _before),
+    Relation("GW302", "GW101", "a step that is too large throws the net to where nothing passes back", _by_steps),
     Relation("GW302", "GW102", "steps that are too large lead where the gradient is larger still", _before),
     Relation("GW302", "GW103", "steps that are too large lead to where numbers end", _before),
     Relation("GW302", "GW201", "a step that is too large throws units to the side where they are dead", _before),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_gradwatch.record.finding import Action, Finding, Severity
 from lightning_gradwatch.record.step import StepRecord
@@ -68,6 +69,7 @@ class Prepared:
         self.refused: list[tuple[Action, str]] = []
         self.trainer_options: dict[str, Any] = {}
         self._rates: list[tuple[tuple[str, ...], float]] = []
+        self._warm_up = 0
         self._decays: list[tuple[tuple[str, ...], float]] = []
         self._emptied: set[str] = set()
         self._joined: list[Action] = []
@@ -82,19 +84,20 @@ class Prepared:
 
     def _do(self, action: Action) -> None:
         arguments = dict(action.arguments)
+        by_hand = not getattr(self.module, "automatic_optimization", True)
         if action.kind == "set_learning_rate":
-            if not getattr(self.module, "automatic_optimization", True):
+            if by_hand:
                 raise NotApplicableError("under manual optimization the code may set it at each step")
             self._rates.append((action.targets, float(arguments["factor"])))
         elif action.kind == "scale_weight_decay":
             self._decays.append((action.targets, float(arguments["factor"])))
-        elif action.kind == "clip_gradients":
-            if not getattr(self.module, "automatic_optimization", True):
-                raise NotApplicableError("under manual optimization it is clipped in the code")
-            self.trainer_options |= {"gradient_clip_val": arguments["norm"], "gradient_clip_algorithm": "norm"}
-        elif action.kind == "raise_clip":
-            if arguments.pop("where", "") == "code":
-                raise NotApplicableError("it is clipped in the code")
+        elif action.kind == "warm_up":
+            self._warm_up = int(arguments["steps"])
+        elif action.kind in {"clip_gradients", "raise_clip"}:
+            if by_hand or arguments.pop("where", "") == "code":
+                raise NotApplicableError(
+                    "under manual optimization it is clipped in the code" if by_hand else "it is clipped in the code"
+                )
             ((by, limit),) = arguments.items()
             self.trainer_options |= {"gradient_clip_val": limit, "gradient_clip_algorithm": by}
         elif action.kind == "set_precision":
@@ -149,14 +152,19 @@ class Prepared:
 
     def _set_rates(self) -> None:
         for targets, factor in self._rates:
-            for group in self._groups(targets):
-                group["lr"] *= factor
-                if "initial_lr" in group:
-                    group["initial_lr"] *= factor
-            for config in self.module.trainer.lr_scheduler_configs:
-                rates = getattr(config.scheduler, "base_lrs", None)
-                if rates is not None and not targets:
-                    config.scheduler.base_lrs = [factor * rate for rate in rates]
+            self._scale_rates(targets, factor)
+        for optimizer in self.module.trainer.optimizers if self._warm_up else ():
+            WarmUp(optimizer, self._warm_up)
+
+    def _scale_rates(self, targets: Sequence[str], factor: float) -> None:
+        for group in self._groups(targets):
+            group["lr"] *= factor
+            if "initial_lr" in group:
+                group["initial_lr"] *= factor
+        for config in self.module.trainer.lr_scheduler_configs:
+            rates = getattr(config.scheduler, "base_lrs", None)
+            if rates is not None and not targets:
+                config.scheduler.base_lrs = [factor * rate for rate in rates]
 
     def _groups(self, targets: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the parameter groups that hold parameters of some layers; of none, all."""
@@ -250,6 +258,31 @@ def _joined(batches: Sequence[Any]) -> Any:
         entries = [_joined([*each]) for each in zip(*batches, strict=True)]
         return type(first)(*entries) if hasattr(first, "_fields") else type(first)(entries)
     return first
+
+
+class WarmUp:
+    """Has an optimizer's learning rate rise over its first steps, whatever schedule goes on beside it."""
+
+    def __init__(self, optimizer: Optimizer, steps: int) -> None:
+        self._steps, self._taken = steps, 0
+        self._rates: list[Any] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(self._lower),
+            optimizer.register_step_post_hook(self._restore),
+        ]
+
+    def _lower(self, optimizer: Optimizer, *_: Any) -> None:
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * ((self._taken + 1) / self._steps)
+
+    def _restore(self, optimizer: Optimizer, *_: Any) -> None:
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=False):
+            group["lr"] = rate
+        self._taken += 1
+        if self._taken >= self._steps:
+            for handle in self._handles:
+                handle.remove()
 
 
 def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lightning_gradwatch.judge.evidence.gradient_scale import SURELY, note_scale, write_forward, write_sunk
 from lightning_gradwatch.judge.evidence.overflow import find_beginning, note_heading, write_beginning, write_skipped
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State
@@ -30,7 +31,8 @@ class NonFiniteGradient(Rule):
     There is no warm-up and no patience. A step that the gradient scaler left out is *skipped*, which belongs to training
     in half precision, unless ``skipped_steps`` measured steps in a row are, and the scale is down to 1: a scaler starts at
     2^16 and halves at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't
-    its doing. Log softmax is left out, whose output is infinite for a masked class.
+    its doing. Three measured steps that are left out and whose loss isn't a number before there is a gradient are one at any scale,
+    as none mends a forward pass; and so are three at a scale that has sunk below 1, where small gradients become 0. Log softmax is left out, whose output is infinite for a masked class.
 
     Why: a NaN in a gradient is in the weights after the step, and in everything after that. It comes in two ways: the net
     explodes, which shows in the measured steps before, or one operation is undefined where the net has come to.
@@ -57,6 +59,11 @@ class NonFiniteGradient(Rule):
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Look for what isn't finite; the first such record says where it began."""
+        if not math.isnan(record.loss):
+            state["loss_known"] = True
+        scaled = self._judge_scaled(record, info, state)
+        if scaled is not None:
+            return scaled
         if record.skipped:
             return self._judge_skipped(record, info, state)
         state.pop("skips", None)
@@ -69,8 +76,6 @@ class NonFiniteGradient(Rule):
         # doesn't (a batch without targets), the step does no harm.
         loss = math.isinf(record.loss) or (math.isnan(record.loss) and spread and state.get("loss_known", False))
         if not (loss or spread or np.count_nonzero(sites)):
-            if not math.isnan(record.loss):
-                state["loss_known"] = True
             note_heading(state, record, info)
             return (
                 HEALTHY if np.count_nonzero(record.layer_state) else Verdict(unjudged="not yet: no layer was measured")
@@ -83,6 +88,29 @@ class NonFiniteGradient(Rule):
         write = partial(write_beginning, first, info)
         found = Sighting(Severity.ERROR, (first["name"],), first["step"], int(record.step), value, 1, write)
         return Verdict({"non-finite": found})
+
+    def _judge_scaled(self, record: StepRecord, info: RunInfo, state: State) -> Verdict | None:
+        """Tell of forward passes that no gradient scale can mend, and of a scale that has sunk too far; None: of neither."""
+        note_scale(state, record, info)
+        known = state.get("loss_known", False)
+        for key, write, others in (
+            ("forward", write_forward, ("sunk", "skipped")),
+            ("sunk", write_sunk, ("skipped",)),
+        ):
+            facts = state.get(key)
+            if facts is None or facts["steps"] < SURELY or not (known or key == "sunk"):
+                continue
+            found = Sighting(
+                severity=Severity.ERROR,
+                layers=(facts["name"],),
+                first_step=facts["since"],
+                last_step=int(record.step),
+                value=facts["steps"],
+                threshold=SURELY,
+                write=partial(write, dict(facts), info),
+            )
+            return Verdict({key: found}, withdrawn=others)
+        return None
 
     def _judge_skipped(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         skips = state.setdefault("skips", {"since": int(record.step), "count": 0})

@@ -10,20 +10,21 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
-from lightning_gradwatch.judge.rates import rate_factor, rates_of
+from lightning_gradwatch.judge.rates import rate_factor, rates_of, warm_up_steps
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
-from lightning_gradwatch.judge.streaks import State, count_hits, lasting, streaks
+from lightning_gradwatch.judge.streaks import Lasting, State, count_hits, lasting, streaks
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.judge.streaks import Columns, Lasting, Mask
+    from lightning_gradwatch.judge.streaks import Columns, Mask
 
 _ERROR_FACTOR = 10
+_CLIP = "clip the gradient norm to 1"
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
 _MOST = 1e100
 _LEAST = 0.3
@@ -43,7 +44,8 @@ class OversizedUpdate(Rule):
     optimizer. The rule fires where it is above ``ratio`` in a weight layer, in ``patience`` measured steps in a row. These
     count from step 0 on, as the first steps are the largest under Adam, and what they did is judged by the loss: many a net
     that starts too fast lands on its feet. So it is told from step ``warm_up_steps`` on, or as soon as the loss is ten times
-    what it was at the start, also of steps that have become smaller by then. Ten times ``ratio`` is an error. It is
+    what it was at the start, also of steps that have become smaller by then. Ten times ``ratio`` is an error. One of these steps that
+    replaces most weight layers whole (ten times ``ratio``) is enough, where the loss hasn't come below its start by then. It is
     information only as long as the loss falls, below where it began, or is below half of that, and where less than half of
     the weight layers are above and none ten times; silent once it has converged. A finding that warned heals when the loss
     has come down to half of where it began. Weights that are smaller than PyTorch's default initialisation makes them are
@@ -98,6 +100,8 @@ class OversizedUpdate(Rule):
         trend = loss_trend(state, info)
         hit, ratios = self._count(record, info, state, held, judged, converged=trend.converged_to(self.converged))
         due = lasting(held, self.patience)
+        if due is None:
+            due = self._brief(record, state, held, ratios=ratios, judged=judged)
         if due is not None:
             self._note_due(record, info, state, due, ratios=ratios, judged=judged)
         return self._told(record, info, state, trend, pending=due is None and bool(np.count_nonzero(hit)))
@@ -119,6 +123,18 @@ class OversizedUpdate(Rule):
         count_hits(held, hit, judged > hit, record.step)
         return hit, ratios
 
+    def _brief(
+        self, record: StepRecord, state: State, held: Columns, *, ratios: FloatVector, judged: Mask
+    ) -> Lasting | None:
+        """Return the layers that one of the first steps has replaced whole, where they are most: it takes no second one."""
+        if record.step >= self.warm_up_steps or not state.get("due", {"brief": True}).get("brief", False):
+            return None
+        where = judged & (ratios > _ERROR_FACTOR * self.ratio)
+        if not np.count_nonzero(where) or 2 * np.count_nonzero(where) < np.count_nonzero(judged):
+            return None
+        state["brief"] = True
+        return Lasting(where, int(record.step), held.names)
+
     def _note_due(
         self, record: StepRecord, info: RunInfo, state: State, due: Lasting, *, ratios: FloatVector, judged: Mask
     ) -> None:
@@ -126,8 +142,9 @@ class OversizedUpdate(Rule):
         where = due.where
         value = min(float(np.maximum.reduce(ratios[where])), _MOST)
         most = bool(2 * np.count_nonzero(where) >= np.count_nonzero(judged)) or value > _ERROR_FACTOR * self.ratio
+        brief = state.pop("brief", False)
         before = state.get("due")
-        if before is None or (most, value) >= (before["most"], before["value"]):
+        if before is None or before.get("brief", False) > brief or (most, value) >= (before["most"], before["value"]):
             state["due"] = {
                 "names": list(due.names()),
                 "worst": due.columns[int((where & (ratios == np.maximum.reduce(ratios[where]))).argmax())],
@@ -136,6 +153,7 @@ class OversizedUpdate(Rule):
                 "most": most,
                 "at_first": state["at_first"],
                 "unscaled": state["unscaled"],
+                "brief": brief,
                 "rates": list(rates_of(record, info, where)),
                 "other_rates": list(rates_of(record, info, judged & ~where)) if (judged & ~where).any() else [],
             }
@@ -147,7 +165,9 @@ class OversizedUpdate(Rule):
         if due is None:
             reason = self.waits
             return Verdict(confirming=True, unjudged=reason) if pending else HEALTHY
-        harmed = not math.isfinite(record.loss) or (not trend.unknown and trend.of_first >= _DAMAGE)
+        due["rises"] = state["rises"] = state.get("rises", False) or _rises(record, state)
+        jumped = not trend.unknown and trend.of_first >= _DAMAGE and not due.get("brief", False)
+        harmed = not math.isfinite(record.loss) or jumped
         if record.step < self.warm_up_steps and not (harmed or state.get("warned", False)):
             reason = f"not yet: whether the loss comes down again shows by step {self.warm_up_steps}"
             return Verdict(confirming=True, dated=True, unjudged=reason)
@@ -188,6 +208,8 @@ class OversizedUpdate(Rule):
             due["value"],
             due["at_first"],
             due["unscaled"] and info.steps_follow_gradient,
+            due.get("brief", False),
+            due["since"] < self.warm_up_steps and not due.get("rises", False) and not info.steps_follow_gradient,
             urgency,
             tuple(due["rates"]),
             tuple(rate for rate in due["other_rates"] if rate not in due["rates"]),
@@ -198,7 +220,7 @@ class OversizedUpdate(Rule):
             first_step=due["since"],
             last_step=due["last"],
             value=seen.value,
-            threshold=self.ratio,
+            threshold=self.ratio * (_ERROR_FACTOR if seen.brief else 1),
             write=lambda: self._sentences(info, seen),
         )
 
@@ -209,38 +231,59 @@ class OversizedUpdate(Rule):
             return "The loss is below its start, so this is information only."
         return "The loss is above its start." if trend.falls_by(self.loss_fall) else trend.sentence(self.loss_fall)
 
+    def _from(self, seen: _Seen) -> str:
+        """Say from which number on it is reported."""
+        if seen.brief:
+            return f"{number(_ERROR_FACTOR * self.ratio)} in one of the first {self.warm_up_steps} steps"
+        return f"{number(self.ratio)}, {counted(self.patience, 'measured step')} in a row"
+
     def _sentences(self, info: RunInfo, seen: _Seen) -> Sentences:
         rates = ", ".join(map(number, seen.rates))
         if seen.unscaled:
-            kind, cause, remedy = (
-                CauseKind.UNSCALED_TARGETS,
+            kinds, cause, remedy = (
+                [CauseKind.UNSCALED_TARGETS],
                 f"The loss is so large that steps in proportion to it are too: it {WHY_HUGE}.",
                 SCALE_TARGETS,
             )
         else:
-            kind, of, others = CauseKind.HIGH_LEARNING_RATE, "", ""
+            kinds, of, others = [CauseKind.HIGH_LEARNING_RATE], "", ""
             if seen.other_rates:
                 of = f" of {listed(seen.names)}"
                 others = f" (that of the other layers, {', '.join(map(number, seen.other_rates))}, can stay)"
             cause = f"The learning rate{of} ({rates}) is too high for these weights and gradients, at least without a warm-up."
             factor = min(rate_factor(info, seen.at_first), _LEAST)
+            warming: tuple[Action, ...] = ()
+            warm = f"or warm it up from there; {_CLIP}"
+            if seen.cold:
+                kinds.append(CauseKind.MISSING_WARM_UP)
+                cause += " It is there from the first step on, where steps that are divided by the gradient's own size are the largest."
+                steps = warm_up_steps(info)
+                warm = f"and warm it up over {steps} steps; {_CLIP}"
+                warming = (Action("warm_up", (), (("steps", steps),)),)
             remedy = Remedy(
-                f"Multiply the learning rate{of} by {number(factor)}{others}, or warm it up from there; clip the gradient norm to 1.",
+                f"Multiply the learning rate{of} by {number(factor)}{others}, {warm}.",
                 (
                     Action("set_learning_rate", seen.names if seen.other_rates else (), (("factor", factor),)),
+                    *warming,
                     Action("clip_gradients", (), (("norm", 1.0),)),
                 ),
             )
         others = f" Above the threshold: {listed(seen.names)}." if len(seen.names) > 1 else ""
         return Sentences(
             cause=cause,
-            causes=(Cause(kind),),
+            causes=tuple(map(Cause, kinds)),
             remedy=remedy,
             message=(
-                f"A step changes {seen.worst} by {number(seen.value)} of itself. Reported above {number(self.ratio)}, "
-                f"{counted(self.patience, 'measured step')} in a row.{others} {seen.urgency}"
+                f"A step changes {seen.worst} by {number(seen.value)} of itself. Reported above {self._from(seen)}.{others} "
+                f"{seen.urgency}"
             ),
         )
+
+
+def _rises(record: StepRecord, state: State) -> bool:
+    """Tell whether the learning rate has risen since such steps were first seen."""
+    rate = max((rate for rate in record.learning_rates if rate >= 0), default=0.0)
+    return bool(rate > state.setdefault("first_rate", rate))
 
 
 def _usual_change(changes: FloatVector) -> float:
@@ -262,6 +305,10 @@ class _Seen(NamedTuple):
     """The usual change in the first such step, over the rms that PyTorch's default initialisation gives the weights."""
     unscaled: bool
     """Whether targets make the loss huge, and with it the steps, which are in proportion to the gradient."""
+    brief: bool
+    """Whether it was so in a single one of the first steps."""
+    cold: bool
+    """Whether the first steps were such, at a rate that didn't rise, under an optimizer whose first steps are the largest."""
     urgency: str
     rates: tuple[float, ...]
     """Of these layers."""

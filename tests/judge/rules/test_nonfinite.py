@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -212,3 +215,57 @@ def test_cant_judge_where_nothing_was_measured(runs):
     record = runs.measure(info, 0, states={f"net.{place}": LayerState.UNMEASURED for place in range(0, 13, 2)})
     evaluator.feed(record, info)
     assert evaluator.unjudged == {"GW103": "not yet: no layer was measured"}
+
+
+class TestAForwardPassThatOverflows:
+    """Under a gradient scaler: the loss isn't a number before there is a gradient, whatever the scale."""
+
+    BROKEN: ClassVar = {"skipped": True, "states": {"net.0": BAD}, "loss": NAN}
+
+    def test_is_told_at_the_third_measured_step_with_the_first_activation(self, runs):
+        broken = {**self.BROKEN, "outputs": [200.0, 900.0, 3000.0, INF, INF, INF]}
+        fed = judged(runs, broken, {}, broken, {}, {}, broken, {})
+        assert [len(told) for told in fed.told] == [0, 0, 0, 0, 0, 1, 0]
+        finding = fed.only
+        assert (finding.severity, finding.first_step, finding.last_step) == (Severity.ERROR, 0, 6)
+        assert finding.layers == ("net.7",)
+        assert "the output of net.7 is the first that isn't finite" in finding.cause
+        assert "The largest activation before that is net.5, whose outputs have an rms of 3e3." in finding.cause
+        assert finding.remedy.actions == (Action("set_precision", (), (("to", "bf16-mixed"),)),)
+
+    def test_behind_the_last_activation_it_says_so(self, runs):
+        finding = judged(runs, {}, *[self.BROKEN] * 3).only
+        assert "so it begins behind net.11" in finding.cause
+
+    def test_gradients_that_overflow_alone_are_the_scalers_business(self, runs):
+        assert not judged(runs, {}, *[SKIPPED] * 5).findings
+
+    def test_a_loss_that_the_scale_alone_makes_infinite_is_too(self, runs):
+        assert not judged(runs, {}, *[{**self.BROKEN, "loss": INF}] * 5).findings
+        assert judged(runs, {}, *[{**self.BROKEN, "loss": INF, "outputs": outputs(2)}] * 5).findings
+
+    def test_nor_is_a_loss_that_was_never_known(self, runs):
+        assert not judged(runs, *[self.BROKEN] * 5).findings
+
+    def test_an_odd_batch_now_and_then_does_no_harm(self, runs):
+        rare = [self.BROKEN, *[{}] * 25]
+        assert not judged(runs, {}, *rare * 4).findings
+
+    def test_what_follows_is_not_told_anew(self, runs):
+        ruin = {"states": {f"net.{place}": BAD for place in range(0, 13, 2)}, "loss": NAN}
+        finding = judged(runs, {}, *[self.BROKEN] * 3, ruin).only
+        assert finding.first_step == 1
+
+
+def test_a_scale_that_has_sunk_below_one_is_told(runs):
+    info = runs.stack(function="relu")
+    scales = [4.0, 2.0, 1.0, 0.5, 0.25, 0.25]
+    records = [
+        dataclasses.replace(runs.measure(info, step, weight_rms=0.5, norm=1.0), gradient_scale=scale)
+        for step, scale in enumerate(scales)
+    ]
+    finding = runs.feed(NonFiniteGradient(), records, info).only
+    assert (finding.first_step, finding.last_step, finding.value) == (3, 5, 3)
+    assert finding.message.startswith("The gradient scale has sunk to 0.25, and is below 1 since step 3")
+    small = [dataclasses.replace(record, gradient_scale=0.25) for record in records]
+    assert not runs.feed(NonFiniteGradient(), small, info).findings

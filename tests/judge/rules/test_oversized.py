@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
-from lightning_gradwatch.record.finding import Action, OversizedUpdateWarning, Severity
+from lightning_gradwatch.record.finding import Action, CauseKind, OversizedUpdateWarning, Severity
 from lightning_gradwatch.record.step import LayerInfo
 
 STEPS = (0, 1, 2, 3, 4, 24)
@@ -43,7 +43,8 @@ def test_the_first_steps_count_and_are_told_from_step_24_on(runs):
 
 
 def test_two_steps_are_left_alone(runs):
-    assert not judged(runs, 1.6, 0.6, 0.09).findings
+    assert not judged(runs, 0.9, 0.6, 0.09).findings
+    assert not judged(runs, 1.6, 0.6, 0.09, losses=[2.3, 7.4, 5.1, 2.9, 2.0, 1.2]).findings
     assert not judged(runs, *[1e-3] * 3, 0.2, 0.2, 1e-3, steps=range(30, 36)).findings
 
 
@@ -56,6 +57,49 @@ def test_the_factor_suits_the_usual_layer_unless_another_moves_far_more(runs):
 
     assert factor(3.0) == factor(1.0) == 0.009
     assert factor(40.0) == 9e-4
+
+
+class TestAFirstStepThatReplacesTheNet:
+    """It takes no second one to wreck it: the loss says by step 24 whether it did."""
+
+    def test_it_is_told_for_as_long_as_the_net_has_not_learned(self, runs):
+        steps = (*STEPS, 99, 100, 101, 102)
+        fed = judged(runs, 0.01, 1.6, 0.01, losses=[2.3, 2.3, 90.0, 50.0, 9.0, 3.0, *[2.4] * 4], steps=steps)
+        assert [len(told) for told in fed.told] == [0] * 5 + [1, 0, 0, 0, 0]
+        finding = fed.only
+        assert (finding.severity, finding.first_step, finding.last_step) == (Severity.ERROR, 1, 1)
+        assert (finding.value, finding.threshold, finding.healed_step) == (pytest.approx(1.6), 1.0, None)
+        assert "Reported above 1 in one of the first 24 steps." in finding.message
+
+    def test_it_heals_when_the_net_learns_after_all(self, runs):
+        steps = (*STEPS, 99, 100, 101, 102, 103)
+        losses = [2.3, 9.0, 9.0, 5.0, 4.0, 3.0, 1.0, 0.5, 0.4, 0.3, 0.2]
+        assert judged(runs, 1.6, 0.01, losses=losses, steps=steps).only.severity is Severity.INFO
+
+    def test_a_few_layers_or_a_later_step_are_none(self, runs):
+        few = {name: 1.6 if name in NAMES[:3] else 0.01 for name in NAMES}
+        assert not judged(runs, few, 0.01).findings
+        assert not judged(runs, 0.01, 1.6, 0.01, steps=(24, 25, 26, 27, 28, 29)).findings
+
+
+class TestAMissingWarmUp:
+    def test_it_is_named_where_the_first_steps_are_the_largest(self, runs):
+        finding = judged(runs, 0.5, info=runs.stack(optimizers=("Adam",), planned_steps=3000)).only
+        assert [cause.kind for cause in finding.causes] == [CauseKind.HIGH_LEARNING_RATE, CauseKind.MISSING_WARM_UP]
+        (action,) = (each for each in finding.remedy.actions if each.kind == "warm_up")
+        assert dict(action.arguments) == {"steps": 300}
+        assert "and warm it up over 300 steps" in finding.remedy.text
+
+    @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+    def test_it_is_not_where_steps_follow_the_gradient_or_the_rate_rises(self, runs, optimizer):
+        info = runs.stack(optimizers=(optimizer,))
+        rates = [0.1] * 6 if optimizer == "SGD" else [0.1, 0.2, 0.3, 0.4, 0.5, 2.4]
+        records = [
+            runs.measure(info, step, update_ratio=0.5, weight_rms=DEFAULT, rates=(rate,))
+            for step, rate in zip(STEPS, rates, strict=True)
+        ]
+        finding = runs.feed(OversizedUpdate(), records, info).only
+        assert [cause.kind for cause in finding.causes] == [CauseKind.HIGH_LEARNING_RATE]
 
 
 STRANDED = [2.3, 3.4, 3.2, 2.9, 2.6, 2.4]
