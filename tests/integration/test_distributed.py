@@ -112,6 +112,21 @@ def test_ranks_measure_the_same_steps_those_that_confirm_too(processes):
     assert set(steps[0]) > {0, 1, 2, 4, 8, 16}, "no step was measured to confirm a finding: the test shows nothing"
 
 
+@pytest.mark.parametrize("lag", [0, 2])
+def test_ranks_measure_the_same_steps_after_a_jump_and_name_the_same_layer(processes, lag):
+    """Known with a lag, as on a device, the steps begin as much later, on both."""
+    settings = {"net": "relu", "steps": 110, "count": 120, "size": 2, "watch": {"every_n_steps": 10}}
+    answers = processes(rank_situations.fit_with_lag, lag=lag, kind=rank_situations.Jumps, **settings)
+    agree(answers)
+    steps = [record["step"] for record in answers[0]["records"]]
+    assert [step for step in steps if 19 < step < 29] == []
+    assert [step for step in range(30 + lag, 94) if step not in steps] == []
+    begun = [finding["first_bad"] for finding in answers[0]["findings"] if finding["first_bad"]]
+    assert {(each["layer"], each["metric"], each["last_good_step"], each["step"]) for each in begun} == {
+        ("net.4", "weight_rms", 19, 29)
+    }
+
+
 def test_ranks_that_see_other_sites_have_one_record(processes):
     """Each has a branch of its own, and rank 1 a site that comes later."""
     answers = processes(strategy="ddp_find_unused_parameters_true", net="branching", steps=5)
