@@ -30,6 +30,9 @@ WIRED = {
     "GW506": Wiring("evaluation-mode", ("",), "batch_norm"),
 }
 STEPS = (0, *range(10, 14), 24)
+LONGER = {**dict.fromkeys(WIRED, (*STEPS, 49, 64)), "GW505": (*STEPS, 50, 55, 60), "GW601": (*STEPS, 999, 1000, 1001)}
+"""For rules that take their time."""
+CLASSES = (2.3, 0.5, float("nan"), float("nan"))
 FIRING = {
     "GW101": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-9)),
     "GW102": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e6)),
@@ -40,6 +43,8 @@ FIRING = {
     "GW301": lambda runs, info, step: runs.measure(info, step, update_ratio={"net.0": 1e-8}),
     "GW302": lambda runs, info, step: runs.measure(info, step, update_ratio=0.5),
     "GW401": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-12)),
+    "GW505": lambda runs, info, step: runs.measure(info, step, loss=40.0, answer=CLASSES),
+    "GW601": lambda runs, info, step: runs.measure(info, step, loss=2.31, answer=CLASSES),
     **dict.fromkeys(WIRED, lambda runs, info, step: runs.measure(info, step)),
 }
 
@@ -54,6 +59,8 @@ def healthy(runs, info, step):
         grad_rms=1e-3,
         weight_rms=0.2,
         update_ratio=1e-3,
+        loss=2.2,
+        answer=CLASSES,
     )
 
 
@@ -84,12 +91,12 @@ class TestEveryRule:
     def test_has_a_firing_and_a_quiet_case(self, rule, runs):
         info = runs.stack()
         wired = dataclasses.replace(info, wiring=(WIRED[rule.code],)) if rule.code in WIRED else info
-        steps = (*STEPS, 49, 64) if rule.code in WIRED else STEPS
+        steps = LONGER.get(rule.code, STEPS)
         fed = runs.feed(rule(), [FIRING[rule.code](runs, wired, step) for step in steps], wired)
         assert fed.only.code == rule.code
         assert fed.only.name == rule.name
         assert fed.only.severity >= Severity.WARNING
-        quiet = runs.feed(rule(), [healthy(runs, info, step) for step in STEPS], info)
+        quiet = runs.feed(rule(), [healthy(runs, info, step) for step in steps], info)
         assert quiet.findings == ()
         assert quiet.evaluator.unjudged == {}
 
@@ -120,9 +127,9 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("ignore", "left"),
         [
-            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302"]),
-            (["GW202", "GW3", "GW4", "GW50"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
-            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5"), ["GW103", "GW104"]),
+            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302", "GW601"]),
+            (["GW202", "GW3", "GW4", "GW50", "GW6"], ["GW101", "GW102", "GW103", "GW104", "GW201"]),
+            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5", "GW6"), ["GW103", "GW104"]),
             (("GW",), []),
         ],
     )
