@@ -46,7 +46,9 @@ _HOMES = {
     "StaleGradient": "judge.rules.stale_gradient",
     "UntrainedParameter": "judge.rules.untrained_parameter",
     "SingleValueNormalization": "judge.rules.single_value_normalization",
+    "StartFarOff": "judge.rules.start_far_off",
     "EvaluationMode": "judge.rules.evaluation_mode",
+    "NoProgress": "judge.rules.no_progress",
     "Finding": "record.finding",
     "FirstBadStep": "record.first_bad_step",
     "Cause": "record.finding",
@@ -71,7 +73,9 @@ _HOMES = {
     "StaleGradientWarning": "record.finding",
     "UntrainedParameterWarning": "record.finding",
     "SingleValueNormalizationWarning": "record.finding",
+    "StartFarOffWarning": "record.finding",
     "EvaluationModeWarning": "record.finding",
+    "NoProgressWarning": "record.finding",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's, which a linter can't read
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.rules.exploding import ExplodingGradient as ExplodingGradient
     from lightning_gradwatch.judge.rules.initialization import Initialization as Initialization
     from lightning_gradwatch.judge.rules.loss_spike import LossSpike as LossSpike
+    from lightning_gradwatch.judge.rules.no_progress import NoProgress as NoProgress
     from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient as NonFiniteGradient
     from lightning_gradwatch.judge.rules.output_applied_twice import OutputAppliedTwice as OutputAppliedTwice
     from lightning_gradwatch.judge.rules.oversized import OversizedUpdate as OversizedUpdate
@@ -97,6 +102,7 @@ if TYPE_CHECKING:
     )
     from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient as StaleGradient
     from lightning_gradwatch.judge.rules.stalled import StalledUpdate as StalledUpdate
+    from lightning_gradwatch.judge.rules.start_far_off import StartFarOff as StartFarOff
     from lightning_gradwatch.judge.rules.unreached import UnreachedLayer as UnreachedLayer
     from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter as UntrainedParameter
     from lightning_gradwatch.judge.rules.vanishing import VanishingGradient as VanishingGradient
@@ -118,6 +124,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import InitializationWarning as InitializationWarning
     from lightning_gradwatch.record.finding import LossSpikeWarning as LossSpikeWarning
     from lightning_gradwatch.record.finding import NonFiniteGradientWarning as NonFiniteGradientWarning
+    from lightning_gradwatch.record.finding import NoProgressWarning as NoProgressWarning
     from lightning_gradwatch.record.finding import OutputAppliedTwiceWarning as OutputAppliedTwiceWarning
     from lightning_gradwatch.record.finding import OversizedUpdateWarning as OversizedUpdateWarning
     from lightning_gradwatch.record.finding import Remedy as Remedy
@@ -126,6 +133,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import SingleValueNormalizationWarning as SingleValueNormalizationWarning
     from lightning_gradwatch.record.finding import StaleGradientWarning as StaleGradientWarning
     from lightning_gradwatch.record.finding import StalledUpdateWarning as StalledUpdateWarning
+    from lightning_gradwatch.record.finding import StartFarOffWarning as StartFarOffWarning
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
     from lightning_gradwatch.record.finding import UntrainedParameterWarning as UntrainedParameterWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning

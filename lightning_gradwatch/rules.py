@@ -22,6 +22,7 @@ from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
 from lightning_gradwatch.judge.rules.initialization import Initialization
 from lightning_gradwatch.judge.rules.loss_spike import LossSpike
+from lightning_gradwatch.judge.rules.no_progress import NoProgress
 from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient
 from lightning_gradwatch.judge.rules.output_applied_twice import OutputAppliedTwice
 from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
@@ -29,6 +30,7 @@ from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
 from lightning_gradwatch.judge.rules.single_value_normalization import SingleValueNormalization
 from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient
 from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.judge.rules.start_far_off import StartFarOff
 from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
@@ -56,6 +58,7 @@ __all__ = [
     "Initialization",
     "Line",
     "LossSpike",
+    "NoProgress",
     "NonFiniteGradient",
     "OutputAppliedTwice",
     "OversizedUpdate",
@@ -66,6 +69,7 @@ __all__ = [
     "SingleValueNormalization",
     "StaleGradient",
     "StalledUpdate",
+    "StartFarOff",
     "State",
     "UnreachedLayer",
     "UntrainedParameter",

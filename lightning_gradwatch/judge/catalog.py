@@ -15,6 +15,7 @@ from lightning_gradwatch.judge.rules.evaluation_mode import EvaluationMode
 from lightning_gradwatch.judge.rules.exploding import ExplodingGradient
 from lightning_gradwatch.judge.rules.initialization import Initialization
 from lightning_gradwatch.judge.rules.loss_spike import LossSpike
+from lightning_gradwatch.judge.rules.no_progress import NoProgress
 from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient
 from lightning_gradwatch.judge.rules.output_applied_twice import OutputAppliedTwice
 from lightning_gradwatch.judge.rules.oversized import OversizedUpdate
@@ -22,6 +23,7 @@ from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
 from lightning_gradwatch.judge.rules.single_value_normalization import SingleValueNormalization
 from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient
 from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.judge.rules.start_far_off import StartFarOff
 from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
@@ -46,7 +48,9 @@ RULES: tuple[type[Rule], ...] = (
     StaleGradient,
     UntrainedParameter,
     SingleValueNormalization,
+    StartFarOff,
     EvaluationMode,
+    NoProgress,
 )
 DEFAULT_RULES: tuple[Rule, ...] = tuple(rule() for rule in RULES)
 RULE_BY_CODE: dict[str, type[Rule]] = {rule.code: rule for rule in RULES}

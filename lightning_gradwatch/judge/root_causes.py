@@ -222,6 +222,21 @@ RELATIONS: tuple[Relation, ...] = (
         Relation("GW103", effect, "after a NaN in the weights no number means anything", _before)
         for effect in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
     ),
+    # Where the loss stands says nothing of why.
+    *(
+        Relation(cause, "GW505", "a net that can't learn stays where it began")
+        for cause in (
+            *("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW301", "GW302", "GW401"),
+            *("GW501", "GW502", "GW503", "GW504", "GW506"),
+        )
+    ),
+    *(
+        Relation(cause, "GW601", "a net that can't learn comes to nothing")
+        for cause in (
+            *("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW301", "GW302", "GW401"),
+            *("GW501", "GW502", "GW503", "GW504", "GW505", "GW506"),
+        )
+    ),
 )
 _MENTIONED = {code for relation in RELATIONS for code in (relation.cause, relation.effect)}
 """Codes that sentences of other rules name."""
@@ -248,6 +263,8 @@ _ORDER = (
     "GW301",
     "GW302",
     "GW105",
+    "GW505",
+    "GW601",
 )
 """Which of several causes is named, and which root is listed first; GW201 stands first where a whole layer is dead."""
 

@@ -439,5 +439,13 @@ class SingleValueNormalizationWarning(GradWatchWarning):
     """GW504: a normalisation takes its statistics from a single value or sample."""
 
 
+class StartFarOffWarning(GradWatchWarning):
+    """GW505: the loss starts far above what one constant answer gives, and stays there."""
+
+
 class EvaluationModeWarning(GradWatchWarning):
     """GW506: a module is trained that was left in evaluation mode."""
+
+
+class NoProgressWarning(GradWatchWarning):
+    """GW601: half of the planned steps are spent, and the loss isn't below what one constant answer gives."""

@@ -246,7 +246,9 @@ def test_rules_lists_a_line_a_rule(capsys):
         ["GW502", "stale-gradient"],
         ["GW503", "untrained-parameter"],
         ["GW504", "single-value-normalization"],
+        ["GW505", "start-far-off"],
         ["GW506", "evaluation-mode"],
+        ["GW601", "no-progress"],
     ]
 
 

@@ -34,11 +34,22 @@ def stack(depth=6, function="sigmoid", optimizers=("SGD",), **settings):
 
 
 def measure(
-    info, step, *, states=None, fill=1.0, loss=2.3, rates=None, norm=float("nan"), skipped=False, outputs=1.0, **metrics
+    info,
+    step,
+    *,
+    states=None,
+    fill=1.0,
+    loss=2.3,
+    rates=None,
+    norm=float("nan"),
+    skipped=False,
+    outputs=1.0,
+    answer=(),
+    **metrics,
 ):
     """A record; a metric is a vector, a number for all columns, or a mapping from name to number (1 elsewhere).
 
-    `norm` is the gradient norm of the whole net, `outputs` the rms of the sites' outputs.
+    `norm` is the gradient norm of the whole net, `outputs` the rms of the sites' outputs, `answer` what a constant answer costs.
     """
     vectors = {}
     for metric, given in metrics.items():
@@ -60,6 +71,7 @@ def measure(
         global_grad_norm=norm,
         skipped=skipped,
         learning_rates=(0.1,) * len(info.optimizers) if rates is None else rates,
+        constant_answer=answer,
     )
 
 

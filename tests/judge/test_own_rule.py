@@ -121,7 +121,7 @@ def test_a_resumed_run_goes_on_with_it(runs):
 
 
 def test_it_stands_behind_the_others_and_is_left_out_by_its_code():
-    assert [rule.code for rule in resolve_rules([Loud(most=3.0)])][-2:] == ["GW506", "LAB001"]
+    assert [rule.code for rule in resolve_rules([Loud(most=3.0)])][-2:] == ["GW601", "LAB001"]
     assert [rule.code for rule in resolve_rules([Loud()], ignore=["GW"])] == ["LAB001"]
 
 

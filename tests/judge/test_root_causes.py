@@ -77,7 +77,9 @@ STALE = make("GW502", Kind.STALE_GRADIENT, step=1)
 UNTRAINED = make("GW503", Kind.UNREGISTERED_PARAMETERS, step=0)
 NORMED = make("GW104", Kind.NORM_OF_ONE, severity=ERROR, step=0)
 OF_ONE = make("GW504", Kind.NORM_OF_ONE, step=0)
+FAR_OFF = make("GW505", Kind.LARGE_WEIGHTS, step=0, value=9.0, threshold=5.0)
 EVALUATED = make("GW506", Kind.EVALUATION_MODE, step=0)
+NOTHING_LEARNED = make("GW601", Kind.UNKNOWN, layers=(), step=500)
 
 FLAT_OUTPUT = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=20)
 FLAT_AT_START = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=0)
@@ -139,6 +141,17 @@ LINKED = [
         (NAN, make(code, Kind.SMALL_WEIGHTS, step=21))
         for code in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
     ),
+    *(
+        (cause, effect)
+        for effect in (FAR_OFF, NOTHING_LEARNED)
+        for cause in (FADED, EXPLODED, NAN, CUT_OFF, SPARSE, SATURATED, STALLED, OVERSIZED, TOO_SMALL)
+    ),
+    *(
+        (cause, effect)
+        for effect in (FAR_OFF, NOTHING_LEARNED)
+        for cause in (DOUBLED, STALE, UNTRAINED, OF_ONE, EVALUATED)
+    ),
+    (FAR_OFF, NOTHING_LEARNED),
 ]
 UNLINKED = [
     (make("GW504", Kind.SINGLE_SAMPLE), NORMED),

@@ -32,6 +32,13 @@ WIRED = {
 STEPS = (0, *range(10, 14), 24)
 INFORM = {"GW105"}
 """Rules that never warn."""
+LONGER = {
+    **dict.fromkeys((*WIRED, *INFORM), (*STEPS, 49, 64)),
+    "GW505": (*STEPS, 50, 55, 60),
+    "GW601": (*STEPS, 999, 1000, 1001),
+}
+"""For rules that take their time."""
+CLASSES = (2.3, 0.5, float("nan"), float("nan"))
 FIRING = {
     "GW101": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-9)),
     "GW102": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e6)),
@@ -47,6 +54,8 @@ FIRING = {
     ),
     "GW304": lambda runs, info, step: runs.measure(info, step, weight_rms=0.2 if step < 10 else 0.02, grad_rms=1e-3),
     "GW401": lambda runs, info, step: runs.measure(info, step, signal_norm=runs.fading(info, 1e-12)),
+    "GW505": lambda runs, info, step: runs.measure(info, step, loss=40.0, answer=CLASSES),
+    "GW601": lambda runs, info, step: runs.measure(info, step, loss=2.31, answer=CLASSES),
     **dict.fromkeys(WIRED, lambda runs, info, step: runs.measure(info, step)),
 }
 
@@ -61,6 +70,8 @@ def healthy(runs, info, step):
         grad_rms=1e-3,
         weight_rms=0.2,
         update_ratio=1e-3,
+        loss=2.2,
+        answer=CLASSES,
     )
 
 
@@ -94,12 +105,12 @@ class TestEveryRule:
         if rule.code == "GW304":
             optimizers = (dataclasses.replace(info.optimizers[0], settings={"lr": 0.1, "weight_decay": 0.1}),)
             wired = info = dataclasses.replace(info, optimizers=optimizers)
-        steps = (*STEPS, 49, 64) if rule.code in WIRED or rule.code in INFORM else STEPS
+        steps = LONGER.get(rule.code, STEPS)
         fed = runs.feed(rule(), [FIRING[rule.code](runs, wired, step) for step in steps], wired)
         assert fed.only.code == rule.code
         assert fed.only.name == rule.name
         assert (fed.only.severity >= Severity.WARNING) is (rule.code not in INFORM)
-        quiet = runs.feed(rule(), [healthy(runs, info, step) for step in STEPS], info)
+        quiet = runs.feed(rule(), [healthy(runs, info, step) for step in steps], info)
         assert quiet.findings == ()
         assert quiet.evaluator.unjudged == {}
 
@@ -130,9 +141,9 @@ class TestSelection:
     @pytest.mark.parametrize(
         ("ignore", "left"),
         [
-            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302", "GW303", "GW304"]),
-            (["GW202", "GW3", "GW4", "GW50"], ["GW101", "GW102", "GW103", "GW104", "GW105", "GW201"]),
-            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5"), ["GW103", "GW104", "GW105"]),
+            (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302", "GW303", "GW304", "GW601"]),
+            (["GW202", "GW3", "GW4", "GW50", "GW6"], ["GW101", "GW102", "GW103", "GW104", "GW105", "GW201"]),
+            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5", "GW6"), ["GW103", "GW104", "GW105"]),
             (("GW",), []),
         ],
     )

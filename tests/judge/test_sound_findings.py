@@ -61,6 +61,16 @@ def wiring_of(generator, info):
     return (facts[generator.integers(len(facts))],) if generator.random() < 1 / 3 else ()
 
 
+ANSWERS = {
+    "falls": (2.3, 1.0, np.nan, np.nan),
+    "level": (2.3, 1.0, np.nan, np.nan),
+    "lost": (0.2, 1.0, 4.0, 0.4),
+    "explodes": (0.4, 20.0, np.nan, np.nan),
+    "broken": (),
+}
+"""What a constant answer costs."""
+
+
 def record_of(runs, generator, info, step, metrics, heading):
     """A record of a phase."""
     states = {}
@@ -74,7 +84,8 @@ def record_of(runs, generator, info, step, metrics, heading):
         "explodes": (2.3 * 1.6**step, 2.0**step),
         "broken": (float("nan") if states else 2.3, 1.0),
     }.get(heading, (2.3 + 0.1 * generator.random(), 1.0))
-    return runs.measure(info, step, states=states, loss=loss, norm=norm, **metrics)
+    answer = ANSWERS[heading] if step < 4 else ()
+    return runs.measure(info, step, states=states, loss=loss, norm=norm, answer=answer, **metrics)
 
 
 def clipped(record, info):
@@ -115,6 +126,17 @@ def findings_of(runs, seed):
         yield info, evaluator.findings
 
 
+def standing(runs, seed):
+    """What is said of a run whose loss stands for long, by rules that take so long."""
+    info = runs.stack(planned_steps=200)
+    loss, answer = ((2.3, ANSWERS["level"]), (16.4, ANSWERS["lost"]), (9.0, ANSWERS["explodes"]))[seed % 3]
+    evaluator = Evaluator(DEFAULT_RULES)
+    for step in (*range(0, 60, 5), 100, 101, 102, 150) if seed < 6 else ():
+        ratio = 1e-3 if seed < 3 else 0.5
+        evaluator.feed(runs.measure(info, step, loss=loss, answer=answer if step < 4 else (), update_ratio=ratio), info)
+        yield info, evaluator.findings
+
+
 SAID = []
 
 
@@ -124,7 +146,7 @@ def said(runs):
     if not SAID:
         for seed in range(RUNS):
             every = {}
-            for info, findings in findings_of(runs, seed):
+            for info, findings in (*findings_of(runs, seed), *standing(runs, seed)):
                 every.update(dict.fromkeys(findings, (findings, info)))
             SAID.extend((finding, *rest) for finding, rest in every.items())
     return SAID
