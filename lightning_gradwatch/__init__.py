@@ -44,6 +44,7 @@ _HOMES = {
     "UntrainedParameter": "judge.rules.untrained_parameter",
     "SingleValueNormalization": "judge.rules.single_value_normalization",
     "EvaluationMode": "judge.rules.evaluation_mode",
+    "StarvedPart": "judge.rules.starved_part",
     "Finding": "record.finding",
     "Cause": "record.finding",
     "CauseKind": "record.finding",
@@ -65,6 +66,7 @@ _HOMES = {
     "UntrainedParameterWarning": "record.finding",
     "SingleValueNormalizationWarning": "record.finding",
     "EvaluationModeWarning": "record.finding",
+    "StarvedPartWarning": "record.finding",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's, which a linter can't read
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     )
     from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient as StaleGradient
     from lightning_gradwatch.judge.rules.stalled import StalledUpdate as StalledUpdate
+    from lightning_gradwatch.judge.rules.starved_part import StarvedPart as StarvedPart
     from lightning_gradwatch.judge.rules.unreached import UnreachedLayer as UnreachedLayer
     from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter as UntrainedParameter
     from lightning_gradwatch.judge.rules.vanishing import VanishingGradient as VanishingGradient
@@ -113,6 +116,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import SingleValueNormalizationWarning as SingleValueNormalizationWarning
     from lightning_gradwatch.record.finding import StaleGradientWarning as StaleGradientWarning
     from lightning_gradwatch.record.finding import StalledUpdateWarning as StalledUpdateWarning
+    from lightning_gradwatch.record.finding import StarvedPartWarning as StarvedPartWarning
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
     from lightning_gradwatch.record.finding import UntrainedParameterWarning as UntrainedParameterWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning

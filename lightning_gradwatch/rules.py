@@ -25,6 +25,7 @@ from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
 from lightning_gradwatch.judge.rules.single_value_normalization import SingleValueNormalization
 from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient
 from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.judge.rules.starved_part import StarvedPart
 from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
@@ -58,6 +59,7 @@ __all__ = [
     "SingleValueNormalization",
     "StaleGradient",
     "StalledUpdate",
+    "StarvedPart",
     "State",
     "UnreachedLayer",
     "UntrainedParameter",

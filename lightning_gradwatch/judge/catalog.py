@@ -19,6 +19,7 @@ from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
 from lightning_gradwatch.judge.rules.single_value_normalization import SingleValueNormalization
 from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient
 from lightning_gradwatch.judge.rules.stalled import StalledUpdate
+from lightning_gradwatch.judge.rules.starved_part import StarvedPart
 from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
@@ -31,6 +32,7 @@ RULES: tuple[type[Rule], ...] = (
     ExplodingGradient,
     NonFiniteGradient,
     UnreachedLayer,
+    StarvedPart,
     DeadUnits,
     SaturatedUnits,
     StalledUpdate,

@@ -141,6 +141,9 @@ class CauseKind(str, Enum):
     EVALUATION_MODE = "evaluation-mode"
     """A module is trained that was left in evaluation mode."""
 
+    STARVED_PART = "starved-part"
+    """What a part is trained by hardly depends on it any more, as where the net that it is trained against has won."""
+
     UNUSED_LAYER = "unused-layer"
     """The forward pass doesn't use the layer."""
     LEFT_OUT_OF_LOSS = "left-out-of-loss"
@@ -335,6 +338,10 @@ class ExplodingGradientWarning(GradWatchWarning):
 
 class NonFiniteGradientWarning(GradWatchWarning):
     """GW103: NaN or infinity in the loss, the activations or the gradients."""
+
+
+class StarvedPartWarning(GradWatchWarning):
+    """GW106: a part of the net gets next to no gradient any more, or can't get any."""
 
 
 class DeadUnitsWarning(GradWatchWarning):

@@ -287,6 +287,8 @@ def check_record(record: StepRecord) -> None:
         raise ValueError("optimizers holds what is no index of an optimizer")
     if len(record.learning_rates) > _MOST_OPTIMIZERS or not _is_numbers(record.learning_rates):
         raise ValueError("learning_rates holds what is no learning rate of an optimizer")
+    if len(record.optimizer_losses) > _MOST_OPTIMIZERS or not _is_numbers(record.optimizer_losses):
+        raise ValueError("optimizer_losses holds what is no loss of an optimizer")
 
 
 def check_lengths(record: StepRecord, info: RunInfo) -> None:

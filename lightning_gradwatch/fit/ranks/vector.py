@@ -37,7 +37,7 @@ class Status(IntEnum):
 
 
 class Head(IntEnum):
-    """Columns of the header; after them come, for each optimizer, whether it stepped and its learning rate."""
+    """Columns of the header; after them come, for each optimizer, whether it stepped, its learning rate and its loss."""
 
     STATUS = 0
     NEWS = 1
@@ -49,6 +49,10 @@ class Head(IntEnum):
     CLIPPED = 5
     SKIPPED = 6
     UNREADABLE = 7
+
+
+_OPTIMIZER = 3
+"""Columns of the header for each optimizer."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Layout:
     def empty(self) -> Parts:
         """Return a vector of zeros, by its parts."""
         shards, sites = self.table.shards, len(self.units)
-        head = self.ranks * (len(Head) + 2 * self.optimizers)
+        head = self.ranks * (len(Head) + _OPTIMIZER * self.optimizers)
         sizes = [head, self.layers * len(OfLayer), shards * sites * _SITE, shards * sum(self.units) * 2]
         vector = np.zeros(sum(sizes))
         return self.parts(vector)
@@ -87,7 +91,7 @@ class Layout:
     def parts(self, vector: FloatVector) -> Parts:
         """Return views of a vector."""
         shards, sites = self.table.shards, len(self.units)
-        width = len(Head) + 2 * self.optimizers
+        width = len(Head) + _OPTIMIZER * self.optimizers
         ends = np.cumsum([self.ranks * width, self.layers * len(OfLayer), shards * sites * _SITE])
         head, layers, of_sites, units = np.split(vector, ends)
         return Parts(
@@ -134,7 +138,8 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
     head[Head.SCALE], head[Head.LOSS], head[Head.CLIPPED] = tally.scale, tally.loss, tally.clipped
     head[Head.SKIPPED], head[Head.UNREADABLE] = tally.skipped, tally.unreadable
     for optimizer, rate in enumerate(tally.learning_rates):
-        head[len(Head) + 2 * optimizer :][:2] = optimizer in tally.stepped, rate
+        loss = tally.optimizer_losses[optimizer] if tally.optimizer_losses else math.nan
+        head[len(Head) + _OPTIMIZER * optimizer :][:_OPTIMIZER] = optimizer in tally.stepped, rate, loss
     places = table.places_of_layers(rank)
     rows = tally.layers[: len(places)].copy()
     rows[:, :LAYER_NORMS] **= 2
@@ -174,7 +179,7 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
     sites[:, [OfSite.SIGNAL, OfSite.ARRIVING]] /= table.replicas
     losses = head[:, Head.LOSS]
     losses = losses[~np.isnan(losses)]
-    of_optimizers = head[:, len(Head) :].reshape(layout.ranks, layout.optimizers, 2)
+    of_optimizers = head[:, len(Head) :].reshape(layout.ranks, layout.optimizers, _OPTIMIZER)
     tally = Tally(
         layers=parts.layers,
         sites=sites[:, : len(OfSite)],
@@ -187,6 +192,7 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
         stepped=tuple(np.flatnonzero(of_optimizers[:, :, 0].any(axis=0)).tolist()),
         skipped=bool(head[:, Head.SKIPPED].any()),
         learning_rates=tuple(of_optimizers[0, :, 1].tolist()),
+        optimizer_losses=tuple(of_optimizers[:, :, 2].mean(axis=0).tolist()) if layout.optimizers > 1 else (),
     )
     return tally, [place for place, (_, units) in enumerate(joined) if units is None]
 
