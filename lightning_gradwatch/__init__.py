@@ -49,6 +49,7 @@ _HOMES = {
     "StartFarOff": "judge.rules.start_far_off",
     "EvaluationMode": "judge.rules.evaluation_mode",
     "NoProgress": "judge.rules.no_progress",
+    "StarvedPart": "judge.rules.starved_part",
     "Finding": "record.finding",
     "FirstBadStep": "record.first_bad_step",
     "Cause": "record.finding",
@@ -76,6 +77,7 @@ _HOMES = {
     "StartFarOffWarning": "record.finding",
     "EvaluationModeWarning": "record.finding",
     "NoProgressWarning": "record.finding",
+    "StarvedPartWarning": "record.finding",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's, which a linter can't read
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient as StaleGradient
     from lightning_gradwatch.judge.rules.stalled import StalledUpdate as StalledUpdate
     from lightning_gradwatch.judge.rules.start_far_off import StartFarOff as StartFarOff
+    from lightning_gradwatch.judge.rules.starved_part import StarvedPart as StarvedPart
     from lightning_gradwatch.judge.rules.unreached import UnreachedLayer as UnreachedLayer
     from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter as UntrainedParameter
     from lightning_gradwatch.judge.rules.vanishing import VanishingGradient as VanishingGradient
@@ -134,6 +137,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import StaleGradientWarning as StaleGradientWarning
     from lightning_gradwatch.record.finding import StalledUpdateWarning as StalledUpdateWarning
     from lightning_gradwatch.record.finding import StartFarOffWarning as StartFarOffWarning
+    from lightning_gradwatch.record.finding import StarvedPartWarning as StarvedPartWarning
     from lightning_gradwatch.record.finding import UnreachedLayerWarning as UnreachedLayerWarning
     from lightning_gradwatch.record.finding import UntrainedParameterWarning as UntrainedParameterWarning
     from lightning_gradwatch.record.finding import VanishingGradientWarning as VanishingGradientWarning

@@ -24,6 +24,7 @@ from lightning_gradwatch.judge.rules.single_value_normalization import SingleVal
 from lightning_gradwatch.judge.rules.stale_gradient import StaleGradient
 from lightning_gradwatch.judge.rules.stalled import StalledUpdate
 from lightning_gradwatch.judge.rules.start_far_off import StartFarOff
+from lightning_gradwatch.judge.rules.starved_part import StarvedPart
 from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.judge.rules.untrained_parameter import UntrainedParameter
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
@@ -37,6 +38,7 @@ RULES: tuple[type[Rule], ...] = (
     NonFiniteGradient,
     UnreachedLayer,
     LossSpike,
+    StarvedPart,
     DeadUnits,
     SaturatedUnits,
     StalledUpdate,

@@ -97,6 +97,16 @@ def _multiplies_zeros(cause: Finding, effect: Finding) -> bool:  # noqa: ARG001
     return _kinds(cause) == {CauseKind.ZERO_FACTORS}
 
 
+def _shares_layers(cause: Finding, effect: Finding) -> bool:
+    return not set(cause.layers).isdisjoint(effect.layers)
+
+
+def _sinks_to_zero(cause: Finding, effect: Finding) -> bool:
+    """GW104 in layers of the part, after it had a gradient; a cut, or factors that are 0, isn't the part's."""
+    known = _APART | {CauseKind.ZERO_FACTORS, *_DEAD}
+    return _shares_layers(cause, effect) and _kinds(effect).isdisjoint(known) and effect.first_step > 0
+
+
 def _is_cut_by_norm(cause: Finding, effect: Finding) -> bool:
     """GW504 over a single value, and GW104 by a norm."""
     return CauseKind.NORM_OF_ONE in _kinds(cause) & _kinds(effect)
@@ -199,6 +209,8 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("GW104", "GW301", "where layers get no gradient, the others soon have nothing left to learn", _is_zero),
     Relation("GW104", "GW101", "behind a dead layer the signal is 0", _blames_the_same),
     Relation("GW104", "GW201", "what weights of 0 put out is 0, where units are inactive", _multiplies_zeros),
+    Relation("GW106", "GW301", "what gets next to no gradient any more hardly moves", _shares_layers),
+    Relation("GW106", "GW104", "a gradient that sinks ends at exactly 0", _sinks_to_zero),
     # What comes first throws the net where the rest follows.
     Relation("GW102", "GW103", "what grows long enough overflows", _before),
     Relation("GW102", "GW201", "a gradient that explodes throws units to the side where they are dead", _before),
@@ -220,7 +232,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation("GW102", "GW105", "a gradient that explodes throws the loss up", _before),
     *(
         Relation("GW103", effect, "after a NaN in the weights no number means anything", _before)
-        for effect in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
+        for effect in ("GW101", "GW102", "GW104", "GW106", "GW201", "GW202", "GW301", "GW302")
     ),
     # Where the loss stands says nothing of why.
     *(
@@ -257,6 +269,7 @@ _ORDER = (
     "GW202",
     "GW102",
     "GW101",
+    "GW106",
     "GW201",
     "GW303",
     "GW304",

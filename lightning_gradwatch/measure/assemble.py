@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.units.window import Window
     from lightning_gradwatch.measure.units.windows import Windows
     from lightning_gradwatch.record.run_info import RunInfo
+    from lightning_gradwatch.record.step import LostGradient
 
 _NAN = float("nan")
 _LACKING = (LayerState.NONE, LayerState.ZERO)
@@ -60,6 +61,7 @@ def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts:
         optimizers=tally.stepped,
         loss=tally.loss,
         learning_rates=tally.learning_rates,
+        optimizer_losses=tally.optimizer_losses,
         gradient_scale=tally.scale,
         skipped=tally.skipped,
         partial=facts.partial,
@@ -152,11 +154,26 @@ class PendingRecord:
         values = self.measured.pending.wait()
         step = tally(self.measured, values, self.columns, self.facts.optimizers)
         wiring = self.measured.wiring
-        if wiring.read(values, scaled=self.measured.scale is not None):
+        factors = () if self.activations_only or step.skipped else self._zero_factors(values, step)
+        if wiring.read(values, scaled=self.measured.scale is not None, factors=factors):
             self.info = replace(self.info, wiring=wiring.described())
         if not self.activations_only and not step.skipped:
             self._explain(values, _states(step))
         return step
+
+    def _zero_factors(self, values: Values, step: Tally) -> Sequence[LostGradient]:
+        """Return the products of parameters that are all 0, where the layers of each get a gradient by other parameters."""
+        partly = (step.layers[:, OfLayer.GRADIENTS] > step.layers[:, OfLayer.NONZERO]) & (
+            step.layers[:, OfLayer.NONZERO] > 0
+        )
+        layers, trail = self.columns.layers, self.measured.trail
+        if not np.count_nonzero(partly):
+            return ()
+        for layer, some in zip(layers, partly.tolist(), strict=True):
+            layer.partly = some
+        names = {layer.name for layer, some in zip(layers, partly.tolist(), strict=True) if some}
+        found = () if trail is None else trail.zero_factors(values)
+        return [each for each in found if {name.rpartition(".")[0] or name for name in each.factors} <= names]
 
     def _explain(self, values: Values, states: npt.NDArray[np.uint8]) -> None:
         layers, trail = self.columns.layers, self.measured.trail

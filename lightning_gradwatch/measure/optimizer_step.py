@@ -139,6 +139,8 @@ class OptimizerSteps:
         with self._meter.harmless:
             if again or self._index not in self._meter.steps or self._meter.is_early(self._index):
                 self._before(again)
+            else:
+                self._meter.steps_again()
 
     def _ended(self) -> None:
         with self._meter.harmless:

@@ -359,7 +359,7 @@ class Probe:
         self.windows.load_state_dict(state)
 
     def _suspects(self) -> Sequence[Layer]:
-        """Return the layers whose gradient was missing and is to be looked for in the step that begins."""
+        """Return the layers whose gradient, or a parameter's, was missing and is to be looked for in the step that begins."""
         if self._followed >= MOST_STEPS:
             return ()
         suspects = [
@@ -369,6 +369,10 @@ class Probe:
         ]
         for layer in suspects:
             layer.followed += 1
+        partly = [layer for layer in self._layers.ordered if layer.partly and not layer.looked_at]
+        for layer in partly:
+            layer.looked_at = True
+        suspects += partly
         self._followed += bool(suspects)
         return suspects
 

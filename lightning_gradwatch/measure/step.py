@@ -65,6 +65,8 @@ class OptimizerStep:
         self.gradients: OptimizerGradients | None = None
         self.clipped: OptimizerGradients | None = None
         self.snapshot: WeightSnapshot | None = None
+        self.losses: list[Slot] = []
+        """Of the passes since another optimizer had stepped, where the run has several."""
         self.done = False
         """Whether the optimizer stepped; a gradient scaler leaves a step with inf out."""
         self.found_inf: Slot | None = None
@@ -129,6 +131,8 @@ class _Harmless:
 class StepMeter:
     """Measures one step: forward passes within `tracing`, gradients and weights around each optimizer step."""
 
+    _held: Held | None = None
+
     def __init__(
         self,
         *,
@@ -158,7 +162,6 @@ class StepMeter:
         self._early: dict[int, bool] = {}
         """The optimizers that haven't begun to step and whose gradients were measured, each with whether there are more now."""
         self._clipped_by_hand: set[int] = set()
-        self._held: Held | None = None
         self.scaled_losses = False
         """Whether the losses are multiplied by the scale."""
         self.pack = Pack()
@@ -167,6 +170,8 @@ class StepMeter:
         self.collected = Collected(staging)
         self.steps: dict[int, OptimizerStep] = {}
         self.losses: list[Slot] = []
+        self._of_next: list[Slot] = []
+        """Losses that belong to the optimizer that steps next, where there are several."""
         self.scale: Slot | None = None
         self.activations_only = activations_only
         self.segments: dict[Site, Site] = {}
@@ -300,17 +305,31 @@ class StepMeter:
             late: It belongs to the step although the gradients were measured before.
         """
         self.wiring.backward_begins(loss)
-        if self.activations_only or (len(self.steps) > len(self._early) and not late):
+        if self.activations_only:
+            return
+        several = len(self._optimizers()) > 1
+        if len(self.steps) > len(self._early) and not late:
+            if several:
+                self._of_next += self._taken(loss, scale)
             return
         self.hooks.ignoring = not late and self._repeats.is_one()
         if self.hooks.ignoring:
             return
+        taken = self._taken(loss, scale)
+        self.losses += taken
+        if several:
+            self._of_next += taken
+
+    def _taken(self, loss: Any, scale: Tensor | None) -> list[Slot]:
+        """Take the number of a loss; none of what isn't one."""
         if isinstance(loss, (list, tuple)) and len(loss) == 1:
             loss = loss[0]
-        if isinstance(loss, Tensor) and loss.numel() == 1 and not (loss.is_complex() or is_opaque(loss)):
-            value = loss.detach().reshape(()).double()
-            self.losses.append(self.pack.add(value if scale is None else value / scale))
-            self.wiring.takes_loss(loss, scale)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex() or is_opaque(loss):
+            return []
+        value = loss.detach().reshape(()).double()
+        taken = [self.pack.add(value if scale is None else value / scale)]
+        self.wiring.takes_loss(loss, scale)
+        return taken
 
     @_harmless
     def set_scale(self, scale: Tensor) -> None:
@@ -388,9 +407,11 @@ class StepMeter:
         if stale is False and not again:
             return True
         if index in self.steps and not (again or stale):
+            self.steps_again()
             return False
         before = self.steps.get(index)
         step = self.steps[index] = OptimizerStep(optimizer)
+        step.losses, self._of_next = ([] if before is None else before.losses) + self._of_next, []
         if self.activations_only:
             return True
         self.wiring.steps(optimizer, index)
@@ -408,6 +429,11 @@ class StepMeter:
                 if step.snapshot is None:
                     step.snapshot = self._snapshots.take(index, owned, self.pack, processes=self._processes)
         return True
+
+    @_harmless
+    def steps_again(self) -> None:
+        """Take that an optimizer steps that has stepped before: what it steps for is none of the next one's."""
+        self._of_next = []
 
     @_harmless
     def after_optimizer_step(self, index: int, *, clipped: bool = False) -> None:

@@ -53,6 +53,8 @@ class Tally:
     skipped: bool = False
     learning_rates: tuple[float, ...] = ()
     constant_answer: tuple[float, ...] = ()
+    optimizer_losses: tuple[float, ...] = ()
+    """See `StepRecord`."""
 
 
 @dataclass
@@ -120,6 +122,19 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
         learning_rates=tuple(
             measured.steps[index].learning_rate if index in measured.steps else math.nan for index in range(optimizers)
         ),
+        optimizer_losses=_losses(measured, values, scale, optimizers) if optimizers > 1 else (),
+    )
+
+
+def _losses(measured: Measured, values: Values, scale: float, optimizers: int) -> tuple[float, ...]:
+    """Return what each optimizer stepped for; where one has nothing of its own, another one has what may be its."""
+    steps = measured.steps
+    known = all(step.losses for step in steps.values())
+    return tuple(
+        math.fsum(float(values[slot][0]) for slot in steps[index].losses) / (scale if measured.scaled_losses else 1.0)
+        if known and index in steps
+        else math.nan
+        for index in range(optimizers)
     )
 
 

@@ -186,6 +186,9 @@ class CauseKind(str, Enum):
     EVALUATION_MODE = "evaluation-mode"
     """A module is trained that was left in evaluation mode."""
 
+    STARVED_PART = "starved-part"
+    """What a part is trained by hardly depends on it any more, as where the net that it is trained against has won."""
+
     UNUSED_LAYER = "unused-layer"
     """The forward pass doesn't use the layer."""
     LEFT_OUT_OF_LOSS = "left-out-of-loss"
@@ -393,6 +396,10 @@ class NonFiniteGradientWarning(GradWatchWarning):
 
 class LossSpikeWarning(GradWatchWarning):
     """GW105: the loss jumps, and comes back."""
+
+
+class StarvedPartWarning(GradWatchWarning):
+    """GW106: a part of the net gets next to no gradient any more, or can't get any."""
 
 
 class DeadUnitsWarning(GradWatchWarning):

@@ -107,6 +107,8 @@ WiringKind: TypeAlias = Literal[
     "norm-of-one",
     "norm-of-sample",
     "evaluation-mode",
+    "zero-factors",
+    "zero-factors-kept",
 ]
 """What is wrong in how a net, its loss and its optimizer are put together.
 
@@ -118,6 +120,8 @@ WiringKind: TypeAlias = Literal[
 - *norm-of-one*: a normalisation over a single value.
 - *norm-of-sample*: a batch normalisation whose batch is one sample, over that one's positions.
 - *evaluation-mode*: a module was left in evaluation mode, and what lies around it is trained.
+- *zero-factors*: parameters that are multiplied with others, are all exactly 0, and all learn; beside them, a gradient arrives at their
+  layer. Those that are to be initialised; *zero-factors-kept* are the others.
 """
 
 
@@ -294,6 +298,9 @@ class StepRecord:
     loss: float = float("nan")
     learning_rates: tuple[float, ...] = ()
     """Largest learning rate over the parameter groups of each of the run's optimizers."""
+    optimizer_losses: tuple[float, ...] = ()
+    """What each of the run's optimizers stepped for, where there are several: the losses that were propagated back since another
+    one had stepped. NaN where it didn't step; all of them where those of several were propagated back before the first stepped."""
     gradient_scale: float = 1.0
     skipped: bool = False
     """The gradient scaler left the optimizer step out (inf or NaN in scaled gradients)."""

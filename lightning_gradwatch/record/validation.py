@@ -303,6 +303,8 @@ def check_record(record: StepRecord) -> None:
         raise ValueError("learning_rates holds what is no learning rate of an optimizer")
     if len(record.constant_answer) not in {0, 4} or not _is_numbers(record.constant_answer):
         raise ValueError("constant_answer holds what is no loss of one")
+    if len(record.optimizer_losses) > _MOST_OPTIMIZERS or not _is_numbers(record.optimizer_losses):
+        raise ValueError("optimizer_losses holds what is no loss of an optimizer")
 
 
 def check_lengths(record: StepRecord, info: RunInfo) -> None:

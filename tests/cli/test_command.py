@@ -139,7 +139,7 @@ def test_a_check_tells_rule_layers_numbers_cause_and_remedy(capsys):
         "0.0001, threshold 0.003",
         "at most 1/4",
         "Replace Sigmoid at net.1, net.3, net.5 by ReLU",
-        "failed: 1 warning from 14 rules judged",
+        "failed: 1 warning from 15 rules judged",
     ):
         assert part in said
 
@@ -148,7 +148,7 @@ def test_every_run_gets_its_verdict_even_after_one_that_failed(capsys):
     cli.main(["check", "nowhere", "healthy"])
     said = capsys.readouterr().out
     assert "nowhere\n  can't judge: no such run: nowhere\n\nhealthy: 5" in said
-    assert "\n  healthy: 14 rules judged, nothing found\n" in said
+    assert "\n  healthy: 15 rules judged, nothing found\n" in said
     assert "\n2 runs: 1 healthy, 1 can't be judged\n" in said
 
 
@@ -235,6 +235,7 @@ def test_rules_lists_a_line_a_rule(capsys):
         ["GW103", "non-finite"],
         ["GW104", "unreached-layer"],
         ["GW105", "loss-spike"],
+        ["GW106", "starved-part"],
         ["GW201", "dead-units"],
         ["GW202", "saturated-units"],
         ["GW301", "stalled-update"],

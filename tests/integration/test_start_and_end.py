@@ -41,7 +41,7 @@ def test_a_healthy_fit_is_told_in_two_lines_and_the_command_runs(tmp_path, lines
     place = tmp_path / "gradwatch" / "version_0"
     assert start == f"GradWatch: 3 layers, 2 activation sites, each step; written to {place}"
     assert end.startswith("GradWatch: healthy by ")
-    assert "19 rules in 20 measured steps (0 to 19). More: gradwatch check " in end
+    assert "20 rules in 20 measured steps (0 to 19). More: gradwatch check " in end
     command = shlex.split(end.partition("More: ")[2])
     assert cli.main([*command[1:], "--no-config"]) == 0
     assert "20 measured steps (0 to 19)" in capsys.readouterr().out

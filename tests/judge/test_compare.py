@@ -192,7 +192,7 @@ class TestCommand:
             r"  worse: grad_norm of net\.0: 0\.\d+ → 0\.0\d+, 0\.0\d+ times \(spread of the baseline: 1\.\d+ times\)\n"
         )
         assert re.search(line, said)
-        assert said.endswith("  failed: 7 numbers worse than good; 17 rules judged, nothing found\n")
+        assert said.endswith("  failed: 7 numbers worse than good; 18 rules judged, nothing found\n")
 
     def test_json_has_it_all(self, runs, capsys):
         command.main(["compare", "good", "faded", "--format", "json"])

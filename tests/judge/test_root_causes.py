@@ -78,6 +78,7 @@ UNTRAINED = make("GW503", Kind.UNREGISTERED_PARAMETERS, step=0)
 NORMED = make("GW104", Kind.NORM_OF_ONE, severity=ERROR, step=0)
 OF_ONE = make("GW504", Kind.NORM_OF_ONE, step=0)
 FAR_OFF = make("GW505", Kind.LARGE_WEIGHTS, step=0, value=9.0, threshold=5.0)
+STARVED = make("GW106", Kind.STARVED_PART, step=20)
 EVALUATED = make("GW506", Kind.EVALUATION_MODE, step=0)
 NOTHING_LEARNED = make("GW601", Kind.UNKNOWN, layers=(), step=500)
 
@@ -139,7 +140,7 @@ LINKED = [
     (OVERSIZED, make("GW104", DEAD_THERE, severity=ERROR, step=30)),
     *(
         (NAN, make(code, Kind.SMALL_WEIGHTS, step=21))
-        for code in ("GW101", "GW102", "GW104", "GW201", "GW202", "GW301", "GW302")
+        for code in ("GW101", "GW102", "GW104", "GW106", "GW201", "GW202", "GW301", "GW302")
     ),
     *(
         (cause, effect)
@@ -152,8 +153,13 @@ LINKED = [
         for cause in (DOUBLED, STALE, UNTRAINED, OF_ONE, EVALUATED)
     ),
     (FAR_OFF, NOTHING_LEARNED),
+    (STARVED, STALLED),
+    (STARVED, make("GW104", Kind.UNKNOWN, severity=ERROR, step=30)),
 ]
 UNLINKED = [
+    (STARVED, make("GW301", Kind.WEAK_GRADIENT, layers=("elsewhere",))),
+    (STARVED, make("GW104", Kind.GRAPH_CUT, severity=ERROR, step=30)),
+    (STARVED, UNKNOWN_ZERO),
     (make("GW504", Kind.SINGLE_SAMPLE), NORMED),
     (OF_ONE, UNKNOWN_ZERO),
     (OF_ONE, DEAD_END),

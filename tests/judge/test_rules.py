@@ -23,6 +23,7 @@ from lightning_gradwatch.record.step import LayerState, Wiring
 from lightning_gradwatch.tell.explain import explain_text
 
 WIRED = {
+    "GW106": Wiring("zero-factors", ("net.0.lora_A",), "matmul", "forward (a.py:3)"),
     "GW501": Wiring("output-twice", ("net.11",), "cross_entropy", "training_step (a.py:3)"),
     "GW502": Wiring("stale-gradient", ("net.0",), "SGD", value=3.5),
     "GW503": Wiring("unregistered", ("net.layers",), value=1200),
@@ -142,8 +143,8 @@ class TestSelection:
         ("ignore", "left"),
         [
             (("GW1", "GW4", "GW5"), ["GW201", "GW202", "GW301", "GW302", "GW303", "GW304", "GW601"]),
-            (["GW202", "GW3", "GW4", "GW50", "GW6"], ["GW101", "GW102", "GW103", "GW104", "GW105", "GW201"]),
-            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5", "GW6"), ["GW103", "GW104", "GW105"]),
+            (["GW202", "GW3", "GW4", "GW50", "GW6"], ["GW101", "GW102", "GW103", "GW104", "GW105", "GW106", "GW201"]),
+            (("gw101", "GW102", "GW2", "GW3", "GW4", "GW5", "GW6"), ["GW103", "GW104", "GW105", "GW106"]),
             (("GW",), []),
         ],
     )

@@ -44,7 +44,7 @@ class Status(IntEnum):
 
 
 class Head(IntEnum):
-    """Columns of the header; after them come, for each optimizer, whether it stepped and its learning rate."""
+    """Columns of the header; after them come, for each optimizer, whether it stepped, its learning rate and its loss."""
 
     STATUS = 0
     NEWS = 1
@@ -61,6 +61,10 @@ class Head(IntEnum):
     OUTPUT = 9
     TARGET = 10
     DEVIATION = 11
+
+
+_OPTIMIZER = 3
+"""Columns of the header for each optimizer."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Layout:
     def empty(self) -> Parts:
         """Return a vector of zeros, by its parts."""
         shards, sites = self.table.shards, len(self.units)
-        head = self.ranks * (len(Head) + 2 * self.optimizers)
+        head = self.ranks * (len(Head) + _OPTIMIZER * self.optimizers)
         sizes = [head, self.layers * len(OfLayer), shards * sites * _SITE, shards * sum(self.units) * 2]
         vector = np.zeros(sum(sizes))
         return self.parts(vector)
@@ -99,7 +103,7 @@ class Layout:
     def parts(self, vector: FloatVector) -> Parts:
         """Return views of a vector."""
         shards, sites = self.table.shards, len(self.units)
-        width = len(Head) + 2 * self.optimizers
+        width = len(Head) + _OPTIMIZER * self.optimizers
         ends = np.cumsum([self.ranks * width, self.layers * len(OfLayer), shards * sites * _SITE])
         head, layers, of_sites, units = np.split(vector, ends)
         return Parts(
@@ -147,7 +151,8 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
     head[Head.SKIPPED], head[Head.UNREADABLE] = tally.skipped, tally.unreadable
     head[_ANSWER] = tally.constant_answer or (math.nan,) * 4
     for optimizer, rate in enumerate(tally.learning_rates):
-        head[len(Head) + 2 * optimizer :][:2] = optimizer in tally.stepped, rate
+        loss = tally.optimizer_losses[optimizer] if tally.optimizer_losses else math.nan
+        head[len(Head) + _OPTIMIZER * optimizer :][:_OPTIMIZER] = optimizer in tally.stepped, rate, loss
     places = table.places_of_layers(rank)
     rows = tally.layers[: len(places)].copy()
     rows[:, _LAYER_NORMS] **= 2
@@ -187,7 +192,7 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
     sites[:, [OfSite.SIGNAL, OfSite.GRAD_OUTPUT]] /= table.replicas
     losses = head[:, Head.LOSS]
     losses = losses[~np.isnan(losses)]
-    of_optimizers = head[:, len(Head) :].reshape(layout.ranks, layout.optimizers, 2)
+    of_optimizers = head[:, len(Head) :].reshape(layout.ranks, layout.optimizers, _OPTIMIZER)
     tally = Tally(
         layers=parts.layers,
         sites=sites[:, : len(OfSite)],
@@ -201,6 +206,7 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
         skipped=bool(head[:, Head.SKIPPED].any()),
         learning_rates=tuple(of_optimizers[0, :, 1].tolist()),
         constant_answer=_answer(head),
+        optimizer_losses=tuple(of_optimizers[:, :, 2].mean(axis=0).tolist()) if layout.optimizers > 1 else (),
     )
     return tally, [place for place, (_, units) in enumerate(joined) if units is None]
 

@@ -53,6 +53,10 @@ class Layer:
     """The first site on the path that it feeds through no other."""
     lacks: bool = False
     """Whether it had no gradient, or one of 0, in the last measured step that it was in."""
+    partly: bool = False
+    """Whether it had a gradient there, and one of its parameters had none but 0."""
+    looked_at: bool = False
+    """Whether a step was followed for that."""
     lost: LostGradient | None = None
     """Where its gradient is lost, if that was seen."""
     followed: int = 0

@@ -411,6 +411,16 @@ class Trail:
             layer, self._arrivals.get(layer, [])
         )
 
+    def zero_factors(self, values: Values) -> list[LostGradient]:
+        """Return the products of trained parameters that are all 0, each with the operation at which that shows."""
+        reading = _Reading(self._calls, self._escapes, values, incomplete=self._incomplete)
+        found: dict[frozenset[str], LostGradient] = {}
+        for call in self._calls:
+            if factors := reading.factors(call):
+                place = _both_zero(call, factors)
+                found.setdefault(frozenset(place.factors), place)
+        return [place for whole, place in found.items() if not any(whole < other for other in found)]
+
 
 _REACHED: Any = object()
 """Stands for the node of a value that is in a loss's graph."""
@@ -464,7 +474,7 @@ class _Reading:
     def _beside(self, calls: Sequence[_Call]) -> LostGradient:
         """Say why a layer has no gradient although one arrives at what it makes."""
         for call in calls:
-            if factors := self._factors(call):
+            if factors := self.factors(call):
                 return _both_zero(call, factors)
         data = [each.anything for call in calls for each in call.operands if not each.layer]
         if data and not self._any(data):
@@ -502,14 +512,14 @@ class _Reading:
         else:
             others = [each for each in call.operands if each.value is not stop.value]
             if others and not self._any([each.anything for each in others]):
-                if factors := self._factors(call):
+                if factors := self.factors(call):
                     return _both_zero(call, factors)
                 layer = next((each.layer for each in others if each.layer), "")
                 kind = "zero-weights" if layer else "zero-factor"
                 return LostGradient(kind, call.name, layer or call.module, call.lines)
         return LostGradient(kind, call.name, call.module, call.lines)
 
-    def _factors(self, call: _Call) -> list[_Trained]:
+    def factors(self, call: _Call) -> list[_Trained]:
         """Return the trained parameters whose zeros are multiplied in a product, the input's side first; none: there aren't two."""
         zero = [each for each in call.operands if not self._any([each.anything])]
         factors = self._factors_of(zero, call.name, _DEEPEST)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.trace.tensor_state import Tags
     from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
-    from lightning_gradwatch.record.step import Wiring
+    from lightning_gradwatch.record.step import LostGradient, Wiring
 
 FIRST_STEPS = 4
 """Measured steps that are watched. Gradients that weren't emptied show in the second of two that follow each other."""
@@ -62,12 +62,13 @@ class Unwatched:
     def end(self) -> None:
         """Look at what has a gradient when the step ends."""
 
-    def read(self, values: Values, *, scaled: bool) -> bool:  # noqa: ARG002 - there is nothing in it
+    def read(self, values: Values, *, scaled: bool, factors: Sequence[LostGradient] = ()) -> bool:  # noqa: ARG002 - there is nothing in it
         """Take what the device has counted; return whether that shows something new.
 
         Args:
             values: What was transferred.
             scaled: Whether a scaler has part in the gradients, so that what was left and what is new aren't comparable.
+            factors: Products of parameters that are all 0, whose layers get a gradient all the same.
         """
         return False
 
@@ -190,9 +191,10 @@ class StepWiring(Unwatched):
             self._facts.note("unheld", layer.name)
 
     @override
-    def read(self, values: Values, *, scaled: bool) -> bool:
+    def read(self, values: Values, *, scaled: bool, factors: Sequence[LostGradient] = ()) -> bool:
         before = self._facts.changes
         self._read(values, scaled=scaled)
+        self._note_factors(factors)
         return self._facts.changes != before
 
     @override
@@ -216,6 +218,14 @@ class StepWiring(Unwatched):
                     line=where,
                     value=None if scaled else share,
                 )
+
+    @_harmless
+    def _note_factors(self, factors: Sequence[LostGradient]) -> None:
+        for place in factors:
+            line = place.lines[0] if place.lines else ""
+            for name in place.factors[:-1]:
+                self._facts.note("zero-factors", name, operation=place.operation, line=line)
+            self._facts.note("zero-factors-kept", place.factors[-1], operation=place.operation, line=line)
 
     @override
     def described(self) -> tuple[Wiring, ...]:

@@ -398,3 +398,30 @@ class TestEvaluationMode:
 
 def test_a_healthy_net_has_none():
     assert facts(mlp(), lambda net: F.cross_entropy(net(X), Y)) == {}
+
+
+class Adapted(nn.Linear):
+    """A frozen weight with two factors beside it, whose bias learns."""
+
+    def __init__(self, first, *, bias=True):
+        super().__init__(6, 4)
+        self.weight.requires_grad_(False)
+        self.bias.requires_grad_(bias)
+        self.down = nn.Parameter(torch.full((6, 2), float(first)))
+        self.up = nn.Parameter(torch.zeros(2, 4))
+
+    def forward(self, x):
+        return super().forward(x) + (x @ self.down @ self.up) * 2.0
+
+
+class TestZeroFactors:
+    def test_are_seen_where_the_layer_gets_a_gradient_otherwise(self):
+        found = facts(nn.Sequential(Adapted(0)), lambda net: F.cross_entropy(net(X), Y))
+        assert found["zero-factors"].names == ("0.down",)
+        assert found["zero-factors-kept"].names == ("0.up",)
+        assert found["zero-factors"].operation == "matmul"
+
+    @pytest.mark.parametrize("net", [Adapted(0.1), Adapted(0, bias=False)], ids=["one is drawn", "all of it is zero"])
+    def test_are_none(self, net):
+        """Of a layer that gets no gradient at all, it is known where that is lost."""
+        assert "zero-factors" not in facts(nn.Sequential(net), lambda net: F.cross_entropy(net(X), Y))

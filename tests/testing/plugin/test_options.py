@@ -92,7 +92,7 @@ def test_it(rule):
 def test_ignores(gradwatch):
     watch = gradwatch()
     fit(watch)
-    assert set(watch.info.rules) == {{"GW102", "GW103", "GW104", "GW202", "GW401", "GW501", "GW502", "GW503", "GW504", "GW505", "GW506", "GW601"}}
+    assert set(watch.info.rules) == {{"GW102", "GW103", "GW104", "GW105", "GW106", "GW202", "GW401", "GW501", "GW502", "GW503", "GW504", "GW505", "GW506", "GW601"}}
 """,
         *arguments,
     ).assert_outcomes(passed=2, failed=1)
