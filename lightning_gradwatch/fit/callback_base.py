@@ -17,6 +17,7 @@ from lightning_gradwatch.measure.faults import Faults, GivenUp
 from lightning_gradwatch.measure.garbage import collecting_later
 from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning
 from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.showing import contents_text, shown
 from lightning_gradwatch.record.step import NotCovered, StepRecord
 from lightning_gradwatch.tell.announce import tell_unwatched
 
@@ -40,6 +41,17 @@ class Telling(AnyCallback):
         """What came from a fit in other processes; it counts where there is none in this one."""
         self._kin = Kin().belong_to(self)
         self._asked_in_vain = False
+
+    def __repr__(self) -> str:
+        # Of what is here already: taking over what other processes left is for who asks for it.
+        fit, received = self._fit, self._received
+        records, info = (received.records, received.info) if fit is None else (tuple(fit.records), fit.info)
+        findings = received.findings if fit is None else fit.evaluator.findings
+        return f"<{type(self).__name__}: {contents_text(records, info, findings)}>"
+
+    def _repr_html_(self) -> str | None:
+        """Show the page in a notebook."""
+        return shown("of_watched", self.outcome)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -23,6 +23,7 @@ from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, re
 from lightning_gradwatch.record.remote import is_remote, local_path
 from lightning_gradwatch.record.run_files import Problems, Written, read_files, tell_missing_fits
 from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.showing import contents_text, shown
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.validation import check_lengths
 
@@ -36,7 +37,7 @@ class RunError(CannotJudgeError):
         super().__init__(escape(message))  # it may be shown by Python itself, and names in it are anybody's
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A stored run."""
 
@@ -101,6 +102,13 @@ class Run:
             return run_info.series(self.records, self.infos, metric, self.names(metric))
         except CannotJudgeError as error:
             raise RunError(f"{self.path}: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"Run({escape(str(self.path))!r}: {contents_text(self.records, self.info, self.findings)})"
+
+    def _repr_html_(self) -> str | None:
+        """Show the page in a notebook."""
+        return shown("of_run", self)
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:

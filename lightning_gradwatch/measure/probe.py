@@ -33,6 +33,7 @@ from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 from lightning_gradwatch.measure.wiring.watch import WiringWatch
 from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.showing import shown
 from lightning_gradwatch.record.step import StepRecord
 
 if TYPE_CHECKING:
@@ -237,6 +238,14 @@ class Probe:
     def infos(self) -> tuple[RunInfo, ...]:
         """One description for each list of layers and sites that measured steps had, the newest last (at most 100)."""
         return tuple(self._infos.values()) or (self.info,)
+
+    def __repr__(self) -> str:
+        measured = "no step measured yet" if self._record is None else f"step {self._record.step} measured last"
+        return f"<Probe: {measured}>"
+
+    def _repr_html_(self) -> str | None:
+        """Show the step that was measured last as the page, in a notebook."""
+        return None if self._record is None else shown("of_step", (self._record, self.infos))
 
     # -- the parts of a step, for a loop that calls back
 

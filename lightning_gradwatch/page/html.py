@@ -22,14 +22,15 @@ _MOST_ROWS = 200
 DATA_ID = "gradwatch-data"
 
 
-def html_page(model: dict[str, Any], *, title: str = "") -> str:
+def html_page(model: dict[str, Any], *, title: str = "", host: str = "host_file.js") -> str:
     """Return a document that shows a model.
 
     Args:
         model: What `page_model` gave.
         title: Of the document; empty: the model's.
+        host: The module that it starts with.
     """
-    script, style = bundle("host_file.js"), (STATIC / "page.css").read_text(encoding="utf-8")
+    script, style = bundle(host), (STATIC / "page.css").read_text(encoding="utf-8")
     policy = (
         "default-src 'none'; "
         f"script-src '{_hash(script)}'; style-src '{_hash(style)}'; "

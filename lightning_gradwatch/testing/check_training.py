@@ -26,7 +26,9 @@ from lightning_gradwatch.judge.rule import Rule
 from lightning_gradwatch.measure.units.mask import Mask
 from lightning_gradwatch.record.finding import Finding, GradWatchError, Severity
 from lightning_gradwatch.record.run_info import RunInfo
+from lightning_gradwatch.record.showing import contents_text, shown
 from lightning_gradwatch.record.step import StepRecord
+from lightning_gradwatch.record.wording import counted
 from lightning_gradwatch.tell.training import training_text, waiting_for_the_loss
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
 from lightning_gradwatch.testing.trial_text import trial_text
@@ -37,7 +39,7 @@ _PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 _CHATTY = (*_PACKAGES, "lightning_fabric", "lightning.fabric", "lightning")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainingReport:
     """What a few dozen measured steps said about a module."""
 
@@ -56,6 +58,8 @@ class TrainingReport:
     """Folder of the run, for `gradwatch check` and TensorBoard; None where no folder was given."""
     trial: RemedyTrial | None = None
     """What the first root's remedy did to a copy of the module; None where it wasn't tried, or nothing was found."""
+    infos: tuple[RunInfo, ...] = ()
+    """One description for each list of layers and sites that records have (``record.layout``), the newest last."""
 
     @property
     def ok(self) -> bool:
@@ -66,6 +70,14 @@ class TrainingReport:
     def failing(self) -> tuple[Finding, ...]:
         """The findings of severity `fail_on` or above."""
         return tuple(finding for finding in self.findings if finding.severity >= self.fail_on)
+
+    def __repr__(self) -> str:
+        told = contents_text(self.records, self.info, self.findings)
+        return f"TrainingReport(ok={self.ok}: {told}, by {counted(self.judged, 'rule')})"
+
+    def _repr_html_(self) -> str | None:
+        """Show the page in a notebook."""
+        return shown("of_report", self)
 
     def __str__(self) -> str:
         """Answer: do gradients reach the first layer, does a layer die, what was found, what couldn't be judged."""
@@ -169,6 +181,7 @@ def check_training(
         fail_on=Severity[(fail_on or "warning").upper()],
         path=watch.path,
         trial=trial,
+        infos=watch.infos,
     )
     if fail_on is not None and not report.ok:
         raise GradWatchError(str(report), report.failing)

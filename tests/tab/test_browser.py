@@ -1,5 +1,6 @@
 """The tab in TensorBoard, in a browser: every view, on runs of real trainings, on names that attack it, and while a training writes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from page.browser import browser, missing
 from tab.providers import LOADERS, until
 from written import frames_of, make_info, make_record, write_run
 
+import lightning_gradwatch
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
 
@@ -34,7 +36,9 @@ def trained(tmp_path_factory):
 @contextmanager
 def tensorboard(folder, *flags):
     command = [sys.executable, str(Path(__file__).parent / "serve.py"), "--logdir", str(folder), *flags]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "PYTHONPATH": str(Path(lightning_gradwatch.__file__).parents[1])}
+    with subprocess.Popen(command, **pipes, env=environment) as process:
         try:
             yield process.stdout.readline().decode().strip()
         finally:
