@@ -260,12 +260,13 @@ class TestOutput:
         check("logs/ill")
         lines = capsys.readouterr().out.splitlines()
         place = next(place for place, line in enumerate(lines) if line.startswith("  rule "))
-        assert [line.split() for line in lines[place : place + 10]] == [
+        assert [line.split() for line in lines[place : place + 11]] == [
             ["rule", "verdict", "layers", "since", "number", "threshold"],
             ["GW101", "vanishing-gradient", "warning", "net.0,", "net.2", "12", "0.0001", "0.003"],
             ["GW102", "exploding-gradient", "healthy"],
             ["GW103", "non-finite", "healthy"],
             ["GW104", "unreached-layer", "healthy"],
+            ["GW105", "loss-spike", "healthy"],
             ["GW201", "dead-units", "healthy"],
             ["GW202", "saturated-units", "healthy"],
             ["GW301", "stalled-update", "healthy"],
