@@ -44,7 +44,8 @@ class GradWatch(Telling):
 
     Args:
         every_n_steps: Measure every so many steps; None: the Trainer's ``log_every_n_steps``. Steps 0, 1, 2, 4, 8, …
-            below that as well, and after a rule's first hit the next steps, to confirm it.
+            below that as well, and after a rule's first hit the next steps, to confirm it; where the loss or a gradient
+            jumps, the next 64.
         rules: Rules that replace the default ones of the same code, thresholds being fields:
             ``rules=[VanishingGradient(ratio=1e-2, min_grad_rms=1e-7)]``.
         ignore: Codes of rules to leave out, or prefixes of them: ``("GW202",)``.

@@ -28,6 +28,7 @@ from sent import sent
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.fit.results import _CLASSES, Handover, Outcome
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Finding, Remedy, Severity
+from lightning_gradwatch.record.first_bad_step import FirstBadStep
 from lightning_gradwatch.record.step import NotCovered
 
 ARGUMENTS = st.lists(st.tuples(NAMES, NAMES | FLOATS | st.integers() | st.booleans() | st.none()), max_size=2)
@@ -55,6 +56,7 @@ FINDINGS = st.builds(
     causes=st.lists(
         st.builds(Cause, st.sampled_from(CauseKind), st.lists(NAMES, max_size=2).map(tuple)), max_size=2
     ).map(tuple),
+    first_bad=st.none() | st.builds(FirstBadStep),
 )
 OUTCOMES = st.builds(
     Outcome,

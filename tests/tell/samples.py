@@ -6,6 +6,7 @@ import unicodedata
 
 from lightning_gradwatch.judge.verdict import Change, Comparison, IgnoredLayers, RunVerdict
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Finding, Remedy, Severity
+from lightning_gradwatch.record.first_bad_step import FirstBadStep
 
 HOSTILE = [
     "\x1b[2J\x1b]0;title\x07",
@@ -24,6 +25,19 @@ HOSTILE = [
 ]
 
 
+BEGUN = FirstBadStep(
+    layer="net.2",
+    metric="update_ratio",
+    before=1e-3,
+    after=None,
+    step=16,
+    batch=4,
+    last_good_step=None,
+    last_good_batch=None,
+    learning_rate=0.1,
+)
+
+
 def make_finding(code="GW101", severity=Severity.ERROR, layers=("net.0", "net.2"), **changes):
     values = {
         "code": code,
@@ -39,6 +53,7 @@ def make_finding(code="GW101", severity=Severity.ERROR, layers=("net.0", "net.2"
         "message": "The signal vanishes.",
         "cause_kind": CauseKind.SMALL_SLOPE,
         "causes": (Cause(CauseKind.SMALL_SLOPE, ("net.1",)), Cause(CauseKind.SMALL_WEIGHTS)),
+        "first_bad": BEGUN,
     }
     return Finding(**{**values, **changes})
 
