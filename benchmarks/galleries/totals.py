@@ -21,6 +21,8 @@ _ILLNESSES: dict[str, frozenset[Illness]] = {
     "GW202": frozenset({"saturated"}),
     "GW301": frozenset({"update"}),
     "GW302": frozenset({"update"}),
+    "GW303": frozenset({"update"}),
+    "GW304": frozenset({"update"}),
     "GW401": frozenset(),
 }
 """What a peer would call it. None of them has a word for the initialisation: its effect counts."""
