@@ -324,6 +324,31 @@ EVALUATED = family(
     roots=("GW506",),
 )
 
+CLIPPED = family(
+    "clipped",
+    ("relu-sgd-norm", DIGITS, dense(4, "ReLU"), replace(SGD, clip=1e-4)),
+    ("tanh-momentum-wine", WINE, dense(3, "Tanh", XAVIER, 32), replace(MOMENTUM, clip=1e-4)),
+    ("relu-sgd-value", DIGITS, dense(3, "ReLU"), replace(SGD, clip=1e-7, clip_by="value")),
+    ("relu-adam-below-eps", DIGITS, dense(4, "ReLU"), replace(ADAM, clip=1e-5, options={"eps": 1e-3})),
+    ("conv-sgd-norm", DIGITS, Conv(widths=(8, 16), pooled=(0,)), replace(SGD, clip=1e-4)),
+    roots=("GW303",),
+)
+
+DECAYED = family(
+    "decayed",
+    ("relu-sgd", DIGITS, dense(4, "ReLU"), replace(SGD, options={"weight_decay": 0.5})),
+    (
+        "tanh-momentum-wine",
+        WINE,
+        dense(3, "Tanh", XAVIER, 32),
+        replace(MOMENTUM, options={"momentum": 0.9, "weight_decay": 0.5}),
+    ),
+    ("relu-adam", DIGITS, dense(4, "ReLU"), replace(ADAM, options={"weight_decay": 2.0})),
+    ("relu-adamw", DIGITS, dense(4, "ReLU"), replace(ADAM, optimizer="AdamW", options={"weight_decay": 100.0})),
+    ("relu-rmsprop", DIGITS, dense(4, "ReLU"), Training(optimizer="RMSprop", rate=1e-3, options={"weight_decay": 2.0})),
+    roots=("GW304",),
+)
+
 ILL = [
     *VANISHING_ACTIVATION,
     *VANISHING_START,
@@ -345,4 +370,6 @@ ILL = [
     *SINGLE_VALUE,
     *SINGLE_SAMPLE,
     *EVALUATED,
+    *CLIPPED,
+    *DECAYED,
 ]

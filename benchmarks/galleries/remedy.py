@@ -112,9 +112,23 @@ def _normalize_targets(case: Case) -> Case:
     return replace(case, data=replace(case.data, targets="standard"))
 
 
+def _raise_clip(case: Case, **arguments: float) -> Case:
+    ((by, limit),) = arguments.items()
+    return replace(case, training=replace(case.training, clip=limit, clip_by=by))
+
+
+def _scale_weight_decay(case: Case, *, factor: float) -> Case:
+    options = dict(case.training.options)
+    options["weight_decay"] = factor * options["weight_decay"]
+    return replace(case, training=replace(case.training, options=options))
+
+
 _OF_CASE: dict[str, Callable[..., Case]] = {
     "set_learning_rate": _training(rate=lambda case, factor: factor * case.training.rate),
     "clip_gradients": _training(clip=lambda _, bound: bound, clip_by=lambda *_: "norm"),
+    "raise_clip": _raise_clip,
+    "scale_weight_decay": _scale_weight_decay,
+    "warm_up": _training(schedule=lambda *_: "warmup"),
     "set_precision": _training(precision=lambda _, to: to),
     "use_gradient_scaler": _training(precision=lambda *_: "16-mixed", scaler=lambda *_: True),
     "normalize_inputs": _normalize_inputs,

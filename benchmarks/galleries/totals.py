@@ -21,6 +21,8 @@ _ILLNESSES: dict[str, frozenset[Illness]] = {
     "GW202": frozenset({"saturated"}),
     "GW301": frozenset({"update"}),
     "GW302": frozenset({"update"}),
+    "GW303": frozenset({"update"}),
+    "GW304": frozenset({"update"}),
     "GW401": frozenset(),
     **dict.fromkeys(("GW501", "GW502", "GW503", "GW504", "GW506"), frozenset()),
 }

@@ -20,7 +20,16 @@ from lightning_gradwatch.fit.fit import Fit, Speaks
 from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
 from lightning_gradwatch.fit.results import Outcome
 from lightning_gradwatch.fit.schedule import DEFAULT_EVERY_N_STEPS, Schedule
-from lightning_gradwatch.fit.trainer import accumulates, current_scale, describe, folder_of, logger_step, ranks_of
+from lightning_gradwatch.fit.trainer import (
+    accumulates,
+    clips,
+    current_scale,
+    describe,
+    folder_of,
+    logger_step,
+    overrides,
+    ranks_of,
+)
 from lightning_gradwatch.fit.writing.writer import Sinks
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.rule import Rule
@@ -28,6 +37,7 @@ from lightning_gradwatch.judge.rules.dead import DeadUnits
 from lightning_gradwatch.judge.selection import resolve_rules
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
+from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.probe import Probe
 from lightning_gradwatch.measure.trace.compiled import has_compiled_step
 from lightning_gradwatch.measure.units.mask import Mask, mask_of
@@ -137,8 +147,13 @@ class GradWatch(Telling):
     @guarded(while_open=True)
     def on_after_backward(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
         meter = self._open_fit.meter
-        if meter.scale is None and (scale := current_scale(trainer, pl_module)) is not None:
+        scale = current_scale(trainer, pl_module)
+        if scale is not None and meter.scale is None:
             meter.set_scale(scale)
+        own = pl_module.automatic_optimization and overrides(pl_module, "on_after_backward")
+        if own and scale is None and not accumulates(trainer):  # the module's own hook comes next, and may clip
+            held = [each for optimizer in trainer.optimizers for each in parameters_of(optimizer)]
+            meter.clipped([each.grad for each in held if each.grad is not None])
 
     @guarded(while_open=True)
     def on_before_optimizer_step(self, trainer: AnyTrainer, pl_module: AnyModule, optimizer: Optimizer) -> None:
@@ -153,7 +168,7 @@ class GradWatch(Telling):
         meter = fit.meter
         self._hooks.hear(optimizer, index)
         if fit.probe.before_optimizer_step(optimizer, index, again=again):
-            self._clipped = trainer.gradient_clip_val is not None and not meter.activations_only
+            self._clipped = not meter.activations_only and clips(trainer)
             self._tracing = meter.tracer.recording  # manual optimization steps inside `training_step`
             meter.tracer.pause()
 

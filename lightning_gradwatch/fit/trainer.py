@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
 
 
+_AFTER_MEASURING = ("configure_gradient_clipping", "on_before_optimizer_step")
+"""Hooks in which gradients are clipped that Lightning calls after those of callbacks."""
+_LIGHTNING = ("lightning.", "pytorch_lightning.")
+
+
 class TracedTrainingStep:
     """Lets a strategy's ``training_step`` run under the tracer, for the batch that is being measured.
 
@@ -96,6 +101,19 @@ def is_compiled_step(trainer: Any, pl_module: Any) -> bool:
     # Lightning hands the training step to the optimizer as a closure, unless a scaler is to see the gradients first.
     inside = pl_module.automatic_optimization and getattr(trainer.precision_plugin, "scaler", None) is None
     return inside and any(map(has_compiled_step, trainer.optimizers))
+
+
+def clips(trainer: Any) -> bool:
+    """Whether gradients may be clipped after they were measured: by the Trainer, or in a hook of the module's own."""
+    if trainer.gradient_clip_val is not None:
+        return True
+    return any(overrides(trainer.lightning_module, name) for name in _AFTER_MEASURING)
+
+
+def overrides(module: Any, name: str) -> bool:
+    """Whether a module has a hook of its own in the place of Lightning's."""
+    owner = next((base for base in type(module).__mro__ if name in vars(base)), object)
+    return not owner.__module__.startswith(_LIGHTNING)
 
 
 def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int, eager: bool) -> RunInfo:

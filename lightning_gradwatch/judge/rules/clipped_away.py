@@ -37,7 +37,7 @@ class ClippedAway(Rule):
     divide by the gradient's own size, what counts is what is left of the step: clipping takes something away only where it
     takes the gradient down to the optimizer's eps. Steps that are small and go far enough all the same are left alone: those
     that would change a layer by a third of itself or more over the planned steps. While the learning rate rises, or after it
-    was lowered to less than half, nothing is judged. It heals when the loss falls.
+    was lowered to less than half, nothing is judged. It heals when the loss has come down to half of where it began.
 
     Why: a limit far below the usual norm makes each step as long as the limit times the learning rate, whatever the
     gradient. With a limit of 0.01 and a norm of 20, a rate that suits the net acts as one that is 2,000 times smaller. Clipping
@@ -81,16 +81,21 @@ class ClippedAway(Rule):
             return not_yet("no update of a weight layer was measured")
         trend = loss_trend(state, info).from_start()
         small = left < self.clip_factor and (state.get("told") or top * (info.planned_steps or _USUAL_STEPS) < _HARDLY)
-        if not small or (not trend.unknown and (trend.come_down or trend.falls_by(self.loss_fall))):
-            state.pop("streak", None)
+        if not small or trend.come_down:
+            for key in ("streak", "since"):
+                state.pop(key, None)
             healed = {"clipped": self._healed(trend, small=small)} if state.pop("told", False) else {}
             return Verdict(healed=healed)
+        state.setdefault("since", int(record.step))
         return self._count(record, info, state, trend, left=left, top=top)
 
     def _count(
         self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, left: float, top: float
     ) -> Verdict:
         """Count one more step that was clipped away while the loss stood, and tell what has lasted."""
+        if not state.get("told") and trend.falls_by(self.loss_fall):  # what was told isn't over for a few odd losses
+            state.pop("streak", None)
+            return HEALTHY
         count = count_hit(state.setdefault("streak", {}), "small", record.step)
         if record.step < self.warm_up_steps and not state.get("told"):
             reason = f"not yet: whether the loss stands shows by step {self.warm_up_steps}"
@@ -104,7 +109,7 @@ class ClippedAway(Rule):
         sighting = Sighting(
             severity=Severity.ERROR if error else Severity.WARNING,
             layers=weight_layers(info),
-            first_step=state["streak"]["small"]["since"],
+            first_step=state["since"],
             last_step=int(record.step),
             value=left,
             threshold=self.clip_factor,
@@ -113,9 +118,7 @@ class ClippedAway(Rule):
         return Verdict({"clipped": sighting})
 
     def _healed(self, trend: LossTrend, *, small: bool) -> str:
-        if not small:
-            return "clipping leaves more of the steps"
-        return trend.told_come_down() if trend.come_down else "the loss falls"
+        return trend.told_come_down() if small else "clipping leaves more of the steps"
 
     def _top(self, record: StepRecord, info: RunInfo) -> float:
         """Return the largest update ratio of a weight layer; NaN where none was measured."""

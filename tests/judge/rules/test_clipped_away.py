@@ -139,3 +139,10 @@ def test_several_optimizers_share_no_loss(runs):
     fed = clipped(runs, optimizers=("SGD", "SGD"))
     assert not fed.findings
     assert fed.evaluator.unjudged["GW303"].startswith("can't judge: several optimizers")
+
+
+def test_a_loss_that_falls_for_a_while_leaves_the_first_step_as_it_was(runs):
+    losses = [2.3, 2.25, 2.2, 2.15, 2.1, 2.05, 2.0, 1.95, *[2.3] * 12]
+    fed = clipped(runs, losses=losses, steps=(*STEPS, *range(30, 42)))
+    assert fed.only.first_step == 0
+    assert [len(told) for told in fed.told][:8] == [0] * 8
