@@ -22,6 +22,8 @@ _TIMES = 3.0
 _ABOVE_USUAL = 2.0
 """rms of weights over that of PyTorch's default start from which on they are too large."""
 
+_EXACT = 1e-6
+
 UNKNOWN = "what a constant answer gives isn't known for this loss"
 
 
@@ -32,6 +34,11 @@ class Cost(NamedTuple):
     """The mean over the first measured steps."""
     error: float
     """Standard error of that mean: how much the targets of a few batches tell of all."""
+
+    @property
+    def estimated(self) -> bool:
+        """Whether it depends on the targets of a few batches."""
+        return self.error > _EXACT * self.loss
 
 
 def note_answer(state: State, record: StepRecord) -> None:

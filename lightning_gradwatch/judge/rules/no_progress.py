@@ -19,8 +19,9 @@ from lightning_gradwatch.record.wording import number, percent
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
 
-_ERRORS = 2.0
-"""Standard errors of what a constant answer gives by which the loss must be above it, where that is estimated from targets."""
+_ERRORS, _CLEARLY = 3.0, 0.1
+"""Where what a constant answer gives is estimated from targets: its standard errors, and a share of it, by which the loss must be
+above it. Four readings tell their own error badly, and a net that explains a twentieth of its targets is no ill one."""
 _FIRST_STEPS = 10
 _KEPT = 9
 """Latest losses, of half of the steps at most, whose median is compared: single batches stray."""
@@ -35,8 +36,8 @@ class NoProgress(Rule):
     What: judged from ``share`` of the planned steps on, or from step ``steps`` on where no plan is known; runs that are planned
     for fewer than 200 steps are trials, and aren't judged. The rule fires where the loss is no more than ``margin`` below what
     the same loss gives where all classes are equally likely (ln C), or where each output is the mean of the targets, in
-    ``patience`` measured steps in a row. Of targets, a few batches tell no more than an estimate; the loss must be two
-    standard errors above that. It is information where the loss falls by ``loss_fall``, and has healed where it is below. What a
+    ``patience`` measured steps in a row. Of targets, a few batches tell no more than an estimate; the loss must be a tenth
+    and three standard errors above that. It is information where the loss falls by ``loss_fall``, and has healed where it is below. What a
     constant answer gives is read off the loss function in the first measured steps; where a term of another kind takes part (a
     penalty, a prior), it isn't known, and nothing is judged. Another finding that explains it is its root.
 
@@ -92,7 +93,9 @@ class NoProgress(Rule):
     def _judged(self, record: StepRecord, info: RunInfo, state: State, cost: Cost) -> Verdict:
         trend = loss_trend(state, info).from_start()
         now = middle(sorted([loss for step, loss in state["latest"] if 2 * step >= record.step]))
-        bound = cost.loss * (1 - self.margin) + _ERRORS * cost.error
+        bound = cost.loss * (1 - self.margin)
+        if cost.estimated:
+            bound = cost.loss * (1 + _CLEARLY) + _ERRORS * cost.error
         if now < bound:
             state.pop("stood", None)
             below = now < cost.loss * (1 - self.margin)
@@ -127,7 +130,12 @@ class NoProgress(Rule):
 
     def _sentences(self, now: float, cost: Cost, step: int, planned: int | None, trend: LossTrend) -> Sentences:
         spent = f"After {step + 1:,} steps" if planned is None else f"After {step + 1:,} of {planned:,} planned steps"
-        about = " about" if cost.error else ""
+        about = " about" if cost.estimated else ""
+        least = (
+            f"where it is {percent(_CLEARLY)} above that"
+            if cost.estimated
+            else f"unless it is {percent(self.margin)} below"
+        )
         return Sentences(
             cause="Nothing that is measured shows why: what the net has learned of its inputs is worth no more than one constant answer.",
             causes=(Cause(CauseKind.UNKNOWN),),
@@ -137,7 +145,7 @@ class NoProgress(Rule):
                 "learning rates."
             ),
             message=(
-                f"{spent} the loss is {number(now)}, where one constant answer gives{about} {number(cost.loss)}. Reported where it isn't "
-                f"{percent(self.margin)} below. {trend.sentence(self.loss_fall)}"
+                f"{spent} the loss is {number(now)}, where one constant answer gives{about} {number(cost.loss)}. Reported "
+                f"{least}. {trend.sentence(self.loss_fall)}"
             ),
         )
