@@ -7,6 +7,7 @@ from lightning_gradwatch.judge.evaluator import Evaluator, evaluate_records, rep
 from lightning_gradwatch.judge.root_causes import relate
 from lightning_gradwatch.judge.rule import (
     Found,
+    Line,
     Rule,
     Seen,
     Sentences,
@@ -48,6 +49,7 @@ __all__ = [
     "ExplodingGradient",
     "Found",
     "Initialization",
+    "Line",
     "NonFiniteGradient",
     "OutputAppliedTwice",
     "OversizedUpdate",

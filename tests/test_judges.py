@@ -27,6 +27,7 @@ JUDGES_NONE = {
     "galleries/test_arithmetic.py": "about the arithmetics themselves",
     "judge/test_rules.py": "judges records that are written by hand",
     "judge/test_own_rule.py": "judges records that are written by hand",
+    "page/test_modules.py": "node, on the page's scripts",
     "integration/test_distributed.py": "compares numbers of a few steps",
     "integration/test_distributed_faults.py": "a few steps, about the faults in them",
     "integration/test_streams.py": "the command line, on runs that are written by hand",

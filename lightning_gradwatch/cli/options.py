@@ -158,7 +158,7 @@ def _add_report(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> a
     parser = adder.add_parser(
         "report",
         help="write one page that shows runs",
-        description="Write one HTML file that shows which layer of a run is ill, since when and why. It loads nothing.",
+        description="Write one HTML file that shows which layer of a run fails, since when and why. It loads nothing.",
         epilog=_REPORT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

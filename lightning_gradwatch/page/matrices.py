@@ -92,20 +92,11 @@ def values_of(
 ) -> FloatVector:
     """Return a metric, float64[steps, names], with columns matched by name; NaN where it wasn't measured."""
     values = np.full((len(records), len(names)), np.nan)
-    column = {name: place for place, name in enumerate(names)}
-    places: dict[str, tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]] = {}
+    matched = _Matched(names)
     for row, record in enumerate(records):
         vector = record.metrics.get(metric)
-        if vector is None:
-            continue
-        if record.layout not in places:
-            own = infos[record.layout].names(metric)
-            known = [(place, column[name]) for place, name in enumerate(own) if name in column]
-            pairs = np.array(known, dtype=np.intp).reshape(-1, 2)
-            places[record.layout] = pairs[:, 0], pairs[:, 1]
-        source, target = places[record.layout]
-        within = source < len(vector)
-        values[row, target[within]] = vector[source[within]]
+        if vector is not None:
+            matched.put(vector, values[row], record.layout, infos[record.layout].names(metric))
     return values
 
 
@@ -114,12 +105,30 @@ def states_of(
 ) -> npt.NDArray[np.uint8]:
     """Return the layers' states, uint8[steps, names]."""
     states = np.zeros((len(records), len(names)), dtype=np.uint8)
-    column = {name: place for place, name in enumerate(names)}
+    matched = _Matched(names)
     for row, record in enumerate(records):
-        for name, state in zip(infos[record.layout].layer_names, record.layer_state.tolist(), strict=False):
-            if name in column:
-                states[row, column[name]] = state
+        matched.put(record.layer_state, states[row], record.layout, infos[record.layout].layer_names)
     return states
+
+
+class _Matched:
+    """Puts vectors of any layout where their names stand; which those are is looked up once a layout."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._column = {name: place for place, name in enumerate(names)}
+        self._places: dict[str, tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]] = {}
+
+    def put(self, vector: npt.NDArray[Any], target: npt.NDArray[Any], layout: str, names: Sequence[str]) -> None:
+        """Put a vector with columns `names` into `target`."""
+        if layout not in self._places:
+            known = [(place, self._column[name]) for place, name in enumerate(names) if name in self._column]
+            pairs = np.array(known, dtype=np.intp).reshape(-1, 2)
+            self._places[layout] = pairs[:, 0], pairs[:, 1]
+        source, place = self._places[layout]
+        if len(vector) < len(names):  # a damaged one
+            within = source < len(vector)
+            source, place = source[within], place[within]
+        target[place] = vector[source]
 
 
 def pack(values: FloatVector, *, log: bool, exact: bool) -> dict[str, Any]:

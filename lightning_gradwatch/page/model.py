@@ -242,17 +242,23 @@ def _lines(info: RunInfo) -> list[dict[str, Any]]:
         rules: tuple[Rule, ...] = rules_from_settings(info.rules)
     except (AttributeError, TypeError, ValueError):
         return []
-    return [
-        {
-            "code": rule.code,
-            "metric": line.metric,
-            "value": plain(float(line.value)),
-            "side": line.side,
-            "of_last": line.of_last,
-        }
-        for rule in rules
-        for line in rule.lines(info)
-    ]
+    return [line for rule in rules for line in _lines_of(rule, info)]
+
+
+def _lines_of(rule: Rule, info: RunInfo) -> list[dict[str, Any]]:
+    try:
+        return [
+            {
+                "code": rule.code,
+                "metric": str(line.metric),
+                "value": plain(float(line.value)),
+                "side": str(line.side),
+                "of_last": bool(line.of_last),
+            }
+            for line in rule.lines(info)
+        ]
+    except Exception:  # noqa: BLE001 - a rule may be somebody else's, and a chart without its line is a chart
+        return []
 
 
 def _sorted(findings: Sequence[Finding]) -> list[Finding]:
@@ -269,7 +275,7 @@ def _finding(finding: Finding, place: int) -> dict[str, Any]:
     told["value"], told["threshold"] = plain(finding.value), plain(finding.threshold)
     told["id"] = f"{finding.code}-{place}"
     told["seen"] = finding.seen
-    told["words"] = finding.name.replace("-", " ")
+    told["words"] = finding.name.replace("-", " ").replace("non ", "non-")
     return told
 
 

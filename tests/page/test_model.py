@@ -221,6 +221,16 @@ def test_a_rule_that_is_added_later_appears_with_its_line(monkeypatch):
     ]
 
 
+def test_a_rule_whose_line_fails_takes_no_page_away(monkeypatch):
+    from lightning_gradwatch.rules import DeadUnits  # noqa: PLC0415 - to be broken
+
+    monkeypatch.setattr(DeadUnits, "lines", lambda self, info: 1 / 0)
+    info = make_info()
+    (run,) = page_model([shown([make_record(info, 0)], info)])["runs"]
+    assert "GW201" not in {line["code"] for line in run["lines"]}
+    assert "GW101" in {line["code"] for line in run["lines"]}
+
+
 def test_each_rule_of_ours_with_a_threshold_of_a_metric_shows_it():
     info = make_info()
     (run,) = page_model([shown([make_record(info, 0)], info)])["runs"]
@@ -231,6 +241,7 @@ def test_each_rule_of_ours_with_a_threshold_of_a_metric_shows_it():
         ("GW202", "saturated_fraction"),
         ("GW301", "update_ratio"),
         ("GW302", "update_ratio"),
+        ("GW401", "signal_norm"),
     }
 
 

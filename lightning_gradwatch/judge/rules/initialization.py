@@ -18,7 +18,7 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
     starting_remedy,
 )
 from lightning_gradwatch.judge.readings import hidden_values
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import InitializationWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -70,6 +70,14 @@ class Initialization(Rule):
         self._require_between(0, 1, "ratio", optional=True)
         self._require_between(1, float("inf"), "growth", optional=True)
         self._require_between(0, 1, "gain")
+
+    def lines(self, info: RunInfo) -> tuple[Line, ...]:
+        """Return what a chart can show of the thresholds."""
+        low, high = self._limits(info)
+        return (
+            Line("signal_norm", low, "below", of_last=True),
+            Line("signal_norm", high, "above", of_last=True),
+        )
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the first record of a run that has a signal, if the run began with it or a few steps before."""

@@ -96,6 +96,7 @@ export class Chart {
     pen.beginPath();
     pen.rect(box.x - 4, box.y - 4, box.width + 8, box.height + 8);
     pen.clip();
+    const labels = [];
     for (const line of this.lines) {
       const share = position(scale, line.value);
       if (!(line.value > 0) || (share <= 0 || share >= 1)) continue;
@@ -106,8 +107,13 @@ export class Chart {
       pen.moveTo(box.x, y(line.value));
       pen.lineTo(box.x + box.width, y(line.value));
       pen.stroke();
+      // Below its line near the top, where curves run; none where it would lie on another one.
+      const at = y(line.value) + (share > 0.85 ? 9 : -7);
+      if (labels.some((other) => Math.abs(other - at) < 12)) continue;
+      labels.push(at);
+      pen.setLineDash([]);
       pen.fillStyle = colours.muted;
-      write(pen, line.label, box.x + box.width - 4, y(line.value) - 7, box.width - 8, "right");
+      write(pen, line.label, box.x + box.width - 4, at, box.width - 8, "right");
     }
     for (const curve of this.curves) this.curve(pen, curve, x, y, colours, box);
     if (this.mark !== null && this.mark >= from && this.mark <= to) {

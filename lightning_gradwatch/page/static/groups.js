@@ -21,12 +21,13 @@ function parted(group, most, names) {
   const count = group.to - group.from;
   if (count <= most) return [group];
   const pieces = Math.ceil(count / most);
-  const beginning = commonBeginning(names);
-  const short = (name) => (beginning.length > 6 ? name.slice(beginning.length) : name);
+  const whole = commonBeginning(names);
+  const own = commonBeginning(names.slice(group.from, group.to));
+  const without = (name, beginning, most) => (beginning.length > most ? name.slice(beginning.length) : name);
   return Array.from({ length: pieces }, (_, piece) => {
     const from = group.from + Math.round((piece * count) / pieces);
     const to = group.from + Math.round(((piece + 1) * count) / pieces);
-    return { label: `${short(names[from])} … ${short(names[to - 1])}`, from, to };
+    return { label: `${without(names[from], whole, 6)} … ${without(names[to - 1], own, 4)}`, from, to };
   });
 }
 

@@ -66,7 +66,7 @@ export class Overview {
   }
 
   keys() {
-    return h("p", { class: "gw-keys", text: "Double-click opens a layer. Keys: arrows, Enter, + and −." });
+    return h("p", { class: "gw-keys", text: "Double-click opens a layer. Arrows, Enter, + and −." });
   }
 
   drawLegend() {
