@@ -1,4 +1,4 @@
-"""What TensorBoard is told of the tab; imported when it starts."""
+"""What TensorBoard is told of the tab; imported when it starts, and what its parts share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ PLUGIN = "gradwatch"
 """As the events name it."""
 ENTRY = "/tab.js"
 """The module that the tab starts with."""
+
+
+class RefusedError(Exception):
+    """A question that isn't answered; the message says why.
+
+    Args:
+        code: Of the response.
+        reason: The message.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 def frontend_metadata() -> Any:

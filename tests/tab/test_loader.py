@@ -26,6 +26,17 @@ before = set(sys.modules)
 import lightning_gradwatch.tab.loader
 print(sorted(name for name in set(sys.modules) - before if name.startswith(("lightning_gradwatch.", "numpy", "werkzeug", "PIL"))))
 """
+LOADED = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from tensorboard.plugins import base_plugin
+from lightning_gradwatch.tab.loader import GradWatchLoader
+apps = GradWatchLoader().load(base_plugin.TBContext()).get_plugin_apps()
+rooms = ("lightning_gradwatch.judge", "lightning_gradwatch.page.model", "lightning_gradwatch.tab.stored", "PIL", "torch")
+print([name for name in sys.modules if name.startswith(rooms)])
+from werkzeug.test import Client
+print(Client(apps["/runs"]).get("/").status_code, "lightning_gradwatch.tab.stored" in sys.modules)
+"""
 
 
 def test_the_package_registers_it():
@@ -43,6 +54,12 @@ def test_what_tensorboard_imports_at_its_start_is_next_to_nothing():
         "'lightning_gradwatch.tab.loader',",
         "'lightning_gradwatch.version']",
     ]
+
+
+def test_loading_the_tab_reads_no_run_and_imports_nothing_that_does():
+    """It would keep TensorBoard's start waiting by most of a second; the first question brings it."""
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["[]", "200", "True"]
 
 
 @pytest.mark.parametrize(

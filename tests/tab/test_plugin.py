@@ -18,7 +18,8 @@ from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
 from lightning_gradwatch.record.finding import Finding, Remedy, Severity
 from lightning_gradwatch.tab import stored
-from lightning_gradwatch.tab.plugin import MOST_RUNS, GradWatchPlugin
+from lightning_gradwatch.tab.answers import MOST_RUNS
+from lightning_gradwatch.tab.plugin import GradWatchPlugin
 
 pytestmark = pytest.mark.judges
 FINDING = Finding("GW101", "vanishing-gradient", Severity.ERROR, ("net.0",), 1, 2, 0.5, 1e-3, "c", Remedy("r"), "m")
@@ -169,6 +170,15 @@ def test_findings_that_tensorboard_dropped_make_a_run_unknown_and_not_healthy(tm
     assert run["outcome"] == "unknown"
     assert "what was found last, at step 100" in run["failure"]
     assert run["measured"] == 5
+
+
+def test_what_a_sample_leaves_out_is_said_above_the_page(tmp_path):
+    write_run(tmp_path / "long", steps=range(200))
+    write_run(tmp_path / "short", steps=range(3))
+    with provider_of(tmp_path, "false", samples=5) as found:
+        app = Client(GradWatchPlugin(context_of(found)).get_plugin_apps()["/model"])
+        (said,) = app.get("/?run=long&run=short").json["said"]
+    assert said.startswith("long: TensorBoard keeps 5 of this run's events, drawn at random")
 
 
 def test_hostile_names_are_spelled(tmp_path):

@@ -140,9 +140,11 @@ class Tab {
     const model = await fetched(`./model?${query.join("&")}`);
     if (turn !== this.asked) return; // a later choice is on its way
     this.drawn = wanted;
-    this.say("");
+    this.say(model.said.join("\n"));
     if (this.page === null) {
       const { page } = this.parts;
+      const failing = model.runs.findIndex((run) => run.outcome === "ill");
+      if (this.place === "" && failing > 0) this.place = `#run=${failing}`;
       const options = { theme: theme(), place: this.place, onNavigate: (place) => this.went(place) };
       this.page = this.mount(page, model, options);
     } else {

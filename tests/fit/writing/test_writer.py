@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 
 import pytest
+from tensorboard.compat.proto import event_pb2
 from written import make_info, make_record
 
 from lightning_gradwatch import GradWatchWarning
@@ -17,6 +18,7 @@ from lightning_gradwatch.fit.writing.writer import Sinks
 from lightning_gradwatch.record.events.encoding import PLUGIN
 from lightning_gradwatch.record.events.file import EventFile, read_payloads
 from lightning_gradwatch.record.events.step_events import decode_event
+from lightning_gradwatch.record.finding import Finding, Remedy, Severity
 
 NAMES = tuple(f"net.{place}" for place in range(40))
 
@@ -62,6 +64,22 @@ def test_findings_are_written_again_where_they_say_something_new(before, after, 
     written = [event.record.step for event in events if event.findings is not None]
     assert written == [1] * bool(before) + [3] * again
     assert len(told.asked) == len(written)
+
+
+def test_what_the_end_adds_to_the_findings_stands_behind_the_last_step(tmp_path):
+    """TensorBoard's fast loader drops the earlier of two events of one step, and with it the step's numbers."""
+    info = make_info()
+    sinks = Sinks([], tmp_path, max_curves=None)
+    records = [make_record(info, step) for step in (0, 7)]
+    for count in (1, 2):
+        sinks.write(records[:count], {info.layout: info}, Told())
+    found = Finding("GW101", "x", Severity.ERROR, ("net.0",), 0, 7, 0.5, 1e-3, "c", Remedy("r"), "m")
+    sinks.finish(records, {info.layout: info}, (found,))
+    sinks.close()
+    (path,) = tmp_path.rglob("*tfevents*")
+    payloads = [payload for _, payload in read_payloads(path, marker=PLUGIN.encode(), problem=pytest.fail)]
+    assert [event_pb2.Event.FromString(payload).step for payload in payloads] == [0, 7, 8]
+    assert decode_event(payloads[-1]).findings == (found,)
 
 
 class Cloud:
