@@ -99,3 +99,10 @@ def test_the_data_can_be_read_back():
     (data,) = re.findall(r'<script id="gradwatch-data"[^>]*>(.*?)</script>', html_page(model), flags=re.DOTALL)
     assert json.loads(data) == model
     assert data.isascii()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_sign_of_html_is_in_the_data(name):
+    """Nor one that a CI server reads commands by: whatever ends an element for some parser, none begins."""
+    (data,) = re.findall(r'<script id="gradwatch-data"[^>]*>(.*?)</script>', page_with(name), flags=re.DOTALL)
+    assert not set("<>&#\n") & set(data)

@@ -131,10 +131,10 @@ class TestThinning:
         assert thinned.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
 
     def test_what_was_measured_once_in_a_column_is_no_gap(self):
-        columns = Columns(range(10), 2)
-        values = np.full((10, 1), np.nan)
-        values[2] = 0.5
-        assert columns.thin(values)[:, 0].tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
+        columns = Columns(range(15), 5)
+        values = np.full((15, 1), np.nan)
+        values[[0, 3, 6, 9], 0] = 0.5, 0.9, 0.1, 0.4
+        assert columns.thin(values)[:, 0].tolist() == pytest.approx([0.5, 0.9, 0.1, 0.4, np.nan], nan_ok=True)
 
 
 @pytest.mark.parametrize(("log", "values"), [(True, np.geomspace(1e-40, 1e5, 500)), (False, np.linspace(-2, 3, 500))])
@@ -274,6 +274,12 @@ class TestRows:
         (run,) = page_model([shown([make_record(info, 0)], info)])["runs"]
         assert run["rows"] == [[0, 0], [1, -1], [2, -1]]
 
+    def test_of_several_weight_layers_it_is_the_last(self):
+        layers = tuple(LayerInfo(name, "Linear", ((4, 4),), 16, weight=True, feeds="act") for name in "ab")
+        info = replace(make_info(), layers=layers, sites=(SiteInfo("act", "relu", "hidden", 4),))
+        (run,) = page_model([shown([make_record(info, 0)], info)])["runs"]
+        assert run["rows"] == [[0, -1], [1, 0]]
+
     def test_one_that_no_layer_feeds_has_a_row_of_its_own(self):
         info = replace(make_info(2), sites=(SiteInfo("x", "relu", "gate", 4), *make_info(2).sites))
         layers = (info.layers[0], replace(info.layers[1], feeds="net.1"))
@@ -306,7 +312,7 @@ class TestRedacting:
         finding = replace(
             FINDING,
             message="It is cut in training_step (model.py:31), see /home/ann/secret/run7/x.",
-            cause="events.out.tfevents.1795942906.annsbox.6788.35 says so.",
+            cause="events.out.tfevents.1795942906.annsbox.6788.35 says so, and /home/ann/data/x.csv.",
         )
         run = replace(
             shown([make_record(info, 0)], info, findings=(finding,)), path="/home/ann/secret/run7", name="run7"
