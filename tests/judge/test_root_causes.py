@@ -86,6 +86,10 @@ FLAT_OUTPUT = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=20)
 FLAT_AT_START = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=0)
 OF_ONE_ENTRY = make("GW104", Kind.SOFTMAX_OF_ONE, severity=ERROR, step=0)
 
+FLAT_OUTPUT = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=20)
+FLAT_AT_START = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=0)
+OF_ONE_ENTRY = make("GW104", Kind.SOFTMAX_OF_ONE, severity=ERROR, step=0)
+
 LINKED = [
     *((FLAT_OUTPUT, effect) for effect in (UNKNOWN_ZERO, STALLED, FADED)),
     *((cause, FLAT_OUTPUT) for cause in (OF_ONE_ENTRY, EXPLODED, OVERSIZED, STALE, EVALUATED)),
