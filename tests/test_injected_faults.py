@@ -47,7 +47,13 @@ OWN |= {"BatchHooks.__init__", "Windows.__init__", "GradWatch.__getstate__", "Gr
 # Torch and the user's program call these of their own accord, so here is the guard itself.
 ENTRIES = {f"Tracer.{name}" for name in ("__torch_function__", "_run_unobserved", "_run_backward", "_before", "_after")}
 ENTRIES |= {"Tracer._run_observed", "Tracer._run_on_gradients", "manual_gradients.changes_gradients"}
-ENTRIES |= {"AuditedTracer.__torch_function__", "AuditedTracer._note", "tracer._op", "_Single.__call__"}
+ENTRIES |= {
+    "WatchedTracer.__torch_function__",
+    "AuditedTracer.__torch_function__",
+    "AuditedTracer._note",
+    "tracer._op",
+    "_Single.__call__",
+}
 ENTRIES |= {
     "OptimizerSteps._begins",
     "OptimizerSteps._ends",
