@@ -32,7 +32,8 @@ class NonFiniteGradient(Rule):
     in half precision, unless ``skipped_steps`` measured steps in a row are, and the scale is down to 1: a scaler starts at
     2^16 and halves at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't
     its doing. Three measured steps that are left out and whose loss isn't a number before there is a gradient are one at any scale,
-    as none mends a forward pass; and so are three at a scale that has sunk below 1, where small gradients become 0. Log softmax is left out, whose output is infinite for a masked class.
+    as none mends a forward pass; and so are three at a scale that has sunk below 1, where small gradients become 0. Log softmax
+    is left out, whose output is infinite for a masked class.
 
     Why: a NaN in a gradient is in the weights after the step, and in everything after that. It comes in two ways: the net
     explodes, which shows in the measured steps before, or one operation is undefined where the net has come to.
@@ -100,6 +101,8 @@ class NonFiniteGradient(Rule):
             facts = state.get(key)
             if facts is None or facts["steps"] < SURELY or not (known or key == "sunk"):
                 continue
+            if key == "sunk" and record.skipped and state.get("skips", facts)["since"] < facts["since"]:
+                continue  # no step at all is taken, since before that
             found = Sighting(
                 severity=Severity.ERROR,
                 layers=(facts["name"],),
