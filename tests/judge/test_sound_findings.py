@@ -15,6 +15,8 @@ from lightning_gradwatch.record.step import LayerState, Wiring
 
 RUNS = 60
 STEPS = 40
+ZEROS = (2, 8)
+"""Runs with factors that are 0."""
 FUNCTIONS = ("relu", "sigmoid", "tanh", "gelu", "softsign", "hardtanh", "elu")
 OF_A_RATE = re.compile(r"learning rate .*is too high|a step that was too large|steps that were too large")
 TOO_SLOW = re.compile(r"learning rate .*is too small")
@@ -112,6 +114,10 @@ def findings_of(runs, seed):
         planned_steps=int(generator.integers(48, 4000)),
     )
     info = dataclasses.replace(info, wiring=wiring_of(generator, info))
+    if seed in ZEROS:
+        info = dataclasses.replace(
+            info, wiring=(Wiring("zero-factors", info.layer_names[:1], "linear", "forward (a.py:9)"),)
+        )
     if seed % 6 == 1:
         decays = tuple(dataclasses.replace(each, decays=(9.0,) * len(info.layers)) for each in info.optimizers)
         info = dataclasses.replace(info, optimizers=decays)
