@@ -154,8 +154,8 @@ _OPTIMIZER: Mapping[str, Callable[[Any], bool]] = {
     "settings": _is_settings,
     "layers": _is_names,
     "rates": _is_numbers,
-    "decays": _is_numbers,
 }
+_OPTIMIZER_LATER: Mapping[str, Callable[[Any], bool]] = {"decays": _is_numbers}
 _NOT_COVERED: Mapping[str, Callable[[Any], bool]] = {"name": _is_name, "reason": _is_text, "sites": _is_count}
 _WIRING: Mapping[str, Callable[[Any], bool]] = {
     "kind": _is_name,
@@ -262,6 +262,8 @@ def check_description(info: RunInfo) -> None:
             _check("layers", layer.lost, _LOST)
     for site in info.sites:
         _check("sites", site, _SITE_LATER)
+    for optimizer in info.optimizers:
+        _check("optimizers", optimizer, _OPTIMIZER_LATER)
     for fact in info.wiring or ():
         _check("wiring", fact, _WIRING)
 

@@ -110,7 +110,7 @@ def test_the_table_of_reading_is_of_the_benchmarks_runs():
 def test_the_table_of_trust_has_the_nets_that_the_galleries_have():
     page = " ".join(read(DOCS / "accuracy.md").split())
     trusted = re.search(r"(\d+) built to fail and (\d+) built to be healthy", page)
-    wired = re.search(r"(\d+) nets that are wired wrongly and (\d+) that only look so", page)
+    wired = re.search(r"(\d+) nets whose wiring or rates are wrong .*? and (\d+) that only look so", page)
     assert (int(trusted[1]) + int(wired[1]), int(trusted[2]) + int(wired[2])) == (len(ILL), len(HEALTHY))
 
 

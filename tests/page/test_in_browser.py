@@ -354,10 +354,8 @@ def test_a_page_without_runs_or_steps_says_so(chromium, tmp_path):
 
 
 def test_a_metric_of_a_later_release_has_its_button(chromium, tmp_path, monkeypatch):
-    from lightning_gradwatch.record import run_info, step  # noqa: PLC0415 - to be changed
-
-    monkeypatch.setattr(step, "SITE_METRICS", (*step.SITE_METRICS, "attention_entropy"))
-    monkeypatch.setattr(run_info, "SITE_METRICS", (*run_info.SITE_METRICS, "attention_entropy"))
+    added = Metric("attention_entropy", "attention entropy", "sites", lambda sums: sums.dead, "In nats.")
+    monkeypatch.setitem(METRICS, added.name, added)
     info = make_info()
     records = [
         replace(record, metrics={**record.metrics, "attention_entropy": np.full(5, 2.0)})
