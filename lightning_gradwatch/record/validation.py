@@ -172,6 +172,12 @@ _PARTS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "optimizers": _OPTIMIZER,
     "coverage": _NOT_COVERED,
 }
+_LATER: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "layers": _LAYER_LATER,
+    "sites": _SITE_LATER,
+    "optimizers": _OPTIMIZER_LATER,
+    "wiring": _WIRING,
+}
 _KNOWN_OF_RUN = frozenset(entry.name for entry in dataclasses.fields(RunInfo))
 _KNOWN = {
     part: frozenset(entry.name for entry in dataclasses.fields(cls))
@@ -253,19 +259,12 @@ def check_description(info: RunInfo) -> None:
             f"its description is damaged: {len(info.optimizers):,} optimizers of {len(info.layers):,} layers"
         )
     _check("run", info, _RUN)
-    for part, table in _PARTS.items():
-        for entry in getattr(info, part):
+    for part, table in (*_PARTS.items(), *_LATER.items()):
+        for entry in getattr(info, part) or ():
             _check(part, entry, table)
     for layer in info.layers:
-        _check("layers", layer, _LAYER_LATER)
         if layer.lost is not None:
             _check("layers", layer.lost, _LOST)
-    for site in info.sites:
-        _check("sites", site, _SITE_LATER)
-    for optimizer in info.optimizers:
-        _check("optimizers", optimizer, _OPTIMIZER_LATER)
-    for fact in info.wiring or ():
-        _check("wiring", fact, _WIRING)
 
 
 def check_finding(finding: Finding) -> None:

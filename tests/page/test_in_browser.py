@@ -27,6 +27,7 @@ from lightning_gradwatch.cli.command import main
 from lightning_gradwatch.page.html import html_page
 from lightning_gradwatch.page.model import page_model
 from lightning_gradwatch.record.escape import Place, escape
+from lightning_gradwatch.record.metrics import METRICS, Metric
 
 pytestmark = [
     pytest.mark.slow,

@@ -117,7 +117,7 @@ def runs(draw):
     for number, step in enumerate(sorted(steps)):
         info = infos[min(number, 1)]
         layers, sites = len(info.layers), len(info.sites)
-        measured = draw(st.sets(st.sampled_from(METRICS)))
+        measured = draw(st.sets(st.sampled_from([*METRICS])))
         record = StepRecord(
             step=step,
             layout=info.layout,

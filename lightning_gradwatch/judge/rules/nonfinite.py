@@ -101,7 +101,7 @@ class NonFiniteGradient(Rule):
             facts = state.get(key)
             if facts is None or facts["steps"] < SURELY or not (known or key == "sunk"):
                 continue
-            if key == "sunk" and record.skipped and state.get("skips", facts)["since"] < facts["since"]:
+            if key == "sunk" and record.skipped and (state.get("skips") or facts)["since"] < facts["since"]:
                 continue  # no step at all is taken, since before that
             found = Sighting(
                 severity=Severity.ERROR,

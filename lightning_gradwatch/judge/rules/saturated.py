@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_sites, hidden_values, site_values, why_no_fraction
@@ -14,7 +15,7 @@ from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Found, Line, Rule, Seen, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import Mask, State
 from lightning_gradwatch.record.activations import look_up
-from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning
+from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import listed, number, percent
@@ -33,7 +34,8 @@ class SaturatedUnits(Rule):
     What: a unit is saturated where at least 95 % of the observations of a full window lie beyond the point where the
     derivative has fallen to 7 % of its maximum: Sigmoid beyond |z| = 4, Tanh beyond |z| = 2. The rule fires where
     ``fraction`` of a hidden activation's units are, in ``patience`` measured steps in a row, after ``warm_up_steps``; what no
-    longer holds for as many has healed. Output
+    longer holds for as many has healed. It is information while the loss still falls, and where it has come down to next to
+    nothing: the tanh over a classifier's summary of a text saturates when the net is certain. Output
     layers and gates are left out: there, saturation is success.
 
     Why: a saturated unit passes back next to nothing, whatever its weights, and learns its way out slowly or never. Typical
@@ -47,6 +49,8 @@ class SaturatedUnits(Rule):
         fraction: share of a hidden activation's units that is a warning.
         warm_up_steps: steps that aren't judged.
         patience: measured steps in a row that must agree.
+        loss_fall: share by which the loss must have fallen since half as many steps for the finding to be information only.
+        converged: share of the loss at the start below which it is information as well.
     """
 
     code: ClassVar[str] = "GW202"
@@ -58,9 +62,11 @@ class SaturatedUnits(Rule):
     fraction: float = 0.5
     warm_up_steps: int = 10
     patience: int = 3
+    loss_fall: float = 0.05
+    converged: float = 0.01
 
     def __post_init__(self) -> None:
-        self._require_between(0, 1, "fraction")
+        self._require_between(0, 1, "fraction", "loss_fall", "converged")
         self._require_count(0, "warm_up_steps")
         self._require_count(1, "patience")
 
@@ -79,29 +85,35 @@ class SaturatedUnits(Rule):
             return others if missing.lapsed else Verdict(unjudged=why_no_fraction(record, info, "saturated"))
         hit = fractions >= self.fraction
         note_first(state, info, fractions, hit)
-        return Seen("sites", fractions, hit, self.fraction, unread=others)
+        trend = loss_trend(state, info).from_start()
+        learns = trend.falls_by(self.loss_fall) or trend.converged_to(self.converged)
+        return Seen(
+            "sites", fractions, hit, self.fraction, Severity.INFO if learns else Severity.WARNING, unread=others
+        )
 
     def healed(self, seen: Seen) -> str:
         """Say how many units are saturated at most."""
         most = percent(float(np.fmax.reduce(seen.values)))
         return f"no more than {most} of the units of a hidden activation are saturated"
 
-    def facts(self, info: RunInfo, state: State, where: Mask) -> Drift:
-        """Return what is known of the way there."""
-        return drift(state, info, where)
+    def facts(self, info: RunInfo, state: State, where: Mask) -> tuple[Drift, LossTrend]:
+        """Return what is known of the way there, and of the loss."""
+        return drift(state, info, where), loss_trend(state, info).from_start()
 
     def words(self, found: Found) -> Sentences:
         """Say what keeps the units there."""
         names = found.names
         elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
-        reason = _reason(found.record, found.info, found.where, found.facts)
+        how, trend = found.facts
+        reason = _reason(found.record, found.info, found.where, how)
         return Sentences(
             cause=reason.sentence,
-            remedy=_remedy(found.info, found.where, reason, found.facts),
+            remedy=_remedy(found.info, found.where, reason, how),
             causes=reason.causes,
             message=(
                 f"{percent(found.value)} of the units of {found.worst} are saturated: on a flat outer side in at least "
-                f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere}"
+                f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere} "
+                f"{trend.sentence(self.loss_fall)}"
             ),
         )
 
