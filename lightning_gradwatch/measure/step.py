@@ -17,7 +17,7 @@ from lightning_gradwatch.measure.repeats import Repeats
 from lightning_gradwatch.measure.signal import SignalHooks
 from lightning_gradwatch.measure.trace.activation_calls import Activations
 from lightning_gradwatch.measure.trace.connections import Connections
-from lightning_gradwatch.measure.trace.hidden_ops import Audit, AuditedTracer, WatchedTracer
+from lightning_gradwatch.measure.trace.hidden_ops import Audit, AuditedTracer
 from lightning_gradwatch.measure.trace.lost_gradients import Trail, TrailedTracer
 from lightning_gradwatch.measure.trace.manual_gradients import Held
 from lightning_gradwatch.measure.trace.opaque import stepping_aside
@@ -228,7 +228,7 @@ class StepMeter:
             return TrailedTracer(trail=self.trail, **settings)
         if self._audit is not None:
             return AuditedTracer(audit=self._audit, sees=self.wiring.see, made=self.wiring.made, **settings)
-        return WatchedTracer(made=self.wiring.made, **settings) if self.wiring.watches else Tracer(**settings)
+        return Tracer(made=self.wiring.made if self.wiring.watches else None, **settings)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:

@@ -26,6 +26,10 @@ SURELY = 3
 """Measured steps that make sure: a single one that is left out does no harm."""
 _QUIET = 20
 """Measured steps without another, after which one or two were odd batches."""
+_SETTLED = 16
+"""Steps in which a scaler may still come down from where it starts."""
+_SPAN = 64
+"""Steps in which halvings are counted together."""
 _LARGEST = 65504
 _TO_BF16 = Action("set_precision", (), (("to", "bf16-mixed"),))
 _NON_FINITE = int(LayerState.NON_FINITE)
@@ -37,6 +41,10 @@ def note_scale(state: State, record: StepRecord, info: RunInfo) -> None:
     """Remember skipped steps whose loss isn't a number, and steps with a scale that has come down below 1."""
     scale = float(record.gradient_scale)
     first = state.setdefault("first_scale", scale)
+    if 0 < scale < math.inf and record.step >= _SETTLED:
+        scales = state.setdefault("scales", [])
+        scales.append([int(record.step), math.log2(scale)])
+        del scales[: sum(step < record.step - _SPAN for step, _ in scales)]
     if record.skipped and _broke_forward(record, info):
         facts = state.setdefault("forward", {"since": int(record.step), "steps": 0, **_place(record, info)})
         facts |= {"steps": facts["steps"] + 1, "quiet": 0}
@@ -51,6 +59,12 @@ def note_scale(state: State, record: StepRecord, info: RunInfo) -> None:
         return
     sunk = state.setdefault("sunk", {"since": int(record.step), "steps": 0, "from": first})
     sunk |= {"steps": sunk["steps"] + 1, "name": info.layer_names[-1] if info.layers else "", "scale": scale}
+
+
+def halvings(state: State) -> int:
+    """Return how often the scale was halved of late: so many steps were left out, also of those that weren't measured."""
+    scales = [scale for _, scale in state.get("scales", ())]
+    return round(max(scales) - scales[-1]) if scales else 0
 
 
 def _broke_forward(record: StepRecord, info: RunInfo) -> bool:

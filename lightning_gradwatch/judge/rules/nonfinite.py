@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightning_gradwatch.judge.evidence.gradient_scale import SURELY, note_scale, write_forward, write_sunk
+from lightning_gradwatch.judge.evidence.gradient_scale import SURELY, halvings, note_scale, write_forward, write_sunk
 from lightning_gradwatch.judge.evidence.overflow import find_beginning, note_heading, write_beginning, write_skipped
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State
@@ -94,12 +94,13 @@ class NonFiniteGradient(Rule):
         """Tell of forward passes that no gradient scale can mend, and of a scale that has sunk too far; None: of neither."""
         note_scale(state, record, info)
         known = state.get("loss_known", False)
+        halved = halvings(state)
         for key, write, others in (
             ("forward", write_forward, ("sunk", "skipped")),
             ("sunk", write_sunk, ("skipped",)),
         ):
             facts = state.get(key)
-            if facts is None or facts["steps"] < SURELY or not (known or key == "sunk"):
+            if facts is None or max(facts["steps"], halved) < SURELY or not (known or key == "sunk"):
                 continue
             if key == "sunk" and record.skipped and (state.get("skips") or facts)["since"] < facts["since"]:
                 continue  # no step at all is taken, since before that
@@ -108,11 +109,15 @@ class NonFiniteGradient(Rule):
                 layers=(facts["name"],),
                 first_step=facts["since"],
                 last_step=int(record.step),
-                value=facts["steps"],
+                value=max(facts["steps"], halved),
                 threshold=SURELY,
                 write=partial(write, dict(facts), info),
             )
             return Verdict({key: found}, withdrawn=others)
+        if halved >= SURELY and not record.skipped:  # what is left out isn't measured, so it is looked for
+            return Verdict(
+                confirming=True, unjudged="not yet: the gradient scale sinks, and no step that made it was measured"
+            )
         return None
 
     def _judge_skipped(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:

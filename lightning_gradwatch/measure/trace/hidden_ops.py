@@ -21,7 +21,6 @@ from lightning_gradwatch.measure.trace.identify import is_activation
 from lightning_gradwatch.measure.trace.tensor_state import Op, classify, tensors_in
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Unseen
-from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.record.activations import function_of_node
 
 if TYPE_CHECKING:
@@ -137,29 +136,7 @@ class Audit:
             self._unseen.note(_COMPILED_NODE, Note("", f"a function that is {COMPILED}", 0))
 
 
-class WatchedTracer(Tracer):
-    """A tracer that also tells of each call what it made."""
-
-    def __init__(self, *, made: Callable[..., None], **settings: Any) -> None:
-        super().__init__(**settings)
-        self._made = made
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Run a torch call, as `Tracer` does."""
-        result = super().__torch_function__(func, types, args, kwargs)
-        if self.recording and not torch.compiler.is_compiling() and self._faults.on("wiring"):
-            with self._faults.guard("wiring"), unobserved():
-                self._made(func, args, kwargs or {}, result)
-        return result
-
-
-class AuditedTracer(WatchedTracer):
+class AuditedTracer(Tracer):
     """One that also tells an audit which call made which nodes, and of each call before it runs."""
 
     def __init__(self, *, audit: Audit, sees: Callable[..., None], **settings: Any) -> None:

@@ -82,6 +82,7 @@ class Tracer(TorchFunctionMode):
         faults: Faults,
         before_backward: Callable[[Any, bool], None],
         gradients: OnGradients,
+        made: Callable[..., None] | None = None,
     ) -> None:
         super().__init__()
         self.recording = False
@@ -95,6 +96,8 @@ class Tracer(TorchFunctionMode):
         """A block in which an exception is a fault of ours."""
         self._before_backward = before_backward
         self._gradients = gradients
+        self._made = made
+        """Told of each call what it made. No class of its own: torch compiles a user's function anew for each class of modes."""
         self._used: Sequence[Layer] = ()
         """The layers of the activation call that is running."""
         self._crowded = False
@@ -192,12 +195,12 @@ class Tracer(TorchFunctionMode):
         # First of all: inside a compiled region this very function is traced, and must be nothing but the call.
         if torch.compiler.is_compiling() or not self.recording or not self._faults.on("activations"):
             return func(*args, **kwargs)
+        if self._made is not None:
+            return self._run_told(self._made, func, types, args, kwargs)
         op = _op(func)
         if op is _IGNORE:
             return func(*args, **kwargs)
-        if op is _CHANGE:
-            return self._run_on_gradients(func, args, kwargs)
-        if op is _GRAD or op is _BACKWARD:
+        if op is _GRAD or op is _BACKWARD or op is _CHANGE:
             return self._run_backward(op, func, args, kwargs)
         if (
             (types and (len(types) > 1 or types[0] is not Tensor))
@@ -207,6 +210,25 @@ class Tracer(TorchFunctionMode):
         ):
             return func(*args, **kwargs) if is_traced() else self._run_unobserved(op, func, args, kwargs)
         return self._run_observed(op, func, args, kwargs)
+
+    def _run_told(
+        self,
+        made: Callable[..., None],
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Run a call as any other, and tell what it made."""
+        self._made = None
+        try:
+            result = Tracer.__torch_function__(self, func, types, args, kwargs)
+        finally:
+            self._made = made
+        if self.recording and self._faults.on("wiring"):
+            with self._faults.guard("wiring"), unobserved():
+                made(func, args, kwargs, result)
+        return result
 
     def _run_observed(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         seen = self._before(op, func, args, kwargs)
@@ -229,6 +251,9 @@ class Tracer(TorchFunctionMode):
         return self._run_observed(_changes[func], func, args, kwargs)
 
     def _run_backward(self, op: Op, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a call that makes gradients, or may change them."""
+        if op is _CHANGE:
+            return self._run_on_gradients(func, args, kwargs)
         if op is _GRAD:
             doubling = False
             with self.harmless:
