@@ -269,3 +269,40 @@ def test_a_scale_that_has_sunk_below_one_is_told(runs):
     assert finding.message.startswith("The gradient scale has sunk to 0.25, and is below 1 since step 3")
     small = [dataclasses.replace(record, gradient_scale=0.25) for record in records]
     assert not runs.feed(NonFiniteGradient(), small, info).findings
+
+
+def scaled(runs, info, step, scale, *, overflows=False):
+    """A record under a gradient scale; of a step whose forward pass overflows, if it does."""
+    states = {layer.name: LayerState.NON_FINITE for layer in info.layers} if overflows else {}
+    record = runs.measure(info, step, weight_rms=0.5, norm=1.0, states=states, loss=float("nan") if overflows else 1.0)
+    return dataclasses.replace(record, gradient_scale=scale, skipped=overflows)
+
+
+class TestHalvings:
+    """Each halving of the scale is a step that was left out, between two measured steps as well."""
+
+    def test_three_of_them_ask_for_the_next_steps_and_one_overflow_is_enough_then(self, runs):
+        info = runs.stack(function="relu")
+        records = [scaled(runs, info, step, 2.0**16) for step in (0, 1, 16, 32)]
+        records.append(scaled(runs, info, 49, 2.0**13))
+        fed = runs.feed(NonFiniteGradient(), records, info)
+        assert not fed.findings
+        assert fed.evaluator.confirming
+        records += [scaled(runs, info, 50, 2.0**13), scaled(runs, info, 51, 2.0**13, overflows=True)]
+        finding = runs.feed(NonFiniteGradient(), records, info).only
+        assert (finding.first_step, finding.value) == (51, 3)
+
+    def test_a_scaler_that_comes_down_at_the_start_is_as_it_should_be(self, runs):
+        info = runs.stack(function="relu")
+        records = [scaled(runs, info, step, 2.0 ** (16 - step)) for step in range(9)]
+        records += [scaled(runs, info, step, 2.0**8) for step in (16, 32, 49)]
+        fed = runs.feed(NonFiniteGradient(), records, info)
+        assert not fed.findings
+        assert not fed.evaluator.confirming
+
+    def test_one_or_two_are_odd_batches(self, runs):
+        info = runs.stack(function="relu")
+        records = [scaled(runs, info, step, 2.0**16) for step in (0, 1, 16, 32)]
+        records += [scaled(runs, info, 49, 2.0**14), scaled(runs, info, 50, 2.0**14, overflows=True)]
+        fed = runs.feed(NonFiniteGradient(), records, info)
+        assert not fed.findings
