@@ -101,7 +101,7 @@ class OversizedUpdate(Rule):
         hit, ratios = self._count(record, info, state, held, judged, converged=trend.converged_to(self.converged))
         due = lasting(held, self.patience)
         if due is None:
-            due = self._brief(record, state, held, ratios=ratios, judged=judged)
+            due = self._brief(record, state, held, ratios=ratios, hit=hit, judged=judged)
         if due is not None:
             self._note_due(record, info, state, due, ratios=ratios, judged=judged)
         return self._told(record, info, state, trend, pending=due is None and bool(np.count_nonzero(hit)))
@@ -124,12 +124,12 @@ class OversizedUpdate(Rule):
         return hit, ratios
 
     def _brief(
-        self, record: StepRecord, state: State, held: Columns, *, ratios: FloatVector, judged: Mask
+        self, record: StepRecord, state: State, held: Columns, *, ratios: FloatVector, hit: Mask, judged: Mask
     ) -> Lasting | None:
         """Return the layers that one of the first steps has replaced whole, where they are most: it takes no second one."""
         if record.step >= self.warm_up_steps or not state.get("due", {"brief": True}).get("brief", False):
             return None
-        where = judged & (ratios > _ERROR_FACTOR * self.ratio)
+        where = hit & (ratios > _ERROR_FACTOR * self.ratio)
         if not np.count_nonzero(where) or 2 * np.count_nonzero(where) < np.count_nonzero(judged):
             return None
         state["brief"] = True
