@@ -22,7 +22,19 @@ from benchmarks.galleries.shorthand import (
     dense,
     family,
 )
-from benchmarks.galleries.spec import XAVIER, Conv, Data, Dense, Gan, Recurrent, Start, Training, Transformer, Unrolled
+from benchmarks.galleries.spec import (
+    HE,
+    XAVIER,
+    Conv,
+    Data,
+    Dense,
+    Gan,
+    Recurrent,
+    Start,
+    Training,
+    Transformer,
+    Unrolled,
+)
 
 LEAKY = dense(2, "LeakyReLU", width=64, start=None)
 
@@ -259,6 +271,18 @@ FEW_SAMPLES = family(
     ),
 )
 
+RECOVERS = family(
+    "recovers",
+    ("digits-scaled", Data(task="digits", scale=20.0), dense(2, "ReLU"), Training(optimizer="Adam", rate=3e-3)),
+    ("gain-of-3", DIGITS, dense(2, "ReLU", replace(HE, gain=3.0)), Training(optimizer="Adam", rate=3e-3)),
+    (
+        "gain-of-4-diabetes",
+        DIABETES,
+        dense(1, "ReLU", replace(HE, gain=4.0), 32),
+        Training(optimizer="Adam", rate=1e-2),
+    ),
+)
+
 HEALTHY = [
     *PLAIN,
     *SMALL_DATA,
@@ -279,4 +303,5 @@ HEALTHY = [
     *PARTLY_TRAINED,
     *MODES,
     *FEW_SAMPLES,
+    *RECOVERS,
 ]

@@ -24,7 +24,7 @@ from benchmarks.galleries.shorthand import (
     dense,
     family,
 )
-from benchmarks.galleries.spec import XAVIER, Conv, Data, Dense, Start, Towers, Training, Transformer, Unrolled
+from benchmarks.galleries.spec import HE, XAVIER, Conv, Data, Dense, Start, Towers, Training, Transformer, Unrolled
 
 SMALL = Start(method="normal_", arguments={"std": 0.01})
 
@@ -349,6 +349,16 @@ DECAYED = family(
     roots=("GW304",),
 )
 
+# Outputs far larger than the targets ask for, and steps too small to bring them down in time.
+FAR_OFF = family(
+    "far-off",
+    ("digits-0-to-1600", Data(task="digits", inputs="raw", scale=100.0), dense(2, "ReLU"), Training(rate=1e-8)),
+    ("wine-raw", Data(task="wine", inputs="raw"), dense(2, "ReLU", width=32), Training(rate=1e-8)),
+    ("gain-of-5", DIGITS, dense(3, "ReLU", replace(HE, gain=5.0)), Training(rate=1e-8)),
+    ("gain-of-8-diabetes", DIABETES, dense(2, "Tanh", replace(XAVIER, gain=8.0), 32), Training(rate=1e-7)),
+    roots=("GW505", "GW301", "GW401"),
+)
+
 ILL = [
     *VANISHING_ACTIVATION,
     *VANISHING_START,
@@ -372,4 +382,5 @@ ILL = [
     *EVALUATED,
     *CLIPPED,
     *DECAYED,
+    *FAR_OFF,
 ]

@@ -74,6 +74,11 @@ class OptimizerGradients:
             self._members += members
         self._replicas = replicas_of([parameter for _, parameter in self._members], processes)
 
+    @property
+    def were_emptied(self) -> bool:
+        """Whether some of them are gone, as a program may throw them away before the optimizer steps."""
+        return any(parameter.grad is None for _, parameter in self._members)
+
     def read(self, values: Values) -> Gradients:
         """Return the gradients of the parameters that have one."""
         scale = 1.0 if self.scale is None else float(values[self.scale][0])

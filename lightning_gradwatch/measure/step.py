@@ -64,6 +64,8 @@ class OptimizerStep:
         )
         self.gradients: OptimizerGradients | None = None
         self.clipped: OptimizerGradients | None = None
+        self.clipped_by_hand = False
+        """Whether the program itself did it, or something like it, between the backward pass and the step."""
         self.snapshot: WeightSnapshot | None = None
         self.losses: list[Slot] = []
         """Of the passes since another optimizer had stepped, where the run has several."""
@@ -405,7 +407,11 @@ class StepMeter:
         """
         stale = self._early.pop(index, None) if index in self.steps and not early else None
         if stale is False and not again:
-            return True
+            found = self.steps[index].gradients
+            if found is None or not found.were_emptied:
+                return True
+            stale = True
+            self._clipped_by_hand.discard(index)
         if index in self.steps and not (again or stale):
             self.steps_again()
             return False
@@ -446,7 +452,8 @@ class StepMeter:
         if step.snapshot is not None and self.faults.on("updates"):
             with self.faults.guard("updates"):
                 step.snapshot.measure(self.pack)
-        clipped = clipped or index in self._clipped_by_hand
+        step.clipped_by_hand = index in self._clipped_by_hand
+        clipped = clipped or step.clipped_by_hand
         if clipped and step.gradients is not None and self.faults.on("gradients"):
             with self.faults.guard("gradients"):
                 owned = self._layers.trained_by(step.optimizer)

@@ -90,7 +90,8 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
     ]
     for step in measured.steps.values():
         if step.gradients is not None:
-            _add_gradients(of_layers, step.gradients, values, columns)
+            used = step.clipped if step.clipped_by_hand else None
+            _add_gradients(of_layers, step.gradients, values, columns, used=used)
         if step.snapshot is not None:
             _add_moves(of_layers, step.snapshot, values, columns, taken=step.taken(values))
     of_sites = np.zeros((len(columns.sites), len(OfSite)))
@@ -144,7 +145,10 @@ def _constant_answer(measured: Measured, values: Values, scale: float) -> tuple[
     return (answer[0] / scale, *answer[1:]) if answer and measured.scaled_losses else answer
 
 
-def _add_gradients(rows: Rows, gradients: OptimizerGradients, values: Values, columns: Columns) -> None:
+def _add_gradients(
+    rows: Rows, gradients: OptimizerGradients, values: Values, columns: Columns, *, used: OptimizerGradients | None
+) -> None:
+    """Add gradients as they were before clipping; whether they are 0 says what the optimizer has `used`."""
     rows[:, OfLayer.HELD] += _counted(rows, [columns.place[layer] for layer in gradients.layers])
     found = gradients.read(values)
     places = np.array([columns.place[layer] for layer in found.layers], dtype=np.int64)
@@ -152,7 +156,10 @@ def _add_gradients(rows: Rows, gradients: OptimizerGradients, values: Values, co
     np.hypot.at(rows[:, OfLayer.GRADIENT], places, found.norms)
     np.hypot.at(rows[:, OfLayer.MATRICES], matrices, found.norms[found.matrix])
     rows[:, OfLayer.GRADIENTS] += _counted(rows, places)
-    rows[:, OfLayer.NONZERO] += _counted(rows, places[~found.zero])
+    zero = found.zero
+    if used is not None and len(after := used.read(values).zero) == len(zero):
+        zero = after
+    rows[:, OfLayer.NONZERO] += _counted(rows, places[~zero])
     rows[:, OfLayer.MATRIX_ENTRIES] += _counted(rows, matrices, found.entries[found.matrix])
 
 

@@ -148,6 +148,20 @@ def test_a_gradient_that_zero_grad_throws_away_in_every_layer_is_an_error(tmp_pa
     assert "zero_grad() belongs before backward()" in " ".join(told.split())
 
 
+@pytest.mark.parametrize("layers", ["one", "all"])
+def test_gradients_that_a_hook_sets_to_zero_are_what_the_optimizer_gets(layers, tmp_path):
+    def clear(module):
+        for parameter in (module.net if layers == "one" else module).parameters():
+            parameter.grad.zero_()
+
+    module = Module(
+        lambda m, x: m.head(m.net(x)).pow(2).mean(), clear, net=nn.Linear(FEATURES, 8), head=nn.Linear(8, 1)
+    )
+    _, findings = fit(tmp_path, module)
+    (finding,) = [each for each in findings if each.code == "GW104"]
+    assert finding.layers == (("net",) if layers == "one" else ("net", "head"))
+
+
 class Squeeze(nn.Module):
     """Squeeze and excite, over a bottleneck of few units."""
 
