@@ -84,7 +84,7 @@ def test_once_the_project_has_an_address_the_readmes_links_do_without_its_folder
     if PROJECT["project"].get("urls"):
         assert [link for link in links(README) if not is_address(link)] == []
     else:  # there is nothing yet that a link could be made absolute by; a reader of the index sees the files' names
-        assert all(is_address(link) or link.partition("#")[0].endswith(".md") for link in links(README))
+        assert all(is_address(link) or link.partition("#")[0].endswith((".md", ".png")) for link in links(README))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
