@@ -276,9 +276,9 @@ RECOVERS = family(
     ("digits-scaled", Data(task="digits", scale=20.0), dense(2, "ReLU"), Training(optimizer="Adam", rate=3e-3)),
     ("gain-of-3", DIGITS, dense(2, "ReLU", replace(HE, gain=3.0)), Training(optimizer="Adam", rate=3e-3)),
     (
-        "gain-of-4-diabetes",
-        DIABETES,
-        dense(1, "ReLU", replace(HE, gain=4.0), 32),
+        "gain-of-3-wine",
+        WINE,
+        dense(1, "ReLU", replace(HE, gain=3.0), 32),
         Training(optimizer="Adam", rate=1e-2),
     ),
 )

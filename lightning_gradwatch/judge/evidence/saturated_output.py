@@ -29,11 +29,14 @@ _FUNCTIONS = ("softmax", "softmin", "sigmoid", "tanh")
 
 
 def saturated_outputs(
-    record: StepRecord, info: RunInfo, state: State, trend: LossTrend, rule: Rule
+    record: StepRecord, info: RunInfo, state: State, trend: LossTrend, rule: Rule, *, learned: bool
 ) -> tuple[dict[str, Sighting], dict[str, str]]:
-    """Return what holds and what has healed, by site: an output must be so while the loss stands for the rule's patience and warm-up."""
+    """Return what holds and what has healed, by site: an output must be so while the loss stands for the rule's patience and warm-up.
+
+    With `learned` it is known that the loss can't come down any further, as of a net that has learned through two sigmoids.
+    """
     memory: dict[str, list[int]] = state.get("saturated", {})
-    learns = bool(trend.unknown) or trend.come_down or trend.falls_by(_FALL) or trend.level < _RIGHT
+    learns = learned or bool(trend.unknown) or trend.come_down or trend.falls_by(_FALL) or trend.level < _RIGHT
     if learns and not memory:
         return {}, {}
     gains = record.values("activation_gain", len(info.sites))

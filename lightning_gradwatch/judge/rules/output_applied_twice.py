@@ -67,7 +67,9 @@ class OutputAppliedTwice(StandingLossRule):
         verdict = super().look(record, info, state)
         if verdict.unjudged:
             return verdict
-        findings, healed = saturated_outputs(record, info, state, loss_trend(state, info).from_start(), self)
+        trend = loss_trend(state, info).from_start()
+        learned = any(self._learned(fact, trend) for fact in info.wiring or () if fact.kind in self.kinds)
+        findings, healed = saturated_outputs(record, info, state, trend, self, learned=learned)
         if not findings and not healed:
             return verdict
         return verdict._replace(findings={**verdict.findings, **findings}, healed={**verdict.healed, **healed})

@@ -97,10 +97,10 @@ def test_a_loss_of_probabilities_that_has_come_down_as_far_as_it_can_is_informat
     assert fed(runs, OutputAppliedTwice(), fact, ending_at(start, constant - 0.003)).only.severity is Severity.ERROR
 
 
-def with_output(runs, function, *, gain, losses, name="head"):
+def with_output(runs, function, *, gain, losses, name="head", wiring=()):
     info = runs.stack()
     last = dataclasses.replace(info.sites[-1], name=name, function=function, role="output", units=0)
-    info = dataclasses.replace(info, sites=(*info.sites[:-1], last), wiring=())
+    info = dataclasses.replace(info, sites=(*info.sites[:-1], last), wiring=wiring)
     gains = [0.5] * (len(info.sites) - 1) + [gain]
     records = [runs.measure(info, step, loss=loss, activation_gain=gains) for step, loss in losses.items()]
     return runs.feed(OutputAppliedTwice(), records, info)
@@ -131,6 +131,14 @@ class TestASaturatedOutput:
     )
     def test_is_none_of_its_business_elsewhere(self, runs, losses, gain):
         assert with_output(runs, "softmax", gain=gain, losses=losses).findings == ()
+
+    @pytest.mark.parametrize(("level", "told"), [(0.45, False), (0.68, True)])
+    def test_a_net_that_has_learned_through_two_sigmoids_has_a_loss_that_stands(self, runs, level, told):
+        """Of as many labels of 0 as of 1, the right answers cost about 0.5 and a constant one 0.69."""
+        losses = {step: 0.724 if step < 3 else level for step in STANDS}
+        fact = Wiring("output-twice", ("head",), "binary_cross_entropy_with_logits")
+        found = with_output(runs, "sigmoid", gain=1e-7, losses=losses, wiring=(fact,))
+        assert any(finding.severity > Severity.INFO for finding in found.findings) is told
 
     def test_has_healed_once_the_net_learns(self, runs):
         found = with_output(runs, "sigmoid", gain=1e-7, losses=PLATEAU)
