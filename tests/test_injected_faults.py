@@ -48,7 +48,7 @@ OWN |= {"BatchHooks.__init__", "Windows.__init__", "GradWatch.__getstate__", "Gr
 ENTRIES = {f"Tracer.{name}" for name in ("__torch_function__", "_run_unobserved", "_run_backward", "_before", "_after")}
 ENTRIES |= {"Tracer._run_observed", "Tracer._run_on_gradients", "manual_gradients.changes_gradients"}
 ENTRIES |= {
-    "WatchedTracer.__torch_function__",
+    "Tracer._run_told",
     "AuditedTracer.__torch_function__",
     "AuditedTracer._note",
     "tracer._op",
