@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.loss_jump import LEAST, RANGE
-from lightning_gradwatch.record.step import LayerState
+from lightning_gradwatch.judge.readings import broken_layers, masking_sites
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +29,6 @@ _MOVED, _LEAST_MOVED = 4.0, math.log(1.25)
 """How many times the largest change a step so far the weights are changed by, and the least such change, as a logarithm."""
 _ALIKE = 2.0
 """Layers that left it by nearly as much as the furthest left it alike: the first of them is named."""
-_NON_FINITE = int(LayerState.NON_FINITE)
-_MASKED = "log_softmax"
-"""Its output is minus infinity for a class that is masked."""
 
 
 class Reading(NamedTuple):
@@ -80,7 +77,7 @@ def read_step(record: StepRecord, info: RunInfo) -> Reading:
     if len(record.forward_rms):
         values["forward_rms"] = record.forward_rms
     if not math.isfinite(record.global_grad_norm):
-        broken = record.layer_state == _NON_FINITE
+        broken = broken_layers(record)
         if np.count_nonzero(broken):
             for name in ("weight_rms", "grad_norm", "update_ratio"):
                 if name in values:
@@ -102,7 +99,7 @@ def is_broken(record: StepRecord) -> bool:
     """Tell whether the loss or a gradient isn't finite: a loss that is NaN while all gradients are finite isn't known."""
     if math.isinf(record.loss):
         return True
-    return not math.isfinite(record.global_grad_norm) and bool(np.count_nonzero(record.layer_state == _NON_FINITE))
+    return not math.isfinite(record.global_grad_norm) and bool(np.count_nonzero(broken_layers(record)))
 
 
 def find_departure(readings: Sequence[Reading], info: RunInfo) -> Departure:
@@ -117,8 +114,7 @@ def find_departure(readings: Sequence[Reading], info: RunInfo) -> Departure:
     tables = {
         quantity: np.array([readings[place].of(quantity, names[quantity]) for place in own]) for quantity in QUANTITIES
     }
-    masked = np.array([site.function == _MASKED for site in info.sites], dtype=bool)
-    tables["forward_rms"][:, masked] = np.nan
+    tables["forward_rms"][:, masking_sites(info)] = np.nan
     steps = np.array([readings[place].step for place in own], dtype=np.float64)
     with np.errstate(all="ignore"):
         for row in range(min(LEAST, len(own) - 1), len(own)):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_gradwatch.judge.readings import broken_layers, masking_sites
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
-from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import counted, number
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ _SPAN = 64
 """Steps in which halvings are counted together."""
 _LARGEST = 65504
 _TO_BF16 = Action("set_precision", (), (("to", "bf16-mixed"),))
-_NON_FINITE = int(LayerState.NON_FINITE)
-_MASKED = "log_softmax"
-"""Its output is minus infinity for a class that is masked, which is meant."""
 
 
 def note_scale(state: State, record: StepRecord, info: RunInfo) -> None:
@@ -72,14 +69,13 @@ def _broke_forward(record: StepRecord, info: RunInfo) -> bool:
 
     An infinite one may be a loss in float16 that the scale alone took out of its range, unless an activation shows it too.
     """
-    if not np.count_nonzero(record.layer_state == _NON_FINITE):
+    if not np.count_nonzero(broken_layers(record)):
         return False
     return math.isnan(record.loss) or (math.isinf(record.loss) and bool(np.isinf(_outputs(record, info)).any()))
 
 
 def _outputs(record: StepRecord, info: RunInfo) -> FloatVector:
-    masked = np.array([site.function == _MASKED for site in info.sites], dtype=bool)
-    return np.where(masked, np.nan, record.forward_rms[: len(info.sites)])
+    return np.where(masking_sites(info), np.nan, record.forward_rms[: len(info.sites)])
 
 
 def _place(record: StepRecord, info: RunInfo) -> dict[str, Any]:

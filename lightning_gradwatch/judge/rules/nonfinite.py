@@ -11,15 +11,12 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.gradient_scale import SURELY, halvings, note_scale, write_forward, write_sunk
 from lightning_gradwatch.judge.evidence.overflow import find_beginning, note_heading, write_beginning, write_skipped
+from lightning_gradwatch.judge.readings import broken_layers, masking_sites
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import NonFiniteGradientWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LayerState, StepRecord
-
-_MASKED = "log_softmax"
-_NON_FINITE = int(LayerState.NON_FINITE)  # numpy takes ten times as long to compare with an enumeration
-"""Its output is minus infinity for a class that is masked, which is meant and passes back 0."""
+from lightning_gradwatch.record.step import StepRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +65,10 @@ class NonFiniteGradient(Rule):
         if record.skipped:
             return self._judge_skipped(record, info, state)
         state.pop("skips", None)
-        layers = record.layer_state == _NON_FINITE
+        layers = broken_layers(record)
         sites = np.isinf(record.forward_rms)
         if np.count_nonzero(sites):
-            sites &= np.array([site.function != _MASKED for site in info.sites], dtype=bool)
+            sites &= ~masking_sites(info)
         spread = bool(np.count_nonzero(layers))
         # NaN is also how a record says that the loss isn't known. One that is NaN in truth shows in the gradients; if it
         # doesn't (a batch without targets), the step does no harm.
@@ -126,7 +123,7 @@ class NonFiniteGradient(Rule):
         count = skips["count"]
         if count < self.skipped_steps or record.gradient_scale > 1:
             return Verdict(confirming=True, unjudged="not yet: the gradient scaler left the optimizer step out")
-        layers = record.layer_state == _NON_FINITE
+        layers = broken_layers(record)
         column = int(np.flatnonzero(layers)[-1]) if np.count_nonzero(layers) else -1
         write = partial(write_skipped, count, info)
         found = Sighting(
