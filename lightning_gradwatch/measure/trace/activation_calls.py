@@ -18,7 +18,7 @@ from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, NO_TENSO
 from lightning_gradwatch.measure.units.activations import OUTER, Call, composite
 from lightning_gradwatch.measure.units.counting import counter
 from lightning_gradwatch.measure.units.mask import Masks
-from lightning_gradwatch.record.activations import COMPOSITES
+from lightning_gradwatch.record.activations import COMPOSITES, RELU
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,7 +127,8 @@ class Activations:
             if site.composite is not None:
                 counts = counter(site_zones(site, judged=counts.judges), z.dtype, z.dim(), axis)
             seen.columns = tag is not None and tag.columns
-            sums.count(counts, z, axis, seen.samples, columns=seen.columns)
+            rectified = call.zones is RELU and not self.masks.given
+            seen.norm = sums.count(counts, z, axis, seen.samples, columns=seen.columns, rectified=rectified)
             if site.role is None and site.composite is None:
                 self._count_as_inner_step(seen, z, axis, judged=counts.judges)
         return seen
@@ -182,7 +183,10 @@ class Activations:
         tag.gate = (seen,) if may_gate(site) else ()
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
-            self._add_output(seen.sums, output, seen.axis)
+            if seen.norm is None:
+                self._add_output(seen.sums, output, seen.axis)
+            else:
+                seen.sums.add_norm_of_output(seen.norm, output.numel())
             node = node_of(output, in_place=seen.in_place)
             if node is origin.node:
                 node = None  # none was made: without gradients, an in-place call leaves its argument the node it had

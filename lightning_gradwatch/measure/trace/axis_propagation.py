@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -43,10 +43,20 @@ _PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "
 _KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
+class _Kind(NamedTuple):
+    """What the name of a function says of it."""
+
+    takes_data: bool
+    """Whether its first argument is what a layer is given."""
+    is_layer: bool
+    """Whether it makes nothing but features, where its operation says that it makes them."""
+    is_fused: bool
+    """Whether it holds activation functions."""
+
+
 @cache
-def _takes_data(name: str) -> bool:
-    """Whether the first argument of functions of a name is what a layer is given."""
-    return _TAKES_DATA.search(name) is not None
+def _kind(name: str) -> _Kind:
+    return _Kind(_TAKES_DATA.search(name) is not None, name not in _PRODUCTS and name not in _PICKS, name in FUSED)
 
 
 class Compared(list[Any]):
@@ -81,28 +91,41 @@ class Flow:
 
     def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Any], result: Any) -> None:
         """Hand what is known of a call's arguments on to its results."""
-        if op is _COMPARE:
-            if arguments:
-                z, bound = arguments
-                self._tags.comparisons.compared(func, z, bound, result)
+        comparisons = self._tags.comparisons
+        if op is _COMPARE or op is _ZEROS:
+            comparisons.take(func, arguments if op is _COMPARE else None, result)
             return
-        if op is _ZEROS:
-            self._tags.comparisons.made_zeros(result)
-            return
-        if self._tags.comparisons.masks and arguments:
-            self._tags.comparisons.cast(func, arguments[0], result)
+        if comparisons.masks and arguments:
+            comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
             return
-        if op is _LAST and (name := getattr(func, "__name__", "")) in FUSED:
-            trained = any(isinstance(each, Tensor) and each.requires_grad for each in results)
-            self._activations.hides(name, trained=trained)
-        sources = self._sources(op, func, arguments)
+        kind = _kind(getattr(func, "__name__", "")) if op in MAKES_FEATURES else None
+        if kind is not None and kind.is_fused and op is _LAST:
+            self._hides(func, results)
+        # A parameter that a layer takes for its input, as learned queries are, is data.
+        sources = self._sources(arguments, weights=kind is None or not kind.takes_data)
         if sources.tag is None and sources.user is None and op not in _ARITHMETIC and op not in MAKES_FEATURES:
             return
+        plainly = kind is not None and kind.is_layer and sources.user is not None and sources.formula is None
         for each in results:
-            if isinstance(each, Tensor):
+            if isinstance(each, Tensor) and plainly:
+                self._make(op, func, sources, each)
+            elif isinstance(each, Tensor):
                 self._hand_on(op, func, sources, arguments, each)
+
+    def _hides(self, func: Callable[..., Any], results: Sequence[Any]) -> None:
+        """Note a call of a function that holds activation functions."""
+        trained = any(isinstance(each, Tensor) and each.requires_grad for each in results)
+        self._activations.hides(func.__name__, trained=trained)
+
+    def _make(self, op: Op, func: Callable[..., Any], sources: Sources, result: Tensor) -> None:
+        """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
+        axis = axis_after(op, func, sources.tensor, None, result)
+        new = Tag(result, axis, sources.user)
+        new.weights_only = sources.weights_only
+        self._tags.put(result, new)
+        self._note_weights(sources, result)
 
     def _hand_on(
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
@@ -220,13 +243,13 @@ class Flow:
         tag = self._tags.get(tensor)
         return self._layers.owner(tensor) is not None if tag is None else tag.weights_only
 
-    def _sources(self, op: Op, func: Callable[..., Any], arguments: Sequence[Tensor]) -> Sources:
+    def _sources(self, arguments: Sequence[Tensor], *, weights: bool) -> Sources:
+        """Return where arguments come from, which may be `weights` alone."""
         users: dict[Layer, None] = {}
         found: Tag | None = None
         tensor: Tensor | None = None
         gates, formula = False, None
-        # A parameter that a layer takes for its input, as learned queries are, is data.
-        weights_only = bool(arguments) and not (op in MAKES_FEATURES and _takes_data(getattr(func, "__name__", "")))
+        weights_only = weights and bool(arguments)
         owner, step = self._layers.owner, self._layers.step
         for argument in arguments:
             layer = owner(argument)

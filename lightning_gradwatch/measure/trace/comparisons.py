@@ -52,6 +52,14 @@ class Comparisons:
         self.masks.clear()
         self._zeros.clear()
 
+    def take(self, func: Callable[..., Any], compared: Sequence[Any] | None, result: object) -> None:
+        """Note the result of a comparison; or zeros, where nothing was `compared`."""
+        if compared is None:
+            self.made_zeros(result)
+        elif compared:
+            z, bound = compared
+            self.compared(func, z, bound, result)
+
     def compared(self, func: Callable[..., Any], z: Tensor, bound: float, result: object) -> None:
         """Note a comparison of a tensor with a number."""
         comparison = _COMPARISONS[func.__name__]

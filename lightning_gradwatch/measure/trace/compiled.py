@@ -24,6 +24,11 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
+def is_compiled_class(kind: type[nn.Module]) -> bool:
+    """Whether that holds of each module of a class."""
+    return kind.__name__ == "OptimizedModule" or getattr(kind, "_compiled_call_impl", None) is not None
+
+
 def has_compiled_step(optimizer: Optimizer) -> bool:
     """Whether an optimizer's step runs compiled code (``optimizer.step = torch.compile(optimizer.step)``)."""
     return hasattr(beneath(optimizer.__dict__.get("step")), "_torchdynamo_orig_callable")

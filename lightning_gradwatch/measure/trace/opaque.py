@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.patches import Patch
-from lightning_gradwatch.measure.trace.compiled import is_compiled
+from lightning_gradwatch.measure.trace.compiled import is_compiled, is_compiled_class
 from lightning_gradwatch.measure.trace.own_functions import not_watching
 
 if TYPE_CHECKING:
@@ -39,8 +39,13 @@ def need_space(model: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     waiting = [model]  # not `model.modules()`, which makes a name for each: this runs in every measured step
     seen = {id(model)}
+    kinds: dict[type, bool] = {}  # a deep net has hundreds of modules of a few classes
     for module in waiting:
-        if isinstance(module, _FUSED) or is_compiled(module):
+        kind = type(module)
+        needs = kinds.get(kind)
+        if needs is None:
+            needs = kinds[kind] = issubclass(kind, _FUSED) or is_compiled_class(kind)
+        if needs or module.__dict__.get("_compiled_call_impl") is not None:
             found.append(module)
         if children := module._modules:  # noqa: SLF001 - what `modules()` goes through
             for _, child in children.items():  # noqa: PERF102 - a scripted module's have no `values`

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.call_site import Location
     from lightning_gradwatch.measure.model.path import Layer, Site
+    from lightning_gradwatch.measure.transfer.host import Slot
     from lightning_gradwatch.measure.units.mask import Samples
     from lightning_gradwatch.measure.units.site_stats import SiteSums
     from lightning_gradwatch.record.step import FloatVector
@@ -183,7 +184,8 @@ class SiteCall:
     origin: Origin | None = None
     """Where the argument's gradient goes; until the function has run."""
     handles: Sequence[RemovableHandle] = ()
-
+    norm: Slot | None = None
+    """Where the norm of the output will be, where it follows from the argument; None: the output is to be measured."""
     columns = False
     """Whether the batch is the last axis."""
     centred = False

@@ -283,7 +283,8 @@ class Tracer(TorchFunctionMode):
         # Not `with faults.guard(…)`, here and below: this runs at each call of a forward pass, and a `try` costs nothing.
         try:
             if op is _KEEP and (call := identify(func, args, kwargs)) is not None and self._is_activation(call):
-                self._used = self._flow.use(args)
+                # Nearly always its one argument is a plain tensor: no layer's.
+                self._used = self._flow.use(args) if len(args) != 1 or type(args[0]) is not Tensor else ()
                 return self._activations.before(call)
             if op is _CUT or (op is _MULTIPLY and self._tags.comparisons.masks):
                 found = cut(func, args, kwargs, self._tags)

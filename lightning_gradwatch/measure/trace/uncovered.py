@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lightning_gradwatch.measure.model.shards import placed
 from lightning_gradwatch.measure.unobserved import is_opaque
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
-
-    from torch import Tensor
 
     from lightning_gradwatch.measure.model.call_site import Location
     from lightning_gradwatch.measure.model.path import Site
@@ -67,6 +66,12 @@ def out_of_reach(z: Tensor) -> str:
     """Say why the units of an activation function's argument can't be counted; ``""`` where they can."""
     if torch._C._functorch.is_functorch_wrapped_tensor(z):  # noqa: SLF001 - it has no public name
         return "inside vmap or another function transform: it isn't seen"
+    ordinary = type(z) is Tensor and z.layout is torch.strided and not (z.is_nested or z.is_complex())
+    return "" if ordinary else _of_class(z)
+
+
+def _of_class(z: Tensor) -> str:
+    """Say why a tensor that isn't quite one of torch's own can't be counted, if it can't."""
     if placed(z) is not None:
         return "its argument is a DTensor, whose parts on other ranks aren't seen: it isn't measured"
     if z.is_nested:

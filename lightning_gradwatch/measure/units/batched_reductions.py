@@ -32,19 +32,21 @@ _STACK = 1 << 16
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-_Kind: TypeAlias = "tuple[torch.Size, Counter | None]"
-"""What is measured together: tensors of a shape, by a counter or, without one, their norms."""
+_Kind: TypeAlias = "tuple[torch.Size, Counter | None, bool]"
+"""What is measured together: tensors of a shape, by a counter or, without one, their norms; or by both, those of ReLU's output."""
 
 
 class _Stack:
     """Rows for copies of tensors, filled one after the other."""
 
-    __slots__ = ("came", "counter", "firsts", "memory", "rows")
+    __slots__ = ("came", "counter", "firsts", "memory", "rectified", "rows")
 
     def __init__(self, kind: _Kind, rows: int) -> None:
-        shape, self.counter = kind
+        shape, self.counter, rectified = kind
         # A reduction would convert to float64 in memory of its own; a copy does it on the way.
         self.memory = new_stack(rows, shape, torch.float64 if self.counter is None else self.counter.dtype)
+        self.rectified = new_stack(rows, shape, torch.float64) if rectified else None
+        """What ReLU makes of the rows."""
         self.rows = self.memory.unbind()
         self.firsts: list[Slot] = []
         """Of each row that is filled the slot of its norm, or of its first region."""
@@ -91,28 +93,38 @@ class Staging:
             if stack is None or len(stack.rows) < rows:
                 stack = _Stack(kind, rows)
             stack.firsts, stack.came = [], 0
-            kept += stack.memory.numel()
+            kept += stack.memory.numel() * (1 if stack.rectified is None else 2)
             self._stacks[kind] = stack
 
     def norm(self, tensor: Tensor) -> Slot:
         """Measure the L2 norm of a tensor; return where it will be."""
-        slot = self._copied(tensor, None, 1)
+        slot = self._copied(tensor, (tensor.shape, None, False), 1)
         return self.pack.add(l2_norm(tensor)) if slot is None else slot
 
     def count(self, counter: Counter, z: Tensor) -> Sequence[Slot]:
         """Count the observations of each unit in each region of a function; return where they will be, region by region."""
-        if not counter.regions:
-            return ()
-        first = self._copied(z, counter, counter.regions)
-        if first is None:
-            return [self.pack.add(counts) for counts in counter.count(z)]
-        return range(first, first + counter.regions)
+        return self._count(counter, z, rectified=False)[0]
 
-    def _copied(self, tensor: Tensor, counter: Counter | None, numbers: int) -> Slot | None:
+    def count_and_rectify(self, counter: Counter, z: Tensor) -> tuple[Sequence[Slot], Slot | None]:
+        """Do so for ReLU; return too where the norm of its output will be, which follows from the copy of its argument.
+
+        None: there is no copy, and the output is to be measured.
+        """
+        return self._count(counter, z, rectified=True)
+
+    def _count(self, counter: Counter, z: Tensor, *, rectified: bool) -> tuple[Sequence[Slot], Slot | None]:
+        regions = counter.regions
+        if not regions:
+            return (), None
+        first = self._copied(z, (z.shape, counter, rectified), regions + rectified)
+        if first is None:
+            return [self.pack.add(counts) for counts in counter.count(z)], None
+        return range(first, first + regions), first + regions if rectified else None
+
+    def _copied(self, tensor: Tensor, kind: _Kind, numbers: int) -> Slot | None:
         """Copy a tensor into the stack of its kind; return the first of its slots, None where there is no such stack."""
         if not _is_plain(tensor):
             return None
-        kind = (tensor.shape, counter)
         stack = self._stacks.get(kind)
         if stack is None:
             if tensor.dim() and 0 < tensor.numel() <= SMALL:
@@ -140,7 +152,13 @@ class Staging:
         firsts, stack.firsts = stack.firsts, []
         memory = stack.memory[: len(firsts)]
         try:
-            found = [l2_norms_of_rows(memory)] if stack.counter is None else stack.counter.count_rows(memory)
+            if stack.counter is None:
+                found = [l2_norms_of_rows(memory)]
+            elif stack.rectified is None:
+                found = stack.counter.count_rows(memory)
+            else:
+                output = l2_norms_of_rows(stack.rectified[: len(firsts)].copy_(memory).clamp_(min=0))
+                found = [*stack.counter.count_rows(memory), output]
         except Exception as error:
             self._error = error
             raise

@@ -13,10 +13,10 @@ from lightning_gradwatch.measure.units.silence import (
     FEW,
     RECENT,
     STEPS_SINCE,
+    MostEvidence,
     Suspicion,
     active_counts,
     evidence,
-    most_evidence,
     stacked_flat,
     usual_evidence,
 )
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.units.silence import Mask
     from lightning_gradwatch.measure.units.window import Window
-
-_A_FEW = 2
-"""Steps back after which it is asked whether any further ones could tell."""
 
 
 class Moved(NamedTuple):
@@ -57,34 +54,38 @@ def examine(moved: Sequence[Moved], height: float) -> None:
         elif anything:
             fresh.append(place)
     if fresh:
-        _look_back([moved[place] for place in fresh], seen[fresh], active[fresh], height)
+        _look_back([moved[place] for place in fresh], seen[fresh], active[fresh], silent[fresh], height)
 
 
 def _look_back(
-    moved: Sequence[Moved], seen: npt.NDArray[np.int64], active: npt.NDArray[np.int64], height: float
+    moved: Sequence[Moved],
+    seen: npt.NDArray[np.int64],
+    active: npt.NDArray[np.int64],
+    silent: Mask,
+    height: float,
 ) -> None:
     """Look for the latest step in front of which units of a window have died."""
     bars = np.array([height + window.caution for window, _ in moved])
-    fills = np.array([window.fills_from for window, _ in moved])
-    hidden = np.array([each.hidden for each in moved])
-    silent = active > 0
-    since = np.zeros_like(seen)
+    chunks_of = [window.chunks for window, _ in moved]
+    most = MostEvidence(chunks_of, [window.density for window, _ in moved], seen, active)
     left = np.arange(len(moved))
+    fills = np.array(moved[0].window.fills_from)  # all windows of a run are alike
+    hidden = np.array([each.hidden for each in moved])
+    since = np.zeros_like(seen)
+    steps = np.array([len(chunks) for chunks in chunks_of])
     for back in range(1, RECENT + 1):
-        more = np.array([len(moved[place].window.chunks) > back for place in left.tolist()], dtype=bool)
-        left = left[more & silent[left].any(axis=1)]
-        if back == _A_FEW + 1 and left.size:  # nearly always, what is still silent then can't amount to enough
-            windows = [moved[place].window.chunks for place in left.tolist()]
-            left = left[most_evidence(windows, seen[left], active[left], silent[left]) >= bars[left]]
+        # Nearly always, what is still silent after a step or two can't amount to enough.
+        left = left[(most.given(silent[left], left) >= bars[left]) & (steps[left] > back)]
         if not left.size:
             return
-        chunks = [moved[place].window.chunks[-back] for place in left.tolist()]
+        chunks = [chunks_of[place][-back] for place in left.tolist()]
         counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
         since[left] += counts
-        silent[left] &= stacked_flat(chunks) == counts[:, :1]
+        if back > 1:
+            silent[left] &= stacked_flat(chunks) == counts[:, :1]
         # From a few units nothing follows until enough was seen since.
         matter = np.count_nonzero(silent[left], axis=1) > FEW * active.shape[1]
-        settle = (since[left] >= fills[left]).all(axis=1) & (back >= STEPS_SINCE)
+        settle = (since[left] >= fills).all(axis=1) & (back >= STEPS_SINCE)
         told = left[(hidden[left] & matter) | settle]
         if not told.size:
             continue
@@ -95,7 +96,7 @@ def _look_back(
             if much < bars[place]:
                 continue
             window = moved[place].window
-            usual = usual_evidence(window.chunks[:-back], active[place], seen[place])
+            usual = usual_evidence(chunks_of[place][:-back], active[place], seen[place])
             if much < bars[place] + usual:
                 continue
             observations, batch_elements = since[place].tolist()

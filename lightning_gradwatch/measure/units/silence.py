@@ -99,6 +99,7 @@ _SHARE = 1 / 3
 """Share of the units that have died, by the second explanation; it is made for a half, and a tenth still shows."""
 _DIED, _LIVES = math.log(_SHARE), math.log1p(-_SHARE)
 _ROUNDING = 1e-6
+_DENSEST = 1e9
 _ONE_IN = 3.0
 """If nothing has changed, the evidence reaches the bar in one look of so many at most, over all sites together; far fewer
 where units are many."""
@@ -214,28 +215,37 @@ class Suspicion:
         self.batch_elements += chunk.batch_elements
 
 
-def most_evidence(
-    windows: Sequence[Sequence[Chunk]], seen: npt.NDArray[np.int64], active: npt.NDArray[np.int64], silent: Mask
-) -> FloatVector:
-    """Return how much evidence there is at most, however far back one looks, given the units that may be silent there.
-
-    The further back, the fewer they are and the louder each speaks.
+class MostEvidence:
+    """How much evidence there is at most, however far back one looks: the further, the louder each silent unit speaks.
 
     Args:
         windows: The chunks of each.
+        density: Batch elements per observation of each, at most.
         seen: Observations and batch elements of each, shape [S, 2].
         active: Observations in which each unit was active, shape [S, U].
-        silent: Which units were in none of the newest, shape [S, U].
     """
-    recent = [chunks[max(1, len(chunks) - RECENT) :] for chunks in windows]
-    since = np.array([[sum(chunk.batch_elements for chunk in chunks)] for chunks in recent])
-    before = np.maximum(seen[:, 1:] - since, 1)
-    density = np.array([[max(chunk.density for chunk in chunks)] for chunks in windows])
-    unlikely = (np.where(silent, active, 1) * density + 0.5) * np.log1p(since / before)
-    gained = np.maximum(np.logaddexp(_LIVES, _DIED + unlikely), 0.0)
-    lost = np.count_nonzero(active > 0, axis=1) - np.count_nonzero(silent, axis=1)
-    most: FloatVector = np.where(silent, gained, 0.0).sum(axis=1) + _LIVES * lost
-    return most + _ROUNDING
+
+    def __init__(
+        self,
+        windows: Sequence[Sequence[Chunk]],
+        density: Sequence[float],
+        seen: npt.NDArray[np.int64],
+        active: npt.NDArray[np.int64],
+    ) -> None:
+        recent = [chunks[max(1, len(chunks) - RECENT) :] for chunks in windows]
+        since = np.array([[sum([chunk.batch_elements for chunk in chunks])] for chunks in recent])
+        before = np.maximum(seen[:, 1:] - since, 1)
+        # Finite also after a step without observations.
+        dense = np.minimum(np.array(density)[:, None], _DENSEST)
+        unlikely = (active * dense + 0.5) * np.log1p(since / before)
+        # What a unit gains by being silent, over what it loses otherwise.
+        self._gained = np.maximum(np.logaddexp(_LIVES, _DIED + unlikely), 0.0) - _LIVES
+        self._lost = _LIVES * np.count_nonzero(active, axis=1) + _ROUNDING
+
+    def given(self, silent: Mask, places: npt.NDArray[np.intp]) -> FloatVector:
+        """Return it for the windows in some places, given the units that may be silent there, shape [P, U]."""
+        most: FloatVector = np.einsum("su,su->s", self._gained[places], silent) + self._lost[places]
+        return most
 
 
 def died_later(chunks: Sequence[Chunk], height: float) -> int:

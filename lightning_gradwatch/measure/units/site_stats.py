@@ -78,8 +78,15 @@ class SiteSums:
         self.staging = staging
 
     def count(
-        self, counter: Counter, z: Tensor, unit_axis: int, samples: Samples | None = None, *, columns: bool = False
-    ) -> None:
+        self,
+        counter: Counter,
+        z: Tensor,
+        unit_axis: int,
+        samples: Samples | None = None,
+        *,
+        columns: bool = False,
+        rectified: bool = False,
+    ) -> Slot | None:
         """Count the units in the argument of a call, of which under a mask some positions are `samples`.
 
         Args:
@@ -88,13 +95,22 @@ class SiteSums:
             unit_axis: Its axis of units.
             samples: The positions that count; None: all.
             columns: Whether the batch is its last axis.
+            rectified: Whether the call is ReLU's, and under no mask.
+
+        Returns:
+            Where the norm of the call's output will be, where that is known already.
         """
         if not counter.judges:
-            return
+            return None
         units = counter.units(z)
         self.units = units if self.units in (0, units) else _MIXED
         counted = z if samples is None else samples.only(z, unit_axis, math.nan)
-        self.counts += ((counter, self.staging.count(counter, counted)),)
+        counts, output = (
+            self.staging.count_and_rectify(counter, counted)
+            if rectified
+            else (self.staging.count(counter, counted), None)
+        )
+        self.counts += ((counter, counts),)
         observations, batch_elements = counter.seen(z)
         if columns:
             batch_elements = z.shape[-1]
@@ -106,6 +122,7 @@ class SiteSums:
             masked = self._under_mask()
             masked.of_pass = slot
             masked.observations.append((slot, samples.each(observations)))
+        return output
 
     def add_output(self, tensor: Tensor, unit_axis: int, samples: Samples | None = None) -> None:
         """Measure the output of a call, of which under a mask some positions are `samples`."""
@@ -116,6 +133,11 @@ class SiteSums:
             self.output += (self.staging.norm(samples.only(tensor, unit_axis, 0.0)),)
             slot = self.staging.pack.add_once(samples.counts)
             self._under_mask().output_entries.append((slot, samples.each(tensor.numel())))
+
+    def add_norm_of_output(self, slot: Slot, entries: int) -> None:
+        """Take in the norm of the output of a call, and how many entries it has."""
+        self.output += (slot,)
+        self.output_entries += entries
 
     def outputs(self) -> tuple[int, int, int]:
         """Return how much there is of outputs so far, for `outputs_back_to`."""

@@ -69,6 +69,8 @@ class Window:
         self._least = observations if least is None else min(least, observations)
         self._chunks: list[Chunk] = []
         self._total: Chunk | None = None
+        self.density = 0.0
+        """Batch elements per observation, at most, of what it holds and has held since it began anew."""
         self.suspicion: Suspicion | None = None
         self.caution = 0.0
         """How much more evidence a suspicion takes here than elsewhere, as earlier ones were in vain."""
@@ -85,12 +87,18 @@ class Window:
         chunks = self._chunks
         total.add(chunk)
         chunks.append(chunk)
+        self.density = max(self.density, chunk.density)
         if self.suspicion is not None:
             self.suspicion.add(chunk)
         if self._believed is not None:
             self._try_belief(self._believed, chunk)
         self._join_small()
-        while len(chunks) > 1 and self._holds(total, chunks[0], self._observations):
+        observations, batch_elements = self._observations, self._batch_elements
+        while (
+            len(chunks) > 1
+            and total.observations - (oldest := chunks[0]).observations >= observations
+            and total.batch_elements - oldest.batch_elements >= batch_elements
+        ):
             total.remove(chunks.pop(0))
 
     def _restart(self, chunks: list[Chunk], like: Chunk) -> Chunk:
@@ -99,6 +107,7 @@ class Window:
         total = Chunk(np.zeros_like(like.inactive), saturated, 0, 0)
         for chunk in chunks:
             total.add(chunk)
+        self.density = max([chunk.density for chunk in chunks], default=0.0)
         self._chunks, self._total, self.suspicion, self._believed = chunks, total, None, None
         return total
 
@@ -123,13 +132,6 @@ class Window:
                 return
             self.suspicion.chunks -= place > since
         self._chunks[place - 1 : place + 1] = [self._chunks[place - 1].joined(self._chunks[place])]
-
-    def _holds(self, total: Chunk, less: Chunk, observations: int) -> bool:
-        """Whether it holds so many observations, of enough batch elements, without one of its chunks."""
-        return (
-            total.observations - less.observations >= observations
-            and total.batch_elements - less.batch_elements >= self._batch_elements
-        )
 
     def _suffices(self, seen: Chunk | Suspicion) -> bool:
         """Whether so much would fill it."""

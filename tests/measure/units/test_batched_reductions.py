@@ -85,6 +85,19 @@ def test_norms_are_those_of_numpy(shape, dtype):
     np.testing.assert_allclose(values.numbers(found), [numpy_norm(tensor) for tensor in tensors], rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_norm_of_relus_output_follows_from_the_copy_of_its_argument(dtype, monkeypatch):
+    monkeypatch.setattr(batched_reductions, "_STACK", 4 * 40)  # less than all of them
+    tensors = [near_the_bounds((8, 5), dtype, seed) for seed in range(11)]
+    tensors[3][0, 0], tensors[4][1, 2], tensors[5][0, 0] = math.nan, math.inf, -math.inf
+    values, found = staged(lambda to: [to.count_and_rectify(counter_of("relu", z, 1), z) for z in tensors])
+    for (slots, norm), z in zip(found, tensors, strict=True):
+        check_counts(values, slots, "relu", z, 1)
+        assert norm is not None
+        with np.errstate(over="ignore"):  # of float64's largest
+            np.testing.assert_allclose(values[norm], numpy_norm(torch.relu(z)), rtol=1e-12)
+
+
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-19, 1e19, 1e30, 1e38])
 def test_norms_are_right_over_the_whole_range(size):
     tensors = [torch.full((50, 60), size) for _ in range(4)]
@@ -244,7 +257,7 @@ def test_stacks_go_when_nothing_comes_for_them_and_stay_through_one_step_without
         step(measured, lambda to, tensors=tensors: [to.norm(tensor) for tensor in tensors])
         assert sum(len(stack.firsts) for stack in measured._stacks.values()) == 0
         assert max([0, *(min(len(stack.rows), 16) for stack in measured._stacks.values())]) == (16 if rows else 0)
-        assert measured._wanted.get((torch.Size([4]), None), 0) == rows
+        assert measured._wanted.get((torch.Size([4]), None, False), 0) == rows
 
 
 def test_memory_stays_within_its_limit():
