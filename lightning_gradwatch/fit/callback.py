@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +20,7 @@ from lightning_gradwatch.fit.fit import Fit, Speaks
 from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
 from lightning_gradwatch.fit.results import Outcome
 from lightning_gradwatch.fit.schedule import DEFAULT_EVERY_N_STEPS, Schedule
+from lightning_gradwatch.fit.strategies import Joined, join, leads, world_size
 from lightning_gradwatch.fit.trainer import (
     accumulates,
     clips,
@@ -28,7 +29,6 @@ from lightning_gradwatch.fit.trainer import (
     folder_of,
     logger_step,
     overrides,
-    ranks_of,
 )
 from lightning_gradwatch.fit.writing.writer import Sinks
 from lightning_gradwatch.judge.evaluator import Evaluator
@@ -42,9 +42,6 @@ from lightning_gradwatch.measure.probe import Probe
 from lightning_gradwatch.measure.trace.compiled import has_compiled_step
 from lightning_gradwatch.measure.units.mask import Mask, mask_of
 from lightning_gradwatch.record.finding import Severity
-
-if TYPE_CHECKING:
-    from lightning_gradwatch.fit.ranks.ranks import Ranks
 
 FailOn = Literal["warning", "error"]
 
@@ -102,7 +99,7 @@ class GradWatch(Telling):
     # -- Lightning's hooks
 
     def on_train_start(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
-        self._faults = Faults(speaks=trainer.is_global_zero)  # what failed in an earlier fit may work in this one
+        self._faults = Faults(speaks=leads(trainer))  # what failed in an earlier fit may work in this one
         self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: AnyTrainer, pl_module: AnyModule, batch: Any, batch_idx: int) -> None:
@@ -201,7 +198,7 @@ class GradWatch(Telling):
                     step=opened.step,
                     batch_idx=batch_idx,
                     partial=pl_module.automatic_optimization and opened.passes < trainer.accumulate_grad_batches,
-                    world_size=trainer.world_size,
+                    world_size=world_size(trainer),
                     optimizers=len(trainer.optimizers),
                 )
             )
@@ -263,18 +260,18 @@ class GradWatch(Telling):
         self._rest = 0
         self._live = self._outside = any(map(has_compiled_step, trainer.optimizers))
         # First of all, as all ranks have to take part, whatever becomes of them afterwards.
-        ranks = ranks_of(trainer, pl_module, self._faults)
+        joined = join(trainer, self._faults, automatic=pl_module.automatic_optimization)
         try:
-            self._fit = self._make_fit(trainer, pl_module, ranks)
+            self._fit = self._make_fit(trainer, pl_module, joined)
         except Exception:
-            if ranks is not None:
-                ranks.leave()
+            if joined.ranks is not None:
+                joined.ranks.leave()
             raise
         if self._restored is not None:
             self._fit.load_state_dict(self._restored)
             self._restored = None
 
-    def _make_fit(self, trainer: AnyTrainer, pl_module: AnyModule, ranks: Ranks | None) -> Fit:
+    def _make_fit(self, trainer: AnyTrainer, pl_module: AnyModule, joined: Joined) -> Fit:
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
         sinks = self._make_sinks(trainer)
@@ -287,7 +284,7 @@ class GradWatch(Telling):
                 batch_elements=window.batch_elements,
                 compiled=self._compiled,
                 faults=self._faults,
-                processes=trainer.world_size,
+                shards=joined.shards,
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
@@ -298,18 +295,18 @@ class GradWatch(Telling):
             ),
             speaks=self._speaks(trainer),
             fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
-            ranks=ranks,
+            ranks=joined.ranks,
         )
 
     def _make_sinks(self, trainer: AnyTrainer) -> Sinks | None:
         """Open what this fit's records are written to; None where nothing is."""
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        if not leads(trainer) or getattr(trainer, "fast_dev_run", False):
             return None
         return Sinks(trainer.loggers, folder_of(trainer), max_curves=self._max_curves, faults=self._faults)
 
     def _speaks(self, trainer: AnyTrainer) -> Speaks:
         """Whether this process warns and announces."""
-        return "aloud" if trainer.is_global_zero else "errors"
+        return "aloud" if leads(trainer) else "errors"
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place; fine when there is nothing."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.fit.callback import GradWatch
 from lightning_gradwatch.fit.results import Outcome
+from lightning_gradwatch.fit.strategies import leads
 from lightning_gradwatch.fit.writing.writer import Sinks
 from lightning_gradwatch.record.finding import Severity
 
@@ -92,7 +93,7 @@ class Watch(GradWatch):
                 self._deliver(finding, next(rule.warning for rule in self._rules if rule.code == finding.code))
 
     def _make_sinks(self, trainer: AnyTrainer) -> Sinks | None:
-        if self._folder is None or not trainer.is_global_zero:
+        if self._folder is None or not leads(trainer):
             return None
         self._opened = Sinks((), self._folder, max_curves=self._max_curves, faults=self._faults)
         return self._opened

@@ -181,8 +181,9 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
 def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
     """Return the tally of all ranks, by the table's columns, and the columns of sites that can't be combined.
 
-    Every strategy that splits the data averages over its parts, so that the loss that is minimised is the mean of the
-    ranks' losses, and δ of that is a rank's own divided by their number (for equal batches: δ of the whole batch's mean).
+    Every strategy that is measured averages over the parts of the data (see `fit.strategies`), so that the loss that is
+    minimised is the mean of the ranks' losses, and δ of that is a rank's own divided by their number (for equal batches: δ
+    of the whole batch's mean).
     """
     head, table = parts.head, layout.table
     parts.layers[:, _LAYER_NORMS] = np.sqrt(parts.layers[:, _LAYER_NORMS])
