@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.fit.arguments import check_choice, check_count, check_function
 from lightning_gradwatch.fit.batch_hooks import BatchHooks
 from lightning_gradwatch.fit.callback_base import Telling, guarded
-from lightning_gradwatch.fit.fit import Fit, Speaks
+from lightning_gradwatch.fit.fit import Fit
 from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
 from lightning_gradwatch.fit.results import Outcome
 from lightning_gradwatch.fit.schedule import DEFAULT_EVERY_N_STEPS, Schedule
@@ -42,6 +42,7 @@ from lightning_gradwatch.measure.probe import Probe
 from lightning_gradwatch.measure.trace.compiled import has_compiled_step
 from lightning_gradwatch.measure.units.mask import Mask, mask_of
 from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.tell.reporter import Reporter, current, errors_only
 
 FailOn = Literal["warning", "error"]
 
@@ -293,7 +294,7 @@ class GradWatch(Telling):
             describe=lambda info: describe(
                 info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
             ),
-            speaks=self._speaks(trainer),
+            reporter=self._reporter(trainer),
             fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
             ranks=joined.ranks,
         )
@@ -304,9 +305,9 @@ class GradWatch(Telling):
             return None
         return Sinks(trainer.loggers, folder_of(trainer), max_curves=self._max_curves, faults=self._faults)
 
-    def _speaks(self, trainer: AnyTrainer) -> Speaks:
-        """Whether this process warns and announces."""
-        return "aloud" if leads(trainer) else "errors"
+    def _reporter(self, trainer: AnyTrainer) -> Reporter:
+        """Return what this process's fit is to report to."""
+        return current() if leads(trainer) else errors_only(current())
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place; fine when there is nothing."""

@@ -9,12 +9,12 @@ from lightning_gradwatch.fit.results import Outcome
 from lightning_gradwatch.fit.strategies import leads
 from lightning_gradwatch.fit.writing.writer import Sinks
 from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.tell.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from lightning_gradwatch.fit.fit import Speaks
     from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
     from lightning_gradwatch.judge.rule import Rule
     from lightning_gradwatch.measure.units.mask import Mask
@@ -106,6 +106,6 @@ class Watch(GradWatch):
     def _written_to(self) -> Path | None:
         return super()._written_to if self._opened is None else self._opened.path
 
-    def _speaks(self, trainer: AnyTrainer) -> Speaks:
+    def _reporter(self, trainer: AnyTrainer) -> Reporter:
         del trainer
-        return "never"
+        return SILENT
