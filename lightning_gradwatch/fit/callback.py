@@ -13,7 +13,6 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.fit.arguments import check_choice, check_count, check_function
 from lightning_gradwatch.fit.batch_hooks import BatchHooks
 from lightning_gradwatch.fit.callback_base import Telling, guarded
 from lightning_gradwatch.fit.fit import Fit
@@ -41,6 +40,7 @@ from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.probe import Probe
 from lightning_gradwatch.measure.trace.compiled import has_compiled_step
 from lightning_gradwatch.measure.units.mask import Mask, mask_of
+from lightning_gradwatch.record.arguments import check_choice, check_count_or_none, check_function
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.tell.reporter import Reporter, current, errors_only
 
@@ -82,13 +82,14 @@ class GradWatch(Telling):
         mask: Callable[[Any], Mask | None] | None = None,
     ) -> None:
         super().__init__()
-        self._every_n_steps = check_count(
-            "every_n_steps", every_n_steps, least=1, none="the Trainer's log_every_n_steps"
+        of = GradWatch.__name__
+        self._every_n_steps = check_count_or_none(
+            of, "every_n_steps", every_n_steps, least=1, none="the Trainer's log_every_n_steps"
         )
-        self._max_curves = check_count("max_curves", max_curves, least=0, none="curves always")
-        self._fail_on = check_choice("fail_on", fail_on, (None, "warning", "error"))
-        self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
-        self._mask = check_function("mask", mask)
+        self._max_curves = check_count_or_none(of, "max_curves", max_curves, least=0, none="curves always")
+        self._fail_on = check_choice(of, "fail_on", fail_on, (None, "warning", "error"))
+        self._compiled = check_choice(of, "compiled", compiled, ("skip", "eager"))
+        self._mask = check_function(of, "mask", mask)
         self._rules = resolve_rules(rules, ignore)
         self._restored: Any = None
         self._hooks = BatchHooks()
