@@ -17,6 +17,7 @@ JUDGES_NONE = {
     "cli/test_command.py": "reads runs that are written by hand",
     "cli/test_colour.py": "reads runs that are written by hand",
     "record/events/test_file.py": "writes bytes",
+    "tell/test_formats.py": "the command line, on no run at all",
     "test_light_import.py": "imports",
     "tab/test_loader.py": "imports",
     "fit/test_packages.py": "imports, and a few steps",

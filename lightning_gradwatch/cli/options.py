@@ -7,9 +7,10 @@ import shutil
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lightning_gradwatch.cli.settings import FORMATS, LEVELS
+from lightning_gradwatch.cli.settings import LEVELS
 from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
 from lightning_gradwatch.record.escape import escape
+from lightning_gradwatch.tell.formats import FORMATS, in_short
 from lightning_gradwatch.version import __version__
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     Command = Callable[[argparse.Namespace], int]
 
+_FORMATS = "{formats}"
 _CHECK = """RUN is a run folder, an event file, a folder that runs are in, or a glob such as
 'logs/version_*'; several may be given. Of several runs in a folder each is told
 in a line.
@@ -29,13 +31,7 @@ exit codes:
 Of several runs, 2 beats 1 beats 0.
 
 formats:
-  text      for people; in colour on a terminal, unless NO_COLOR is set
-  json      everything, in a versioned schema
-  junit     a test suite a run, a test case a rule
-  github    annotations; the Markdown is added to $GITHUB_STEP_SUMMARY
-  sarif     SARIF 2.1.0 for code scanning
-  markdown  a table a run and a section a finding
-  html      the page of gradwatch report: charts, in one file that loads nothing
+  {formats}
 
 settings:
   The command line beats the environment, which beats the file. The file is
@@ -72,6 +68,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(escape(message))
+
+    def format_help(self) -> str:
+        # Only now, as each format is imported for what it says of itself.
+        if self.epilog and _FORMATS in self.epilog:
+            width = max(map(len, FORMATS))
+            lines = [f"{name:{width}}  {text}" for name, text in in_short().items()]
+            self.epilog = self.epilog.replace(_FORMATS, "\n  ".join(lines))
+        return super().format_help()
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:

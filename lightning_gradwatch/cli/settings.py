@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.judge.catalog import find_rule
 from lightning_gradwatch.judge.selection import check_prefixes, code_of, nearest_rule
 from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.tell.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-FORMATS = ("text", "json", "junit", "github", "sarif", "markdown", "html")
 LEVELS = ("warning", "error")
 MEASURED = {"GW201": ("observations", "batch_elements")}
 """Thresholds that decide how a run is measured: a stored run can't be judged by others."""

@@ -54,7 +54,7 @@ class BatchHooks:
         """
         # A training step that is compiled as a whole would be compiled again under the tracer.
         if traced and (eager or not is_compiled_step(trainer, pl_module)):
-            self._traced = TracedTrainingStep(trainer.strategy, meter, begins=begins)
+            self._traced = TracedTrainingStep(trainer, meter, begins=begins)
         automatic = pl_module.automatic_optimization
 
         def hear(optimizer: Optimizer, index: int) -> OptimizerSteps:

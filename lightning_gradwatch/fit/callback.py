@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.fit.arguments import check_choice, check_count, check_function
 from lightning_gradwatch.fit.batch_hooks import BatchHooks
 from lightning_gradwatch.fit.callback_base import Telling, guarded
-from lightning_gradwatch.fit.fit import Fit, Speaks
+from lightning_gradwatch.fit.fit import Fit
 from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
 from lightning_gradwatch.fit.results import Outcome
 from lightning_gradwatch.fit.schedule import DEFAULT_EVERY_N_STEPS, Schedule
+from lightning_gradwatch.fit.strategies import Joined, join, leads, world_size
 from lightning_gradwatch.fit.trainer import (
     accumulates,
     clips,
@@ -28,7 +28,6 @@ from lightning_gradwatch.fit.trainer import (
     folder_of,
     logger_step,
     overrides,
-    ranks_of,
 )
 from lightning_gradwatch.fit.writing.writer import Sinks
 from lightning_gradwatch.judge.evaluator import Evaluator
@@ -41,10 +40,9 @@ from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.probe import Probe
 from lightning_gradwatch.measure.trace.compiled import has_compiled_step
 from lightning_gradwatch.measure.units.mask import Mask, mask_of
+from lightning_gradwatch.record.arguments import check_choice, check_count_or_none, check_function
 from lightning_gradwatch.record.finding import Severity
-
-if TYPE_CHECKING:
-    from lightning_gradwatch.fit.ranks.ranks import Ranks
+from lightning_gradwatch.tell.reporter import Reporter, current, errors_only
 
 FailOn = Literal["warning", "error"]
 
@@ -84,13 +82,14 @@ class GradWatch(Telling):
         mask: Callable[[Any], Mask | None] | None = None,
     ) -> None:
         super().__init__()
-        self._every_n_steps = check_count(
-            "every_n_steps", every_n_steps, least=1, none="the Trainer's log_every_n_steps"
+        of = GradWatch.__name__
+        self._every_n_steps = check_count_or_none(
+            of, "every_n_steps", every_n_steps, least=1, none="the Trainer's log_every_n_steps"
         )
-        self._max_curves = check_count("max_curves", max_curves, least=0, none="curves always")
-        self._fail_on = check_choice("fail_on", fail_on, (None, "warning", "error"))
-        self._compiled = check_choice("compiled", compiled, ("skip", "eager"))
-        self._mask = check_function("mask", mask)
+        self._max_curves = check_count_or_none(of, "max_curves", max_curves, least=0, none="curves always")
+        self._fail_on = check_choice(of, "fail_on", fail_on, (None, "warning", "error"))
+        self._compiled = check_choice(of, "compiled", compiled, ("skip", "eager"))
+        self._mask = check_function(of, "mask", mask)
         self._rules = resolve_rules(rules, ignore)
         self._restored: Any = None
         self._hooks = BatchHooks()
@@ -102,7 +101,7 @@ class GradWatch(Telling):
     # -- Lightning's hooks
 
     def on_train_start(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
-        self._faults = Faults(speaks=trainer.is_global_zero)  # what failed in an earlier fit may work in this one
+        self._faults = Faults(speaks=leads(trainer))  # what failed in an earlier fit may work in this one
         self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: AnyTrainer, pl_module: AnyModule, batch: Any, batch_idx: int) -> None:
@@ -201,7 +200,7 @@ class GradWatch(Telling):
                     step=opened.step,
                     batch_idx=batch_idx,
                     partial=pl_module.automatic_optimization and opened.passes < trainer.accumulate_grad_batches,
-                    world_size=trainer.world_size,
+                    world_size=world_size(trainer),
                     optimizers=len(trainer.optimizers),
                 )
             )
@@ -263,18 +262,18 @@ class GradWatch(Telling):
         self._rest = 0
         self._live = self._outside = any(map(has_compiled_step, trainer.optimizers))
         # First of all, as all ranks have to take part, whatever becomes of them afterwards.
-        ranks = ranks_of(trainer, pl_module, self._faults)
+        joined = join(trainer, self._faults, automatic=pl_module.automatic_optimization)
         try:
-            self._fit = self._make_fit(trainer, pl_module, ranks)
+            self._fit = self._make_fit(trainer, pl_module, joined)
         except Exception:
-            if ranks is not None:
-                ranks.leave()
+            if joined.ranks is not None:
+                joined.ranks.leave()
             raise
         if self._restored is not None:
             self._fit.load_state_dict(self._restored)
             self._restored = None
 
-    def _make_fit(self, trainer: AnyTrainer, pl_module: AnyModule, ranks: Ranks | None) -> Fit:
+    def _make_fit(self, trainer: AnyTrainer, pl_module: AnyModule, joined: Joined) -> Fit:
         window = next((rule for rule in self._rules if isinstance(rule, DeadUnits)), DeadUnits())
         every = self._every_n_steps or getattr(trainer, "log_every_n_steps", None) or DEFAULT_EVERY_N_STEPS
         sinks = self._make_sinks(trainer)
@@ -287,7 +286,7 @@ class GradWatch(Telling):
                 batch_elements=window.batch_elements,
                 compiled=self._compiled,
                 faults=self._faults,
-                processes=trainer.world_size,
+                shards=joined.shards,
             ),
             schedule=Schedule(every),
             evaluator=Evaluator(self._rules),
@@ -296,20 +295,20 @@ class GradWatch(Telling):
             describe=lambda info: describe(
                 info, trainer, pl_module, every_n_steps=every, eager=self._compiled == "eager"
             ),
-            speaks=self._speaks(trainer),
+            reporter=self._reporter(trainer),
             fail_on=None if self._fail_on is None else Severity[self._fail_on.upper()],
-            ranks=ranks,
+            ranks=joined.ranks,
         )
 
     def _make_sinks(self, trainer: AnyTrainer) -> Sinks | None:
         """Open what this fit's records are written to; None where nothing is."""
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        if not leads(trainer) or getattr(trainer, "fast_dev_run", False):
             return None
         return Sinks(trainer.loggers, folder_of(trainer), max_curves=self._max_curves, faults=self._faults)
 
-    def _speaks(self, trainer: AnyTrainer) -> Speaks:
-        """Whether this process warns and announces."""
-        return "aloud" if trainer.is_global_zero else "errors"
+    def _reporter(self, trainer: AnyTrainer) -> Reporter:
+        """Return what this process's fit is to report to."""
+        return current() if leads(trainer) else errors_only(current())
 
     def _release(self) -> None:
         """Take away what a measured batch puts in place; fine when there is nothing."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.fit.schedule import Schedule
 from lightning_gradwatch.judge.evaluator import Evaluator
@@ -15,14 +13,12 @@ from lightning_gradwatch.judge.verdict import RunVerdict
 from lightning_gradwatch.measure.faults import GivenUp
 from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.record.checkpoint import StateError, mapping_of, places_of
-from lightning_gradwatch.record.escape import escape
-from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning, Severity
+from lightning_gradwatch.record.finding import Finding, GradWatchError, Severity
 from lightning_gradwatch.record.wording import counted
-from lightning_gradwatch.tell.announce import announce, conclude, tell, warn
 from lightning_gradwatch.tell.terminal import warning_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.optim import Optimizer
 
@@ -34,8 +30,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
-
-Speaks: TypeAlias = Literal["aloud", "errors", "never"]
+    from lightning_gradwatch.tell.reporter import Reporter
 
 _MOST_PASSES = 256
 """Micro-batches of a step whose activations are counted: what is kept of each until the step comes is bounded by it."""
@@ -77,8 +72,7 @@ class Fit:
         evaluator: Judges.
         sinks: Writes; None on ranks that don't, and where nothing is to be written.
         describe: Adds what the training loop knows to a run's description.
-        speaks: Whether this process warns and announces: ``"errors"`` where another rank does, and only what the user's
-            filters make an error of happens here too, at the same step.
+        reporter: Says what is found, or doesn't.
         fail_on: Severity from which on a finding ends the run.
         ranks: The other processes that train the model; None where there are none.
         nowhere: Why nothing is written where there are no sinks.
@@ -92,7 +86,7 @@ class Fit:
         evaluator: Evaluator,
         sinks: Sinks | None,
         describe: Callable[[RunInfo], RunInfo],
-        speaks: Speaks,
+        reporter: Reporter,
         fail_on: Severity | None,
         ranks: Ranks | None = None,
         nowhere: str = "",
@@ -107,7 +101,7 @@ class Fit:
         self._schedule = schedule
         self._sinks = sinks
         self._describe = describe
-        self._speaks = speaks
+        self._reporter = reporter
         self._fail_on = fail_on
         self._ranks = ranks
         self._pending: deque[PendingRecord | SharedRecord] = deque()
@@ -254,7 +248,7 @@ class Fit:
 
     def _conclude(self) -> None:
         """Say once how it ended; of a fit that `fail_on` ended the exception has said it."""
-        if self._ended or self._speaks != "aloud":
+        if self._ended:
             return
         self._ended = True
         unjudged = self.evaluator.unjudged
@@ -273,7 +267,7 @@ class Fit:
             measured=counted(self._measured, "measured step") + (f" ({first} to {last})" if last > first else ""),
             failure=failure,
         )
-        conclude(verdict, self._path_of_run)
+        self._reporter.conclude(verdict, self._path_of_run)
 
     def _close(self) -> None:
         if self._ranks is not None:
@@ -291,7 +285,7 @@ class Fit:
         if described is not self._described:
             self._described = described
             info = self._describe(replace(described, rules=settings_of(self.evaluator.rules)))
-            self._announces = self._speaks == "aloud" and self.info is None
+            self._announces = self.info is None
             self.info = self.infos[record.layout] = info
         info = self.infos[record.layout]
         self.records.append(record)
@@ -309,7 +303,7 @@ class Fit:
             self._try("writing", lambda: sinks.write(self.records, self.infos, self.evaluator))
         if self._announces:
             self._announces = False
-            announce(info, self._nowhere if self._sinks is None else self._sinks.told)
+            self._reporter.announce(info, self._nowhere if self._sinks is None else self._sinks.told)
         self._warn(told)
         self._fail()
 
@@ -347,16 +341,9 @@ class Fit:
         )
 
     def _warn(self, findings: list[Finding]) -> None:
-        worrying = [finding for finding in findings if finding.severity >= Severity.WARNING]
-        with self._speaking() as speaks:
-            for finding in worrying if speaks else ():
-                warn(finding, self.evaluator.warning_for(finding))
-
-    @contextmanager
-    def _speaking(self) -> Iterator[bool]:
-        """Whether to warn in this context; where another rank does, only what filters make an error of comes out of it."""
-        with warnings.catch_warnings(record=True) if self._speaks == "errors" else nullcontext():
-            yield self._speaks != "never"
+        for finding in findings:
+            if finding.severity >= Severity.WARNING:
+                self._reporter.warn(finding, self.evaluator.warning_for(finding))
 
     def _try(self, part: Part, action: Callable[[], Any]) -> None:
         if not self.faults.on(part):
@@ -401,10 +388,7 @@ class Fit:
         if self._begun_anew:
             return
         self._begun_anew = True
-        text = (
+        self._reporter.note(
             f"GradWatch begins anew: what the checkpoint holds of it is of another release, or damaged: {reason}. Training and "
             "measuring go on; what was found before may be told again."
         )
-        with self._speaking() as speaks:
-            if speaks:
-                tell(escape(text), GradWatchWarning)

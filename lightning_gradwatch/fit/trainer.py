@@ -8,13 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_gradwatch.fit.ranks.exchange import Exchange
-from lightning_gradwatch.fit.ranks.ranks import Ranks
+from lightning_gradwatch.fit.strategies import name_of, runs_training_step, world_size
 from lightning_gradwatch.measure.coverage import OUT_OF_SIGHT
-from lightning_gradwatch.measure.faults import Unsupported
 from lightning_gradwatch.measure.model.call_site import mark_outermost
 from lightning_gradwatch.measure.patches import Patch
 from lightning_gradwatch.measure.trace.compiled import has_compiled_step
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.step import StepMeter
     from lightning_gradwatch.record.run_info import RunInfo
 
@@ -40,7 +36,7 @@ class TracedTrainingStep:
     An attribute of the one instance, which Lightning looks up at each call; it hides the class's own until `remove`.
     """
 
-    def __init__(self, strategy: Any, meter: StepMeter, *, begins: Callable[[], None]) -> None:
+    def __init__(self, trainer: Any, meter: StepMeter, *, begins: Callable[[], None]) -> None:
         def around(original: Callable[..., Any]) -> Callable[..., Any]:
             def measured_training_step(*args: Any, **kwargs: Any) -> Any:
                 if meter.steps:  # a line search calls its closure again, elsewhere
@@ -55,7 +51,7 @@ class TracedTrainingStep:
             mark_outermost(measured_training_step.__code__)
             return measured_training_step
 
-        self._patch = Patch(strategy, "training_step", around)
+        self._patch = Patch(runs_training_step(trainer), "training_step", around)
 
     def remove(self) -> bool:
         """Put things back; whether nothing is left, as where others have put something over it."""
@@ -136,8 +132,8 @@ def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int,
         clipping=clipping,
         planned_steps=_planned_steps(trainer),
         every_n_steps=every_n_steps,
-        world_size=trainer.world_size,
-        strategy=type(trainer.strategy).__name__,
+        world_size=world_size(trainer),
+        strategy=name_of(trainer),
     )
 
 
@@ -147,59 +143,3 @@ def _planned_steps(trainer: Any) -> int | None:
     if (trainer.max_epochs or -1) > 0 and math.isfinite(trainer.num_training_batches):
         limits.append(math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
     return min(limits, default=None)
-
-
-_UNSUPPORTED: Mapping[str, str] = {
-    "DeepSpeedStrategy": "DeepSpeed keeps gradients and weights in flat buffers of its own",
-    "FSDPStrategy": "FSDP keeps parameters as flat parts without their shapes; ModelParallelStrategy (FSDP2) is measured",
-    "XLAStrategy": "XLA runs a step when its results are asked for, long after it was written down",
-    "XLAFSDPStrategy": "XLA runs a step when its results are asked for, long after it was written down",
-}
-"""Why nothing can be measured under a strategy, by the name of its class: the packages have classes of their own."""
-
-
-def check_strategy(trainer: Any) -> None:
-    """Check that a fit can be measured.
-
-    Raises:
-        Unsupported: the strategy does what can't be looked into.
-    """
-    for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in _UNSUPPORTED:
-            raise Unsupported(f"{_UNSUPPORTED[kind.__name__]} (strategy {type(trainer.strategy).__name__})")
-    if trainer.world_size > 1 and not (
-        dist.is_available() and dist.is_initialized() and dist.get_world_size() == trainer.world_size
-    ):
-        raise Unsupported(
-            f"the {trainer.world_size} processes of {type(trainer.strategy).__name__} aren't those of a process group of "
-            "torch.distributed, through which their numbers could be put together"
-        )
-
-
-def ranks_of(trainer: Any, pl_module: Any, faults: Faults) -> Ranks | None:
-    """Return this process's part in exchanges with the others; None where it trains alone. Called by all of them.
-
-    Raises:
-        Unsupported: this fit can't be measured.
-    """
-    check_strategy(trainer)
-    if trainer.world_size == 1:
-        return None
-    try:
-        exchange = Exchange()
-    except (RuntimeError, ValueError) as error:
-        raise Unsupported(
-            f"no gloo process group can be made, through which the ranks exchange their numbers ({error})"
-        ) from error
-    parts = trainer.strategy.distributed_sampler_kwargs or {}
-    # Between the end of a step and the next, a device has no time to hand the numbers over without being waited for. Under
-    # manual optimization the ranks have to know at once whether a batch was a step.
-    waits = trainer.strategy.root_device.type == "cpu" or not pl_module.automatic_optimization
-    return Ranks(
-        exchange,
-        faults,
-        optimizers=len(trainer.optimizers),
-        replica=parts.get("rank", trainer.global_rank),
-        replicas=parts.get("num_replicas", trainer.world_size),
-        lag=0 if waits else 2,
-    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.model.layers import by_device
-from lightning_gradwatch.measure.model.shards import local_parts, replicas_of, why_unreadable
+from lightning_gradwatch.measure.model.shards import ALONE
 from lightning_gradwatch.measure.norms import l2_norms
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.layers import Owned
     from lightning_gradwatch.measure.model.path import Layer
+    from lightning_gradwatch.measure.model.shards import Shards
     from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
     from lightning_gradwatch.record.step import FloatVector
 
@@ -45,11 +46,9 @@ class Gradients(NamedTuple):
 class OptimizerGradients:
     """The gradients of one optimizer's parameters at one step: measured on the device, read after the transfer."""
 
-    def __init__(self, owned: list[Owned], pack: Pack, *, processes: int = 1) -> None:
+    def __init__(self, owned: list[Owned], pack: Pack, *, shards: Shards = ALONE) -> None:
         """Measure the gradients of the parameters that the optimizer trains: one that is frozen may still hold an old one."""
-        self.unreadable = {
-            layer.name: why for layer, parameter in owned if (why := why_unreadable(parameter, processes))
-        }
+        self.unreadable = {layer.name: why for layer, parameter in owned if (why := shards.why_unreadable(parameter))}
         """Why a layer's gradients can't be measured, by its name; nothing of such a layer is read."""
         if self.unreadable:
             owned = [each for each in owned if each[0].name not in self.unreadable]
@@ -65,14 +64,14 @@ class OptimizerGradients:
         self._counts: list[tuple[int, Slot]] = []
         """Of members whose norm doesn't tell whether there is an entry that isn't 0: how many there are."""
         for members in by_device([each for each in owned if each[1].grad is not None]):
-            gradients = local_parts([parameter.grad for _, parameter in members if parameter.grad is not None])
+            gradients = shards.local_parts([parameter.grad for _, parameter in members if parameter.grad is not None])
             self._norms.append(pack.add(l2_norms(gradients)))
             for place, gradient in enumerate(gradients, len(self._members)):
                 if gradient.dtype in _WIDE:
                     self._counts.append((place, pack.add(_entries(gradient).count_nonzero())))
             self._entries += map(Tensor.numel, gradients)
             self._members += members
-        self._replicas = replicas_of([parameter for _, parameter in self._members], processes)
+        self._replicas = shards.replicas(parameter for _, parameter in self._members)
 
     @property
     def were_emptied(self) -> bool:

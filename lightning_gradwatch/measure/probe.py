@@ -18,6 +18,7 @@ from lightning_gradwatch.measure.model.autograd_graph import TOO_LARGE
 from lightning_gradwatch.measure.model.call_site import ModuleNames
 from lightning_gradwatch.measure.model.layers import Layers, parameters_of, unwrapped
 from lightning_gradwatch.measure.model.path import Path
+from lightning_gradwatch.measure.model.shards import ALONE, Shards
 from lightning_gradwatch.measure.model.sites import Sites
 from lightning_gradwatch.measure.optimizer_step import OptimizerSteps
 from lightning_gradwatch.measure.step import StepMeter
@@ -62,7 +63,8 @@ class Probe:
         step: The number of the first measured step. An attribute, which counts measured steps; set it to the loop's own where
             not all are measured: the rules go by steps.
         faults: Where faults of its own are reported; one of its own, by default.
-        processes: How many processes train the model together and combine what their probes measure.
+        shards: How the processes that train the model together, and combine what their probes measure, hold its parameters;
+            this one alone, by default.
 
     Raises:
         TypeError: an argument isn't a module, or isn't an optimizer.
@@ -81,7 +83,7 @@ class Probe:
         mask: Mask | None = None,
         step: int = 0,
         faults: Faults | None = None,
-        processes: int = 1,
+        shards: Shards = ALONE,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} must be a torch.nn.Module, not {type(model).__name__}")
@@ -98,7 +100,7 @@ class Probe:
         self.windows = Windows(observations, batch_elements, least_observations)
         """Over the observations of the sites' units."""
         self._optimizers = list(optimizers)
-        self._processes = processes
+        self._shards = shards
         self._eager = compiled == "eager"
         self.mask = mask
         self._meter: StepMeter | None = None
@@ -276,7 +278,7 @@ class Probe:
             eager=self._eager,
             staging=self._staging,
             snapshots=self._snapshots,
-            processes=self._processes,
+            shards=self._shards,
             activations_only=activations_only,
             unseen=self._unseen,
             audited=audited,
@@ -336,7 +338,7 @@ class Probe:
         )
         with self.faults.guard("signal"):
             self._arrange()
-        if self._processes == 1:
+        if self._shards.processes == 1:
             self.windows.of(self._sites.ordered)
         if self._info is None or self._described != self._known():
             self._info = self._describe()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.call_site import ModuleNames
     from lightning_gradwatch.measure.model.layers import Layers, Owned
     from lightning_gradwatch.measure.model.path import Layer, Path, Site
+    from lightning_gradwatch.measure.model.shards import Shards
     from lightning_gradwatch.measure.model.sites import Sites
     from lightning_gradwatch.measure.trace.uncovered import Unseen
     from lightning_gradwatch.measure.units.batched_reductions import Staging
@@ -147,7 +148,7 @@ class StepMeter:
         snapshots: Snapshots,
         spacious: Sequence[nn.Module] = (),
         eager: bool = False,
-        processes: int = 1,
+        shards: Shards,
         activations_only: bool = False,
         unseen: Unseen,
         audited: bool = False,
@@ -185,7 +186,7 @@ class StepMeter:
         self._snapshots = snapshots
         self._spacious = spacious
         self._eager = eager
-        self._processes = processes
+        self._shards = shards
         self._tags = Tags()
         self.hooks = SignalHooks(faults, off=activations_only)
         self._connections = Connections(path, off=activations_only)
@@ -388,7 +389,7 @@ class StepMeter:
             return
         with self.faults.guard("updates"):
             owned = self._layers.trained_by(optimizer)
-            self._remembered[index] = self._snapshots.take(index, owned, self.pack, processes=self._processes)
+            self._remembered[index] = self._snapshots.take(index, owned, self.pack, shards=self._shards)
 
     @_harmless
     def before_optimizer_step(
@@ -428,12 +429,12 @@ class StepMeter:
             return True
         if self.faults.on("gradients"):
             with self.faults.guard("gradients"):
-                step.gradients = OptimizerGradients(owned, self.pack, processes=self._processes)
+                step.gradients = OptimizerGradients(owned, self.pack, shards=self._shards)
         if self.faults.on("updates"):
             with self.faults.guard("updates"):
                 step.snapshot = self._remembered.pop(index, None) or (None if before is None else before.snapshot)
                 if step.snapshot is None:
-                    step.snapshot = self._snapshots.take(index, owned, self.pack, processes=self._processes)
+                    step.snapshot = self._snapshots.take(index, owned, self.pack, shards=self._shards)
         return True
 
     @_harmless
@@ -457,7 +458,7 @@ class StepMeter:
         if clipped and step.gradients is not None and self.faults.on("gradients"):
             with self.faults.guard("gradients"):
                 owned = self._layers.trained_by(step.optimizer)
-                step.clipped = OptimizerGradients(owned, self.pack, processes=self._processes)
+                step.clipped = OptimizerGradients(owned, self.pack, shards=self._shards)
 
     def _ask_scaler(self, step: OptimizerStep) -> None:
         """Take what a gradient scaler tells an optimizer that unscales by itself, for the duration of its step."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.model.layers import by_device
 from lightning_gradwatch.measure.model.path import is_matrix
-from lightning_gradwatch.measure.model.shards import local_parts, replicas, replicas_of, why_unreadable
+from lightning_gradwatch.measure.model.shards import ALONE
 from lightning_gradwatch.measure.norms import l2_norms, l2_norms_of_rows
 from lightning_gradwatch.measure.transfer.stacks import Copies
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.layers import Owned
     from lightning_gradwatch.measure.model.path import Layer
+    from lightning_gradwatch.measure.model.shards import Shards
     from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
     from lightning_gradwatch.record.step import FloatVector
 
@@ -63,25 +64,22 @@ class Snapshots:
         self._limits = limits
         self._copies: dict[int, Copies] = {}
 
-    def take(self, optimizer: int, owned: list[Owned], pack: Pack, *, processes: int = 1) -> WeightSnapshot:
+    def take(self, optimizer: int, owned: list[Owned], pack: Pack, *, shards: Shards = ALONE) -> WeightSnapshot:
         """Remember the weights of one optimizer, given by its place, instead of those it had the last time."""
         copies = self._copies.setdefault(optimizer, Copies())
-        return WeightSnapshot(owned, pack, self._limits, copies, processes=processes)
+        return WeightSnapshot(owned, pack, self._limits, copies, shards)
 
 
 class WeightSnapshot:
     """The weights of one optimizer before a step, and, once it has stepped, how far they moved."""
 
-    def __init__(self, owned: list[Owned], pack: Pack, limits: Limits, copies: Copies, *, processes: int = 1) -> None:
+    def __init__(self, owned: list[Owned], pack: Pack, limits: Limits, copies: Copies, shards: Shards) -> None:
         compared = [
             each
             for each in owned
-            if is_matrix(each[1])
-            and each[1].layout is torch.strided
-            and not why_unreadable(each[1], processes)
-            and replicas(each[1], processes)
+            if is_matrix(each[1]) and each[1].layout is torch.strided and not shards.why_unreadable(each[1])
         ]
-        self._groups = [_Group(members, limits, pack, copies, processes) for members in by_device(compared)]
+        self._groups = [_Group(members, limits, pack, copies, shards) for members in by_device(compared)]
         self.estimated = any(group.estimated for group in self._groups)
 
     def measure(self, pack: Pack) -> None:
@@ -98,8 +96,9 @@ class WeightSnapshot:
 class _Group:
     """The weights of one optimizer on one device."""
 
-    def __init__(self, members: list[Owned], limits: Limits, pack: Pack, copies: Copies, processes: int) -> None:
+    def __init__(self, members: list[Owned], limits: Limits, pack: Pack, copies: Copies, shards: Shards) -> None:
         self._members = members
+        self._shards = shards
         self._steps: list[int] | None = None
         views = self._views()
         self.estimated = sum([view.numel() * view.element_size() for view in views]) > limits.copied_bytes
@@ -116,7 +115,7 @@ class _Group:
         self._alone = len(alone)
         self._order = order + alone
         """The places of the members, in the order of the copies."""
-        self._replicas = replicas_of([members[place][1] for place in self._order], processes)
+        self._replicas = shards.replicas(members[place][1] for place in self._order)
         self._sizes = [copy.numel() for copy in self._before]
         self._norms = self._measured(pack)
         self._moved: list[Slot] = []
@@ -129,7 +128,7 @@ class _Group:
         return [max(1, math.ceil(per_layer[layer] / entries)) for layer, _ in self._members]
 
     def _views(self) -> list[Tensor]:
-        parts = local_parts([parameter for _, parameter in self._members])
+        parts = self._shards.local_parts([parameter for _, parameter in self._members])
         if self._steps is None:
             return parts
         return [part if step == 1 else _part(part, step) for part, step in zip(parts, self._steps, strict=True)]

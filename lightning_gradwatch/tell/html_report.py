@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.verdict import RunVerdict
     from lightning_gradwatch.record.finding import Finding
 
+IN_SHORT = "the page of gradwatch report: charts, in one file that loads nothing"
+
 
 class WrittenPage(NamedTuple):
     """A page, and what it tells of where its runs were made."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.judge.verdict import Comparison, RunVerdict
 
+IN_SHORT = "everything, in a versioned schema"
 REPORT_VERSION = 1
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from lightning_gradwatch.judge.rule import Rule
 from lightning_gradwatch.measure.units.mask import Mask
+from lightning_gradwatch.record.arguments import check_choice, check_count, check_flag
 from lightning_gradwatch.record.finding import Finding, GradWatchError, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.showing import contents_text, shown
@@ -137,14 +138,10 @@ def check_training(
     """
     module = getattr(model, "_orig_mod", model)  # of `torch.compile(module)`
     package = _package_of(module)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int):
-        raise TypeError(f"check_training(max_steps={max_steps!r}): must be an integer of at least 1, such as 32")
-    if max_steps < 1:
-        raise ValueError(f"check_training(max_steps={max_steps!r}): must be at least 1, such as 32")
-    if fail_on not in {None, "warning", "error"}:
-        raise ValueError(f"check_training(fail_on={fail_on!r}): must be one of None, 'warning', 'error'")
-    if not isinstance(try_remedies, bool):
-        raise TypeError(f"check_training(try_remedies={try_remedies!r}): must be True or False")
+    of = check_training.__name__
+    check_count(of, "max_steps", max_steps, least=1, also=", such as 32")
+    check_choice(of, "fail_on", fail_on, (None, "warning", "error"))
+    check_flag(of, "try_remedies", try_remedies)
     watch = Watch(rules=rules, ignore=ignore, folder=None if folder is None else Path(folder), mask=mask)
     options = dict(trainer_options or {})
     trial: RemedyTrial | None = None

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.fit.callback import GradWatch
 from lightning_gradwatch.fit.results import Outcome
+from lightning_gradwatch.fit.strategies import leads
 from lightning_gradwatch.fit.writing.writer import Sinks
 from lightning_gradwatch.record.finding import Severity
+from lightning_gradwatch.tell.reporter import SILENT, Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from lightning_gradwatch.fit.fit import Speaks
     from lightning_gradwatch.fit.packages import AnyModule, AnyTrainer
     from lightning_gradwatch.judge.rule import Rule
     from lightning_gradwatch.measure.units.mask import Mask
@@ -92,7 +93,7 @@ class Watch(GradWatch):
                 self._deliver(finding, next(rule.warning for rule in self._rules if rule.code == finding.code))
 
     def _make_sinks(self, trainer: AnyTrainer) -> Sinks | None:
-        if self._folder is None or not trainer.is_global_zero:
+        if self._folder is None or not leads(trainer):
             return None
         self._opened = Sinks((), self._folder, max_curves=self._max_curves, faults=self._faults)
         return self._opened
@@ -105,6 +106,6 @@ class Watch(GradWatch):
     def _written_to(self) -> Path | None:
         return super()._written_to if self._opened is None else self._opened.path
 
-    def _speaks(self, trainer: AnyTrainer) -> Speaks:
+    def _reporter(self, trainer: AnyTrainer) -> Reporter:
         del trainer
-        return "never"
+        return SILENT

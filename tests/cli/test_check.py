@@ -13,7 +13,7 @@ from written import make_info, write_run
 
 from lightning_gradwatch.cli import command
 from lightning_gradwatch.cli.check import find_runs
-from lightning_gradwatch.cli.settings import FORMATS
+from lightning_gradwatch.tell.formats import FORMATS
 
 
 @pytest.fixture(autouse=True)

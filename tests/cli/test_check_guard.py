@@ -12,7 +12,7 @@ from written import make_info, make_record, write_run
 from lightning_gradwatch import evaluate as evaluate_run
 from lightning_gradwatch.cli import command
 from lightning_gradwatch.cli.check import judge
-from lightning_gradwatch.cli.settings import FORMATS, Settings
+from lightning_gradwatch.cli.settings import Settings
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import replay
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
@@ -20,7 +20,8 @@ from lightning_gradwatch.judge.run import Run, RunError, read_run
 from lightning_gradwatch.record.reasons import CannotJudgeError, reason_of
 from lightning_gradwatch.record.run_files import Problems
 from lightning_gradwatch.record.run_info import series
-from lightning_gradwatch.tell import formats
+from lightning_gradwatch.tell.formats import FORMATS, render
+from lightning_gradwatch.tell.terminal import verdict_text
 
 DIGITS = "1" + "0" * 400
 ERRORS = {
@@ -95,7 +96,7 @@ def test_a_fault_of_ours_is_a_verdict_and_a_line_to_report(runs, fails, capsys):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_verdict_that_cannot_be_told_is_replaced_by_why(runs, monkeypatch, capsys, name):
-    real = formats.verdict_text if name == "text" else formats.render
+    real = verdict_text if name == "text" else render
 
     def tell(verdicts, *args, **kwargs):
         if any(

@@ -8,14 +8,14 @@ from written import make_info, make_record
 
 from lightning_gradwatch.cli import command
 from lightning_gradwatch.cli.check import judge
-from lightning_gradwatch.cli.settings import FORMATS, LayerIgnore, Settings, Threshold
+from lightning_gradwatch.cli.settings import LayerIgnore, Settings, Threshold
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.run import evaluate, read_run
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import findings_event, step_event
 from lightning_gradwatch.record.finding import Severity
-from lightning_gradwatch.tell.formats import render
+from lightning_gradwatch.tell.formats import FORMATS, render
 from lightning_gradwatch.version import __version__
 
 ILL = 4

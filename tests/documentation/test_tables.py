@@ -14,6 +14,7 @@ from benchmarks.galleries.healthy import HEALTHY
 from benchmarks.galleries.ill import ILL
 from benchmarks.nets import NETS
 from lightning_gradwatch import DEFAULT_RULES, GradWatch, RunInfo
+from lightning_gradwatch.fit.strategies import STRATEGIES
 from lightning_gradwatch.record.metrics import METRICS, is_over_layers
 from lightning_gradwatch.record.step import NotCovered
 from lightning_gradwatch.record.summaries import DESCRIPTIONS
@@ -71,6 +72,14 @@ def test_the_table_of_numbers_has_each_metric():
     rows = table(DOCS / "numbers.md", ("metric", "for each"))
     assert [row[0] for row in rows] == [f"`{name}`" for name in METRICS]
     assert [row[1] for row in rows] == ["layer" if is_over_layers(name) else "site" for name in METRICS]
+
+
+def test_the_table_of_strategies_has_each_row():
+    rows = table(DOCS / "distributed.md", ("strategy", "measured", "what it does"))
+    assert [tuple(row) for row in rows] == [
+        (", ".join(f"`{name}`" for name in row.classes), "no" if row.why_not else "yes", row.trains)
+        for row in STRATEGIES
+    ]
 
 
 def test_the_table_of_curves_has_each_group():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from datetime import timedelta
+from unittest import mock
 
 import pytorch_lightning as pl
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from integration import ranked
 from integration.nets import FEATURES, Classifier, batches, seed, trainer
 from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -24,11 +26,13 @@ from torch.distributed.tensor.parallel import (
 from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, Probe
+from lightning_gradwatch.fit import strategies
 from lightning_gradwatch.fit.ranks import exchange
 from lightning_gradwatch.fit.ranks import ranks as ranks_module
 from lightning_gradwatch.fit.schedule import Schedule
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.measure import gradients, updates
+from lightning_gradwatch.measure.model.shards import Shards
 from lightning_gradwatch.measure.units import counting, site_stats
 
 
@@ -297,3 +301,66 @@ class Hybrid(ranked.Sharded):
     def configure_model(self):
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
         fully_shard(self.net, mesh=mesh)
+
+
+class Gather(torch.autograd.Function):
+    """Puts the units of two ranks side by side; of the gradient each takes its own."""
+
+    @staticmethod
+    def forward(_, units):
+        parts = [torch.empty_like(units) for _ in range(2)]
+        dist.all_gather(parts, units.contiguous())
+        return torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient.chunk(2, dim=-1)[dist.get_rank()]
+
+
+class HalfLinear(nn.Module):
+    """This rank's half of the units of a layer, in tensors that don't say that they are halves."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(each.detach().chunk(2)[dist.get_rank()].clone()) for each in (whole.weight, whole.bias)
+        )
+        self.weight.is_half = self.bias.is_half = True
+
+    def forward(self, x):
+        return Gather.apply(F.linear(x, self.weight, self.bias))
+
+
+class SplitByHand(DDPStrategy):
+    """Both ranks see all of the data and share the work on one layer, by collectives of the model's own."""
+
+    def configure_ddp(self):
+        """Leave the model as it is."""
+
+    @property
+    def distributed_sampler_kwargs(self):
+        return {"num_replicas": 1, "rank": 0}
+
+
+class Split(ranked.Sharded):
+    def configure_model(self):
+        if not isinstance(self.net[0], HalfLinear):
+            self.net[0] = HalfLinear(self.net[0])
+
+
+class ByMark(Shards):
+    """Which parameters are halves is said by a mark on them."""
+
+    def replicas(self, tensors):
+        return [1 if hasattr(each, "is_half") else self.processes for each in tensors]
+
+
+def fit_with_a_row_of_its_own(rank, **settings):
+    """Train under a strategy that is known by one row more."""
+    row = strategies.Strategy(("SplitByHand",), "Halves of a layer.", shards=ByMark)
+    with (
+        mock.patch.object(strategies, "STRATEGIES", (*strategies.STRATEGIES, row)),
+        mock.patch.dict(ranked.STRATEGIES, {"by_hand": SplitByHand}),
+        mock.patch.dict(ranked.PARTS, {"by_hand": {"parts": 1}}),
+    ):
+        return ranked.fit(rank, strategy="by_hand", kind=Split, **settings)

@@ -13,6 +13,7 @@ from sent import sent
 from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, read_run
+from lightning_gradwatch.tell.reporter import Reporter, reporting
 
 
 def slow(parameters):
@@ -83,9 +84,8 @@ def test_a_finding_told_before_the_checkpoint_is_not_told_again_after_it(tmp_pat
     first, second = GradWatch(every_n_steps=15), GradWatch(every_n_steps=15)
     fit(tmp_path / "first", first, vanishing_net(), steps=30, checkpoint=saved)
     assert first.findings
-    with pytest.MonkeyPatch.context() as patch:
-        told = []
-        patch.setattr("lightning_gradwatch.fit.fit.warn", lambda finding, category: told.append(finding))
+    told = []
+    with reporting(Reporter(warn=lambda finding, category: told.append(finding))):
         fit(tmp_path / "second", second, vanishing_net(), steps=60, resume=saved)
     assert second.findings
     assert told == []

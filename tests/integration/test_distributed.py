@@ -68,6 +68,20 @@ def test_under_tensor_parallelism_shared_work_counts_once(processes):
     assert expected[0]["sites"]["net.1"]["dead_fraction"] >= 3 / 16
 
 
+def test_a_strategy_of_another_kind_is_one_row(processes):
+    """Its parameters are halves that don't say so, and no part of the data is a rank's own: both stand in its row alone."""
+    answers = processes(rank_situations.fit_with_a_row_of_its_own, net="even", size=16)
+    agree(answers)
+    for record, step in zip(answers[0]["records"], reference("even", steps=4, rows=16, size=16), strict=True):
+        assert record["loss"] == pytest.approx(step["loss"], rel=1e-5)
+        assert record["global_grad_norm"] == pytest.approx(step["global_grad_norm"], rel=1e-5)
+        for metric in ("grad_norm", "grad_rms", "weight_rms", "update_ratio"):
+            found = columns(answers[0], record, "layers", metric)
+            assert found == pytest.approx({name: each[metric] for name, each in step["layers"].items()}, rel=1e-5)
+        found = columns(answers[0], record, "sites", "signal_norm")
+        assert found == pytest.approx({name: each["signal_norm"] for name, each in step["sites"].items()}, rel=1e-5)
+
+
 WAYS = [
     {"strategy": "ddp", "net": "normed"},
     {"strategy": "ddp_find_unused_parameters_true", "net": "branching"},

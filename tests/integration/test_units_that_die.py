@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import DeadUnits, GradWatch, GradWatchWarning, evaluate, read_run
 from lightning_gradwatch.record.step import LayerState
+from lightning_gradwatch.tell.reporter import Reporter, reporting
 
 pytestmark = [pytest.mark.judges, pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")]
 FEATURES = 8
@@ -169,8 +170,7 @@ def test_what_gw104_says_of_a_dead_layer_is_what_gw201_reads(tmp_path):
     """All units die: the gradient is gone at once, and the window takes some steps more."""
     told = []
     watch = GradWatch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_gradwatch.fit.fit.warn", lambda finding, category: told.append(finding))
+    with reporting(Reporter(warn=lambda finding, category: told.append(finding))):
         fit(tmp_path, Dies(units=16), watch, 16, max_steps=300)
     (first,) = [finding for finding in told if finding.code == "GW104"]
     at = {record.step: record for record in watch.records}

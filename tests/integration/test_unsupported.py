@@ -19,11 +19,14 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 
+SHARDED = "ModelParallelStrategy (FSDP2) if the model needs sharding, and with DDP otherwise"
+ANYWHERE = 'DDP on another device (accelerator="cpu" for a few steps, say)'
+LATE = "XLA runs a step when its results are asked for, long after it was written down"
 REASONS = {
-    "DeepSpeedStrategy": "DeepSpeed keeps gradients and weights in flat buffers of its own",
-    "FSDPStrategy": "FSDP keeps parameters as flat parts without their shapes; ModelParallelStrategy (FSDP2) is measured",
-    "XLAStrategy": "XLA runs a step when its results are asked for, long after it was written down",
-    "XLAFSDPStrategy": "XLA runs a step when its results are asked for, long after it was written down",
+    "DeepSpeedStrategy": ("DeepSpeed keeps gradients and weights in flat buffers of its own", SHARDED),
+    "FSDPStrategy": ("FSDP keeps parameters as flat parts without their shapes", SHARDED),
+    "XLAStrategy": (LATE, ANYWHERE),
+    "XLAFSDPStrategy": (LATE, ANYWHERE),
 }
 
 
@@ -60,8 +63,10 @@ def test_what_cannot_be_measured_is_said_once_and_trains_on(name, tmp_path):
     with pytest.warns(GradWatchWarning) as heard:
         watched = fit(tmp_path, stand_in(name), watch)
     (told,) = [str(entry.message) for entry in heard if issubclass(entry.category, GradWatchWarning)]
-    assert told == f"GradWatch: nothing is measured: {REASONS[name]} (strategy {name}). Training goes on."
-    assert [entry.reason for entry in watch.coverage] == [f"nothing is measured: {REASONS[name]} (strategy {name})"]
+    why, instead = REASONS[name]
+    expected = f"nothing is measured: {why} (strategy {name}). To have it measured, train with {instead}"
+    assert told == f"GradWatch: {expected}. Training goes on."
+    assert [entry.reason for entry in watch.coverage] == [expected]
     assert (watch.records, watch.findings, watch.info) == ((), (), None)
     assert all(torch.equal(without[key], watched[key]) for key in without)
     assert not list(tmp_path.rglob("events*"))

@@ -6,8 +6,8 @@ import torch
 from measure.by_hand import rms
 from torch import nn
 
-from lightning_gradwatch.measure import updates
 from lightning_gradwatch.measure.model.layers import Layers
+from lightning_gradwatch.measure.model.shards import Shards
 from lightning_gradwatch.measure.transfer.host import Pack
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 
@@ -69,14 +69,20 @@ def test_weights_that_are_compared_side_by_side_keep_their_own_numbers():
             check_moves(snapshot, pack.send().wait(), expected)
 
 
-def test_each_weight_is_shared_out_by_its_own_replicas(monkeypatch):
-    """Which the order in which they are compared must not mix up; here as many as it has rows."""
-    monkeypatch.setattr(updates, "replicas_of", lambda parameters, processes: [len(each) for each in parameters])
+class ByRows(Shards):
+    """As many processes hold a weight as it has rows."""
+
+    def replicas(self, tensors):
+        return [len(each) for each in tensors]
+
+
+def test_each_weight_is_shared_out_by_its_own_replicas():
+    """Which the order in which they are compared must not mix up."""
     model = Narrow()
     layers, pack = Layers(model), Pack()
     layers.list_unused()
     trained = layers.trained_by(torch.optim.SGD(model.parameters(), lr=0.1))
-    snapshot = Snapshots(Limits()).take(0, trained, pack)
+    snapshot = Snapshots(Limits()).take(0, trained, pack, shards=ByRows())
     (moves,) = snapshot.read(pack.send().wait())
     found = {layer.name: entries for layer, entries in zip(moves.layers, moves.entries, strict=True)}
     assert found == {f"layers.{place}": layer.weight.shape[1] for place, layer in enumerate(model.layers)}

@@ -21,11 +21,11 @@ from written import make_info, make_record, write_run
 
 from benchmarks import fuzz
 from lightning_gradwatch.cli.check import judge
-from lightning_gradwatch.cli.settings import FORMATS, Settings
+from lightning_gradwatch.cli.settings import Settings
 from lightning_gradwatch.record.events import encoding, step_events
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import step_event
-from lightning_gradwatch.tell.formats import render
+from lightning_gradwatch.tell.formats import FORMATS, render
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 FUZZ = settings(

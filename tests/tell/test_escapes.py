@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from tell.samples import HOSTILE, hostile, make_finding, steers
 
 from lightning_gradwatch.cli.command import main
-from lightning_gradwatch.cli.settings import FORMATS
 from lightning_gradwatch.judge.run import RunError
 from lightning_gradwatch.measure.faults import Faults
 from lightning_gradwatch.record.escape import ESCAPES, Place, escape
@@ -29,7 +28,7 @@ from lightning_gradwatch.record.step import LayerInfo, NotCovered
 from lightning_gradwatch.record.summaries import findings_markdown
 from lightning_gradwatch.tell.announce import announce
 from lightning_gradwatch.tell.cells import cells_of, wrapped
-from lightning_gradwatch.tell.formats import render
+from lightning_gradwatch.tell.formats import FORMATS, render
 from lightning_gradwatch.tell.terminal import summary_text, verdict_text, warning_text
 from lightning_gradwatch.tell.training import training_text
 from lightning_gradwatch.testing.plugin.report import failure

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from tell.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, MISSING, hostile, steers
 
-from lightning_gradwatch.tell.github import github_report
+from lightning_gradwatch.tell.github_report import github_report
 
 
 def test_a_finding_is_an_annotation_and_what_fails_comes_first():

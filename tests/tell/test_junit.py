@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from tell.samples import ALL, COMPARED, FAILED, HOSTILE, MISSING, hostile, steers
 
-from lightning_gradwatch.tell.junit import junit_report
+from lightning_gradwatch.tell.junit_report import junit_report
 
 
 def parsed(*verdicts):

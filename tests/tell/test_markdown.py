@@ -8,7 +8,7 @@ import markdown
 import pytest
 from tell.samples import ALL, COMPARED, FAILED, HEALTHY, HOSTILE, hostile, steers
 
-from lightning_gradwatch.tell.markdown import markdown_report
+from lightning_gradwatch.tell.markdown_report import markdown_report
 
 
 def html(*verdicts):

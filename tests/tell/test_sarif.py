@@ -13,7 +13,7 @@ from tell.samples import ALL, COMPARED, ERROR, FAILED, HEALTHY, HOSTILE, MISSING
 
 from lightning_gradwatch.judge.catalog import RULES
 from lightning_gradwatch.judge.verdict import RunVerdict
-from lightning_gradwatch.tell.sarif import sarif_report
+from lightning_gradwatch.tell.sarif_report import sarif_report
 
 
 @pytest.fixture(scope="module")

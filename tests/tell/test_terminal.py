@@ -13,9 +13,9 @@ from tell.samples import FAILED
 
 from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.finding import Action, Finding, Remedy, Severity
-from lightning_gradwatch.tell.junit import junit_report
-from lightning_gradwatch.tell.markdown import markdown_report
-from lightning_gradwatch.tell.sarif import sarif_report
+from lightning_gradwatch.tell.junit_report import junit_report
+from lightning_gradwatch.tell.markdown_report import markdown_report
+from lightning_gradwatch.tell.sarif_report import sarif_report
 from lightning_gradwatch.tell.terminal import RunVerdict, verdict_text, warning_text
 
 FINDING = Finding(

@@ -10,8 +10,9 @@ import json
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.cli.settings import FORMATS, LEVELS, MEASURED
+from lightning_gradwatch.cli.settings import LEVELS, MEASURED
 from lightning_gradwatch.judge.catalog import RULES
+from lightning_gradwatch.tell.formats import FORMATS
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.rule import Rule

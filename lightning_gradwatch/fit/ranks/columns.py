@@ -8,6 +8,7 @@ order, so that it's the same on all of them.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,8 @@ class Table:
         """The description of the run as all ranks have it."""
         self.split: list[bool] = []
         """For each site whether the ranks of one part of the data have different units of it."""
+        self.of_some: list[int] = []
+        """Columns of layers that only some of the ranks hold, so that nobody knows how many numbers make one."""
         self.off: dict[Part, str] = {}
         """What some rank has switched off, and so all have, and why."""
         self._notes: dict[NotCovered, None] = {}
@@ -176,6 +179,8 @@ class Table:
             bool(site.units) and self.shards > 1 and features[place] == site.units * self.shards
             for place, site in enumerate(order)
         ]
+        held = Counter(layer.name for each in known for layer in each.info.layers)
+        self.of_some = [place for name, place in self._layers.items() if held[name] < len(known)]
         self.info = replace(
             known[0].info,
             layers=tuple(layers[place] for place in range(len(layers))),
@@ -211,9 +216,11 @@ class Table:
             for site, key in zip(each.info.sites, each.keys, strict=True):
                 sizes.setdefault(key, set()).add(site.units)
         differ = (NotCovered(self._names[key], VARIES) for key, found in sizes.items() if len(found) > 1)
-        return (*dict.fromkeys((*entries, *differ)), *self._notes)
+        apart = (NotCovered(name, _OF_SOME) for name, place in self._layers.items() if place in self.of_some)
+        return (*dict.fromkeys((*entries, *differ, *apart)), *self._notes)
 
 
+_OF_SOME = "only some of the ranks hold it, as in a pipeline: what each measures of it can't be put together"
 _OF_THE_PATH = (NOT_CALLED, NOT_PASSED)
 """What some ranks didn't come by, others did."""
 

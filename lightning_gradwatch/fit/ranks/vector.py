@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 _LAYER_NORMS = [each for each in OfLayer if each.is_norm]
+_MEASURED = [each for each in OfLayer if each.part]
 _SITE_NORMS = [each for each in OfSite if each.is_norm]
 _ADD_UP = [each for each in OfSite if each.adds_up]
 """What adds up over ranks that have different units; they see the same observations."""
@@ -181,10 +182,12 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
 def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
     """Return the tally of all ranks, by the table's columns, and the columns of sites that can't be combined.
 
-    Every strategy that splits the data averages over its parts, so that the loss that is minimised is the mean of the
-    ranks' losses, and δ of that is a rank's own divided by their number (for equal batches: δ of the whole batch's mean).
+    Every strategy that is measured averages over the parts of the data (see `fit.strategies`), so that the loss that is
+    minimised is the mean of the ranks' losses, and δ of that is a rank's own divided by their number (for equal batches: δ
+    of the whole batch's mean).
     """
     head, table = parts.head, layout.table
+    parts.layers[np.ix_(table.of_some, _MEASURED)] = 0
     parts.layers[:, _LAYER_NORMS] = np.sqrt(parts.layers[:, _LAYER_NORMS])
     joined = list(_joined(parts, layout))
     sites = np.array([row for row, _ in joined]).reshape(-1, _SITE)
@@ -198,7 +201,7 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
         sites=sites[:, : len(OfSite)],
         chunks=[_chunk(row, units) for row, units in zip(sites, (units for _, units in joined), strict=True)],
         starts=[_start(sites, place) for place in range(len(sites))],
-        unreadable=bool(head[:, Head.UNREADABLE].any()),
+        unreadable=bool(head[:, Head.UNREADABLE].any() or table.of_some),
         clipped=math.hypot(*head[:, Head.CLIPPED]),
         loss=float(losses.mean()) if losses.size else math.nan,
         scale=float(head[0, Head.SCALE]),

@@ -7,10 +7,9 @@ nobody in the test took are found in the record that this class keeps around the
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.record.finding import GradWatchError, GradWatchWarning, Severity
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.fit.callback import GradWatch
     from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.tell.reporter import Reporter
     from lightning_gradwatch.testing.plugin.options import Options
 
 
@@ -134,7 +134,8 @@ class WatchedTest:
 
     def _around_fit(self, trainer: Any, fit: Callable[[], Any]) -> Any:
         from lightning_gradwatch.fit.callback import GradWatch  # noqa: PLC0415 - Lightning is there already
-        from lightning_gradwatch.testing.watch import Watch  # noqa: PLC0415 - as above
+        from lightning_gradwatch.tell.reporter import current, reporting  # noqa: PLC0415 - as light as numpy
+        from lightning_gradwatch.testing.watch import Watch  # noqa: PLC0415 - Lightning, too
 
         if not isinstance(getattr(trainer, "callbacks", None), list):  # a stand-in of the test's
             return fit()
@@ -146,7 +147,7 @@ class WatchedTest:
             trainer.callbacks.insert(0, added)  # checkpoints stay last
         self._current.append(fitted)
         try:
-            with self._users_warnings_noted():
+            with reporting(self._noting(current())):
                 return fit()
         except Exception as error:
             fitted.taken.update(dict.fromkeys(_codes_of(error, trainer)))
@@ -175,16 +176,13 @@ class WatchedTest:
         self._ours.append(message)
         self._show(finding.code, message, category, __file__, 0)
 
-    @contextmanager
-    def _users_warnings_noted(self) -> Iterator[None]:
-        """Note which warnings of the user's own callbacks reach a recorder of the test."""
-        fit: Any = importlib.import_module("lightning_gradwatch.fit.fit")  # where a fit looks `warn` up
-        original = fit.warn
+    def _noting(self, reporter: Reporter) -> Reporter:
+        """Return one that reports as another does, and notes which warnings of the user's own callbacks the test hears."""
 
         def warn(finding: Finding, category: type[Warning]) -> None:
             try:
                 with warnings.catch_warnings(record=True) as heard:
-                    original(finding, category)  # by the user's filters
+                    reporter.warn(finding, category)  # by the user's filters
             except GradWatchWarning:
                 self._current[-1].taken[finding.code] = None
                 raise
@@ -192,11 +190,7 @@ class WatchedTest:
                 message = entry.message if isinstance(entry.message, Warning) else entry.category(entry.message)
                 self._show(finding.code, message, entry.category, entry.filename, entry.lineno)
 
-        fit.warn = warn
-        try:
-            yield
-        finally:
-            fit.warn = original
+        return replace(reporter, warn=warn)
 
     def _show(self, code: str, message: Warning, category: type[Warning], filename: str, lineno: int) -> None:
         before = len(self._log)

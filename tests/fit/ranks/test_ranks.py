@@ -206,6 +206,22 @@ def test_what_ranks_do_alike_counts_once_and_what_they_do_not_is_absent():
         assert "not the same on the ranks" in reason
 
 
+def test_a_layer_that_only_some_ranks_hold_is_not_measured():
+    """As in a pipeline: of what is whole on a rank each counts its share of all ranks, which would be half of it here."""
+    numbers = {OfLayer.GRADIENT: 3.0, OfLayer.MATRIX_ENTRIES: 8, OfLayer.WEIGHT: 5.0, OfLayer.WEIGHT_ENTRIES: 8}
+    steps = [pending(layers=[layer(name) for name in names], of_layers=numbers) for names in (("a", "c"), ("b", "c"))]
+    tallies, ranks = combine(Meeting(2), steps)
+    for tally, one in zip(tallies, ranks, strict=True):
+        record = assemble(tally, one.info.layout, [], steps[0].facts)
+        found = dict(zip(one.info.layer_names, record.metrics["grad_norm"].tolist(), strict=True))
+        assert found == pytest.approx({"a": math.nan, "b": math.nan, "c": math.hypot(3, 3)}, nan_ok=True)
+        assert np.isnan(record.metrics["weight_rms"]).tolist() == [name != "c" for name in one.info.layer_names]
+        assert set(record.layer_state.tolist()) == {LayerState.UNMEASURED, LayerState.OK}
+        assert math.isnan(record.global_grad_norm)
+        assert {entry.name for entry in one.info.coverage} == {"a", "b"}
+        assert "only some of the ranks hold it, as in a pipeline" in one.info.coverage[0].reason
+
+
 def test_a_step_that_one_rank_waits_for_is_no_record():
     ranks = ranks_of(Meeting(2))
     outcome = together([lambda: ranks[0].combine(pending(layers=[layer("one")])), lambda: ranks[1].all_wait(0)])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.verdict import RunVerdict
     from lightning_gradwatch.record.finding import Finding
 
+IN_SHORT = "a table a run and a section a finding"
 _MARKS = {"healthy": "✅ healthy", "passed": "✅ passed", "failed": "❌ failed", "cannot-judge": "⚠️ can't judge"}
 _SHOWN = 20
 """Changes against a baseline that are listed."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.verdict import RunVerdict
     from lightning_gradwatch.record.finding import Finding
 
+IN_SHORT = "annotations; the Markdown is added to $GITHUB_STEP_SUMMARY"
 _SHOWN = 10
 """Changes against a baseline that one annotation lists."""
 _WIDTH = 200  # GitHub wraps by itself

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.verdict import RunVerdict
     from lightning_gradwatch.record.finding import Finding
 
+IN_SHORT = "a test suite a run, a test case a rule"
+
 
 def junit_report(verdicts: Sequence[RunVerdict]) -> str:
     """Render verdicts as JUnit XML: a failure is a finding that fails the check, skipped is what couldn't be judged."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.verdict import Comparison, RunVerdict
     from lightning_gradwatch.record.finding import Finding
 
+IN_SHORT = "SARIF 2.1.0 for code scanning"
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _WORSE = "baseline"
 """Id of the one rule that has no class: worse than the baseline."""
