@@ -1,7 +1,7 @@
 """Which passes of a step go through what the step has seen already, for other weights: of a SAM, an extragradient, a line search.
 
-The loss and the signals of a step are those of the first pass through each micro-batch, for the weights that the step began
-with; its gradients are those that the optimizer uses, which of a SAM come from the second one. A pass through a further
+The loss, the signals and the counts of units of a step are those of the first pass through each micro-batch, for the weights
+that the step began with; its gradients are those that the optimizer uses, which of a SAM come from the second one. A pass through a further
 micro-batch is told from a repeated one by what lies before it: whoever repeats a pass has moved the weights, or throws away
 what the first one has left.
 """

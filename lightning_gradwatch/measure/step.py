@@ -308,15 +308,16 @@ class StepMeter:
             late: It belongs to the step although the gradients were measured before.
         """
         self.wiring.backward_begins(loss)
-        if self.activations_only:
-            return
-        several = len(self._optimizers()) > 1
+        several = len(self._optimizers()) > 1 and not self.activations_only
         if len(self.steps) > len(self._early) and not late:
             if several:
                 self._of_next += self._taken(loss, scale)
             return
         self.hooks.ignoring = not late and self._repeats.is_one()
         if self.hooks.ignoring:
+            with self.faults.guard("activations"):
+                self.collected.take_back()
+        if self.hooks.ignoring or self.activations_only:
             return
         taken = self._taken(loss, scale)
         self.losses += taken
@@ -382,10 +383,14 @@ class StepMeter:
 
         A closure that it is given may be called for other weights than these, as that of a SAM is.
         """
-        if self.activations_only or index in self.steps:
+        if index in self.steps:
             return
         self._repeats.step_begins(optimizer)
-        if not self.faults.on("updates") or all(each.grad is None for each in parameters_of(optimizer)):
+        if (
+            self.activations_only
+            or not self.faults.on("updates")
+            or all(each.grad is None for each in parameters_of(optimizer))
+        ):
             return
         with self.faults.guard("updates"):
             owned = self._layers.trained_by(optimizer)

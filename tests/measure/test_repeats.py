@@ -128,3 +128,35 @@ def test_loss_and_signals_are_those_of_the_first_passes(way, settings, micro_bat
             way(run)
         assert probe.record.loss == pytest.approx(loss, rel=1e-9)
         assert probe.record.metrics["signal_norm"].tolist() == pytest.approx(signals, rel=1e-6)
+
+
+def flat_shares(run):
+    """The share of saturated observations at both sites, and the outputs' rms, at the weights as they are."""
+    sites = [torch.cat([run.model[:end](batch) for batch in run.batches]).detach() for end in (1, 3)]
+    return [(z.abs() > 2).double().mean().item() for z in sites], [
+        z.tanh().square().mean().sqrt().item() for z in sites
+    ]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize(("way", "settings"), WAYS.values(), ids=WAYS)
+def test_units_and_outputs_are_counted_in_the_first_passes_alone(way, settings, micro_batches, masked):
+    run = Run(micro_batches, **settings)
+    run.model[0].weight.data.mul_(6)
+    run.model[2].weight.data.mul_(4)
+    mask = torch.ones(9, dtype=torch.bool) if masked else None
+    filling, last = (
+        Probe(run.model, run.optimizer, observations=wanted, batch_elements=1, mask=mask) for wanted in (256, 1)
+    )
+    for step, probe in enumerate((filling, filling, last), 1):
+        shares, outputs = flat_shares(run)
+        if way is not makes_all_in_closure:
+            run.optimizer.zero_grad()
+        with probe:
+            way(run)
+        assert probe.record.forward_rms.tolist() == pytest.approx(outputs, rel=1e-6)
+        if probe is filling:
+            assert (probe.record.window_fill * 256).tolist() == [9 * micro_batches * step] * 2
+    assert last.record.metrics["inactive_share"].tolist() == pytest.approx(shares)
+    assert min(shares) > 0

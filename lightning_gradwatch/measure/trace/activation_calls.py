@@ -11,7 +11,7 @@ from torch import nn
 from lightning_gradwatch.measure.model.call_site import Location, inside_function, locate
 from lightning_gradwatch.measure.model.sites import Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
-from lightning_gradwatch.measure.trace.axes import as_units, first_unit, fitted
+from lightning_gradwatch.measure.trace.axes import as_units, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
 from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, NO_TENSOR, UNTRAINED, Note, out_of_reach
@@ -56,8 +56,8 @@ class Activations:
         self.hooks = hooks
         self._last_layer: Layer | None = None
         self.roles = Roles()
-        self._pieces: dict[Site, tuple[int, ...]] = {}
-        """The first unit that a site's first call in this pass took, where it takes only some that a layer made."""
+        self._pieces: dict[Site, int] = {}
+        """Which of a layer's units a site's first call in this pass took."""
         self._unseen = unseen
         self.masks = Masks(None)
         """Which positions of this pass are samples."""
@@ -114,7 +114,7 @@ class Activations:
         zones, z, axis = _along_one_axis(call.zones, z, where)
         counts = counter(zones, z.dtype, z.dim(), axis)
         site = self._site(location, call, None if tag is None else tag.layer, counts.units(z))
-        if zones.fractions is not call.zones.fractions or self._takes_turns(site, call.z, tag):
+        if call.zones.fractions and (not zones.fractions or self._takes_turns(site, tag)):
             self._unseen.scattered.add(site)
         sums = self._collected.of(site)
         if alone:
@@ -133,14 +133,10 @@ class Activations:
                 self._count_as_inner_step(seen, z, axis, judged=counts.judges)
         return seen
 
-    def _takes_turns(self, site: Site, z: Tensor, tag: Tag | None) -> bool:
+    def _takes_turns(self, site: Site, tag: Tag | None) -> bool:
         """Whether a site's calls in a pass take the units of a layer piece by piece, and so have other units each time."""
-        base = z._base  # noqa: SLF001 - of which it is a view; it has no public name
-        if base is not None and tag is not None and tag.layer is not None and 0 < site.units < tag.layer.features:
-            of = self._tags.get(base)
-            first = first_unit(z, base, None if of is None else of.axis, tag.layer.features)
-            if self._pieces.setdefault(site, first) != first:
-                self._sites.take_apart(site)
+        if tag is not None and tag.layer is not None and self._pieces.setdefault(site, tag.piece) != tag.piece:
+            self._sites.take_apart(site)
         return site.in_pieces
 
     def written_out(self, formula: Formula, known: Known, output: Tensor) -> None:
@@ -181,6 +177,8 @@ class Activations:
         tag = Tag(output, seen.axis, seen.layer)
         tag.call, tag.of, tag.columns = seen, seen.of, seen.columns
         tag.gate = (seen,) if may_gate(site) else ()
+        if seen.piece:
+            tag.piece = seen.piece
         self._tags.put(output, tag)
         if site.composite is None and not site.part and origin is not None:
             if seen.norm is None:

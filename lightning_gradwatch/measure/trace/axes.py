@@ -86,31 +86,70 @@ def as_units(tensor: Tensor, axis: Axis) -> tuple[Tensor, int]:
     return apart.reshape([*others, math.prod(units)]), len(others)
 
 
-def first_unit(view: Tensor, base: Tensor, axis: Axis | None, features: int) -> tuple[int, ...]:
-    """Return the place of a view's first entry along the axes of its base that have units; empty where they aren't known.
+@lru_cache(maxsize=_CACHED)
+def first_unit(
+    axis: Axis, shape: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], offset: int
+) -> tuple[tuple[int, ...], Axis]:
+    """Return the place of a view's first entry along the axes that have units, and where the units lie in the view.
 
     Args:
-        view: The view.
-        base: The tensor of which it is one.
-        axis: Where the units of the base lie, if that is known; None: along the axis that has as many entries as there are
-            features.
-        features: Those that the layer before has.
+        axis: Where those of the tensor lie.
+        shape: Of the tensor.
+        strides: Of the tensor.
+        after: The shape of the view.
+        offset: How many entries the view's first one lies behind the tensor's.
     """
-    if axis is None:
-        units = {place for place, size in enumerate(base.shape) if size == features}
-    elif isinstance(axis, int):
-        units = {axis}
+    axis = fitted(axis, shape)
+    index = [0] * len(shape)
+    for stride, place in sorted(((stride, place) for place, stride in enumerate(strides) if stride), reverse=True):
+        if shape[place] > 1:
+            index[place], offset = divmod(offset, stride)
+    if isinstance(axis, int):
+        return (index[axis],), axis
+    first, axes = [], [*axis.axes]
+    for place in axis.with_units:
+        parts = axis.axes[place]
+        if len(parts) > 1 and len(after) == len(shape) and after[place] < shape[place]:
+            # One of several blocks, as of one head's samples, has what lies within it.
+            outer, inner = parts[0], parts[1:]
+            if after[place] != math.prod(part.size for part in inner) or index[place] % after[place]:
+                continue
+            axes[place] = inner
+            first += [index[place] // after[place]] * (outer.of == "units")
+        else:
+            first.append(index[place])
+    return tuple(first), _whole(Split(tuple(axes))) if axis != LOST else LOST
+
+
+def count_of_units(axis: Axis, shape: Sequence[int]) -> int:
+    """Return how many units a tensor of a shape has; 0 where that can't be told."""
+    if isinstance(axis, int):
+        return shape[axis] if shape else 1
+    split = fitted(axis, shape)
+    if isinstance(split, int) or split == LOST:
+        return 0
+    return math.prod(part.size for parts in split.axes for part in parts if part.of == "units")
+
+
+def put_together(axis: Axis, source: Tensor, count: int, along: int, *, new: bool) -> Axis:
+    """Return where the units lie in what several tensors of other units each were put together to, along an axis without units.
+
+    Args:
+        axis: Where those of the first tensor lie.
+        source: That tensor.
+        count: How many there are.
+        along: The axis of the result along which they were put.
+        new: Whether that is a new one.
+    """
+    split = split_of(source.shape, (axis,)) if isinstance(axis, int) else _fitted(axis, source.shape)
+    if split == LOST:
+        return LOST
+    axes, own = [*split.axes], (Part(count, "units"),) if count > 1 else ()
+    if new:
+        axes.insert(along, own)
     else:
-        units = {*axis.with_units}
-    left = int(view.storage_offset()) - int(base.storage_offset())
-    first = []
-    for stride, place in sorted(
-        ((stride, place) for place, stride in enumerate(base.stride()) if stride), reverse=True
-    ):
-        index, left = divmod(left, stride)
-        if place in units:
-            first.append(index)
-    return tuple(first)
+        axes[along] = (*own, *axes[along])
+    return _whole(Split(tuple(axes)))
 
 
 def fitted(axis: Axis, shape: Sequence[int]) -> Axis:
@@ -248,9 +287,14 @@ def _at_another_rank(
         found = (
             _selected(split, before, strides, after, new)
             if len(after) < len(before)
-            else _stacked(split, before, after, several=False)
+            else _stacked(split, before, after)
         )
-    return LOST if found is None and not isinstance(axis, int) else found
+    if found is not None or (isinstance(axis, int) and len(after) < len(before)):
+        return found
+    shift = len(after) - len(before)
+    if isinstance(axis, int) and all(old in (1, size) for old, size in zip(before, after[shift:], strict=True)):
+        return axis + shift  # broadcast
+    return LOST
 
 
 def _selected(
@@ -271,26 +315,14 @@ def _selected(
     return _the_only(found)
 
 
-def stacked(source: Tensor, axis: Axis, result: Tensor, *, several: bool) -> Axis | None:
-    """Return where the units lie in what has an axis more, of length 1 or for each of several tensors that were stacked.
-
-    Args:
-        source: The first of them.
-        axis: Where its units lie.
-        result: All of them.
-        several: Whether each was made by another layer, whose features are units of their own.
-    """
-    split = split_of(source.shape, (axis,)) if isinstance(axis, int) else _fitted(axis, source.shape)
-    return None if split == LOST else _stacked(split, source.shape, result.shape, several=several)
-
-
-def _stacked(split: Split, before: tuple[int, ...], after: tuple[int, ...], *, several: bool) -> Axis | None:
+def _stacked(split: Split, before: tuple[int, ...], after: tuple[int, ...]) -> Axis | None:
+    """Find the units of what has an axis more, of length 1 or of several tensors that have the same units."""
     if len(after) != len(before) + 1:
         return None
     found = set()
     for new, size in enumerate(after):
         if after[:new] + after[new + 1 :] == before:
-            own: Parts = (Part(size, "units" if several else "positions"),) if size != 1 else ()
+            own: Parts = (Part(size, "positions"),) if size != 1 else ()
             found.add((*split.axes[:new], own, *split.axes[new:]))
     return _the_only(found)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_gradwatch.measure.trace import gates
-from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, split_of, stacked
+from lightning_gradwatch.measure.trace import gates, pieces
+from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, split_of
 from lightning_gradwatch.measure.trace.handwritten import Composite, combine
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
@@ -38,9 +38,10 @@ _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv",
 _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
-_MULTIPLY = Op.MULTIPLY
+_MULTIPLY, _PIECE, _JOIN = Op.MULTIPLY, Op.PIECE, Op.JOIN
+_KEEPS = frozenset((Op.KEEP, Op.PIECE))
 _PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "masked_select", "take"))
-_KEEP, _LAST, _ERF, _COMPARE, _ZEROS = Op.KEEP, Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
+_LAST, _ERF, _COMPARE, _ZEROS = Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
 
 class _Kind(NamedTuple):
@@ -99,6 +100,7 @@ class Flow:
             comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
+            pieces.assigned(self._tags, func, arguments, result)
             return
         kind = _kind(getattr(func, "__name__", "")) if op in MAKES_FEATURES else None
         if kind is not None and kind.is_fused and op is _LAST:
@@ -130,11 +132,11 @@ class Flow:
     def _hand_on(
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
     ) -> None:
-        tag, source = sources.tag, sources.tensor
-        axis = None if tag is None else tag.axis
-        if op in _ARRANGES or source is None or result.dim() != source.dim():
-            axis = self._units(op, func, sources, arguments, result)
+        tag = sources.tag
+        axis, piece = self._units(op, func, sources, arguments, result)
         new = Tag(result, axis, sources.user or (None if tag is None else tag.layer))
+        if piece:
+            new.piece = piece
         new.weights_only = sources.weights_only
         if sources.user is not None and op in MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
             self._turn(new, arguments, result)
@@ -164,7 +166,7 @@ class Flow:
     @staticmethod
     def _keep_call(op: Op, func: Callable[..., Any], tag: Tag, new: Tag, result: Tensor) -> None:
         """Note that a result is an activation function's output all the same, or a choice of its entries."""
-        if op in MOVES or (op is _KEEP and result._is_view()):  # noqa: SLF001 - the documented test for a view has no public name
+        if op in MOVES or (op in _KEEPS and result._is_view()):  # noqa: SLF001 - the documented test for a view has no public name
             new.call, new.picked = tag.call, tag.picked
         elif getattr(func, "__name__", "") in _PICKS and not tag.shifted and tag.scale == 1:
             new.picked = tag.call or tag.picked
@@ -178,15 +180,19 @@ class Flow:
 
     def _units(
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
-    ) -> Axis | None:
-        """Return where the units of a result lie; None: nothing is known."""
+    ) -> tuple[Axis | None, int]:
+        """Return where the units of a result lie (None: nothing is known), and which of their layer's they are."""
         tag, source = sources.tag, sources.tensor
         axis = None if tag is None else tag.axis
-        if axis is None and source is not None and op in MOVES:
-            axis = unit_axis(source, tag)
-        if axis is not None and source is not None and result.dim() > source.dim() and self._stacks(func, arguments):
-            return stacked(source, axis, result, several=True)
-        return axis_after(op, func, source, axis, result)
+        if op in _ARRANGES or source is None or result.dim() != source.dim():
+            if axis is None and source is not None and op in MOVES:
+                axis = unit_axis(source, tag)
+            axis = axis_after(op, func, source, axis, result)
+        if op is _JOIN:
+            return pieces.joined(self._tags, arguments, axis, result)
+        if op is _PIECE:
+            return pieces.taken(self._tags, arguments, axis, result)
+        return axis, pieces.kept(self._tags, op, arguments, sources) if self._tags.pieces else 0
 
     def _computes(self, op: Op, arguments: Sequence[Tensor], new: Tag, result: Tensor) -> Composite | None:
         """Note what arithmetic makes of one tensor; return the hand-written function of which it is the last step."""
@@ -217,14 +223,6 @@ class Flow:
             new.columns = axes == (0,) and result.dim() == 2
         elif axes:
             new.axis = split_of(result.shape, axes)
-
-    def _stacks(self, func: Callable[..., Any], arguments: Sequence[Tensor]) -> bool:
-        """Whether a call stacks what as many layers have made."""
-        if getattr(func, "__name__", "") != "stack":
-            return False
-        tags = [self._tags.get(each) for each in arguments]
-        layers = [None if tag is None else tag.layer for tag in tags]
-        return None not in layers and len(set(layers)) == len(layers) > 1
 
     def _made_of_weights(self, tensor: Tensor) -> bool:
         tag = self._tags.get(tensor)

@@ -20,7 +20,7 @@ from lightning_gradwatch.measure.signal import Origin
 from lightning_gradwatch.measure.trace.comparisons import Comparisons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
@@ -72,6 +72,10 @@ class Op(IntEnum):
     """KEEP, and a step of a function that is written out."""
     COMPARE = 14
     ZEROS = 15
+    PIECE = 19
+    """KEEP, and takes some of the entries: a head of several, a step of a sequence."""
+    JOIN = 20
+    """KEEP, and puts several tensors together."""
 
 
 MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
@@ -103,6 +107,9 @@ _NAMES: dict[Op, str] = {
     "masked_fill_",
     Op.COMPARE: "gt ge lt le greater greater_equal less less_equal",
     Op.ZEROS: "zeros zeros_like new_zeros",
+    Op.PIECE: "split chunk tensor_split split_with_sizes unsafe_chunk unsafe_split hsplit vsplit dsplit unbind narrow select "
+    "index_select gather take_along_dim __getitem__",
+    Op.JOIN: "cat concat concatenate stack vstack row_stack hstack dstack column_stack",
     Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
 }
 _OP_OF_NAME = {name: op for op, names in _NAMES.items() for name in names.split()}
@@ -201,6 +208,7 @@ class SiteCall:
         self.axis = axis
         self.in_place = in_place
         self.layer = None if tag is None else tag.layer
+        self.piece = 0 if tag is None else tag.piece
         self.inner = None if tag is None else tag.call
         """The call whose output is the argument, as softplus is of the tanh in Mish."""
 
@@ -263,6 +271,10 @@ class Tag:
     """The constant that was added to make it; NaN where it isn't known, 0 where none was."""
     columns = False
     """Whether the samples are its columns, as in ``W @ X``."""
+    piece = 0
+    """Which of the units that its layer has made it has, by a number (see `pieces`); 0: all, or the first."""
+    buffer = False
+    """Whether it was filled by assigning to its parts."""
     shifted = False
     """Whether a constant was added to the activation's output since, as in ``1 + tanh(u)``."""
     weights_only = False
@@ -301,6 +313,8 @@ class Tags:
         self._untagged: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         """Origins of tensors of which nothing else is known."""
         self.comparisons = Comparisons()
+        self.pieces: dict[Hashable, int] = {}
+        """The numbers of pieces of layers' features."""
         self._starts: deque[Start] = deque()
 
     def get(self, tensor: object) -> Tag | None:
@@ -317,6 +331,7 @@ class Tags:
         self._tags.clear()
         self._untagged.clear()
         self.comparisons.clear()
+        self.pieces.clear()
         self._starts.clear()
 
     def hold(self, start: Start) -> None:

@@ -19,6 +19,7 @@ from lightning_gradwatch.measure.trace.comparisons import bound_of
 from lightning_gradwatch.measure.trace.cuts import cut
 from lightning_gradwatch.measure.trace.identify import FLOATS, identify, is_activation
 from lightning_gradwatch.measure.trace.manual_gradients import UNSCALES, changes_gradients, clipped_by
+from lightning_gradwatch.measure.trace.pieces import joined_by
 from lightning_gradwatch.measure.trace.tensor_state import (
     Op,
     Tags,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _Seen: TypeAlias = "SiteCall | list[Tensor] | None"
 """What was noted before a call: of an activation function, or the tensors that it is given; None: nothing."""
 _IGNORE, _KEEP, _GRAD, _BACKWARD, _CHANGE = Op.IGNORE, Op.KEEP, Op.GRAD, Op.BACKWARD, Op.CHANGE
-_CUT, _MULTIPLY, _COMPARE, _EINSUM = Op.CUT, Op.MULTIPLY, Op.COMPARE, Op.EINSUM
+_CUT, _MULTIPLY, _COMPARE, _EINSUM, _JOIN = Op.CUT, Op.MULTIPLY, Op.COMPARE, Op.EINSUM, Op.JOIN
 """By name: to take a member off its enumeration is slow, and this is asked at each call."""
 _VALUES = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF, Op.FUNCTION))
 _ops: dict[Any, Op] = {}
@@ -295,8 +296,8 @@ class Tracer(TorchFunctionMode):
                     return self._activations.before(found)
             if op is _COMPARE:
                 return Compared(bound_of(args) or ())
-            if op is _EINSUM:
-                return einsum_of(args)
+            if op is _EINSUM or op is _JOIN:
+                return einsum_of(args) if op is _EINSUM else joined_by(func, args, kwargs)
             if op in _VALUES:
                 tensors: list[Tensor] = operands_of(func, args, kwargs)
                 if func in _in_place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -40,6 +40,9 @@ class Masked:
 
 
 _MIXED = -1
+Mark: TypeAlias = tuple[tuple[int, int, int, int, int], tuple[int, int, int]]
+"""How much a site had of what it collects."""
+_NOTHING: Mark = ((0, 0, 0, 0, 0), (0, 0, 0))
 
 
 class SiteSums:
@@ -178,6 +181,28 @@ class SiteSums:
             self.masked.batch_elements.append(self.masked.of_pass)
             self.masked.of_pass = None
 
+    def mark(self) -> Mark:
+        """Return how much was counted so far, for `back_to`."""
+        masked = self.masked
+        under = (0, 0, 0)
+        if masked is not None:
+            under = len(masked.observations), len(masked.batch_elements), len(masked.output_entries)
+        return (
+            (len(self.counts), self.observations, self.batch_elements, len(self.output), self.output_entries),
+            under,
+        )
+
+    def back_to(self, mark: Mark) -> None:
+        """Forget what was counted since, other than signals."""
+        (counts, self.observations, self.batch_elements, outputs, self.output_entries), under = mark
+        self.counts, self.output = self.counts[:counts], self.output[:outputs]
+        self.batch_of_pass = 0
+        if self.masked is not None:
+            self.masked.of_pass = None
+            del self.masked.observations[under[0] :]
+            del self.masked.batch_elements[under[1] :]
+            del self.masked.output_entries[under[2] :]
+
     def _under_mask(self) -> Masked:
         if self.masked is None:
             self.masked = Masked()
@@ -234,6 +259,10 @@ class Collected:
         self._staging = staging
         self.sites: dict[Site, SiteSums] = {}
         self._supposed: dict[tuple[Site, str], SiteSums] = {}
+        self._marks: dict[Site, Mark] = {}
+        """At the end of the last micro-batch."""
+        self._before: dict[Site, Mark] = {}
+        """At the end of the one before it."""
 
     def of(self, site: Site) -> SiteSums:
         """Return a site's sums, empty ones at its first call and for a step inside a hand-written function."""
@@ -251,8 +280,19 @@ class Collected:
     def end_pass(self) -> None:
         """Close a micro-batch."""
         self._supposed.clear()
-        for sums in self.sites.values():
+        marks = {}
+        for site, sums in self.sites.items():
             sums.end_pass()
+            marks[site] = sums.mark()
+        if marks != self._marks:  # it may be closed more than once
+            self._before, self._marks = self._marks, marks
+
+    def take_back(self) -> None:
+        """Forget the last micro-batch, or the one under way: it is one that was counted already, for other weights."""
+        if all(sums.mark() == self._marks.get(site, _NOTHING) for site, sums in self.sites.items()):
+            self._marks = self._before
+        for site, sums in self.sites.items():
+            sums.back_to(self._marks.get(site, _NOTHING))
 
 
 def _plus(counts: UnitCounts | None, more: FloatVector) -> UnitCounts:
