@@ -44,6 +44,7 @@ from lightning_gradwatch.judge.selection import (
     settings_of,
 )
 from lightning_gradwatch.judge.streaks import State
+from lightning_gradwatch.record.run_end import RunEnd
 
 __all__ = [
     "DEFAULT_RULES",
@@ -64,6 +65,7 @@ __all__ = [
     "OutputAppliedTwice",
     "OversizedUpdate",
     "Rule",
+    "RunEnd",
     "SaturatedUnits",
     "Seen",
     "Sentences",

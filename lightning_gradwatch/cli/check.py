@@ -150,7 +150,7 @@ def _judge_run(run: Run, settings: Settings) -> _Judged:
         records: Iterable[StepRecord] = run.records
         if names:
             records = (_without(record, run.infos[record.layout], names) for record in run.records)
-        evaluator = replay(records, run.infos, group)
+        evaluator = replay(records, run.infos, group, run.end)
         findings += _strip(evaluator.alone, names)
         unjudged |= evaluator.unjudged
     required = _required(rules, unjudged, settings)

@@ -50,7 +50,7 @@ def confirm(
         each for each in told if each.code in asked and not _is_shown(each, found) and not _is_left_out(each, ignored)
     ]
     if open_:
-        whole = replay(run.records, run.infos, rules_from_settings(run.info.rules)).findings
+        whole = replay(run.records, run.infos, rules_from_settings(run.info.rules), run.end).findings
         open_ = [each for each in open_ if not _is_shown(each, whole)]
     failing = [each for each in open_ if each.severity >= settings.fail_on and _is_of(run, each)]
     failure = ""

@@ -25,6 +25,7 @@ from lightning_gradwatch.fit.trainer import (
     clips,
     current_scale,
     describe,
+    end_of,
     folder_of,
     logger_step,
     overrides,
@@ -214,11 +215,11 @@ class GradWatch(Telling):
         self._rest = fit.rest(self._step)
 
     def on_train_end(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
-        self._end()
+        self._end(trainer)
 
     def on_exception(self, trainer: AnyTrainer, pl_module: AnyModule, exception: BaseException) -> None:
         # The Trainer calls no teardown after an exception; what was measured before it is still worth having.
-        self._end(alone=True)
+        self._end(trainer, exception)
         self._leave_outcome()
 
     def teardown(self, trainer: AnyTrainer, pl_module: AnyModule, stage: str) -> None:
@@ -315,10 +316,12 @@ class GradWatch(Telling):
         self._hooks.release()
 
     @guarded()
-    def _end(self, *, alone: bool = False) -> None:
+    def _end(self, trainer: AnyTrainer | None = None, exception: BaseException | None = None) -> None:
+        """End the fit, by an exception perhaps; without a Trainer, how it ended isn't known."""
         self._release()
         if self._fit is not None:
-            self._fit.finish(alone=alone)
+            end = None if trainer is None else end_of(trainer, exception)
+            self._fit.finish(end, alone=exception is not None)
 
     def _stop(self) -> None:
         self._release()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.faults import Faults, Part
     from lightning_gradwatch.measure.probe import Probe
     from lightning_gradwatch.measure.step import StepMeter
+    from lightning_gradwatch.record.run_end import RunEnd
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
     from lightning_gradwatch.tell.reporter import Reporter
@@ -108,6 +109,7 @@ class Fit:
         self._begun_anew = self._announces = self._ended = False
         self._measured = self._first_step = 0
         self._path_of_run = ""
+        self._end: RunEnd | None = None
         self._nowhere = nowhere
         self.unwritten = "" if sinks is None else sinks.refused
         """Why there is no event file; empty where there is one, and where none was wanted."""
@@ -234,13 +236,23 @@ class Fit:
             if record is not None:
                 self._take(record, pending.info)
 
-    def finish(self, *, alone: bool = False) -> None:
-        """Take in what is left and complete the event file; `alone`: the other ranks may be elsewhere, or gone."""
+    def finish(self, end: RunEnd | None = None, *, alone: bool = False) -> None:
+        """Take in what is left and complete the event file; `alone`: the other ranks may be elsewhere, or gone.
+
+        Args:
+            end: How it ended, where that is known; the first of several calls has it.
+            alone: See above.
+
+        Raises:
+            GradWatchError: a finding reaches `fail_on`.
+            GradWatchWarning: the user's filters turn it into an error.
+        """
         if alone and self._ranks is not None:
             self._pending.clear()
         try:
             self.abort()
             self.drain(wait=True)
+            self._end = self._end or end
             self._let_go(fails=not alone)
         finally:
             self._close()
@@ -276,7 +288,7 @@ class Fit:
             sinks, self._sinks = self._sinks, None
             self._path_of_run = sinks.path_of_run
             try:
-                self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings))
+                self._try("writing", lambda: sinks.finish(self.records, self.infos, self.evaluator.findings, self._end))
             finally:
                 with self.faults.guard("writing"):  # also where writing has been switched off: its file is open
                     sinks.close()
@@ -308,7 +320,7 @@ class Fit:
         self._fail()
 
     def _let_go(self, *, fails: bool) -> None:
-        """Tell what was kept back for a root that won't come any more; unless an exception has told it.
+        """Tell what the end brings, and what was kept back for a root that won't come any more; unless an exception has told it.
 
         Raises:
             GradWatchError: a finding of it reaches `fail_on`, and it `fails`: the run doesn't end by another exception.
@@ -317,10 +329,15 @@ class Fit:
         if self._ended:
             return
         told: list[Finding] = []
-        self._try("rules", lambda: told.extend(self.evaluator.let_go()))
+        self._try("rules", lambda: told.extend(self._judge_end()))
         self._warn(told)
         if fails and told:
             self._fail()
+
+    def _judge_end(self) -> tuple[Finding, ...]:
+        if self._end is None or not self.records:
+            return self.evaluator.let_go()
+        return self.evaluator.end(self._end, self.infos[self.records[-1].layout])
 
     def _fail(self) -> None:
         """End the run where the last record brought a finding to `fail_on`; its root is told first, however mild it is.

@@ -15,6 +15,7 @@ from lightning_gradwatch.measure.coverage import OUT_OF_SIGHT
 from lightning_gradwatch.measure.model.call_site import mark_outermost
 from lightning_gradwatch.measure.patches import Patch
 from lightning_gradwatch.measure.trace.compiled import has_compiled_step
+from lightning_gradwatch.record.run_end import COMPLETED, FAILED, INTERRUPTED, STOPPED, RunEnd
 from lightning_gradwatch.record.step import NotCovered
 
 if TYPE_CHECKING:
@@ -135,6 +136,17 @@ def describe(info: RunInfo, trainer: Any, pl_module: Any, *, every_n_steps: int,
         world_size=world_size(trainer),
         strategy=name_of(trainer),
     )
+
+
+def end_of(trainer: Any, exception: BaseException | None = None) -> RunEnd:
+    """Return how a fit ends, as seen when it does; an exception may end it."""
+    steps, planned = logger_step(trainer), _planned_steps(trainer)
+    if exception is not None:
+        by_hand = isinstance(exception, KeyboardInterrupt)
+        how, error = INTERRUPTED if by_hand else FAILED, type(exception).__name__
+        return RunEnd(how=how, steps=steps, planned_steps=planned, error=error)
+    short = trainer.should_stop if planned is None else steps < planned
+    return RunEnd(how=STOPPED if short else COMPLETED, steps=steps, planned_steps=planned)
 
 
 def _planned_steps(trainer: Any) -> int | None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.judge.rule import Rule, Sighting, Verdict
     from lightning_gradwatch.judge.streaks import State
+    from lightning_gradwatch.record.run_end import RunEnd
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
@@ -329,6 +330,8 @@ class Evaluator:
         """Whether a rule has hit and lacks patience, so that the next step should be measured as well; asked at each step."""
         self.risen: Severity | None = None
         """The highest severity that a finding reached for the first time by the last record; None: none did."""
+        self._before_end: dict[str, dict[str, Any]] = {}
+        """What was kept of the rules that the end of the run says something to: a checkpoint of it is one to go on from."""
 
     @property
     def _shared(self) -> Mapping[str, Any]:
@@ -373,6 +376,27 @@ class Evaluator:
     def let_go(self) -> tuple[Finding, ...]:
         """Return what was kept back for a root that won't come any more, as the run is over; as `feed`."""
         return self._tell([], [], {})
+
+    @_quietly
+    def end(self, end: RunEnd, info: RunInfo) -> tuple[Finding, ...]:
+        """Judge how the run ended, and return what that brings together with what was kept back; as `feed`.
+
+        Args:
+            end: How it did.
+            info: What describes the last record.
+        """
+        risen: list[_Kept] = []
+        told: list[_Kept] = []
+        for code, entry in self._entries.items() if not (self._before_end or end.by_finding) else ():
+            verdict = entry.rule.at_end(end, info, entry.memory)
+            if verdict is None:
+                continue
+            self._before_end[code] = entry.to_dict()
+            for kept, before in entry.take(verdict, end.steps):
+                risen.append(kept)
+                if before is None or before < Severity.WARNING:
+                    told.append(kept)
+        return self._tell(told, risen, {})
 
     def _tell(self, told: Sequence[_Kept], risen: Sequence[_Kept], under_way: Mapping[str, int]) -> tuple[Finding, ...]:
         """Return what is news, together with what was kept back, unless it may follow from what is under way."""
@@ -443,7 +467,7 @@ class Evaluator:
             "version": _VERSION,
             "losses": self._losses.plain(),
             "recent": self._recent.plain(),
-            "rules": {code: entry.to_dict() for code, entry in self._entries.items()},
+            "rules": {code: self._before_end.get(code) or entry.to_dict() for code, entry in self._entries.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -471,29 +495,38 @@ class Evaluator:
         return any(entry.confirming for entry in self._entries.values())
 
 
-def replay(records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: Sequence[Rule]) -> Evaluator:
-    """Judge stored records as a live run would have; `infos` is keyed by layout.
+def replay(
+    records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: Sequence[Rule], end: RunEnd | None = None
+) -> Evaluator:
+    """Judge stored records as a live run would have; `infos` is keyed by layout, `end` is how the run ended, if that is known.
 
     Raises:
         ValueError: a record's layout isn't described.
         CannotJudgeError: a record holds what can't be calculated with.
     """
     evaluator = Evaluator(rules)
+    step, info = -1, None
     for record in records:
         info = infos.get(record.layout)
         if info is None:
             raise ValueError(
                 f"the record of step {record.step} has layout {record.layout!r}, which the run doesn't describe"
             )
+        step = int(record.step)
         try:
             evaluator.feed(record, info)
         except DATA_ERRORS as error:
-            raise CannotJudgeError(f"step {record.step}: {reason_of(error)}") from error
+            raise CannotJudgeError(f"step {step}: {reason_of(error)}") from error
+    if end is not None and info is not None and end.steps > step:  # else these steps are of a fit that went further
+        try:
+            evaluator.end(end, info)
+        except DATA_ERRORS as error:
+            raise CannotJudgeError(f"the end: {reason_of(error)}") from error
     return evaluator
 
 
 def evaluate_records(
-    records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: Sequence[Rule]
+    records: Iterable[StepRecord], infos: Mapping[str, RunInfo], rules: Sequence[Rule], end: RunEnd | None = None
 ) -> tuple[Finding, ...]:
     """Return the findings of stored records: those that a live run with the same rules reported."""
-    return replay(records, infos, rules).findings
+    return replay(records, infos, rules, end).findings

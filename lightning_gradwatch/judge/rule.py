@@ -36,6 +36,7 @@ from lightning_gradwatch.judge.streaks import (
 )
 from lightning_gradwatch.record.finding import Cause, Finding, GradWatchWarning, Remedy, Severity
 from lightning_gradwatch.record.first_bad_step import FirstBadStep
+from lightning_gradwatch.record.run_end import RunEnd
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted
@@ -228,6 +229,17 @@ class Rule(ABC):  # of a dataclass without another base, jsonargparse (Lightning
         if state.get("reported", False) or not np.count_nonzero(seen.hit):
             return seen.unread
         return Verdict(confirming=True, unjudged=self.waits)
+
+    def at_end(self, end: RunEnd, info: RunInfo, state: State) -> Verdict | None:
+        """Say what the end of a run adds to what its records showed; None: nothing. Where the end isn't known, it isn't asked.
+
+        Args:
+            end: How the fit ended.
+            info: What describes the last record.
+            state: This rule's memory; what is changed in it, a run that goes on from a checkpoint doesn't see.
+        """
+        del end, info, state
+        return None
 
     @property
     def waits(self) -> str:

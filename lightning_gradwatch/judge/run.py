@@ -21,6 +21,7 @@ from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.finding import Finding
 from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 from lightning_gradwatch.record.remote import is_remote, local_path
+from lightning_gradwatch.record.run_end import RunEnd
 from lightning_gradwatch.record.run_files import Problems, Written, read_files, tell_missing_fits
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.showing import contents_text, shown
@@ -56,6 +57,8 @@ class Run:
     """Whether some of it is lost."""
     earlier_findings: tuple[Finding, ...] = ()
     """What earlier fits reported last about steps that none of the later ones measured again."""
+    end: RunEnd | None = None
+    """How the last fit ended; None where that isn't known: it goes on, was killed, or is of a release that didn't store it."""
 
     @classmethod
     def from_records(cls, records: Iterable[StepRecord], info: RunInfo | Iterable[RunInfo]) -> Run:
@@ -168,6 +171,7 @@ def assembled(path: Path, written: Sequence[Written], problems: Problems) -> Run
         problems=problems.sentences,
         damaged=problems.losses > 0,
         earlier_findings=_earlier_findings(written),
+        end=written[-1].end,
     )
 
 
@@ -215,7 +219,7 @@ def evaluate(
             raise
         raise RunError(f"the rules stored in the run can't be used: {error}") from error
     try:
-        found: tuple[Finding, ...] = evaluate_records(run.records, run.infos, chosen)
+        found: tuple[Finding, ...] = evaluate_records(run.records, run.infos, chosen, end=run.end)
     except CannotJudgeError as error:
         raise RunError(f"{run.path}: {error}") from error
     return found

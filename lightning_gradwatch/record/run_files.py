@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.run_end import RunEnd
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
@@ -65,6 +66,8 @@ class Written:
     records: list[StepRecord] = field(default_factory=list)
     findings: tuple[Finding, ...] | None = None
     """As reported last; None where there was no report."""
+    end: RunEnd | None = None
+    """How it ended; None where that wasn't written: it goes on, was killed, or is of a release that didn't tell."""
 
     @property
     def order(self) -> tuple[int, float]:
@@ -138,6 +141,8 @@ class _File:
             self._parts[key] = Written(self._stamp.fit, max(wall_time, earliest))
         if event.findings is not None and self._stamp >= self._reported.get(key, _UNSTAMPED):
             self._parts[key].findings, self._reported[key] = event.findings, self._stamp
+        if event.end is not None:
+            self._parts[key].end = event.end
         self.entries.append(_Entry(key[0], self._stamp, event.info, event.record))
         return disorder
 

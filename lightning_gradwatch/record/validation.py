@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.run_end import RunEnd
     from lightning_gradwatch.record.step import StepRecord
 
 MAX_NAME = 4096
@@ -220,6 +221,12 @@ _FIRST_BAD: Mapping[str, Callable[[Any], bool]] = {
     "learning_rate": _is_number_or_none,
     "learning_rate_before": _is_number_or_none,
 }
+_END: Mapping[str, Callable[[Any], bool]] = {
+    "how": _is_name,
+    "steps": _is_count,
+    "planned_steps": _is_count_or_none,
+    "error": _is_name,
+}
 _MOST_CAUSES = 100
 _RECORD_COUNTS = ("step", "batch_idx", "world_size")
 
@@ -284,6 +291,15 @@ def check_finding(finding: Finding) -> None:
         _check("a cause", cause, _CAUSE, whole="a finding of it")
     if finding.first_bad is not None:
         _check("a first bad step", finding.first_bad, _FIRST_BAD, whole="a finding of it")
+
+
+def check_end(end: RunEnd) -> None:
+    """Check a run's end that was read from a file.
+
+    Raises:
+        ValueError: a field holds what no end could have.
+    """
+    _check("the end", end, _END, whole="its end")
 
 
 def check_record(record: StepRecord) -> None:

@@ -250,6 +250,8 @@ def _written(events: Iterable[DecodedEvent]) -> list[Written]:
             part.records.append(event.record)
         if event.findings is not None:
             part.findings = event.findings
+        if event.end is not None:
+            part.end = event.end
     return [part]
 
 

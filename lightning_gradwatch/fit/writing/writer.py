@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.run_end import RunEnd
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
@@ -142,16 +143,21 @@ class Sinks:
         self._each(lambda each: each.send(event, numbers, record.step), step=record.step)
 
     def finish(
-        self, records: Sequence[StepRecord], infos: Mapping[str, RunInfo], findings: tuple[Finding, ...]
+        self,
+        records: Sequence[StepRecord],
+        infos: Mapping[str, RunInfo],
+        findings: tuple[Finding, ...],
+        end: RunEnd | None = None,
     ) -> None:
-        """Write what the end of a fit adds: the findings' last numbers, and the heatmap where there are no curves."""
+        """Write what the end of a fit adds: how it ended, the findings' last numbers, the heatmap where there are no curves."""
         if not records or not self._destinations:
             return
         events = []
-        if findings != self._findings:
+        changed = findings != self._findings
+        if changed or end is not None:
             self._findings = findings
             # Behind the last step: of two events of one step TensorBoard's fast loader hands on the later one alone.
-            events.append(findings_event(findings, step=records[-1].step + 1))
+            events.append(findings_event(findings, step=records[-1].step + 1, end=end, changed=changed))
         picture = self._picture(records, infos)
         if picture is not None:
             events.append(picture)

@@ -29,10 +29,12 @@ from lightning_gradwatch.record.events.tags import (
 from lightning_gradwatch.record.finding import Finding
 from lightning_gradwatch.record.metrics import METRICS, RECORD_VECTORS
 from lightning_gradwatch.record.reasons import reason_of
+from lightning_gradwatch.record.run_end import RunEnd
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.validation import (
     check_description,
+    check_end,
     check_finding,
     check_record,
     missing_key,
@@ -66,7 +68,7 @@ _VALUE = 0x0A
 _TAG, _NODE_NAME, _TENSOR, _METADATA = 0x0A, 0x3A, 0x42, 0x4A
 _DTYPE, _CONTENT, _STRING = 0x08, 0x22, 0x42
 
-_ENVELOPE = frozenset(("record", "findings"))
+_ENVELOPE = frozenset(("record", "findings", "end"))
 _KINDS = {name: type(value) for name, value in SCALARS.items()}
 _NAMES = tuple(_KINDS)
 _WRITTEN = tuple(list if kind is tuple else kind for kind in _KINDS.values())
@@ -101,6 +103,8 @@ class DecodedEvent(NamedTuple):
     """Its place among the others; None in files of the first releases."""
     unknown: tuple[str, ...] = ()
     """What this release can't read of it, and only a newer one would have written."""
+    end: RunEnd | None = None
+    """How the fit ended, in its last event; earlier releases didn't tell."""
 
 
 def decode_event(payload: bytes) -> DecodedEvent | None:
@@ -324,6 +328,7 @@ def _opened(envelope: _Value, vectors: dict[str, tuple[int, bytes]], step: int, 
         findings=_read_findings(data["findings"]) if "findings" in data else None,
         stamp=stamp,
         unknown=tuple([f"{name:.100}" for name in unknown[:_MOST_UNKNOWN]]) if unknown else (),
+        end=_read_end(data["end"]) if "end" in data else None,
     )
 
 
@@ -351,6 +356,12 @@ def _read_findings(data: Any) -> tuple[Finding, ...]:
     for finding in findings:
         check_finding(finding)
     return findings
+
+
+def _read_end(data: Any) -> RunEnd:
+    end = RunEnd.from_dict(data)
+    check_end(end)
+    return end
 
 
 def _read_record(scalars: Mapping[str, Any], vectors: Mapping[str, tuple[int, bytes]], step: int) -> StepRecord:

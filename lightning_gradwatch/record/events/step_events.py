@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lightning_gradwatch.record.finding import Finding
+    from lightning_gradwatch.record.run_end import RunEnd
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
@@ -117,11 +118,23 @@ def _curves(tags: tuple[tuple[int, str], ...]) -> tuple[npt.NDArray[np.intp], en
     return np.array([column for column, _ in tags], np.intp), encoding.Curves([tag for _, tag in tags])
 
 
-def findings_event(findings: Sequence[Finding], *, step: int) -> Any:
-    """Return an event for findings that changed without a measured step, as at the end of a fit."""
+def findings_event(findings: Sequence[Finding], *, step: int, end: RunEnd | None = None, changed: bool = True) -> Any:
+    """Return an event for what changed without a measured step, as at the end of a fit.
+
+    Args:
+        findings: All of them.
+        step: Of the event.
+        end: How the fit ended; None where it goes on.
+        changed: Whether the findings did; those that didn't aren't shown once more.
+    """
     event = _event(step)
-    _add_sealed(event.summary.value, {"findings": [finding.to_dict() for finding in findings]})
-    encoding.add_strings(event.summary.value, FINDINGS_TAG, [findings_markdown(findings)], encoding.TEXT)
+    # An end never comes without findings: of an event that has neither these nor a step, earlier releases say that it is damaged.
+    envelope: dict[str, Any] = {"findings": [finding.to_dict() for finding in findings]}
+    if end is not None:
+        envelope["end"] = end.to_dict()
+    _add_sealed(event.summary.value, envelope)
+    if changed:
+        encoding.add_strings(event.summary.value, FINDINGS_TAG, [findings_markdown(findings)], encoding.TEXT)
     return event
 
 
