@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
 from lightning_gradwatch.judge.evidence.saturated_output import saturated_outputs
 from lightning_gradwatch.judge.rule import Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
@@ -18,6 +18,8 @@ from lightning_gradwatch.record.wording import listed
 
 _LEARNED = 0.5
 """Of what lies between one constant answer and the right ones, in a loss of probabilities, the share from which on a net has learned."""
+_BEGUN = 0.1
+"""The share up to which what looks like a fall may be noise."""
 _OF_HALF = math.log1p(math.exp(0.5)), math.log1p(math.exp(-0.5))
 """Losses of the probability 0.5, taken for a logit, where the label is 0 and where it is 1."""
 _OF_ONE_AT_ONE = math.log1p(math.exp(-1))
@@ -59,15 +61,25 @@ class OutputAppliedTwice(StandingLossRule):
 
     def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
         return trend.come_down or (
-            fact.kind == "output-twice" and not trend.unknown and trend.level <= _learned_loss(fact.operation, trend)
+            fact.kind == "output-twice"
+            and not trend.unknown
+            and trend.level <= _loss_at(_LEARNED, fact.operation, trend)
         )
+
+    def _trend(self, info: RunInfo, state: State) -> LossTrend:
+        """Return what the losses say: a fall that doesn't get away from what one constant answer gives may be noise."""
+        trend = super()._trend(info, state)
+        twice = [fact for fact in info.wiring or () if fact.kind == "output-twice"]
+        if trend.fall and any(trend.level > _loss_at(_BEGUN, fact.operation, trend) for fact in twice):
+            return trend._replace(discounted="which leaves it near what one constant answer gives")
+        return trend
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell of the wiring, and of outputs that have no gradient left while the loss stands."""
         verdict = super().look(record, info, state)
         if verdict.unjudged:
             return verdict
-        trend = loss_trend(state, info).from_start()
+        trend = self._trend(info, state)
         learned = any(self._learned(fact, trend) for fact in info.wiring or () if fact.kind in self.kinds)
         findings, healed = saturated_outputs(record, info, state, trend, self, learned=learned)
         if not findings and not healed:
@@ -103,8 +115,8 @@ class OutputAppliedTwice(StandingLossRule):
         )
 
 
-def _learned_loss(operation: str, trend: LossTrend) -> float:
-    """Return the loss of probabilities from which on a net has learned with it, told from where it began; NaN: that can't be told.
+def _loss_at(share: float, operation: str, trend: LossTrend) -> float:
+    """Return the loss of probabilities at a share of the way to the right answers, told from where it began; NaN: that can't be told.
 
     Such a net begins near the same probability for each class, so the loss tells how many there are, or of how many entries the
     label is 1. What one constant answer comes to is not learned yet; what the right one comes to is the least.
@@ -120,4 +132,4 @@ def _learned_loss(operation: str, trend: LossTrend) -> float:
         constant, least = start, math.log(math.e + math.expm1(start)) - 1
     else:
         return math.nan
-    return constant - _LEARNED * (constant - least)
+    return constant - share * (constant - least)
