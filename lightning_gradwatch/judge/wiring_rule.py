@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, NEAR, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -22,10 +22,6 @@ LOSS_FALL = 0.05
 """Share by which the loss must have fallen since half as many steps to count as falling, as with every rule."""
 _NOT_LOOKED_FOR = cant_judge("the release that recorded the run didn't look at how it is wired")
 _NOT_SEEN = cant_judge("the forward pass isn't seen")
-
-
-NEAR = 16
-"""Steps before one that decides from which on each is measured."""
 
 
 class Standing(NamedTuple):
@@ -146,7 +142,7 @@ class WiringRule(Rule):
         )  # for some steps, as a few losses of small batches tell little
         state["stood"] = [min(count + 1, self.patience), first]
         # Where it is still at its start, it has stood since then, whatever a few noisy losses in between looked like.
-        since = 0 if min(trend.of_first, trend.of_start) >= 1 - LOSS_FALL else first
+        since = 0 if trend.at_start(LOSS_FALL) else first
         return Standing(falls=falls, broken=broken, steps=state["stood"][0], due=since + self.warm_up_steps)
 
     def _urgency(self, fact: Wiring, record: StepRecord, trend: LossTrend, standing: Standing) -> Urgency:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
 from lightning_gradwatch.judge.evidence.saturated_output import saturated_outputs
-from lightning_gradwatch.judge.rule import Sentences, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
@@ -38,7 +38,8 @@ class OutputAppliedTwice(StandingLossRule):
     apply softmax or sigmoid themselves and are given the output of one, unscaled; or ``log`` is taken of such an output.
     An error where the loss doesn't fall, in ``patience`` measured steps in a row and for ``warm_up_steps``, or isn't finite;
     information as long as the net learns, or once it has: such a loss can't get near 0. And an error where the loss stands in
-    the same way, above 0.02, and a function at the output passes less than a thousandth of its gradient back: it is saturated.
+    the same way, above 0.02, and a function at the output passes less than a thousandth of its gradient back: it is saturated. Where
+    no layer gets any gradient, no step can change that, and it is an error at once.
 
     Why: probabilities lie between 0 and 1, and a softmax over such numbers gives none of C classes more than
     e / (e + C - 1): of ten, 23 %. So the loss can't get far below where it begins, and the gradient is small where the net
@@ -81,10 +82,15 @@ class OutputAppliedTwice(StandingLossRule):
             return verdict
         trend = self._trend(info, state)
         learned = any(self._learned(fact, trend) for fact in info.wiring or () if fact.kind in self.kinds)
-        findings, healed = saturated_outputs(record, info, state, trend, self, learned=learned)
-        if not findings and not healed:
+        seen = saturated_outputs(record, info, state, trend, self, learned=learned)
+        if seen is HEALTHY:
             return verdict
-        return verdict._replace(findings={**verdict.findings, **findings}, healed={**verdict.healed, **healed})
+        return verdict._replace(
+            findings={**verdict.findings, **seen.findings},
+            healed={**verdict.healed, **seen.healed},
+            confirming=verdict.confirming or seen.confirming,
+            dated=True,
+        )
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is applied to what."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from lightning_gradwatch.judge.evidence.trained_layers import changed_layers
-from lightning_gradwatch.judge.rule import Sentences, Verdict
+from lightning_gradwatch.judge.rule import NEAR, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
-from lightning_gradwatch.judge.wiring_rule import LOSS_FALL, NEAR, Standing, Urgency, WiringRule
+from lightning_gradwatch.judge.wiring_rule import LOSS_FALL, Standing, Urgency, WiringRule
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, UntrainedParameterWarning
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring

@@ -163,12 +163,15 @@ def test_a_fall_that_stays_near_a_constant_answer_is_no_learning(runs):
     assert "which leaves it near what one constant answer gives" in only.message
 
 
-def with_output(runs, function, *, gain, losses, name="head", wiring=()):
+def with_output(runs, function, *, gain, losses, name="head", wiring=(), gradient=1.0):
     info = runs.stack()
     last = dataclasses.replace(info.sites[-1], name=name, function=function, role="output", units=0)
     info = dataclasses.replace(info, sites=(*info.sites[:-1], last), wiring=wiring)
     gains = [0.5] * (len(info.sites) - 1) + [gain]
-    records = [runs.measure(info, step, loss=loss, activation_gain=gains) for step, loss in losses.items()]
+    norms = [gradient] * len(info.layers)
+    records = [
+        runs.measure(info, step, loss=loss, activation_gain=gains, grad_norm=norms) for step, loss in losses.items()
+    ]
     return runs.feed(OutputAppliedTwice(), records, info)
 
 
@@ -183,6 +186,22 @@ class TestASaturatedOutput:
     def test_isnt_told_before_the_loss_has_stood_for_50_steps(self, runs):
         losses = {step: STANDS[step] for step in STANDS if step < 50}
         assert with_output(runs, "softmax", gain=1e-7, losses=losses).findings == ()
+
+    def test_is_told_by_step_50_however_the_losses_of_small_batches_jump(self, runs):
+        assert with_output(runs, "sigmoid", gain=1e-7, losses=NOISY).only.severity is Severity.ERROR
+
+    def test_asks_for_the_steps_before_that(self, runs):
+        losses = {step: NOISY[step] for step in NOISY if step < 50}
+        assert with_output(runs, "sigmoid", gain=1e-7, losses=losses).evaluator.confirming
+        assert not with_output(runs, "sigmoid", gain=1e-2, losses=losses).evaluator.confirming
+
+    def test_where_no_layer_gets_a_gradient_it_needs_no_waiting(self, runs):
+        losses = {0: 0.7, 1: 0.5, 2: 0.4, 4: 0.5, 8: 0.45}
+        only = with_output(runs, "sigmoid", gain=0.0, losses=losses, gradient=0.0).only
+        assert (only.severity, only.first_step) == (Severity.ERROR, 1)
+        assert with_output(runs, "sigmoid", gain=0.0, losses=losses).findings == ()  # one of several outputs
+        learned = {step: loss / 30 for step, loss in losses.items()}
+        assert with_output(runs, "sigmoid", gain=0.0, losses=learned, gradient=0.0).findings == ()
 
     @pytest.mark.parametrize(
         ("losses", "gain"),
