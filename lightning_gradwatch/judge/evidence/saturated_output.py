@@ -27,6 +27,8 @@ LEAST_GAIN = 1e-3
 _RIGHT = 0.02
 """A loss below that is one of right answers: of outputs beyond 4 a sigmoid's cross-entropy is 0.018 at most."""
 _FALL = 0.05
+_FALL_TO_HEAL = 0.2
+"""Share of the loss at the start by which it must lie below that for a fall to show that what was told of is over."""
 _FUNCTIONS = ("softmax", "softmin", "sigmoid", "tanh")
 
 
@@ -41,7 +43,8 @@ def saturated_outputs(
     memory: dict[str, list[int]] = state.get("saturated", {})
     right = learned or bool(trend.unknown) or trend.come_down or trend.level < _RIGHT
     stuck = not right and not np.any(record.values("grad_norm", len(info.layers)) > 0)
-    learns = right or (trend.falls_by(_FALL) and not stuck)
+    falls = trend.falls_by(_FALL) and not (state.get("told_saturated") and trend.at_start(_FALL_TO_HEAL))
+    learns = right or (falls and not stuck)
     if learns and not memory and not state.get("told_saturated"):
         return HEALTHY
     low = {} if learns else _low(info, record.values("activation_gain", len(info.sites)))

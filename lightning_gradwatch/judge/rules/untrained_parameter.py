@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 _INITIAL = "unheld-initial"
 _UNHELD = "unheld "
 """The key of what is found of layers that no optimizer holds, whatever else is known of them."""
-_FAR_FROM_START = 0.8
-"""Of the loss at the start: what a head learns of layers that are left to chance stays above, or comes down to half of it."""
-
-
-def _is_far(trend: LossTrend) -> bool:
-    """Whether the loss is well below where it began."""
-    return not trend.unknown and min(trend.of_first, trend.of_start) < _FAR_FROM_START
+_SMALL_FALL = 0.2
+"""Share of the loss at the start: by less, if not to half, it falls for a head that learns of layers that are left to chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +64,7 @@ class UntrainedParameter(WiringRule):
         return facts
 
     def _urgency_of(self, fact: Wiring, trend: LossTrend) -> str:
-        if fact.kind == _INITIAL and trend.falls_by(LOSS_FALL) and not _is_far(trend):
+        if fact.kind == _INITIAL and trend.falls_by(LOSS_FALL) and trend.at_start(_SMALL_FALL):
             return (
                 f"The loss falls, by {percent(trend.fall)} since step {trend.since_step}, and is still at {percent(trend.of_first)} "
                 "of where it began."
@@ -80,7 +75,7 @@ class UntrainedParameter(WiringRule):
         """Say how urgent a fact is: layers that are left as they were initialised wait for a loss that is far from its start."""
         if fact.kind != _INITIAL or standing.broken:
             return super()._urgency(fact, record, trend, standing)
-        learns = trend.come_down or (_is_far(trend) and standing.falls)
+        learns = trend.come_down or (standing.falls and not trend.at_start(_SMALL_FALL))
         open_ = not learns and not trend.unknown
         return Urgency(
             learns=learns,

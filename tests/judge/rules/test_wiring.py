@@ -195,6 +195,11 @@ class TestASaturatedOutput:
         assert with_output(runs, "sigmoid", gain=1e-7, losses=losses).evaluator.confirming
         assert not with_output(runs, "sigmoid", gain=1e-2, losses=losses).evaluator.confirming
 
+    def test_a_fall_by_little_is_no_sign_of_health(self, runs):
+        losses = NOISY | {99 + step: 0.97 - 1e-3 * step for step in range(20)}
+        only = with_output(runs, "sigmoid", gain=1e-7, losses=losses).only
+        assert (only.severity, only.healed_step) == (Severity.ERROR, None)
+
     def test_where_no_layer_gets_a_gradient_it_needs_no_waiting(self, runs):
         losses = {0: 0.7, 1: 0.5, 2: 0.4, 4: 0.5, 8: 0.45}
         only = with_output(runs, "sigmoid", gain=0.0, losses=losses, gradient=0.0).only
