@@ -41,6 +41,7 @@ def _by_steps(cause: Finding, effect: Finding) -> bool:
 
 
 _OF_STEPS = {CauseKind.HIGH_LEARNING_RATE, CauseKind.UNSCALED_TARGETS, CauseKind.EXPLOSION, CauseKind.UNKNOWN}
+_OF_START = {CauseKind.UNSCALED_TARGETS, CauseKind.UNSCALED_INPUTS, CauseKind.LARGE_WEIGHTS}
 _OF_FUNCTIONS = {CauseKind.SMALL_SLOPE, CauseKind.FLAT_REGION, CauseKind.DEAD_UNITS, CauseKind.DEAD_LAYER}
 _DEAD = {CauseKind.DEAD_UNITS, CauseKind.DEAD_LAYER}
 _FADING = {CauseKind.UNDERFLOW, CauseKind.FLAT_REGION}
@@ -138,6 +139,16 @@ def _is_of_one(cause: Finding, effect: Finding) -> bool:
 def _throws_output(cause: Finding, effect: Finding) -> bool:
     """GW501 by an output that is saturated later on."""
     return CauseKind.SATURATED_UNITS in _kinds(effect) and cause.first_step < effect.first_step
+
+
+def _is_start(cause: Finding, effect: Finding) -> bool:
+    """Both blame the same of what a run starts with: inputs or targets that aren't scaled, weights that are too large."""
+    return bool(_kinds(cause) & _kinds(effect) & _OF_START)
+
+
+def _is_no_start(cause: Finding, effect: Finding) -> bool:
+    """The start is information only, or is far off for a reason of its own."""
+    return effect.severity < Severity.WARNING or not _is_start(cause, effect)
 
 
 class Relation(NamedTuple):
@@ -238,10 +249,12 @@ RELATIONS: tuple[Relation, ...] = (
     *(
         Relation(cause, "GW505", "a net that can't learn stays where it began")
         for cause in (
-            *("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW301", "GW302", "GW401"),
+            *("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW302", "GW401"),
             *("GW501", "GW502", "GW503", "GW504", "GW506"),
         )
     ),
+    Relation("GW301", "GW505", "a net that can't learn stays where it began", _is_no_start),
+    Relation("GW505", "GW301", "beside outputs or targets that are far too large, steps are far too small", _is_start),
     *(
         Relation(cause, "GW601", "a net that can't learn comes to nothing")
         for cause in (

@@ -43,6 +43,8 @@ from lightning_gradwatch.record.wording import counted
 
 _MOST_COUNTED = 2**53
 """Up to here a float counts without gaps."""
+NEAR = 16
+"""Steps before one that decides, from which on each is measured."""
 
 
 class Explanation(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, NEAR, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -16,12 +16,35 @@ from lightning_gradwatch.record.step import StepRecord, Wiring
 from lightning_gradwatch.record.wording import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
 LOSS_FALL = 0.05
 """Share by which the loss must have fallen since half as many steps to count as falling, as with every rule."""
 _NOT_LOOKED_FOR = cant_judge("the release that recorded the run didn't look at how it is wired")
 _NOT_SEEN = cant_judge("the forward pass isn't seen")
+
+
+class Standing(NamedTuple):
+    """What the loss has to do with what waits for it."""
+
+    falls: bool
+    broken: bool
+    """It isn't finite any more."""
+    steps: int = 0
+    """Measured steps in a row in which it hasn't fallen, up to the rule's patience."""
+    due: float = math.inf
+    """The step from which on it has stood for long enough."""
+
+
+class Urgency(NamedTuple):
+    """What is to be made of a fact."""
+
+    learns: bool
+    """The net learns with it."""
+    due: bool
+    """It is to be told at its full severity."""
+    nears: bool = False
+    """It may be in the next steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,36 +77,48 @@ class WiringRule(Rule):
         del fact
         return trend.come_down
 
+    def _trend(self, info: RunInfo, state: State) -> LossTrend:
+        """Return what the losses say."""
+        return loss_trend(state, info).from_start()
+
+    def _facts(self, wiring: Sequence[Wiring]) -> dict[str, Wiring]:
+        """Return what the rule is about, by key."""
+        return {f"{fact.kind} {fact.operation}": fact for fact in wiring if fact.kind in self.kinds}
+
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell what is known, as urgently as the loss has it."""
         if info.wiring is None:
             return _NOT_LOOKED_FOR
         if not info.layers:
             return not_yet("no layer was seen")
-        facts = {f"{fact.kind} {fact.operation}": fact for fact in info.wiring if fact.kind in self.kinds}
+        facts = self._facts(info.wiring)
         if not facts:
             unseen = self.traced and all(layer.used is None for layer in info.layers)
             return _NOT_SEEN if unseen else HEALTHY
-        trend = loss_trend(state, info).from_start()
+        trend = self._trend(info, state)
         told, since = state.setdefault("told", []), state.setdefault("since", {})
         healed, findings = {}, {}
-        for key, learns, due in self._urgency(record, trend, facts, state):
-            if learns and key in told:
+        standing, nears = self._standing(record, trend, state), False
+        for key, fact in facts.items():
+            urgency = self._urgency(fact, record, trend, standing)
+            if urgency.learns and key in told:
                 told.remove(key)
                 healed[key] = "the net learns all the same, so this is information only"
                 continue
-            if due and key not in told:
+            if urgency.due and key not in told:
                 told.append(key)
+            nears = nears or (urgency.nears and key not in told)
             findings[key] = Sighting(
                 severity=self.urgent if key in told else Severity.INFO,
-                layers=facts[key].names,
+                layers=fact.names,
                 first_step=since.setdefault(key, int(record.step)),
                 last_step=int(record.step),
-                value=_number(facts[key]),
+                value=_number(fact),
                 threshold=0.0,
-                write=partial(self.write, facts[key], self._urgency_of(facts[key], trend)),
+                write=partial(self.write, fact, self._urgency_of(fact, trend)),
             )
-        return Verdict(findings, healed=healed)
+        # A step that is due to be measured may be far: what the loss says meanwhile would come too late.
+        return Verdict(findings, healed=healed, confirming=nears, dated=True)
 
     def _urgency_of(self, fact: Wiring, trend: LossTrend) -> str:
         """Say what the loss has to do with it."""
@@ -93,27 +128,34 @@ class WiringRule(Rule):
             )
         return trend.sentence(LOSS_FALL)
 
-    def _urgency(
-        self, record: StepRecord, trend: LossTrend, facts: Mapping[str, Wiring], state: State
-    ) -> Iterator[tuple[str, bool, bool]]:
-        """Yield for each fact whether the net learns with it, and whether it is to be told at its full severity."""
+    def _standing(self, record: StepRecord, trend: LossTrend, state: State) -> Standing:
+        """Count for how long the loss hasn't fallen."""
         if not math.isnan(record.loss):  # NaN stands for no loss, too, and infinity only for one that is
             state["loss_known"] = True
         broken = not math.isfinite(record.loss) and state.get("loss_known", False)
         falls = not broken and (trend.come_down or trend.falls_by(LOSS_FALL))
         if falls or trend.unknown:
             state.pop("stood", None)
-        else:  # for some steps, as a few losses of small batches tell little
-            count, first = state.get("stood", (0, int(record.step)))
-            state["stood"] = [min(count + 1, self.patience), first]
-        count, first = state.get("stood", (0, 0))
-        stands = bool(count == self.patience) and record.step >= first + self.warm_up_steps
-        for key, fact in facts.items():
-            learned = not broken and self._learned(fact, trend)
-            if self._waits_with(fact):
-                yield key, falls or learned, (broken or stands) and not learned
-            else:
-                yield key, learned, not learned
+            return Standing(falls=falls, broken=broken)
+        count, first = state.get(
+            "stood", (0, int(record.step))
+        )  # for some steps, as a few losses of small batches tell little
+        state["stood"] = [min(count + 1, self.patience), first]
+        # Where it is still at its start, it has stood since then, whatever a few noisy losses in between looked like.
+        since = 0 if trend.at_start(LOSS_FALL) else first
+        return Standing(falls=falls, broken=broken, steps=state["stood"][0], due=since + self.warm_up_steps)
+
+    def _urgency(self, fact: Wiring, record: StepRecord, trend: LossTrend, standing: Standing) -> Urgency:
+        """Say how urgent a fact is."""
+        learned = not standing.broken and self._learned(fact, trend)
+        if not self._waits_with(fact):
+            return Urgency(learns=learned, due=not learned)
+        stands = standing.steps == self.patience and record.step >= standing.due
+        return Urgency(
+            learns=standing.falls or learned,
+            due=(standing.broken or stands) and not learned,
+            nears=record.step + NEAR >= standing.due and not learned,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

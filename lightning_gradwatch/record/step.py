@@ -104,6 +104,7 @@ WiringKind: TypeAlias = Literal[
     "stale-gradient",
     "unregistered",
     "unheld",
+    "unheld-initial",
     "norm-of-one",
     "norm-of-sample",
     "evaluation-mode",
@@ -117,6 +118,7 @@ WiringKind: TypeAlias = Literal[
 - *stale-gradient*: an optimizer steps by gradients to which those of its step before were added.
 - *unregistered*: parameters that the loss depends on are held by a plain attribute, and so are none of the model's.
 - *unheld*: parameters of the model get a gradient, and no optimizer holds them.
+- *unheld-initial*: layers of those that lie before one that is trained, are in training mode, and stay as they were initialised.
 - *norm-of-one*: a normalisation over a single value.
 - *norm-of-sample*: a batch normalisation whose batch is one sample, over that one's positions.
 - *evaluation-mode*: a module was left in evaluation mode, and what lies around it is trained.

@@ -157,6 +157,8 @@ LINKED = [
         for cause in (DOUBLED, STALE, UNTRAINED, OF_ONE, EVALUATED)
     ),
     (FAR_OFF, NOTHING_LEARNED),
+    (FAR_OFF, make("GW301", Kind.LARGE_WEIGHTS, severity=ERROR, step=12)),
+    (make("GW301", Kind.LARGE_WEIGHTS, step=12), dataclasses.replace(FAR_OFF, severity=Severity.INFO)),
     (STARVED, STALLED),
     (STARVED, make("GW104", Kind.UNKNOWN, severity=ERROR, step=30)),
 ]
@@ -207,6 +209,8 @@ UNLINKED = [
     (OVERSIZED, FADED),
     (OVERSIZED, CUT_OFF),
     (STALLED, FADED),
+    (FAR_OFF, STALLED),
+    (make("GW301", Kind.LARGE_WEIGHTS, step=12), FAR_OFF),
 ]
 
 

@@ -69,6 +69,10 @@ class LossTrend(NamedTuple):
         """Whether the loss is known to be down to half of where it began, or less: the net learns."""
         return not self.unknown and self.of_first < _COME_DOWN
 
+    def at_start(self, fall: float) -> bool:
+        """Tell whether the loss is known to be where it began, but for a fall by that share."""
+        return not self.unknown and min(self.of_first, self.of_start) >= 1 - fall
+
     def told_come_down(self) -> str:
         """Say so."""
         return f"the loss has come down to {percent(self.of_first)} of where it began"

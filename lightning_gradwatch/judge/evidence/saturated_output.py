@@ -9,7 +9,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.judge.rule import Sentences, Sighting
+import numpy as np
+
+from lightning_gradwatch.judge.rule import HEALTHY, NEAR, Sentences, Sighting, Verdict
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity
 from lightning_gradwatch.record.wording import number
 
@@ -25,31 +27,42 @@ LEAST_GAIN = 1e-3
 _RIGHT = 0.02
 """A loss below that is one of right answers: of outputs beyond 4 a sigmoid's cross-entropy is 0.018 at most."""
 _FALL = 0.05
+_FALL_TO_HEAL = 0.2
+"""Share of the loss at the start by which it must lie below that for a fall to show that what was told of is over."""
 _FUNCTIONS = ("softmax", "softmin", "sigmoid", "tanh")
 
 
 def saturated_outputs(
     record: StepRecord, info: RunInfo, state: State, trend: LossTrend, rule: Rule, *, learned: bool
-) -> tuple[dict[str, Sighting], dict[str, str]]:
+) -> Verdict:
     """Return what holds and what has healed, by site: an output must be so while the loss stands for the rule's patience and warm-up.
 
-    With `learned` it is known that the loss can't come down any further, as of a net that has learned through two sigmoids.
+    Where no layer gets any gradient it needn't wait: no step can change that. With `learned` it is known that the loss can't
+    come down any further, as of a net that has learned through two sigmoids.
     """
     memory: dict[str, list[int]] = state.get("saturated", {})
-    learns = learned or bool(trend.unknown) or trend.come_down or trend.falls_by(_FALL) or trend.level < _RIGHT
-    if learns and not memory:
-        return {}, {}
-    gains = record.values("activation_gain", len(info.sites))
-    low = {} if learns else _low(info, gains)
+    right = learned or bool(trend.unknown) or trend.come_down or trend.level < _RIGHT
+    stuck = not right and not np.any(record.values("grad_norm", len(info.layers)) > 0)
+    falls = trend.falls_by(_FALL) and not (state.get("told_saturated") and trend.at_start(_FALL_TO_HEAL))
+    learns = right or (falls and not stuck)
+    if learns and not memory and not state.get("told_saturated"):
+        return HEALTHY
+    low = {} if learns else _low(info, record.values("activation_gain", len(info.sites)))
     told: list[str] = state.setdefault("told_saturated", [])
-    findings, healed = {}, {}
+    findings, nears = {}, False
     for name in [*memory]:
         if name not in low:
             del memory[name]
     for name, gain in low.items():
         count, first = memory.get(name, (0, int(record.step)))
         memory[name] = [min(count + 1, rule.patience), first]
-        if memory[name][0] == rule.patience and record.step >= first + rule.warm_up_steps:
+        due = first if stuck else first + rule.warm_up_steps
+        if not stuck and trend.at_start(
+            _FALL
+        ):  # since when it has stood, whatever a few noisy losses in between looked like
+            due = rule.warm_up_steps
+        nears = nears or record.step + NEAR >= due
+        if memory[name][0] == rule.patience and record.step >= due:
             if name not in told:
                 told.append(name)
             findings[f"saturated-output {name}"] = Sighting(
@@ -61,11 +74,12 @@ def saturated_outputs(
                 threshold=LEAST_GAIN,
                 write=partial(_write, name, info.sites[info.site_names.index(name)].function, gain, trend),
             )
-    for name in [each for each in told if each not in memory]:
-        told.remove(name)
-        healed[f"saturated-output {name}"] = "more of its gradient gets through again, or the loss falls"
+    gone = [name for name in told if name not in memory]
+    state["told_saturated"] = [name for name in told if name in memory]
     state["saturated"] = memory
-    return findings, healed
+    healed = {f"saturated-output {name}": "more of its gradient gets through again, or the loss falls" for name in gone}
+    nears = nears and len(findings) < len(low)
+    return Verdict(findings, healed=healed, confirming=nears, dated=True)
 
 
 def _low(info: RunInfo, gains: FloatVector) -> dict[str, float]:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
 from lightning_gradwatch.judge.evidence.saturated_output import saturated_outputs
-from lightning_gradwatch.judge.rule import Sentences, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
@@ -18,6 +18,8 @@ from lightning_gradwatch.record.wording import listed
 
 _LEARNED = 0.5
 """Of what lies between one constant answer and the right ones, in a loss of probabilities, the share from which on a net has learned."""
+_BEGUN = 0.1
+"""The share up to which what looks like a fall may be noise."""
 _OF_HALF = math.log1p(math.exp(0.5)), math.log1p(math.exp(-0.5))
 """Losses of the probability 0.5, taken for a logit, where the label is 0 and where it is 1."""
 _OF_ONE_AT_ONE = math.log1p(math.exp(-1))
@@ -36,7 +38,8 @@ class OutputAppliedTwice(StandingLossRule):
     apply softmax or sigmoid themselves and are given the output of one, unscaled; or ``log`` is taken of such an output.
     An error where the loss doesn't fall, in ``patience`` measured steps in a row and for ``warm_up_steps``, or isn't finite;
     information as long as the net learns, or once it has: such a loss can't get near 0. And an error where the loss stands in
-    the same way, above 0.02, and a function at the output passes less than a thousandth of its gradient back: it is saturated.
+    the same way, above 0.02, and a function at the output passes less than a thousandth of its gradient back: it is saturated. Where
+    no layer gets any gradient, no step can change that, and it is an error at once.
 
     Why: probabilities lie between 0 and 1, and a softmax over such numbers gives none of C classes more than
     e / (e + C - 1): of ten, 23 %. So the loss can't get far below where it begins, and the gradient is small where the net
@@ -59,20 +62,35 @@ class OutputAppliedTwice(StandingLossRule):
 
     def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
         return trend.come_down or (
-            fact.kind == "output-twice" and not trend.unknown and trend.level <= _learned_loss(fact.operation, trend)
+            fact.kind == "output-twice"
+            and not trend.unknown
+            and trend.level <= _loss_at(_LEARNED, fact.operation, trend)
         )
+
+    def _trend(self, info: RunInfo, state: State) -> LossTrend:
+        """Return what the losses say: a fall that doesn't get away from what one constant answer gives may be noise."""
+        trend = super()._trend(info, state)
+        twice = [fact for fact in info.wiring or () if fact.kind == "output-twice"]
+        if trend.fall and any(trend.level > _loss_at(_BEGUN, fact.operation, trend) for fact in twice):
+            return trend._replace(discounted="which leaves it near what one constant answer gives")
+        return trend
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell of the wiring, and of outputs that have no gradient left while the loss stands."""
         verdict = super().look(record, info, state)
         if verdict.unjudged:
             return verdict
-        trend = loss_trend(state, info).from_start()
+        trend = self._trend(info, state)
         learned = any(self._learned(fact, trend) for fact in info.wiring or () if fact.kind in self.kinds)
-        findings, healed = saturated_outputs(record, info, state, trend, self, learned=learned)
-        if not findings and not healed:
+        seen = saturated_outputs(record, info, state, trend, self, learned=learned)
+        if seen is HEALTHY:
             return verdict
-        return verdict._replace(findings={**verdict.findings, **findings}, healed={**verdict.healed, **healed})
+        return verdict._replace(
+            findings={**verdict.findings, **seen.findings},
+            healed={**verdict.healed, **seen.healed},
+            confirming=verdict.confirming or seen.confirming,
+            dated=True,
+        )
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is applied to what."""
@@ -103,8 +121,8 @@ class OutputAppliedTwice(StandingLossRule):
         )
 
 
-def _learned_loss(operation: str, trend: LossTrend) -> float:
-    """Return the loss of probabilities from which on a net has learned with it, told from where it began; NaN: that can't be told.
+def _loss_at(share: float, operation: str, trend: LossTrend) -> float:
+    """Return the loss of probabilities at a share of the way to the right answers, told from where it began; NaN: that can't be told.
 
     Such a net begins near the same probability for each class, so the loss tells how many there are, or of how many entries the
     label is 1. What one constant answer comes to is not learned yet; what the right one comes to is the least.
@@ -120,4 +138,4 @@ def _learned_loss(operation: str, trend: LossTrend) -> float:
         constant, least = start, math.log(math.e + math.expm1(start)) - 1
     else:
         return math.nan
-    return constant - _LEARNED * (constant - least)
+    return constant - share * (constant - least)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lightning_gradwatch.judge.evidence.constant_answer import UNKNOWN, Excess, note_answer, read_cost, read_excess
 from lightning_gradwatch.judge.evidence.loss_trend import loss_trend
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, NEAR, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity, StartFarOffWarning
 from lightning_gradwatch.record.run_info import RunInfo
@@ -86,7 +86,8 @@ class StartFarOff(Rule):
         learns = trend.come_down or trend.falls_by(self.loss_fall)
         stood = state["stood"] = 0 if learns or not above else state.get("stood", 0) + 1
         due = record.step >= self.warm_up_steps and stood >= self.patience
-        return self._found(record, state, trend, standing=due)
+        nears = above and not learns and not due and record.step + NEAR >= self.warm_up_steps
+        return self._found(record, state, trend, standing=due)._replace(confirming=bool(nears), dated=True)
 
     def _begins(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the first record with a known answer, if the run began with it or a few steps before."""

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_gradwatch.judge.evidence.trained_layers import changed_layers
-from lightning_gradwatch.judge.rule import Sentences, Verdict
+from lightning_gradwatch.judge.rule import NEAR, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
-from lightning_gradwatch.judge.wiring_rule import WiringRule
+from lightning_gradwatch.judge.wiring_rule import LOSS_FALL, Standing, Urgency, WiringRule
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, UntrainedParameterWarning
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
-from lightning_gradwatch.record.wording import listed
+from lightning_gradwatch.record.wording import listed, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
+
+_INITIAL = "unheld-initial"
+_UNHELD = "unheld "
+"""The key of what is found of layers that no optimizer holds, whatever else is known of them."""
+_SMALL_FALL = 0.2
+"""Share of the loss at the start: by less, if not to half, it falls for a head that learns of layers that are left to chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +35,8 @@ class UntrainedParameter(WiringRule):
     ``parameters()`` doesn't find; or a layer of the model gets a gradient, and none of the optimizers holds any parameter of
     it. Inputs that ask for a gradient, as in gradient penalties and physics-informed nets, are none. Information once the
     loss has come down to half; of a layer that no optimizer holds, until the loss is seen to stand, as some are left out on
-    purpose. Layers that are thawed or frozen in mid-run, once and for good, are information, too.
+    purpose; but where such layers lie before one that is trained, are in training mode and are still as they were initialised,
+    until step 50, unless the loss falls and is down to 80 % of where it began. Layers that are thawed or frozen in mid-run, once and for good, are information, too.
 
     Why: such a layer keeps the values that it was initialised with. What was put together to learn is a random function, and
     the rest of the net has to do with what comes out of it. A list's parameters are neither saved nor moved to the device.
@@ -43,6 +55,34 @@ class UntrainedParameter(WiringRule):
     waiting: ClassVar[tuple[str, ...]] = ("unheld",)
     traced: ClassVar[bool] = False
 
+    def _facts(self, wiring: Sequence[Wiring]) -> dict[str, Wiring]:
+        """Return them; layers that no optimizer holds with how many stay as they were initialised, where some do."""
+        facts = super()._facts(wiring)
+        for fact in wiring:
+            if fact.kind == _INITIAL and _UNHELD in facts:
+                facts[_UNHELD] = replace(facts[_UNHELD], kind=_INITIAL, value=len(fact.names))
+        return facts
+
+    def _urgency_of(self, fact: Wiring, trend: LossTrend) -> str:
+        if fact.kind == _INITIAL and trend.falls_by(LOSS_FALL) and trend.at_start(_SMALL_FALL):
+            return (
+                f"The loss falls, by {percent(trend.fall)} since step {trend.since_step}, and is still at {percent(trend.of_first)} "
+                "of where it began."
+            )
+        return super()._urgency_of(fact, trend)
+
+    def _urgency(self, fact: Wiring, record: StepRecord, trend: LossTrend, standing: Standing) -> Urgency:
+        """Say how urgent a fact is: layers that are left as they were initialised wait for a loss that is far from its start."""
+        if fact.kind != _INITIAL or standing.broken:
+            return super()._urgency(fact, record, trend, standing)
+        learns = trend.come_down or (standing.falls and not trend.at_start(_SMALL_FALL))
+        open_ = not learns and not trend.unknown
+        return Urgency(
+            learns=learns,
+            due=open_ and record.step >= self.warm_up_steps,
+            nears=open_ and record.step + NEAR >= self.warm_up_steps,
+        )
+
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Tell of the wiring, and of layers that were thawed or frozen since the run began."""
         verdict = super().look(record, info, state)
@@ -53,15 +93,19 @@ class UntrainedParameter(WiringRule):
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say which."""
-        if fact.kind == "unheld":
+        if fact.kind in {"unheld", _INITIAL}:
             names = listed(fact.names)
+            still = ""
+            if fact.kind == _INITIAL:
+                which = "They are" if fact.value == len(fact.names) else f"{fact.value:.0f} of them are"
+                still = f" {which} still as initialised, and lie before layers that are trained."
             return Sentences(
                 cause="No optimizer was given their parameters, so they keep the values that they were initialised with.",
                 remedy=Remedy(
                     f"Give an optimizer the parameters of {names}, or switch their gradient off with requires_grad_(False).",
                     (Action("add_to_optimizer", fact.names),),
                 ),
-                message=f"{names} got a gradient, and no optimizer holds them. {urgency}",
+                message=f"{names} got a gradient, and no optimizer holds them.{still} {urgency}",
                 causes=(Cause(CauseKind.NO_OPTIMIZER),),
             )
         names = listed(fact.names, "attribute")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
 from lightning_gradwatch.measure.model.call_site import line_of_function
-from lightning_gradwatch.measure.model.layers import parameters_of
+from lightning_gradwatch.measure.model.layers import parameters_of, unwrapped
+from lightning_gradwatch.measure.model.shards import placed
 from lightning_gradwatch.measure.trace.tensor_state import tensors_in
+from lightning_gradwatch.measure.unobserved import is_opaque
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,9 +22,14 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.path import Layer
+    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
 
 _DEEPEST = 3
 _MOST_ENTRIES = 1000
+_MOST_LAYERS = 64
+_FEWEST_ENTRIES = 64
+"""Of a matrix: of so many, the largest lies within a twentieth of the bound that they were drawn within, but for one in 27."""
+_NEAR_BOUND = 0.95
 _OTHERS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "builtins", "numpy", "collections")
 
 
@@ -77,3 +86,71 @@ def unheld(layers: Layers, optimizers: Sequence[Optimizer]) -> Iterator[Layer]:
             id(each) in held for each in layer.parameters
         ):
             yield layer
+
+
+class InitialValues:
+    """Tells which of a run's layers are as PyTorch or the program has initialised them, and stay so from one measured step to another.
+
+    Two things show it that no training leaves: biases or scales that are all the same, and matrices drawn evenly from PyTorch's
+    default bounds, of which an optimizer soon pushes some entry over the edge.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, list[float]] = {}
+        """By name, the extreme values of a layer's parameters when it was looked at first."""
+
+    def look(
+        self, unheld: Sequence[Layer], layers: Layers, model: nn.Module, optimizers: Sequence[Optimizer], pack: Pack
+    ) -> list[tuple[Layer, Slot]]:
+        """Take along what tells it of layers that no optimizer holds, that are in training mode and lie before one that is held."""
+        held = {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}
+        used = [layer for layer in layers.ordered if layer.used]
+        last = max(
+            (place for place, each in enumerate(used) if any(id(own) in held for own in each.parameters)), default=0
+        )
+        before, root, looked = set(used[:last]), unwrapped(model), []
+        for layer in [each for each in unheld if each in before][:_MOST_LAYERS]:
+            if _is_training(root, layer) and all(map(_is_readable, layer.parameters)):
+                with torch.no_grad():
+                    ends = [end.detach().float() for each in layer.parameters for end in each.aminmax()]
+                    looked.append((layer, pack.add(torch.stack(ends))))
+        return looked
+
+    def read(self, looked: Sequence[tuple[Layer, Slot]], values: Values) -> Iterator[str]:
+        """Yield the layers that were looked at before, haven't moved since, and are as initialised."""
+        for layer, slot in looked:
+            ends = [float(each) for each in values[slot]]
+            before = self._first.setdefault(layer.name, ends)
+            if before is not ends and before == ends and _is_initial(layer, ends):
+                yield layer.name
+
+
+def _is_training(root: nn.Module, layer: Layer) -> bool:
+    """Whether a layer's module is in training mode; False where that isn't known."""
+    modules = dict(root.named_modules())
+    module = modules.get(layer.name, modules.get(layer.name.rpartition(".")[0]))
+    return module is not None and module.training
+
+
+def _is_readable(parameter: nn.Parameter) -> bool:
+    return (
+        parameter.is_floating_point()
+        and bool(parameter.numel())
+        and parameter.layout is torch.strided
+        and not is_opaque(parameter)
+        and placed(parameter) is None
+    )
+
+
+def _is_initial(layer: Layer, ends: Sequence[float]) -> bool:
+    """Tell by the extreme values of a layer's parameters whether they are as initialised."""
+    pairs = list(zip(layer.parameters, ends[::2], ends[1::2], strict=True))
+    vectors = [low == high for each, low, high in pairs if each.dim() == 1 and each.numel() > 1]
+    if vectors and all(vectors):
+        return True
+    matrix = next(((each, max(-low, high)) for each, low, high in pairs if each.dim() > 1), None)
+    if matrix is None or matrix[0].numel() < _FEWEST_ENTRIES:
+        return False
+    bound = 1 / math.sqrt(matrix[0][0].numel())
+    # Biases are drawn within the same bound.
+    return _NEAR_BOUND * bound <= matrix[1] and all(max(-low, high) <= bound * (1 + 1e-6) for _, low, high in pairs)

@@ -16,7 +16,7 @@ from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.wiring.calls import Calls
 from lightning_gradwatch.measure.wiring.constant import ConstantAnswers
 from lightning_gradwatch.measure.wiring.facts import Facts
-from lightning_gradwatch.measure.wiring.parameters import holders, loose_leaves, unheld
+from lightning_gradwatch.measure.wiring.parameters import InitialValues, holders, loose_leaves, unheld
 from lightning_gradwatch.measure.wiring.stale import StaleGradients
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.faults import Faults
     from lightning_gradwatch.measure.model.call_site import ModuleNames
     from lightning_gradwatch.measure.model.layers import Layers
+    from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.trace.tensor_state import Tags
     from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
     from lightning_gradwatch.record.step import LostGradient, Wiring
@@ -90,6 +91,7 @@ class WiringWatch:
         self.layers = layers
         self.faults = faults
         self.stale = StaleGradients()
+        self.initial = InitialValues()
         self._names = names
         self._steps = 0
 
@@ -98,7 +100,8 @@ class WiringWatch:
         if self._steps >= FIRST_STEPS:
             return Unwatched()
         self._steps += 1
-        return StepWiring(self, Calls(self.model, self.facts, tags, self._names), pack, optimizers)
+        compares = self._steps in (1, FIRST_STEPS)
+        return StepWiring(self, Calls(self.model, self.facts, tags, self._names), pack, optimizers, compares=compares)
 
 
 _Method = TypeVar("_Method", bound="Callable[..., Any]")
@@ -123,7 +126,13 @@ class StepWiring(Unwatched):
     watches = True
 
     def __init__(
-        self, watch: WiringWatch, calls: Calls, pack: Pack, optimizers: Callable[[], Sequence[Optimizer]]
+        self,
+        watch: WiringWatch,
+        calls: Calls,
+        pack: Pack,
+        optimizers: Callable[[], Sequence[Optimizer]],
+        *,
+        compares: bool,
     ) -> None:
         self.faults = watch.faults
         self._watch = watch
@@ -138,6 +147,9 @@ class StepWiring(Unwatched):
         self._answers: list[Slot] | None = []
         """Of each loss; None where one has none that is known."""
         self._sources: list[Slot] = []
+        self._compares = compares
+        """Whether it is one of the two steps between which layers that no optimizer holds are compared."""
+        self._unmoved: list[tuple[Layer, Slot]] = []
 
     @override
     @_harmless
@@ -187,8 +199,13 @@ class StepWiring(Unwatched):
     @_harmless
     def end(self) -> None:
         self._shadows.clear()
-        for layer in unheld(self._watch.layers, self._optimizers()):
+        optimizers = self._optimizers()
+        layers = list(unheld(self._watch.layers, optimizers))
+        for layer in layers:
             self._facts.note("unheld", layer.name)
+        if layers and self._compares:
+            watch = self._watch
+            self._unmoved = watch.initial.look(layers, watch.layers, watch.model, optimizers, self._pack)
 
     @override
     def read(self, values: Values, *, scaled: bool, factors: Sequence[LostGradient] = ()) -> bool:
@@ -211,6 +228,8 @@ class StepWiring(Unwatched):
 
     @_harmless
     def _read(self, values: Values, *, scaled: bool) -> None:
+        for name in self._watch.initial.read(self._unmoved, values):
+            self._facts.note("unheld-initial", name)
         for optimizer, share, line in self._stale.read(values):
             where = line or line_of_function(getattr(type(self._watch.model), "optimizer_zero_grad", None))
             owners = map(self._watch.layers.owner, parameters_of(optimizer))

@@ -29,6 +29,12 @@ def fed(runs, rule, losses, *, answer=CLASSES, steps=STEPS, planned=300, info=No
 
 
 class TestStartFarOff:
+    @pytest.mark.parametrize(("loss", "wanted"), [(40.0, True), (2.0, False)])
+    def test_asks_for_the_steps_that_decide(self, runs, loss, wanted):
+        losses = lambda step: 40.0 if step < 2 else loss  # noqa: E731 - a curve
+        assert fed(runs, StartFarOff(), losses, steps=(0, 1, 2, 4, 8, 16, 32, 49)).evaluator.confirming is wanted
+        assert not fed(runs, StartFarOff(), losses, steps=(0, 1, 2, 4, 8)).evaluator.confirming
+
     def test_it_is_information_until_the_loss_has_stood_for_fifty_steps(self, runs):
         got = fed(runs, StartFarOff(), 40.0)
         (first,), *rest = [told for told in got.told if told]

@@ -21,6 +21,7 @@ TWICE = Wiring("output-twice", ("net.11",), "cross_entropy", "training_step (a.p
 LOG = Wiring("log-of-output", ("net.11",), "log")
 STALE = Wiring("stale-gradient", ("net.0", "net.2"), "SGD", value=3.5)
 UNHELD = Wiring("unheld", ("net.4",))
+INITIAL = Wiring("unheld-initial", ("net.4",))
 LIST = Wiring("unregistered", ("net.layers",), value=1212)
 ONE = Wiring("norm-of-sample", ("net.1",), "batch_norm", value=36)
 LEFT = Wiring("evaluation-mode", ("",), "dropout")
@@ -73,6 +74,62 @@ class TestEachFact:
         assert evaluator.unjudged[rule.code].startswith("can't judge: the release")
 
 
+NOISY = {0: 1.0, 1: 1.2, 2: 0.95, 4: 1.25, 8: 0.8, 16: 0.7, 32: 1.1, 49: 1.15, 50: 1.1, 51: 1.2, 52: 1.0, 53: 1.1}
+"""Losses of small batches that stand, of which step 16's look like a fall."""
+
+
+class TestWhenTheLossIsSeenToStand:
+    """A rule doesn't wait for longer than its 50 steps because a few noisy losses looked like a fall."""
+
+    def test_a_loss_that_is_where_it_began_has_stood_since_then(self, runs):
+        assert fed(runs, OutputAppliedTwice(), TWICE, NOISY).only.severity is Severity.ERROR
+
+    def test_one_that_has_come_down_stands_from_there_on(self, runs):
+        losses = {step: loss if step < 32 else 0.6 * loss for step, loss in NOISY.items()}
+        assert fed(runs, SingleValueNormalization(), ONE, losses).only.severity is Severity.INFO
+
+    @pytest.mark.parametrize(("step", "wanted"), [(16, False), (49, True)])
+    def test_the_steps_before_it_are_measured_one_by_one(self, runs, step, wanted):
+        losses = {each: STANDS[each] for each in STANDS if each <= step}
+        for rule, fact in ((OutputAppliedTwice(), TWICE), (UntrainedParameter(), UNHELD)):
+            assert fed(runs, rule, fact, losses).evaluator.confirming is wanted
+
+    def test_but_not_where_the_net_learns(self, runs):
+        losses = {each: FALLS[each] for each in FALLS if each <= 49}
+        assert not fed(runs, OutputAppliedTwice(), TWICE, losses).evaluator.confirming
+
+
+class TestLayersThatStayAsInitialised:
+    @staticmethod
+    def losses(level):
+        """Return losses that fall from 1 by fits and starts, by 10 % in twenty steps, to a level at step 100."""
+        steps = [0, 1, 2, 4, 8, 16, 32, *range(49, 100)]
+        return [(step, 1 - (1 - level) * step / 100) for step in steps]
+
+    @pytest.mark.parametrize(
+        ("level", "severity"), [(0.7, Severity.INFO), (0.9, Severity.WARNING), (1.1, Severity.WARNING)]
+    )
+    def test_are_a_warning_unless_the_head_learns_well(self, runs, level, severity):
+        info = dataclasses.replace(runs.stack(), wiring=(UNHELD, INITIAL))
+        records = [runs.measure(info, step, loss=loss) for step, loss in self.losses(level)]
+        only = runs.feed(UntrainedParameter(), records, info).only
+        assert only.severity is severity
+        assert "They are still as initialised, and lie before layers that are trained." in only.message
+
+    def test_a_small_fall_is_no_reason_for_information(self, runs):
+        info = dataclasses.replace(runs.stack(), wiring=(UNHELD, INITIAL))
+        records = [runs.measure(info, step, loss=loss) for step, loss in self.losses(0.85)]
+        only = runs.feed(UntrainedParameter(), records, info).only
+        assert only.severity is Severity.WARNING
+        assert "is still at 8" in only.message
+        assert "information only" not in only.message
+
+    def test_are_information_in_the_first_50_steps(self, runs):
+        info = dataclasses.replace(runs.stack(), wiring=(UNHELD, INITIAL))
+        records = [runs.measure(info, step, loss=1.0) for step in (0, 1, 2, 4, 8, 16, 32, 49)]
+        assert runs.feed(UntrainedParameter(), records, info).only.severity is Severity.INFO
+
+
 def ending_at(start, end):
     """Return losses that come down to `end` by step 64 and stand there: more than half of where they began."""
     return {step: max(end, start - (start - end) * step / 64) for step in (*STANDS, 149, 199, 249, 299, 349, 399)}
@@ -97,12 +154,24 @@ def test_a_loss_of_probabilities_that_has_come_down_as_far_as_it_can_is_informat
     assert fed(runs, OutputAppliedTwice(), fact, ending_at(start, constant - 0.003)).only.severity is Severity.ERROR
 
 
-def with_output(runs, function, *, gain, losses, name="head", wiring=()):
+def test_a_fall_that_stays_near_a_constant_answer_is_no_learning(runs):
+    """Of probabilities a sigmoid's loss has 0.69 for a constant answer, 0.50 for the right ones: 0.68 is a fall from 0.72, and nothing."""
+    losses = dict.fromkeys(STANDS, 0.72) | {149 + 10 * step: 0.682 - 1e-4 * step for step in range(12)}
+    fact = dataclasses.replace(TWICE, operation="binary_cross_entropy_with_logits")
+    only = fed(runs, OutputAppliedTwice(), fact, losses).only
+    assert only.severity is Severity.ERROR
+    assert "which leaves it near what one constant answer gives" in only.message
+
+
+def with_output(runs, function, *, gain, losses, name="head", wiring=(), gradient=1.0):
     info = runs.stack()
     last = dataclasses.replace(info.sites[-1], name=name, function=function, role="output", units=0)
     info = dataclasses.replace(info, sites=(*info.sites[:-1], last), wiring=wiring)
     gains = [0.5] * (len(info.sites) - 1) + [gain]
-    records = [runs.measure(info, step, loss=loss, activation_gain=gains) for step, loss in losses.items()]
+    norms = [gradient] * len(info.layers)
+    records = [
+        runs.measure(info, step, loss=loss, activation_gain=gains, grad_norm=norms) for step, loss in losses.items()
+    ]
     return runs.feed(OutputAppliedTwice(), records, info)
 
 
@@ -117,6 +186,27 @@ class TestASaturatedOutput:
     def test_isnt_told_before_the_loss_has_stood_for_50_steps(self, runs):
         losses = {step: STANDS[step] for step in STANDS if step < 50}
         assert with_output(runs, "softmax", gain=1e-7, losses=losses).findings == ()
+
+    def test_is_told_by_step_50_however_the_losses_of_small_batches_jump(self, runs):
+        assert with_output(runs, "sigmoid", gain=1e-7, losses=NOISY).only.severity is Severity.ERROR
+
+    def test_asks_for_the_steps_before_that(self, runs):
+        losses = {step: NOISY[step] for step in NOISY if step < 50}
+        assert with_output(runs, "sigmoid", gain=1e-7, losses=losses).evaluator.confirming
+        assert not with_output(runs, "sigmoid", gain=1e-2, losses=losses).evaluator.confirming
+
+    def test_a_fall_by_little_is_no_sign_of_health(self, runs):
+        losses = NOISY | {99 + step: 0.97 - 1e-3 * step for step in range(20)}
+        only = with_output(runs, "sigmoid", gain=1e-7, losses=losses).only
+        assert (only.severity, only.healed_step) == (Severity.ERROR, None)
+
+    def test_where_no_layer_gets_a_gradient_it_needs_no_waiting(self, runs):
+        losses = {0: 0.7, 1: 0.5, 2: 0.4, 4: 0.5, 8: 0.45}
+        only = with_output(runs, "sigmoid", gain=0.0, losses=losses, gradient=0.0).only
+        assert (only.severity, only.first_step) == (Severity.ERROR, 1)
+        assert with_output(runs, "sigmoid", gain=0.0, losses=losses).findings == ()  # one of several outputs
+        learned = {step: loss / 30 for step, loss in losses.items()}
+        assert with_output(runs, "sigmoid", gain=0.0, losses=learned, gradient=0.0).findings == ()
 
     @pytest.mark.parametrize(
         ("losses", "gain"),

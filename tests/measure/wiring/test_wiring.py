@@ -14,7 +14,7 @@ Y = torch.arange(16) % 4
 BITS = (Y % 2).float()
 
 
-def facts(net, loss_of, *, steps=3, optimizer=None, zero=True, before=None):
+def facts(net, loss_of, optimizer=None, *, steps=3, zero=True, before=None):
     """Train for a few measured steps; return what is known of the wiring by kind."""
     optimizer = optimizer or torch.optim.SGD([each for each in net.parameters() if each.requires_grad], lr=0.01)
     probe = Probe(net, optimizer)
@@ -27,6 +27,36 @@ def facts(net, loss_of, *, steps=3, optimizer=None, zero=True, before=None):
             loss_of(net).backward()
             optimizer.step()
     return {fact.kind: fact for fact in probe.info.wiring}
+
+
+def with_head(body):
+    """Return a net whose head alone an optimizer holds, a loss of it, and that optimizer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*body, nn.ReLU(), nn.LazyLinear(4))
+    net(X)
+    return net, lambda net: F.cross_entropy(net(X), Y), torch.optim.SGD(net[-1].parameters(), lr=0.1)
+
+
+def drawn(layer):
+    """Start the weights from a normal distribution, which has no bounds, and the biases at 0."""
+    nn.init.xavier_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def trained(layer):
+    """Train a layer for a few steps."""
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (layer(X) - 1).square().mean().backward()
+        optimizer.step()
+
+
+def moved(layer):
+    """Train a layer by hand."""
+    with torch.no_grad():
+        layer.weight += 1e-3
 
 
 def mlp(*last, outputs=4):
@@ -277,6 +307,48 @@ class TestUntrainedParameters:
         net = mlp()
         optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
         assert facts(net, lambda net: F.cross_entropy(net(X), Y), optimizer=optimizer)["unheld"].names == ("0",)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            lambda: [nn.Linear(6, 32)],
+            lambda: [nn.Linear(6, 32, bias=False)],
+            lambda: [drawn(nn.Linear(6, 8))],
+            lambda: [nn.Linear(6, 8), nn.BatchNorm1d(8)],
+            lambda: [nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 32, 3), nn.Flatten()],
+        ],
+        ids=["default", "without biases", "normal", "norm", "convolution"],
+    )
+    def test_one_that_stays_as_it_was_initialised_is_told_apart(self, body):
+        found = facts(*with_head(body()), steps=4)
+        assert set(found["unheld-initial"].names) <= set(found["unheld"].names)
+
+    @pytest.mark.parametrize("steps", [1, 3])
+    def test_not_before_the_first_steps_are_over(self, steps):
+        assert facts(*with_head([nn.Linear(6, 32)]), steps=steps).keys() == {"unheld"}
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            trained,  # as if loaded from elsewhere
+            lambda body: body.eval(),
+            lambda body: nn.init.normal_(body.weight),
+            lambda body: body.register_forward_pre_hook(lambda *_: moved(body)),
+            lambda body: body.requires_grad_(False),
+        ],
+        ids=["pretrained", "in evaluation mode", "of another start", "trained out of sight", "frozen"],
+    )
+    def test_what_only_looks_like_it_is_quiet(self, change):
+        net, loss_of, optimizer = with_head([nn.Linear(6, 32)])
+        change(net[0])
+        found = facts(net, loss_of, optimizer, steps=4)
+        assert "unheld-initial" not in found
+
+    def test_a_layer_behind_those_that_are_trained_may_be_a_judge_of_what_they_make(self):
+        net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 4))
+        optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
+        found = facts(net, lambda net: F.cross_entropy(net(X), Y), steps=4, optimizer=optimizer)
+        assert found.keys() == {"unheld"}
 
     def test_a_frozen_backbone_is_quiet(self):
         net = mlp()
