@@ -5,13 +5,14 @@ What it keeps is plain data, so that a checkpoint can carry it and a resumed run
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.first_bad_step import RECENT, RecentSteps, first_bad_step
 from lightning_gradwatch.judge.evidence.loss_trend import LOSSES, Losses
+from lightning_gradwatch.judge.kept import Kept, read_kept
 from lightning_gradwatch.judge.root_causes import awaits_root, in_order, relate, related
 from lightning_gradwatch.judge.rule import HEALTHY
 from lightning_gradwatch.judge.streaks import plain
@@ -24,7 +25,7 @@ from lightning_gradwatch.record.checkpoint import (
     numbers_of,
     plain_of,
 )
-from lightning_gradwatch.record.finding import CauseKind, Finding, Severity
+from lightning_gradwatch.record.finding import Finding, Severity
 from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, reason_of
 
 if TYPE_CHECKING:
@@ -46,126 +47,13 @@ _MOST_LOSSES = 64
 _MOST_CONFIRMATIONS = 32  # a value that dances around its threshold must not have every step measured
 
 
-class _Kept:
-    """A finding over all records: the worst severity with the numbers that go with it, and the whole span of steps."""
-
-    __slots__ = ("_finding", "first_step", "healed", "held", "last_step", "seen", "told")
-
-    def __init__(self, seen: Finding | Sighting, *, told: Severity | None = None) -> None:
-        self.seen = seen
-        self.first_step = seen.first_step
-        self.last_step = seen.last_step
-        self.told = seen.severity if told is None else told
-        """The worst it has ever been."""
-        self.healed: tuple[int, str] | None = None
-        """The step that showed it gone, and what shows it."""
-        self.held = False
-        """Whether nobody was told yet, as the root that it follows from may be on its way."""
-        self._finding: Finding | None = None
-
-    @property
-    def severity(self) -> Severity:
-        """How bad it is now: what has healed is information."""
-        return self.seen.severity if self.healed is None else Severity.INFO
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers of the latest of the worst."""
-        seen = self.seen
-        if isinstance(seen, Finding):
-            return seen.layers
-        if isinstance(seen.layers, tuple):
-            return seen.layers
-        layers = seen.layers()
-        self.seen = seen._replace(layers=layers)
-        return layers
-
-    def take(self, new: Finding | Sighting) -> bool:
-        """Take in a later one; return whether it is worse than any before."""
-        if self.healed is not None:  # it is back: what it was before is over
-            self.seen, self.first_step, self.healed = new, new.first_step, None
-        elif new.severity >= self.seen.severity:
-            self.seen = new
-        self.first_step = min(self.first_step, new.first_step)
-        self.last_step = new.last_step
-        self._finding = None
-        before, self.told = self.told, max(self.told, new.severity)
-        return self.told > before
-
-    def heal(self, step: int, shown_by: str) -> None:
-        """Note that it no longer holds."""
-        if self.healed is None:
-            self.healed = step, shown_by
-            self._finding = None
-
-    def finding(self, rule: Rule) -> Finding:
-        """Return the finding as it stands, its sentences written now."""
-        if self._finding is None:
-            if not isinstance(self.seen, Finding):
-                self.seen = _written(rule, self.seen, self.layers)
-            self._finding = replace(self.seen, first_step=self.first_step, last_step=self.last_step)
-            if self.healed is not None:
-                step, shown_by = self.healed
-                self._finding = replace(
-                    self._finding,
-                    severity=Severity.INFO,
-                    message=f"{self._finding.message} It has healed: {shown_by}.",
-                    healed_step=step,
-                )
-        return self._finding
-
-    def to_dict(self, rule: Rule) -> dict[str, Any]:
-        """Return plain data; `from_dict` reads it back."""
-        now, self.healed = self.healed, None
-        self._finding = None
-        whole = self.finding(rule).to_dict()
-        self.healed, self._finding = now, None
-        return {
-            "finding": whole,
-            "told": int(self.told),
-            "healed": None if now is None else [*now],
-            "held": self.held,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> _Kept:
-        kept = cls(Finding.from_dict(data["finding"]), told=Severity(data["told"]))
-        if data["healed"] is not None:
-            step, shown_by = data["healed"]
-            kept.healed = int(step), str(shown_by)
-        kept.held = instance_of(data["held"], "whether it is held back", bool)
-        return kept
-
-
-def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
-    cause, remedy, message, causes = seen.write()
-    if seen.first_bad is not None:
-        message = f"{message} {seen.first_bad.sentence}"
-    return Finding(
-        code=rule.code,
-        name=rule.name,
-        severity=seen.severity,
-        layers=layers,
-        first_step=seen.first_step,
-        last_step=seen.last_step,
-        value=seen.value,
-        threshold=seen.threshold,
-        cause=cause,
-        remedy=remedy,
-        message=message,
-        cause_kind=causes[0].kind if causes else CauseKind.UNKNOWN,
-        causes=causes,
-        first_bad=seen.first_bad,
-    )
-
-
 @dataclass
 class _Entry:
     """What is kept about one rule."""
 
     rule: Rule
     memory: State = field(default_factory=dict)
-    kept: dict[str, _Kept] = field(default_factory=dict)
+    kept: dict[str, Kept] = field(default_factory=dict)
     judged: bool = False
     reason: str = "not yet: no step was measured"
     confirming: bool = False
@@ -177,7 +65,7 @@ class _Entry:
     restored: bool = False
     """Whether the memory comes from a checkpoint."""
 
-    def judge(self, record: StepRecord, info: RunInfo) -> Sequence[tuple[_Kept, Severity | None]]:
+    def judge(self, record: StepRecord, info: RunInfo) -> Sequence[tuple[Kept, Severity | None]]:
         """Judge a record; return as `take`."""
         verdict = self.rule.judge(record, info, self.memory)
         if verdict.findings and self.rule.tells_first_bad_step:
@@ -197,19 +85,19 @@ class _Entry:
         )
         return seen if onset is None else seen._replace(first_bad=onset)
 
-    def take(self, verdict: Verdict, step: int) -> Sequence[tuple[_Kept, Severity | None]]:
+    def take(self, verdict: Verdict, step: int) -> Sequence[tuple[Kept, Severity | None]]:
         """Take in a verdict on the record of a step; return what is new, or worse than ever before, each with the worst before."""
         if verdict is HEALTHY:
             self.judged, self.reason, self.confirming = True, "", False
             self.since, self.readings = None, 0
             return ()
-        told: list[tuple[_Kept, Severity | None]] = []
+        told: list[tuple[Kept, Severity | None]] = []
         taken_in = [self.kept.pop(key) for key in verdict.withdrawn if key in self.kept]
         worst = max((kept.told for kept in taken_in if not kept.held), default=None)
         for key, seen in verdict.findings.items():
             kept = self.kept.get(key)
             if kept is None:
-                kept = self.kept[key] = _Kept(seen, told=seen.severity if worst is None else max(worst, seen.severity))
+                kept = self.kept[key] = Kept(seen, told=seen.severity if worst is None else max(worst, seen.severity))
                 if worst is None or seen.severity > worst:
                     told.append((kept, worst))
                 continue
@@ -253,7 +141,7 @@ class _Entry:
         return cls(
             rule,
             memory={**memory, **shared},
-            kept={key: _read_kept(finding, rule) for key, finding in findings.items()},
+            kept={key: read_kept(finding, rule) for key, finding in findings.items()},
             judged=instance_of(data["judged"], what, bool),
             reason=instance_of(data["reason"], what, str),
             confirming=instance_of(data["confirming"], what, bool),
@@ -262,36 +150,6 @@ class _Entry:
             readings=count_of(data["readings"], what),
             restored=True,
         )
-
-
-def _read_kept(data: Any, rule: Rule) -> _Kept:
-    """Build what is kept of a finding of a rule from plain data.
-
-    Raises:
-        StateError: it isn't that.
-    """
-    mapping_of(data, f"a finding of {rule.code}", required=("finding", "told", "healed", "held"))
-    try:
-        kept = _Kept.from_dict(data)
-    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise StateError(f"a finding of {rule.code} can't be read ({type(error).__name__}: {error})") from error
-    finding = kept.seen
-    if (
-        not isinstance(finding, Finding)
-        or finding.code != rule.code
-        or finding.to_dict() != _as_read(data["finding"], finding)
-    ):
-        raise StateError(f"a finding of {rule.code} isn't one")
-    return kept
-
-
-def _as_read(data: Mapping[str, Any], finding: Finding) -> dict[str, Any]:
-    """Return a finding's data as this release has them: another one may know other causes, or none."""
-    causes = [{**cause, "kind": CauseKind.read(cause["kind"]).value} for cause in data.get("causes", ())]
-    kind = CauseKind.read(data.get("cause_kind", CauseKind.UNKNOWN.value)).value
-    onset = None if finding.first_bad is None else finding.first_bad.to_dict()
-    read = {"consequence_of": finding.consequence_of, "cause_kind": kind, "causes": causes, "first_bad": onset}
-    return {**data, **read}
 
 
 def _read_losses(data: Any) -> Losses:
@@ -361,8 +219,8 @@ class Evaluator:
         self.risen = None
         self._losses.note(record)
         self._recent.note(record, info)
-        risen: list[_Kept] = []
-        told: list[_Kept] = []
+        risen: list[Kept] = []
+        told: list[Kept] = []
         for entry in self._entries.values():
             for kept, before in self._judge(entry, record, info):
                 risen.append(kept)
@@ -385,8 +243,8 @@ class Evaluator:
             end: How it did.
             info: What describes the last record.
         """
-        risen: list[_Kept] = []
-        told: list[_Kept] = []
+        risen: list[Kept] = []
+        told: list[Kept] = []
         for code, entry in self._entries.items() if not (self._before_end or end.by_finding) else ():
             verdict = entry.rule.at_end(end, info, entry.memory)
             if verdict is None:
@@ -398,7 +256,7 @@ class Evaluator:
                     told.append(kept)
         return self._tell(told, risen, {})
 
-    def _tell(self, told: Sequence[_Kept], risen: Sequence[_Kept], under_way: Mapping[str, int]) -> tuple[Finding, ...]:
+    def _tell(self, told: Sequence[Kept], risen: Sequence[Kept], under_way: Mapping[str, int]) -> tuple[Finding, ...]:
         """Return what is news, together with what was kept back, unless it may follow from what is under way."""
         held = [kept for entry in self._entries.values() for kept in entry.kept.values() if kept.held]
         told, risen = [*told, *(kept for kept in held if kept not in told)], [*risen, *held]
@@ -418,7 +276,7 @@ class Evaluator:
         ]
         return tuple(sorted(news, key=in_order))
 
-    def _judge(self, entry: _Entry, record: StepRecord, info: RunInfo) -> Sequence[tuple[_Kept, Severity | None]]:
+    def _judge(self, entry: _Entry, record: StepRecord, info: RunInfo) -> Sequence[tuple[Kept, Severity | None]]:
         """Judge by a memory that may come from a checkpoint, and make no sense to the rule: then it begins anew."""
         if not entry.restored:
             return entry.judge(record, info)
