@@ -43,10 +43,9 @@ class Chunk:
     observations: int
     batch_elements: int
 
-    @property
-    def kind(self) -> tuple[int, bool]:
-        """How many units it is of, and whether they can be saturated; a checkpoint's may be of another function."""
-        return len(self.inactive), self.saturated is None
+    def is_like(self, other: Chunk) -> bool:
+        """Whether it is of as many units, and they can be saturated or can't, too; a checkpoint's may be of another function."""
+        return len(self.inactive) == len(other.inactive) and (self.saturated is None) is (other.saturated is None)
 
     @property
     def flat(self) -> UnitCounts:

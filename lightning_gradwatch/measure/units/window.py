@@ -82,12 +82,13 @@ class Window:
     def add(self, chunk: Chunk) -> None:
         """Take in a measured step and let go of the oldest ones that aren't wanted any more."""
         total = self._total
-        if total is None or total.kind != chunk.kind:
+        if total is None or not total.is_like(chunk):
             total = self._restart([], chunk)
         chunks = self._chunks
         total.add(chunk)
         chunks.append(chunk)
-        self.density = max(self.density, chunk.density)
+        if not 0 < chunk.batch_elements <= self.density * chunk.observations:
+            self.density = max(self.density, chunk.density)
         if self.suspicion is not None:
             self.suspicion.add(chunk)
         if self._believed is not None:
