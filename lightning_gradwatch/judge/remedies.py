@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Action, Remedy
 from lightning_gradwatch.record.wording import either, listed, number
 
@@ -42,11 +41,11 @@ class Prescription:
         """Put another function in the place of some sites', which fades or dies; none where there are no sites."""
         alike: dict[tuple[str, ...], list[SiteInfo]] = {}
         for site in sites:
-            alike.setdefault(look_up(site.function).instead(trouble), []).append(site)
+            alike.setdefault(site.activation.instead(trouble), []).append(site)
         for modules, own in alike.items():
             names = tuple(site.name for site in own)
             self._replaced.update(names)
-            spelled = " and ".join(dict.fromkeys(look_up(site.function).module for site in own))
+            spelled = " and ".join(dict.fromkeys(site.activation.module for site in own))
             self._add(
                 f"replace {spelled} at {listed(names, 'activation')} by {either(modules)}",
                 Action("replace_activation", names, (("with", modules[0]),)),
@@ -69,7 +68,7 @@ class Prescription:
     @property
     def method(self) -> str:
         """How the weights should start."""
-        kept = [look_up(site.function) for _, site in hidden_sites(self._info) if site.name not in self._replaced]
+        kept = [site.activation for _, site in hidden_sites(self._info) if site.name not in self._replaced]
         linear = bool(kept) and not self._replaced and all(function.linear for function in kept)
         return "xavier_normal_" if linear else "kaiming_normal_"
 

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_gradwatch.record.activations import look_up
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -70,7 +68,7 @@ _MOST_PATHS = 8
 
 def theory_of(info: RunInfo, column: int) -> dict[str, Any]:
     """Return what an activation and the weights behind it pass back of the signal, if they start as it asks for."""
-    function = look_up(info.sites[column].function)
+    function = info.sites[column].activation
     return {
         "passes": function.passes,
         "steepest": function.steepest,

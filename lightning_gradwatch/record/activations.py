@@ -22,8 +22,11 @@ from lightning_gradwatch.record.zones import Region, Zones
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lightning_gradwatch.record.step import FloatVector
+    import numpy.typing as npt
+
     from lightning_gradwatch.record.zones import Comparison
+
+    FloatVector: TypeAlias = npt.NDArray[np.float64]
 
 Inner: TypeAlias = Literal["sigmoid", "tanh", "erf", "relu6", "hardtanh", "hardsigmoid"]
 Method: TypeAlias = Literal["xavier_normal_", "kaiming_normal_"]

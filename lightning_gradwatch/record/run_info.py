@@ -28,6 +28,7 @@ from lightning_gradwatch.record.step import (
     SiteInfo,
     Wiring,
 )
+from lightning_gradwatch.record.stored_function import StoredFunction
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.step import StepRecord
@@ -115,6 +116,7 @@ class RunInfo:
                         **_known(SiteInfo, site),
                         "predecessors": tuple(site.get("predecessors", ())),
                         "past_unseen": tuple(site.get("past_unseen", ())),
+                        "own_function": StoredFunction.read(site.get("own_function")),
                     }
                 )
                 for site in data["sites"]

@@ -13,10 +13,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_gradwatch.record.activations import Activation, look_up
+from lightning_gradwatch.record.stored_function import StoredFunction
 
 FloatVector: TypeAlias = npt.NDArray[np.float64]
 Role: TypeAlias = Literal["hidden", "gate", "output"]
@@ -234,12 +238,20 @@ class SiteInfo:
     """Where an activation function that isn't seen, or has no signal, lies between: the sites on the other side of it."""
     place: int | None = None
     """How many sites were known when it first was, which its curves are numbered by; None: as many as its column says."""
+    own_function: StoredFunction | None = None
+    """What was registered of the function when it was measured; None for one of torch's."""
+
+    @cached_property
+    def activation(self) -> Activation:
+        """The row of its function in the table of activation functions: what the run was measured by."""
+        return look_up(self.function) if self.own_function is None else self.own_function.row(self.function)
 
     @property
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
-        own = (self.name, self.function, self.role, self.units, self.predecessors)
-        return own if self.place is None and not self.past_unseen else (*own, self.past_unseen, self.place)
+        own: tuple[Any, ...] = (self.name, self.function, self.role, self.units, self.predecessors)
+        own = own if self.place is None and not self.past_unseen else (*own, self.past_unseen, self.place)
+        return own if self.own_function is None else (*own, dataclasses.astuple(self.own_function))
 
 
 @dataclass(frozen=True)

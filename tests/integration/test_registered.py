@@ -101,7 +101,7 @@ print(json.dumps([stored, again, [site.function for site in run.info.sites]]))
 @pytest.mark.judges
 @pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
 def test_a_fit_names_it_and_its_stored_run_is_read_where_nobody_registered_it(tmp_path):
-    """Registered when the callback is there already; what a run stores of it is its name and what was measured."""
+    """Registered when the callback is there already; a run stores what was said of it, and is judged by that."""
     watch = GradWatch(every_n_steps=1)
     run = trainer(tmp_path, watch, max_steps=24)
     register_activation(Halved, halved, name="halved", **OWN["halved"][1])
@@ -116,5 +116,4 @@ def test_a_fit_names_it_and_its_stored_run_is_read_where_nobody_registered_it(tm
     live, again, functions = json.loads(done.stdout)
     assert live == [[each.code, each.cause] for each in watch.findings]
     assert set(functions) == {"halved"}
-    assert "GW101" in [code for code, _ in again]
-    assert "halved" in dict(again)["GW101"]
+    assert again == live

@@ -11,7 +11,6 @@ from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, block
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
-from lightning_gradwatch.record.activations import Activation, look_up
 from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import listed, mention, number, percent
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.record.activations import Trouble
+    from lightning_gradwatch.record.activations import Activation, Trouble
     from lightning_gradwatch.record.finding import Remedy
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
@@ -123,10 +122,10 @@ def _judge(
 def _guess(record: StepRecord, info: RunInfo, columns: Places) -> Blame:
     """Blame what most likely takes the signal, where no gains were measured."""
     sites = _sites(info, columns.tolist())
-    flat = tuple(site for site in sites if look_up(site.function).flat_middle)
+    flat = tuple(site for site in sites if site.activation.flat_middle)
     if flat:
         return Blame(CauseKind.FLAT_REGION, flat, np.nan)
-    shrinking = tuple(site for site in sites if look_up(site.function).steepest < 1)
+    shrinking = tuple(site for site in sites if site.activation.steepest < 1)
     if shrinking:
         return Blame(CauseKind.SMALL_SLOPE, shrinking, np.nan)
     saturated = _median(record, info, "saturated_fraction", columns.tolist())
@@ -192,7 +191,7 @@ def fading_remedy(info: RunInfo, found: Diagnosis) -> Remedy:
 
 
 def _shrinks(blame: Blame, site: SiteInfo) -> bool:
-    shrinking = look_up(site.function).steepest < 1
+    shrinking = site.activation.steepest < 1
     return blame.kind in {CauseKind.SMALL_SLOPE, CauseKind.FLAT_REGION} or (blame.kind in _SHRINKING and shrinking)
 
 
@@ -201,7 +200,7 @@ def _dies(blame: Blame, _: SiteInfo) -> bool:
 
 
 def _told(blame: Blame, found: Diagnosis) -> str:
-    functions = list(dict.fromkeys(look_up(site.function) for site in blame.sites))
+    functions = list(dict.fromkeys(site.activation for site in blame.sites))
     spelled = " and ".join(function.module for function in functions)
     passes = f"an activation passes back {number(blame.gain)} of the signal on average"
     if blame.kind == CauseKind.SMALL_SLOPE:
@@ -228,7 +227,7 @@ def _told(blame: Blame, found: Diagnosis) -> str:
 
 
 def _told_of_weights(blame: Blame, found: Diagnosis, spelled: str) -> str:
-    methods = " or ".join(dict.fromkeys(look_up(site.function).initialization for site in blame.sites))
+    methods = " or ".join(dict.fromkeys(site.activation.initialization for site in blame.sites))
     if found.gains is None:
         return (
             f"The slope of {spelled} needn't weaken the signal, so most likely the weights are too small: {methods} keeps it "
@@ -252,7 +251,7 @@ def _sites(info: RunInfo, columns: Sequence[int]) -> tuple[SiteInfo, ...]:
 
 def _all_of(info: RunInfo, columns: Sequence[int], function: Activation) -> tuple[SiteInfo, ...]:
     """Return the sites with a function: the last one's own gain isn't a part of the fading, yet it is the same."""
-    return tuple(site for site in _sites(info, columns) if look_up(site.function) == function)
+    return tuple(site for site in _sites(info, columns) if site.activation == function)
 
 
 def _median(record: StepRecord, info: RunInfo, metric: str, columns: Sequence[int]) -> float:

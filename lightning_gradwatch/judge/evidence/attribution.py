@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.record.activations import Activation, look_up
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import numpy.typing as npt
 
+    from lightning_gradwatch.record.activations import Activation
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
@@ -76,7 +75,7 @@ def attribute(record: StepRecord, info: RunInfo, hidden: npt.NDArray[np.intp]) -
         return None
     by_function: dict[Activation, list[tuple[int, float, float]]] = {}
     for step in steps:
-        by_function.setdefault(look_up(info.sites[step[0]].function), []).append(step)
+        by_function.setdefault(info.sites[step[0]].activation, []).append(step)
     parts = []
     for function, own in by_function.items():
         gain = _mean(gain for _, gain, _ in own)
@@ -86,7 +85,7 @@ def attribute(record: StepRecord, info: RunInfo, hidden: npt.NDArray[np.intp]) -
         parts=tuple(sorted(parts, key=lambda part: -part.share)),
         gain=_mean(gain for _, gain, _ in steps),
         weight_gain=_mean(weight for _, _, weight in steps),
-        asked_gain=_mean(look_up(info.sites[column].function).asked_gain for column, _, _ in steps),
+        asked_gain=_mean(info.sites[column].activation.asked_gain for column, _, _ in steps),
         weight_share=1 - sum(part.share for part in parts),
     )
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.run_info import DEFAULT_VARIANCE
 from lightning_gradwatch.record.wording import number
@@ -51,7 +50,7 @@ def read_start(
         rms = np.where([name in own for name in info.layer_names], rms, np.nan)
     variance = DEFAULT_VARIANCE * (rms / info.default_rms) ** 2
     known = np.flatnonzero(np.isfinite(variance) & (variance > 0))
-    wanted = 1.0 if sites and all(look_up(site.function).linear for site in sites) else 2.0
+    wanted = 1.0 if sites and all(site.activation.linear for site in sites) else 2.0
     if not len(known):
         return Start(math.nan, wanted, math.nan)
     return Start(float(np.median(variance[known])), wanted, float(np.median(rms[known])))
@@ -62,12 +61,12 @@ def log_passed(sites: Sequence[SiteInfo]) -> float:
 
     With weights that start as the functions ask for.
     """
-    return math.fsum(math.log(look_up(site.function).passes) for site in sites[:-1])
+    return math.fsum(math.log(site.activation.passes) for site in sites[:-1])
 
 
 def starting_cause(start: Start, sites: Sequence[SiteInfo], gain: float) -> str:
     """Say how far the weights are from what the functions ask for; `gain` is the measured factor from site to site."""
-    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+    functions = " and ".join(dict.fromkeys(site.activation.module for site in sites))
     side = "small" if gain < 1 else "large"
     if math.isnan(start.variance):
         return f"Most likely the weights start too {side} for {functions}: here each layer passes back {number(gain)} of the signal."
@@ -87,7 +86,7 @@ def starting_causes(gain: float) -> tuple[Cause, ...]:
 def starting_remedy(info: RunInfo, sites: Sequence[SiteInfo]) -> Remedy:
     """Say how to start: the function where none can pass the signal on, the weights, and in deep nets what else it takes."""
     cure = Prescription(info)
-    cure.replace([site for site in sites if look_up(site.function).steepest < 1], "fades")
+    cure.replace([site for site in sites if site.activation.steepest < 1], "fades")
     cure.initialize()
     cure.deepen()
     return cure.remedy()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import counted, number
 
@@ -66,14 +65,14 @@ def loop_message(loop: Loop, threshold: float, gain: float) -> str:
 def explain_loop(info: RunInfo, loop: Loop) -> Explanation:
     """Say what the function and the weights do to the signal at each turn, and what to change."""
     causes = [Cause(CauseKind.UNROLLED_LOOP, (loop.site.name,))]
-    if look_up(loop.site.function).steepest < 1:
+    if loop.site.activation.steepest < 1:
         causes.append(Cause(CauseKind.SMALL_SLOPE, (loop.site.name,)))
     return Explanation(loop_cause(loop), loop_remedy(info, loop), tuple(causes))
 
 
 def loop_cause(loop: Loop) -> str:
     """Say whether the function or the weights take it."""
-    function = look_up(loop.site.function)
+    function = loop.site.activation
     if math.isnan(loop.passed):
         return f"Each call of {function.module} and the weights before it weaken the signal, and a loop does so at each turn."
     between = loop.gain / loop.passed if loop.passed else 0.0
@@ -86,7 +85,7 @@ def loop_cause(loop: Loop) -> str:
 def loop_remedy(info: RunInfo, loop: Loop) -> Remedy:
     """Say what to change: a function whose slope is small everywhere, and how the weights start."""
     cure = Prescription(info)
-    if look_up(loop.site.function).steepest < 1:
+    if loop.site.activation.steepest < 1:
         cure.replace([loop.site], "fades")
     cure.initialize()
     return cure.remedy()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.judge.streaks import columns
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.wording import listed, percent
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def unread(
     held = columns(state, _KEY, info, "sites", rows=1)
     known = held.derived.get(_ASKED)
     if known is None or known[0] != info.layout:
-        able = np.array([asks(look_up(site.function)) and site.units > 0 for site in info.sites], dtype=bool)
+        able = np.array([asks(site.activation) and site.units > 0 for site in info.sites], dtype=bool)
         known = held.derived[_ASKED] = info.layout, able & info.hidden_mask
     asked: Mask = known[1]
     full = record.window_fill >= 1

@@ -12,7 +12,6 @@ from lightning_gradwatch.judge.evidence.zero_signal import blocking_cause, block
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import listed, mention, percent
@@ -91,7 +90,7 @@ def may_be_chance(record: StepRecord, info: RunInfo) -> bool:
     for column, site in enumerate(info.sites):
         if inactive[column] != 1:
             continue
-        if dead[column] == 1 or (saturated[column] >= 0 and not look_up(site.function).flat_zero):
+        if dead[column] == 1 or (saturated[column] >= 0 and not site.activation.flat_zero):
             return False
         chance = True
     return chance
@@ -191,13 +190,13 @@ def _wider(info: RunInfo) -> Remedy:
 def _flat(record: StepRecord, info: RunInfo) -> Explanation | None:
     """See units so far out that the derivative, which isn't 0, rounds to it."""
     inactive, signal = site_values(record, info, "inactive_share"), site_values(record, info, "signal_norm")
-    middle = [site for column, site in hidden_sites(info) if signal[column] == 0 and look_up(site.function).flat_middle]
+    middle = [site for column, site in hidden_sites(info) if signal[column] == 0 and site.activation.flat_middle]
     if middle:
         cure = Prescription(info)
         cure.replace(middle, "fades")
         cure.initialize()
         cure.deepen()
-        functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in middle))
+        functions = " and ".join(dict.fromkeys(site.activation.module for site in middle))
         where = listed([site.name for site in middle], "activation")
         cause = (
             f"The derivative of {functions}, at {where}, is 0 at 0: of what is small it passes on next to nothing in either "
@@ -213,10 +212,10 @@ def _flat(record: StepRecord, info: RunInfo) -> Explanation | None:
         return None
     share, flat = float(np.fmin.reduce(inactive[columns])), [info.sites[column] for column in columns]
     cure = Prescription(info)
-    cure.replace([site for site in flat if look_up(site.function).steepest < 1], "fades")
+    cure.replace([site for site in flat if site.activation.steepest < 1], "fades")
     cure.initialize()
     cure.normalize_inputs()
-    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in flat))
+    functions = " and ".join(dict.fromkeys(site.activation.module for site in flat))
     return Explanation(
         (
             f"{'Every observation' if share == 1 else f'{percent(share)} or more of the observations'} of {functions} at "

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_gradwatch.judge.readings import hidden_sites, site_values
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.wording import listed, mention, number, percent
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def blocking_sites(record: StepRecord, info: RunInfo) -> tuple[SiteInfo, ...]:
     return tuple(
         site
         for column, site in enumerate(info.sites)
-        if dead[column] == 1 or (inactive[column] == 1 and look_up(site.function).flat_zero)
+        if dead[column] == 1 or (inactive[column] == 1 and site.activation.flat_zero)
     )
 
 
@@ -58,7 +57,7 @@ _BLOCKED = ", so its derivative is exactly 0 and nothing passes back through it"
 
 
 def _where(sites: list[SiteInfo]) -> str:
-    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+    functions = " and ".join(dict.fromkeys(site.activation.module for site in sites))
     return f"{functions} at {listed([site.name for site in sites], 'activation')}"
 
 

@@ -26,7 +26,6 @@ from lightning_gradwatch.judge.streaks import (
     shift_in,
     streaks,
 )
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Cause, CauseKind, DeadUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
@@ -224,7 +223,7 @@ def _can_die(function: Activation) -> bool:
 
 
 def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
-    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+    functions = " and ".join(dict.fromkeys(site.activation.module for site in sites))
     if how.thrown:
         why = how.sentence()
     else:
@@ -244,7 +243,7 @@ def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
         return cure.remedy()
     cure.initialize()
     firsts = [info.sites[column] for column in info.site_paths.firsts]
-    if any(site in firsts and look_up(site.function).two_sided for site in sites):
+    if any(site in firsts and site.activation.two_sided for site in sites):
         cure.normalize_inputs()
     cure.deepen()
     return cure.remedy()

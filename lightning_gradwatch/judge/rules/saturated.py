@@ -14,7 +14,6 @@ from lightning_gradwatch.judge.readings import hidden_sites, hidden_values, site
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Found, Line, Rule, Seen, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import Mask, State
-from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
@@ -131,7 +130,7 @@ class _Reason(NamedTuple):
 
 def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason:
     sites = [info.sites[column] for column in np.flatnonzero(due)]
-    functions = " and ".join(dict.fromkeys(look_up(site.function).module for site in sites))
+    functions = " and ".join(dict.fromkeys(site.activation.module for site in sites))
     outside = f"The inputs of these {functions} units lie far outside, where the function is flat"
     if how.thrown:
         return _Reason(how.causes, f"{outside}. {how.sentence()}")
@@ -140,8 +139,8 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
     at_first = bool(due[list(info.site_paths.firsts)].any())
     if len(gains):
         gain = float(np.exp(np.mean(np.log(gains))))
-        asked = look_up(sites[-1].function).asked_gain
-        method = look_up(sites[-1].function).initialization
+        asked = sites[-1].activation.asked_gain
+        method = sites[-1].activation.initialization
         measured = (
             f"what lies before them passes back {number(gain)} of the signal, where {method} gives {number(asked)}"
         )
@@ -164,8 +163,8 @@ def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
-    if any(look_up(info.sites[column].function).steepest < 1 for column in np.flatnonzero(due)):
-        cure.replace([site for _, site in hidden_sites(info) if look_up(site.function).steepest < 1], "fades")
+    if any(info.sites[column].activation.steepest < 1 for column in np.flatnonzero(due)):
+        cure.replace([site for _, site in hidden_sites(info) if site.activation.steepest < 1], "fades")
     cure.initialize()
     if Cause(CauseKind.UNSCALED_INPUTS) in reason.causes:
         cure.normalize_inputs()

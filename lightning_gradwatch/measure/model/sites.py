@@ -9,6 +9,7 @@ from lightning_gradwatch.measure.model.names import SiteNames
 from lightning_gradwatch.measure.model.path import Path, Site
 from lightning_gradwatch.record.activations import look_up
 from lightning_gradwatch.record.step import Role, SiteInfo
+from lightning_gradwatch.record.stored_function import StoredFunction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,6 +47,7 @@ class Sites:
                 predecessors=self._names_of(self._path.sites(site.feeding), column),
                 past_unseen=self._names_of(self._path.led_to_unseen(site), column) if site.past_unseen else (),
                 place=site.place if site.place != column[site] else None,
+                own_function=StoredFunction.of(site.composite or site.function),
             )
             for site in self.ordered
         )
