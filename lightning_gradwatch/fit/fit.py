@@ -19,7 +19,7 @@ from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning, Severity
 from lightning_gradwatch.record.wording import counted
 from lightning_gradwatch.tell.announce import announce, conclude, tell, warn
-from lightning_gradwatch.tell.terminal import warning_text
+from lightning_gradwatch.tell.terminal import finding_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -343,14 +343,18 @@ class Fit:
         told = [each for each in found if each in failing or (not each.consequence_of and each.code in leading)]
         self._ended = True
         raise GradWatchError(
-            "\n\n".join([f"GradWatch stops this run (fail_on={level.label!r}):", *map(warning_text, told)]), told
+            "\n\n".join(
+                [f"GradWatch stops this run (fail_on={level.label!r}):", *(text for _, text in finding_texts(told))]
+            ),
+            told,
         )
 
     def _warn(self, findings: list[Finding]) -> None:
         worrying = [finding for finding in findings if finding.severity >= Severity.WARNING]
         with self._speaking() as speaks:
             for finding in worrying if speaks else ():
-                warn(finding, self.evaluator.warning_for(finding))
+                led_to = [each for each in findings if each.consequence_of == finding.code]
+                warn(finding, self.evaluator.warning_for(finding), led_to)
 
     @contextmanager
     def _speaking(self) -> Iterator[bool]:

@@ -59,8 +59,11 @@ class Sentences(NamedTuple):
     cause: str
     remedy: Remedy
     message: str
+    """What was seen; beside a headline, the evidence for it."""
     causes: tuple[Cause, ...] = ()
     """As in `Explanation`; none: not known."""
+    headline: str = ""
+    """What is wrong, where and by which number, in one sentence without a full stop: the first line that a user reads."""
 
 
 class Sighting(NamedTuple):

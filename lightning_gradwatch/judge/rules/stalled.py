@@ -12,8 +12,9 @@ from lightning_gradwatch.judge.evidence.loss_decrease import (
     credible,
     has_come_down,
     note_start,
+    pace_evidence,
+    pace_headline,
     read_pace,
-    told_of_pace,
     why_slow_pace,
 )
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
@@ -210,9 +211,8 @@ class StalledUpdate(Rule):
 
         def write() -> Sentences:
             cause, remedy, causes = why_slow_pace(pace, spelled_rates(record))
-            return Sentences(
-                cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}", causes
-            )
+            message = f"{pace_evidence(self.reach)} {trend.sentence(self.loss_fall)}"
+            return Sentences(cause, remedy, message, causes, pace_headline(pace))
 
         return Verdict(
             {
@@ -244,12 +244,13 @@ class StalledUpdate(Rule):
             worst = int(np.argmin(np.where(where, reading.ratios, np.inf)))
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
             cause, remedy, causes = why_behind(record, info, worst, best)
-            message = (
-                f"A step changes {info.layers[worst].name} by {number(value)} of itself, and {info.layers[best].name} by "
-                f"{number(reading.top)}. Stalled: {listed(due.names())}. Reported below {number(self.ratio)} where another layer's "
-                f"is {number(self.spread)} times higher. {trend.sentence(self.loss_fall)}"
+            names = due.names()
+            who = f" (as slow: {listed(names)})" if len(names) > 1 else ""
+            headline = (
+                f"{info.layers[worst].name} hardly moves: a step changes it by {number(value)} of itself, and {info.layers[best].name} by "
+                f"{number(reading.top)}{who}"
             )
-            return Sentences(cause, remedy, message, causes)
+            return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
@@ -260,12 +261,11 @@ class StalledUpdate(Rule):
         record, value = reading.record, reading.top
 
         def write() -> Sentences:
-            message = (
-                f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names())}). Reported below "
-                f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
+            headline = (
+                f"The net hardly moves: a step changes {listed(due.names())} by at most {number(value)} of themselves"
             )
             cause, remedy, causes = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
-            return Sentences(cause, remedy, message, causes)
+            return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write

@@ -61,7 +61,8 @@ class UntrainedParameter(WiringRule):
                     f"Give an optimizer the parameters of {names}, or switch their gradient off with requires_grad_(False).",
                     (Action("add_to_optimizer", fact.names),),
                 ),
-                message=f"{names} got a gradient, and no optimizer holds them. {urgency}",
+                headline=f"{names} got a gradient, and no optimizer holds {'it' if len(fact.names) == 1 else 'them'}",
+                message=urgency,
                 causes=(Cause(CauseKind.NO_OPTIMIZER),),
             )
         names = listed(fact.names, "attribute")
@@ -74,6 +75,7 @@ class UntrainedParameter(WiringRule):
                 "switch its gradient off with requires_grad_(False).",
                 (Action("register_parameters", fact.names, (("where", fact.line),) if fact.line else ()),),
             ),
-            message=f"The loss depends on{entries} parameters in {names}, which are none of the model's: nobody trains them. {urgency}",
+            headline=f"The loss depends on{entries} parameters in {names}, which the model doesn't know: no optimizer trains them",
+            message=urgency,
             causes=(Cause(CauseKind.UNREGISTERED_PARAMETERS),),
         )

@@ -181,10 +181,10 @@ class WatchedTest:
         fit: Any = importlib.import_module("lightning_gradwatch.fit.fit")  # where a fit looks `warn` up
         original = fit.warn
 
-        def warn(finding: Finding, category: type[Warning]) -> None:
+        def warn(finding: Finding, category: type[Warning], *led_to: Any) -> None:
             try:
                 with warnings.catch_warnings(record=True) as heard:
-                    original(finding, category)  # by the user's filters
+                    original(finding, category, *led_to)  # by the user's filters
             except GradWatchWarning:
                 self._current[-1].taken[finding.code] = None
                 raise
