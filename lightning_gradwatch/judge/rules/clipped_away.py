@@ -18,7 +18,7 @@ from lightning_gradwatch.judge.streaks import State, count_hit
 from lightning_gradwatch.record.finding import ClippedAwayWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, number
+from lightning_gradwatch.record.wording import number
 
 _ERROR_FACTOR = 10
 _HARDLY = 0.3
@@ -127,10 +127,12 @@ class ClippedAway(Rule):
 
     def _write(self, record: StepRecord, info: RunInfo, trend: LossTrend, left: float, top: float) -> Sentences:
         cause, remedy, causes = why_clipped(record, info, top, left)
-        message = (
-            f"Clipping leaves {number(left)} of a step, which changes no weight layer by more than {number(top)} of itself: "
-            f"the gradient's norm is {number(record.global_grad_norm)}, and {number(record.global_grad_norm * record.clip_factor)} "
-            f"after clipping. Reported below {number(self.clip_factor)}, {counted(self.patience, 'measured step')} in a row. "
-            f"{trend.sentence(self.loss_fall)}"
+        headline = (
+            f"Clipping takes nearly all of each step: it leaves {number(left)} of it, which changes no weight layer by more than "
+            f"{number(top)} of itself"
         )
-        return Sentences(cause, remedy, message, causes)
+        message = (
+            f"The gradient's norm is {number(record.global_grad_norm)}, and {number(record.global_grad_norm * record.clip_factor)} "
+            f"after clipping. {trend.sentence(self.loss_fall)}"
+        )
+        return Sentences(cause, remedy, message, causes, headline)

@@ -17,7 +17,7 @@ from lightning_gradwatch.judge.streaks import State, columns, count_hit
 from lightning_gradwatch.record.finding import DecayDominatesWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, percent
+from lightning_gradwatch.record.wording import percent
 
 _ERROR_SHRUNK = 0.1
 
@@ -140,12 +140,11 @@ class DecayDominates(Rule):
 
     def _write(self, info: RunInfo, trend: LossTrend, share: float, left: float) -> Sentences:
         cause, remedy, causes = why_decayed(info, share, left)
-        message = (
+        headline = (
             f"Weight decay makes up {percent(share)} of a step's change, in the median layer, and has left {percent(left)} of the "
-            f"weights. Reported above {percent(self.share)}, {counted(self.patience, 'measured step')} in a row. "
-            f"{trend.sentence(self.loss_fall)}"
+            "weights"
         )
-        return Sentences(cause, remedy, message, causes)
+        return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
 
 def _median(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
