@@ -158,9 +158,9 @@ class DeadUnits(Rule):
             findings["dead"] = self._sighting(
                 record, info, fractions, due, severity=severity, trend=trend, how=drift(state, info, due.where)
             )
-            state["reported"] = max(state.get("reported", -1), int(severity))
             state["worst"] = max(worst, int(severity))
-        pending = bool(np.count_nonzero(hit[state.get("reported", -1) + 1 :]))
+        reported = max(self.reported(state).get("dead", -1), -1 if severity is None or due is None else severity)
+        pending = bool(np.count_nonzero(hit[reported + 1 :]))
         return Verdict(
             findings=findings,
             confirming=pending,

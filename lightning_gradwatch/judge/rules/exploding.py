@@ -240,7 +240,7 @@ class ExplodingGradient(Rule):
 
     def _may_heal(self, state: State, info: RunInfo) -> bool:
         """Tell whether what was reported may be over: each record says so, as it may have come back in between."""
-        return bool(state.get("reported")) and loss_trend(state, info).come_down
+        return bool(self.reported(state)) and loss_trend(state, info).come_down
 
     def _told(self, record: StepRecord, info: RunInfo, state: State, hits: dict[str, _Hit]) -> Verdict:
         """Count what was seen, and tell what has lasted."""
@@ -270,11 +270,10 @@ class ExplodingGradient(Rule):
                 threshold=hit.threshold,
                 write=partial(hit.write, trend),
             )
-        healed = {}
+        healed, reported = {}, self.reported(state)
         if trend.come_down:
-            healed = dict.fromkeys(set(state.get("reported", ())) - set(findings), trend.told_come_down())
-        state["reported"] = sorted({*state.get("reported", ()), *findings})
-        pending = any(kind not in state["reported"] for kind in streaks)
+            healed = dict.fromkeys(set(reported) - set(findings), trend.told_come_down())
+        pending = any(kind not in reported and kind not in findings for kind in streaks)
         reason = self.waits if pending else ""
         return Verdict(findings, healed=healed, confirming=pending, unjudged=reason)
 

@@ -184,9 +184,8 @@ class StalledUpdate(Rule):
             for key, holding in still.items()
             if has_gone(state, key, holds=holding and key in told, patience=self.patience)
         }
-        reported = state.setdefault("reported", [])
-        reported += [key for key in findings if key not in reported]
-        pending = len(reported) < 2 and any(
+        reported = {*findings, *self.reported(state)}
+        pending = any(
             key not in reported and hits[level].any() for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
         )
         reason = self.waits if pending else ""
@@ -198,15 +197,13 @@ class StalledUpdate(Rule):
         pace = read_pace(record, info, memory)
         if pace is None or pace.reach >= self.reach:
             memory.pop("hits", None)
-            if memory.get("told") and has_come_down(memory):
-                memory["told"] = False
+            if self.still_reported(state, "pace") and has_come_down(memory):
                 return Verdict(healed={"pace": _HEALED["pace"]})
             return HEALTHY
         hits = memory.setdefault("hits", {})
         if count_hit(hits, "slow", record.step) < self.patience:
             reason = self.waits
-            return Verdict(confirming="told" not in memory, unjudged=reason)
-        memory["told"] = True
+            return Verdict(confirming="pace" not in self.reported(state), unjudged=reason)
         trend = _trend(record, info, state)
 
         def write() -> Sentences:

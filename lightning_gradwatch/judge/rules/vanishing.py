@@ -130,11 +130,10 @@ class VanishingGradient(Rule):
         gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)
         if found is not None:
             findings["signal"] = found
-            state["reported"] = True
         elif gone:
             healed["signal"] = "the signal no longer fades so much, or the loss has converged"
             return Verdict(findings, healed=healed)
-        pending = state["streak"] > 0 and not state.get("reported", False)
+        pending = state["streak"] > 0 and "signal" not in {*findings, *self.reported(state)}
         if not (pending or findings or healed):
             return HEALTHY
         return Verdict(findings, healed=healed, confirming=pending, unjudged=self.waits if pending else "")
