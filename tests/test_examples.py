@@ -98,4 +98,4 @@ def test_smoke_test_fails_as_it_should(tmp_path):
     assert done.returncode == 1
     assert "1 failed, 1 passed" in done.stdout
     assert "GradWatchError" in done.stdout
-    assert "GW101 vanishing-gradient" in done.stdout
+    assert "vanishing-gradient, " in done.stdout

@@ -15,7 +15,7 @@ from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.record.checkpoint import StateError, mapping_of, places_of
 from lightning_gradwatch.record.finding import Finding, GradWatchError, Severity
 from lightning_gradwatch.record.wording import counted
-from lightning_gradwatch.tell.terminal import warning_text
+from lightning_gradwatch.tell.terminal import finding_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -354,13 +354,17 @@ class Fit:
         told = [each for each in found if each in failing or (not each.consequence_of and each.code in leading)]
         self._ended = True
         raise GradWatchError(
-            "\n\n".join([f"GradWatch stops this run (fail_on={level.label!r}):", *map(warning_text, told)]), told
+            "\n\n".join(
+                [f"GradWatch stops this run (fail_on={level.label!r}):", *(text for _, text in finding_texts(told))]
+            ),
+            told,
         )
 
     def _warn(self, findings: list[Finding]) -> None:
         for finding in findings:
             if finding.severity >= Severity.WARNING:
-                self._reporter.warn(finding, self.evaluator.warning_for(finding))
+                led_to = [each for each in findings if each.consequence_of == finding.code]
+                self._reporter.warn(finding, self.evaluator.warning_for(finding), led_to)
 
     def _try(self, part: Part, action: Callable[[], Any]) -> None:
         if not self.faults.on(part):

@@ -81,6 +81,7 @@ class Kept:
                     self._finding,
                     severity=Severity.INFO,
                     message=f"{self._finding.message} It has healed: {shown_by}.",
+                    evidence=f"{self._finding.evidence} It has healed: {shown_by}.".lstrip(),
                     healed_step=step,
                 )
         return self._finding
@@ -110,9 +111,9 @@ class Kept:
 
 
 def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
-    cause, remedy, message, causes = seen.write()
-    if seen.first_bad is not None:
-        message = f"{message} {seen.first_bad.sentence}"
+    cause, remedy, message, causes, headline = seen.write()
+    evidence = " ".join(part for part in (message, "" if seen.first_bad is None else seen.first_bad.sentence) if part)
+    message = " ".join(part for part in (f"{headline}." if headline else "", evidence) if part)
     return Finding(
         code=rule.code,
         name=rule.name,
@@ -128,6 +129,8 @@ def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
         cause_kind=causes[0].kind if causes else CauseKind.UNKNOWN,
         causes=causes,
         first_bad=seen.first_bad,
+        headline=headline,
+        evidence=evidence,
     )
 
 
@@ -158,4 +161,5 @@ def _as_read(data: Mapping[str, Any], finding: Finding) -> dict[str, Any]:
     kind = CauseKind.read(data.get("cause_kind", CauseKind.UNKNOWN.value)).value
     onset = None if finding.first_bad is None else finding.first_bad.to_dict()
     read = {"consequence_of": finding.consequence_of, "cause_kind": kind, "causes": causes, "first_bad": onset}
+    read |= {"headline": finding.headline, "evidence": finding.evidence}
     return {**data, **read}

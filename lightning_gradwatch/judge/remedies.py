@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEEP_SITES = 12
 """Hidden sites from which the right start alone no longer trains a plain net (ReLU, ELU, GELU; digits, width 64, SGD)."""
+_NAMED = 3
+"""Layers that are named one by one, as `listed` does."""
 _START_OF_THEIR_OWN = ("LSTM", "GRU", "RNN", "MultiheadAttention")
 
 SCALE_TARGETS = Remedy(
@@ -60,8 +62,10 @@ class Prescription:
         if not layers:
             return
         method = self.method
+        every = only is None and len(layers) == len(weights) > _NAMED
+        which = f"all {len(layers)} layers" if every else listed([each or "the root" for each in layers])
         self._add(
-            f"initialise the weights of {listed([each or 'the root' for each in layers])} with {method} and the biases with 0",
+            f"initialise the weights of {which} with {method} and the biases with 0",
             Action("initialize", layers, (("method", method), ("bias", 0.0))),
         )
 
@@ -77,8 +81,7 @@ class Prescription:
         names = tuple(site.name for _, site in hidden_sites(self._info))
         if len(names) >= DEEP_SITES:
             self._add(
-                f"with {len(names)} hidden activations, add skip connections, each layer adding 1/{len(names)} of its output to its "
-                "input",
+                f"with {len(names)} hidden activations, add skip connections (x + layer(x) / {len(names)})",
                 Action("add_skip_connections", names),
             )
 

@@ -346,7 +346,7 @@ def _told_beside(finding: Finding, root: Finding, there: set[str]) -> Finding:
     """Return a finding as it is told beside others of those codes, one of which is its root (itself, where it has none)."""
     remedy, others = finding.remedy, _MENTIONED - there
     if root is not finding:
-        remedy = Remedy(f"Mend {root.code} first.")
+        remedy = Remedy(f"Fix {root.code} first.")
     elif (text := mentioning_none_of(remedy.text, others)) != remedy.text:
         remedy = replace(remedy, text=text)
     return replace(
@@ -354,6 +354,8 @@ def _told_beside(finding: Finding, root: Finding, there: set[str]) -> Finding:
         consequence_of="" if root is finding else root.code,
         cause=mentioning_none_of(finding.cause, others),
         message=mentioning_none_of(finding.message, others),
+        headline=mentioning_none_of(finding.headline, others),
+        evidence=mentioning_none_of(finding.evidence, others),
         remedy=remedy,
     )
 

@@ -1,7 +1,8 @@
 """What a rule is: a frozen dataclass of thresholds that reads one record at a time and keeps nothing itself.
 
 A rule states its thresholds (fields), its condition (`Rule.check`) and its words (`Rule.words`). What the steps make of that
-is here, once: those that were skipped, the warm-up, for how many measured steps in a row it must hold, what has healed. A
+is here, once: those that were skipped, the warm-up, for how many measured steps in a row it must hold, what was reported,
+what has healed. A
 rule whose condition isn't a number a layer or site overrides `look`, and says with `Rule.waits`, `Rule.warms_up` and
 `streaks` what it waits for.
 
@@ -41,6 +42,8 @@ from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, StepRecord
 from lightning_gradwatch.record.wording import counted
 
+_REPORTED = "reported findings"
+"""Where the memory of a rule has them."""
 _MOST_COUNTED = 2**53
 """Up to here a float counts without gaps."""
 NEAR = 16
@@ -62,8 +65,11 @@ class Sentences(NamedTuple):
     cause: str
     remedy: Remedy
     message: str
+    """What was seen; beside a headline, the evidence for it."""
     causes: tuple[Cause, ...] = ()
     """As in `Explanation`; none: not known."""
+    headline: str = ""
+    """What is wrong, where and by which number, in one sentence without a full stop: the first line that a user reads."""
 
 
 class Sighting(NamedTuple):
@@ -191,7 +197,20 @@ class Rule(ABC):  # of a dataclass without another base, jsonargparse (Lightning
         """Judge one record; `state` is this rule's memory, changed in place: plain JSON data, or made by `streaks`."""
         if record.skipped and not self.judges_skipped:
             return _SKIPPED
-        return self.look(record, info, state)
+        verdict = self.look(record, info, state)
+        if verdict.findings or verdict.healed:
+            _note_reported(state, verdict)
+        return verdict
+
+    @staticmethod
+    def reported(state: State) -> Mapping[str, Severity]:
+        """Return what earlier records brought, by key, each with the worst it has ever been; what has healed is among it."""
+        return {key: Severity(worst) for key, (worst, _) in state.get(_REPORTED, {}).items()}
+
+    @staticmethod
+    def still_reported(state: State, key: str) -> bool:
+        """Tell whether a finding was reported, and hasn't healed since."""
+        return bool(state.get(_REPORTED, {}).get(key, (0, False))[1])
 
     def check(self, record: StepRecord, info: RunInfo, state: State) -> Seen | Verdict:
         """State the condition: what one record shows of it, or why it can't be judged (`not_yet`, `cant_judge`)."""
@@ -225,10 +244,9 @@ class Rule(ABC):  # of a dataclass without another base, jsonargparse (Lightning
             return seen.unread._replace(healed={self.key: self.healed(seen)})
         due = lasting(held, self.patience)
         if due is not None:
-            state["reported"] = True
             sighting = _sighting(self, record, info, seen, due, facts=self.facts(info, state, due.where))
             return seen.unread._replace(findings={self.key: sighting})
-        if state.get("reported", False) or not np.count_nonzero(seen.hit):
+        if self.key in self.reported(state) or not np.count_nonzero(seen.hit):
             return seen.unread
         return Verdict(confirming=True, unjudged=self.waits)
 
@@ -293,6 +311,17 @@ class Rule(ABC):  # of a dataclass without another base, jsonargparse (Lightning
         whole = isinstance(value, int) and abs(value) > sys.float_info.max
         told = f"a whole number of {value.bit_length()} bits" if whole else f"{value!r:.200}"
         return f"{type(self).__name__}({name}={told})"
+
+
+def _note_reported(state: State, verdict: Verdict) -> None:
+    """Remember what is reported, how bad it has been at worst, and whether it has healed since."""
+    reported = state.setdefault(_REPORTED, {})
+    for key in verdict.healed:
+        if key in reported:
+            reported[key][1] = False
+    for key, finding in verdict.findings.items():
+        worst = reported[key][0] if key in reported else int(finding.severity)
+        reported[key] = [max(worst, int(finding.severity)), True]
 
 
 def _sighting(rule: Rule, record: StepRecord, info: RunInfo, seen: Seen, due: Lasting, *, facts: Any) -> Sighting:

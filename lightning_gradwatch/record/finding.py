@@ -279,6 +279,11 @@ class Finding:
     """All that did, `cause_kind` first, with the activations that are to blame."""
     first_bad: FirstBadStep | None = None
     """Where a jump or a NaN that it tells of began; None where it tells of none, or that doesn't show."""
+    headline: str = ""
+    """What is wrong, where and by which number, in one sentence without a full stop: the first of the message; empty where the
+    rule, or the release that stored the finding, gave none."""
+    evidence: str = ""
+    """What the message says beside its headline."""
 
     @property
     def follows(self) -> str:
@@ -287,8 +292,8 @@ class Finding:
 
     @property
     def seen(self) -> str:
-        """The first sentence of the message, without its full stop: what there was to see."""
-        return self.message.partition(". ")[0].removesuffix(".")
+        """What there was to see: the headline; all of the message where there is none."""
+        return self.headline or self.message.removesuffix(".")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; `from_dict` reads it back."""
@@ -320,6 +325,8 @@ class Finding:
             "cause_kind": self.cause_kind.value,
             "causes": [{"kind": cause.kind.value, "sites": list(cause.sites)} for cause in self.causes],
             "first_bad": None if self.first_bad is None else self.first_bad.to_dict(),
+            "headline": self.headline,
+            "evidence": self.evidence,
         }
 
     @classmethod
@@ -360,6 +367,8 @@ class Finding:
                 for cause in data.get("causes", ())
             ),
             first_bad=None if data.get("first_bad") is None else FirstBadStep.from_dict(data["first_bad"]),
+            headline=str(data.get("headline", "")),
+            evidence=str(data.get("evidence", "")),
         )
 
 

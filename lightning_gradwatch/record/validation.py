@@ -200,6 +200,8 @@ _FINDING: Mapping[str, Callable[[Any], bool]] = {
     "threshold": _is_number,
     "cause": _is_text,
     "message": _is_text,
+    "headline": _is_text,
+    "evidence": _is_text,
     "consequence_of": _is_name,
 }
 _ACTION: Mapping[str, Callable[[Any], bool]] = {

@@ -31,13 +31,13 @@ _INTERNAL = (
 _log = logging.getLogger("lightning_gradwatch")
 
 
-def warn(finding: Finding, category: type[Warning]) -> None:
-    """Warn about a finding.
+def warn(finding: Finding, category: type[Warning], led_to: Sequence[Finding] = ()) -> None:
+    """Warn about a finding, and say what it led to.
 
     Raises:
         Warning: the user's filters turn warnings of this class into errors.
     """
-    tell(warning_text(finding), category)
+    tell(warning_text(finding, led_to=led_to, before=f"{category.__name__}: "), category)
 
 
 def tell(text: str, category: type[Warning]) -> None:

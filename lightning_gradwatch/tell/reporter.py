@@ -13,7 +13,7 @@ from lightning_gradwatch.record.finding import GradWatchWarning
 from lightning_gradwatch.tell.announce import announce, conclude, tell, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from lightning_gradwatch.judge.verdict import RunVerdict
     from lightning_gradwatch.record.finding import Finding
@@ -35,8 +35,8 @@ class Reporter:
     What `warn` and `note` raise, as the user's filters may want, ends the fit.
     """
 
-    warn: Callable[[Finding, type[Warning]], None] = warn
-    """A finding, as a warning of its rule's class."""
+    warn: Callable[[Finding, type[Warning], Sequence[Finding]], None] = warn
+    """A finding, as a warning of its rule's class, with what it led to."""
     note: Callable[[str], None] = _note
     """Something else that must be known, as a `GradWatchWarning`."""
     announce: Callable[[RunInfo, str], None] = announce
@@ -67,9 +67,9 @@ def reporting(reporter: Reporter) -> Iterator[None]:
 def errors_only(reporter: Reporter) -> Reporter:
     """Return one for a process beside the one that reports: only what the user's filters make an error of comes out of it."""
 
-    def warn_errors(finding: Finding, category: type[Warning]) -> None:
+    def warn_errors(finding: Finding, category: type[Warning], led_to: Sequence[Finding]) -> None:
         with warnings.catch_warnings(record=True):
-            reporter.warn(finding, category)
+            reporter.warn(finding, category, led_to)
 
     def note_errors(text: str) -> None:
         with warnings.catch_warnings(record=True):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import TYPE_CHECKING
 
-from lightning_gradwatch.judge.catalog import label_of
+from lightning_gradwatch.judge.catalog import is_numbered, label_of
 from lightning_gradwatch.judge.verdict import Change, RunVerdict
 from lightning_gradwatch.record.escape import escape
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.wording import counted, listed, number, percent
-from lightning_gradwatch.tell.cells import paint, wrapped
-from lightning_gradwatch.tell.table import STYLES, number_text, rule_table, runs_table
+from lightning_gradwatch.tell.cells import cut, paint, wrapped
+from lightning_gradwatch.tell.table import STYLES, rule_table, runs_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.judge.verdict import Comparison
     from lightning_gradwatch.record.finding import Finding
@@ -25,6 +26,7 @@ __all__ = [
     "check_command",
     "consequence_text",
     "ending",
+    "finding_texts",
     "line_text",
     "outcome",
     "summary_text",
@@ -34,37 +36,101 @@ __all__ = [
 
 _WIDTH = 80
 _LABEL = 11
+_WIDEST = 100
+_MOST_LINES = 12
+"""Of a finding in a terminal of that width: what a person takes in at a glance; more lines where they are shorter."""
+_LEAST = {"why": 2, "led to": 1, "do": 4, "head": 3, "rule": 1}
+"""Lines that each part keeps, in the order in which they are cut: with the last line, so many in all."""
 _SHOWN = 20
 """Changes against a baseline that are listed."""
 
 
-def warning_text(finding: Finding, *, width: int = _WIDTH) -> str:
-    """Render a finding as the text of a warning: a headline, then labelled and indented lines.
+def warning_text(finding: Finding, *, led_to: Sequence[Finding] = (), width: int = _WIDEST, before: str = "") -> str:
+    """Render a finding as the text of a warning: what is wrong, where and by which number, then what to do, why, what it led to.
 
-    What follows from another finding is one line, however long: all else stands where its root is told. Nothing in it
-    breaks the layout: control characters in names are spelled out.
+    At 100 columns it is 12 lines at most, and what there is no room for ends in an ellipsis: `gradwatch check` with another
+    format has it whole. What follows from another finding is one line, however long: all else stands where its root is
+    told. Nothing in it breaks the layout: control characters in names are spelled out.
+
+    Args:
+        finding: What to tell.
+        led_to: What follows from it, as far as that is told here alone.
+        width: Columns of the terminal.
+        before: What is printed in front of the first line, such as the name of the warning's class.
     """
     if finding.consequence_of:
         return escape(consequence_text(finding))
-    rows = [
-        ("layers", listed(finding.layers)),
-        ("seen", finding.message),
-        ("number", number_text(finding)),
-        ("cause", finding.cause),
-        ("remedy", finding.remedy.text),
-        ("more", f"gradwatch explain {finding.code}"),
+    why = " ".join(part for part in (finding.cause, finding.evidence) if part)
+    rows = {
+        "do": finding.remedy.text,
+        "why": why,
+        "led to": "; ".join(map(_in_brief, led_to)),
+        "rule": f"{_rule_and_steps(finding)}{_threshold(finding)}",
+        "more": f"gradwatch explain {finding.code}",
+    }
+    head = _wrap(_first_sentence(finding), width, " " * len(before), "  ")
+    blocks = {"head": [head[0].lstrip(" "), *head[1:]]}
+    blocks |= {label: _row(label, text, width) for label, text in rows.items() if text}
+    return "\n".join(line for block in _fitted(blocks, width) for line in block)
+
+
+def finding_texts(findings: Sequence[Finding], *, width: int = _WIDEST) -> list[tuple[Finding, str]]:
+    """Render findings that are told together: what follows from one of them is told there, and not once more."""
+    roots: dict[str, Finding] = {}
+    for finding in findings:
+        if not finding.consequence_of:
+            roots.setdefault(finding.code, finding)
+    led_to = {code: [finding for finding in findings if finding.consequence_of == code] for code in roots}
+    return [
+        (
+            finding,
+            warning_text(
+                finding, led_to=led_to[finding.code] if roots.get(finding.code) is finding else (), width=width
+            ),
+        )
+        for finding in findings
+        if finding.consequence_of not in roots
     ]
-    lines = _wrap(_headline(finding), width, "", "  ")
-    for label, text in rows:
-        if text:
-            lines.extend(_row(label, text, width))
-    return "\n".join(lines)
+
+
+def _first_sentence(finding: Finding) -> str:
+    """Say what is wrong; where a rule gave no headline, with its name and the layers before all that was seen."""
+    if finding.headline:
+        return f"{finding.code} {finding.headline}."
+    where = f" at {listed(finding.layers)}" if finding.layers else ""
+    return f"{finding.code} {finding.name}{where}: {finding.message}"
+
+
+def _in_brief(finding: Finding) -> str:
+    where = f" at {finding.layers[0]}" if finding.layers else ""
+    more = f" and {len(finding.layers) - 1} more" if len(finding.layers) > 1 else ""
+    return f"{finding.code} {finding.name}{where}{more}"
+
+
+def _threshold(finding: Finding) -> str:
+    return f" (threshold {number(finding.threshold)})" if is_numbered(finding.code) else ""
+
+
+def _fitted(blocks: Mapping[str, list[str]], width: int) -> list[list[str]]:
+    """Cut a finding to the lines that it may have, what matters least first."""
+    scale = max(_WIDEST / width, 1.0)
+    fitted = dict(blocks)
+    beyond = sum(map(len, blocks.values())) - math.ceil(_MOST_LINES * scale)
+    for label, least in _LEAST.items():
+        lines = blocks.get(label, [])
+        fitted[label] = _cut(lines, max(len(lines) - max(beyond, 0), math.ceil(least * scale)), width)
+        beyond -= len(lines) - len(fitted[label])
+    return list(fitted.values())
+
+
+def _cut(lines: list[str], most: int, width: int) -> list[str]:
+    return lines if len(lines) <= most else [*lines[: most - 1], cut(f"{lines[most - 1]} …", width)]
 
 
 def consequence_text(finding: Finding) -> str:
     """Say of a finding that follows from another what, where and from which, in a line that isn't escaped yet."""
-    where = listed(finding.layers, "activation" if finding.code.startswith("GW2") else "layer")
-    return f"{_headline(finding)}, at {where}: {finding.seen}; {finding.follows}"
+    seen = _first_sentence(finding).removesuffix(".")
+    return f"{seen}; {finding.follows} ({_rule_and_steps(finding)})"
 
 
 def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = False, brief: bool = False) -> str:
@@ -91,8 +157,8 @@ def verdict_text(verdict: RunVerdict, *, width: int = _WIDTH, colour: bool = Fal
     if (verdict.rules or verdict.findings) and not (brief and verdict.outcome == "healthy"):
         table = rule_table(verdict, width=width - 2, colour=colour)
         lines.extend(("", *(f"  {line}" for line in table), *([""] if table else [])))
-    for finding in verdict.sorted_findings:
-        block = [f"  {line}" for line in warning_text(finding, width=width - 2).splitlines()]
+    for finding, text in finding_texts(verdict.sorted_findings, width=width - 2):
+        block = [f"  {line}" for line in text.splitlines()]
         known = verdict.is_known(finding)
         style = "dim" if known else finding.severity.label
         lines.extend(_painted(block[:1], style, colour=colour))
@@ -220,12 +286,12 @@ def _painted(lines: list[str], style: str, *, colour: bool) -> list[str]:
     return [paint(line, STYLES[style]) for line in lines] if colour else lines
 
 
-def _headline(finding: Finding) -> str:
+def _rule_and_steps(finding: Finding) -> str:
     steps = f"since step {finding.first_step}"
     if finding.last_step > finding.first_step:
         steps += f", last seen at step {finding.last_step}"
     healed = "" if finding.healed_step is None else f", healed by step {finding.healed_step}"
-    return f"{finding.code} {finding.name}: {finding.severity.label} {steps}{healed}"
+    return f"{finding.name}, {finding.severity.label} {steps}{healed}"
 
 
 def outcome(verdict: RunVerdict) -> str:

@@ -13,7 +13,7 @@ from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import counted, listed, number, percent
 from lightning_gradwatch.tell.cells import wrapped
 from lightning_gradwatch.tell.coverage import columns_text
-from lightning_gradwatch.tell.terminal import warning_text
+from lightning_gradwatch.tell.terminal import finding_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
-_WIDTH = 80
+_WIDTH = 100
 _FALLEN = 0.95
 """Share of the first loss to which the last ones must have come to have fallen, as with every rule."""
 _FEW = 8
@@ -47,8 +47,8 @@ def training_text(
     lines = _wrap(f"{counted(len(records), 'measured step')}, {columns_text(info)}{loss}", "", "  ")
     lines += _wrap(f"Do gradients reach the first layer? {_reach(records, info, findings)}", "  ", "    ")
     lines += _wrap(f"Does a layer die? {_death(records, info, findings)}", "  ", "    ")
-    for finding in findings:
-        lines += ["", *(f"  {line}" for line in warning_text(finding, width=_WIDTH - 2).splitlines())]
+    for _, text in finding_texts(findings, width=_WIDTH - 2):
+        lines += ["", *(f"  {line}" for line in text.splitlines())]
     if findings:
         lines.append("")
     if waiting := waiting_for_the_loss(findings, records):

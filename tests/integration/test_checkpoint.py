@@ -85,7 +85,7 @@ def test_a_finding_told_before_the_checkpoint_is_not_told_again_after_it(tmp_pat
     fit(tmp_path / "first", first, vanishing_net(), steps=30, checkpoint=saved)
     assert first.findings
     told = []
-    with reporting(Reporter(warn=lambda finding, category: told.append(finding))):
+    with reporting(Reporter(warn=lambda finding, category, led_to: told.append(finding))):
         fit(tmp_path / "second", second, vanishing_net(), steps=60, resume=saved)
     assert second.findings
     assert told == []

@@ -170,7 +170,7 @@ def test_what_gw104_says_of_a_dead_layer_is_what_gw201_reads(tmp_path):
     """All units die: the gradient is gone at once, and the window takes some steps more."""
     told = []
     watch = GradWatch()
-    with reporting(Reporter(warn=lambda finding, category: told.append(finding))):
+    with reporting(Reporter(warn=lambda finding, category, led_to: told.append(finding))):
         fit(tmp_path, Dies(units=16), watch, 16, max_steps=300)
     (first,) = [finding for finding in told if finding.code == "GW104"]
     at = {record.step: record for record in watch.records}

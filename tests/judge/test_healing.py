@@ -8,6 +8,7 @@ import pytest
 from judge.scripted import ERROR, INFO, WARNING, Fades, Stalls
 
 from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.rule import Rule
 from lightning_gradwatch.record.finding import Finding
 
 
@@ -76,3 +77,24 @@ def test_a_resumed_run_knows_what_had_healed_and_what_was_told(runs, cut):
     assert second.findings == first.findings
     assert first.told + [second.feed(record, info) for record in records[cut:]] == whole.told
     assert second.findings == whole.findings
+
+
+class Looks(Fades):
+    """Whose verdicts pass through the rule base, as those of a rule do that leaves `judge` alone."""
+
+    judge = Rule.judge
+    look = Fades.judge
+
+
+def test_the_rule_base_remembers_what_was_reported_how_bad_it_was_and_whether_it_has_healed(runs):
+    info, state, seen = runs.stack(), {}, []
+    rule = Looks(says=((1, WARNING), (2, INFO), (3, "gone"), (5, INFO)))
+    for step in range(6):
+        seen.append((dict(rule.reported(state)), rule.still_reported(state, "it")))
+        rule.judge(runs.measure(info, step), info, state)
+    assert (
+        seen
+        == [({}, False), ({}, False), ({"it": WARNING}, True), ({"it": WARNING}, True)] + [({"it": WARNING}, False)] * 2
+    )
+    assert (rule.reported(state), rule.still_reported(state, "it")) == ({"it": WARNING}, True)
+    assert json.loads(json.dumps(state)) == state

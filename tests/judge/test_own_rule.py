@@ -211,7 +211,7 @@ def test_a_stored_run_is_judged_by_it_again_where_it_is_known(tmp_path, capsys):
     assert rules_from_settings({"LAB001": {"most": 3.0}}) == (Loud(most=3.0),)
     assert evaluate(read_run(tmp_path)) == live
     assert main(["check", str(tmp_path), "--fail-on", "warning"]) == 1
-    assert "LAB001 loud-layer: warning since step 2" in capsys.readouterr().out
+    assert "loud-layer, warning since step 2" in capsys.readouterr().out
     assert main(["check", str(tmp_path), "--ignore", "LAB001"]) == 0
     capsys.readouterr()
     assert main(["explain", "LAB001"]) == 0
@@ -262,7 +262,7 @@ class Loud(Rule):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ("lab_rules:Loud", "LAB001 loud-layer: warning since step 2"),
+        ("lab_rules:Loud", "loud-layer, warning since step 2"),
         ("lab_rules:Quiet", "lab_rules:Quiet, which an installed package names for it, can't be used: AttributeError"),
         ("lab_rules:dataclass", "can't be used: TypeError: it is no subclass of Rule"),
         ("nowhere:Loud", "can't be used: ModuleNotFoundError"),

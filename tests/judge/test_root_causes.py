@@ -281,7 +281,7 @@ def test_of_causes_that_differ_in_what_they_blame_alone_the_same_one_is_named_in
 def test_a_consequence_has_no_remedy_of_its_own():
     root, *others = relate([TOO_SMALL, FADED, UNDERFLOWN])
     assert root.remedy == TOO_SMALL.remedy
-    assert {(each.consequence_of, each.remedy) for each in others} == {("GW401", Remedy("Mend GW401 first."))}
+    assert {(each.consequence_of, each.remedy) for each in others} == {("GW401", Remedy("Fix GW401 first."))}
     # Where its root is left out (its layers are ignored), it has it again.
     assert relate([FADED])[0] == FADED
 

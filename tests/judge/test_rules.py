@@ -20,7 +20,9 @@ from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.judge.selection import resolve_rules, rules_from_settings, settings_of
 from lightning_gradwatch.record.finding import GradWatchWarning, Severity
 from lightning_gradwatch.record.step import LayerState, Wiring
+from lightning_gradwatch.record.wording import number, percent
 from lightning_gradwatch.tell.explain import explain_text
+from lightning_gradwatch.tell.terminal import warning_text
 
 WIRED = {
     "GW106": Wiring("zero-factors", ("net.0.lora_A",), "matmul", "forward (a.py:3)"),
@@ -59,6 +61,25 @@ FIRING = {
     "GW601": lambda runs, info, step: runs.measure(info, step, loss=2.31, answer=CLASSES),
     **dict.fromkeys(WIRED, lambda runs, info, step: runs.measure(info, step)),
 }
+
+
+OTHERWISE = {"GW601": ("2.31",)}
+"""Numbers that say it better than the finding's own, which compares two of them."""
+
+
+def net(rule, runs):
+    info = runs.stack()
+    if rule.code == "GW304":
+        optimizers = (dataclasses.replace(info.optimizers[0], settings={"lr": 0.1, "weight_decay": 0.1}),)
+        info = dataclasses.replace(info, optimizers=optimizers)
+    return info
+
+
+def fired(rule, runs):
+    info = net(rule, runs)
+    if rule.code in WIRED:
+        info = dataclasses.replace(info, wiring=(WIRED[rule.code],))
+    return runs.feed(rule(), [FIRING[rule.code](runs, info, step) for step in LONGER.get(rule.code, STEPS)], info)
 
 
 def healthy(runs, info, step):
@@ -101,19 +122,41 @@ class TestEveryRule:
         assert max(map(len, page.splitlines())) <= 80
 
     def test_has_a_firing_and_a_quiet_case(self, rule, runs):
-        info = runs.stack()
-        wired = dataclasses.replace(info, wiring=(WIRED[rule.code],)) if rule.code in WIRED else info
-        if rule.code == "GW304":
-            optimizers = (dataclasses.replace(info.optimizers[0], settings={"lr": 0.1, "weight_decay": 0.1}),)
-            wired = info = dataclasses.replace(info, optimizers=optimizers)
-        steps = LONGER.get(rule.code, STEPS)
-        fed = runs.feed(rule(), [FIRING[rule.code](runs, wired, step) for step in steps], wired)
+        info, steps = net(rule, runs), LONGER.get(rule.code, STEPS)
+        fed = fired(rule, runs)
         assert fed.only.code == rule.code
         assert fed.only.name == rule.name
         assert (fed.only.severity >= Severity.WARNING) is (rule.code not in INFORM)
         quiet = runs.feed(rule(), [healthy(runs, info, step) for step in steps], info)
         assert quiet.findings == ()
         assert quiet.evaluator.unjudged == {}
+
+    def test_a_person_reads_what_where_and_the_number_first_then_what_to_do_and_why(self, rule, runs):
+        finding, info = fired(rule, runs).only, net(rule, runs)
+        lines = warning_text(finding, width=100).splitlines()
+        assert len(lines) <= 12
+        assert max(map(len, lines)) <= 100
+        labels = [line.split()[0] for line in lines if re.match(r"  [a-z]", line) and line[9:11] == "  "]
+        assert labels == ["do", "why", "rule", "more"]
+        assert "…\n" not in "\n".join(lines)  # nothing was cut
+        headline = finding.headline
+        assert " ".join(lines).replace("   ", " ").startswith(f"{rule.code} ")
+        assert " ".join(" ".join(lines).split()).startswith(f"{rule.code} {headline}. do ")
+        assert not headline.endswith(".")
+        assert (
+            headline[0].isupper() or headline[0].isdigit() or headline.startswith((*info.layer_names, *info.site_names))
+        )
+        everywhere = set(finding.layers) >= set(info.weight_names) or finding.layers == ("",)
+        assert everywhere or any(name in headline for name in (*finding.layers, *info.site_names))
+        shown = {number(finding.value), percent(finding.value), *OTHERWISE.get(rule.code, ())}
+        assert not rule.numbered or any(re.search(rf"(?<![\w.]){re.escape(each)}(?![\w%])", headline) for each in shown)
+
+    def test_says_nothing_twice(self, rule, runs):
+        finding = fired(rule, runs).only
+        texts = f"{finding.headline}. {finding.cause} {finding.evidence} {finding.remedy.text}"
+        said = re.split(r"(?<=[.;:]) ", texts)
+        assert len(set(said)) == len(said)
+        assert finding.message == " ".join(part for part in (f"{finding.headline}.", finding.evidence) if part)
 
     def test_its_settings_survive_json(self, rule):
         (back,) = rules_from_settings(json.loads(json.dumps(settings_of([rule()]))))

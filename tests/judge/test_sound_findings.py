@@ -224,10 +224,10 @@ def test_cause_and_remedy_do_not_contradict_each_other(said):
 
 
 COMPARED = [
-    re.compile(r"A step changes (\S+) by \S+ of itself, and (\S+) by"),
+    re.compile(r"(\S+) hardly moves: a step changes it by \S+ of itself, and (\S+) by"),
     re.compile(r"gradient of (\S+) has an rms of \S+ that of (\S+) "),
     re.compile(r"gradient of (\S+) isn't weaker than that of (\S+):"),
-    re.compile(r"at the first hidden activation, (\S+), .* that at the last, (\S+?)[,:]"),
+    re.compile(r"per layer: (\S+) gets \S+ (?:of|times) the signal of (\S+?)[.,]"),
 ]
 
 

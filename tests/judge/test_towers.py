@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -64,11 +65,10 @@ def test_a_tower_that_vanishes_beside_one_with_a_tiny_loss_is_found_and_named(ru
     finding = judged(runs, VanishingGradient(), info, a=(1e-9, 1.0), b=(1e-9, 1e-9)).only
     assert (finding.severity, finding.value) == (Severity.ERROR, pytest.approx(1e-9))
     assert finding.message.startswith(
-        "On the path from a.17 back to a.1, one of several in this net, the gradient signal at a.1 is 1e-9 of that at a.17: "
-        "a factor of 0.075 at each of 8 steps between activations"
+        "The gradient shrinks by a factor of 0.075 per layer: a.1 gets 1e-9 of the signal of a.17, on one of several paths."
     )
     assert finding.layers == tuple(f"a.{2 * place}" for place in range(6))
-    assert "a.1 … a.17 (9 activations)" in finding.cause
+    assert "a.1 … a.17 (9 activations)" in finding.remedy.text
     assert "b." not in finding.remedy.text.partition(";")[0]
 
 
@@ -77,7 +77,7 @@ def test_a_tower_that_explodes_is_found_and_named(runs, order):
     info = towers(runs, *(tower(name, 9, "relu") for name in order))
     finding = judged(runs, ExplodingGradient(), info, a=(1.0, 1.0), b=(1e9, 1.0)).only
     assert finding.value == pytest.approx(1e9)
-    assert "On the path from b.17 back to b.1, one of several in this net" in finding.message
+    assert "b.1 gets 1e9 times the signal of b.17, on one of several paths" in finding.message
     assert finding.layers == tuple(f"b.{2 * place}" for place in range(9))
 
 
@@ -87,7 +87,7 @@ def test_a_start_that_loses_the_signal_in_one_tower_is_held_against_its_own_weig
     record = runs.measure(info, 0, signal_norm=signals(info, a=(1e-7, 1.0), b=(1.0, 1.0)), weight_rms=rms)
     finding = runs.feed(Initialization(), [record], info).only
     assert finding.value == pytest.approx(1e-7)
-    assert "At step 0, on the path from a.17 back to a.1" in finding.message
+    assert "a.1 gets 1e-7 of the signal of a.17, on one of several paths" in finding.message
     assert "their rms is 0.2" in finding.cause
 
 
@@ -95,7 +95,7 @@ def test_of_two_paths_that_fade_the_one_that_fades_most_at_each_site_counts(runs
     """In the longer one less is left, but hardly less at each site."""
     info = towers(runs, tower("a", 60), tower("b", 6))
     fed = judged(runs, VanishingGradient(), info, a=(1e-6, 1.0), b=(1e-4, 1.0))
-    assert fed.only.message.startswith("On the path from b.11 back to b.1")
+    assert fed.only.headline.endswith("b.1 gets 0.0001 of the signal of b.11, on one of several paths")
 
 
 def test_two_inputs_of_one_trunk_are_each_followed_to_the_loss(runs):
@@ -103,7 +103,7 @@ def test_two_inputs_of_one_trunk_are_each_followed_to_the_loss(runs):
     layers, _ = tower("trunk", 3)
     info = towers(runs, tower("a", 2), tower("b", 2), (layers, trunk_sites))
     finding = judged(runs, VanishingGradient(), info, a=(1.0, 1.0), b=(1e-6, 1e-4), trunk=(0.5, 1.0)).only
-    assert finding.message.startswith("On the path from trunk.5 back to b.1")
+    assert re.search(r"b\.1 gets \S+ of the signal of trunk\.5, on one of several paths$", finding.headline)
 
 
 def test_a_second_loss_that_weighs_little_makes_no_trunk_explode(runs):
@@ -121,7 +121,7 @@ def test_what_fades_in_a_head_that_a_trunk_hides_is_found(runs):
     ends = {"trunk": (1.0, 1.0), "main": (1.0, 1.0), "aux": (1e-7, 1.0)}
     info = towers(runs, tower("trunk", 4), tower("main", 3, before=("trunk.7",)), tower("aux", 6, before=("trunk.7",)))
     finding = judged(runs, VanishingGradient(), info, **ends).only
-    assert finding.message.startswith("On the path from aux.11 back to aux.1")
+    assert re.search(r"aux\.1 gets \S+ of the signal of aux\.11, on one of several paths$", finding.headline)
     assert all(name.startswith("aux") for name in finding.layers)
 
 
@@ -156,9 +156,7 @@ def test_a_run_of_an_older_version_is_judged_along_its_path(runs):
     norms = np.geomspace(1e-9, 1.0, 10)
     records = [runs.measure(info, step, signal_norm=np.concatenate([norms[8:], norms[:8]])) for step in STEPS]
     finding = runs.feed(VanishingGradient(), records, info).only
-    assert finding.message.startswith(
-        "The gradient signal at the first hidden activation, backbone.1, is 1e-9 of that at the last, head.3"
-    )
+    assert finding.headline.endswith(": backbone.1 gets 1e-9 of the signal of head.3")
     assert finding.layers == info.weight_names  # which of them feed what isn't told
 
 
@@ -175,6 +173,4 @@ def test_nothing_is_said_of_paths_where_there_is_one(runs):
     assert isinstance(read_depths(runs.measure(RunInfo(), 0), RunInfo()), str)
     info = towers(runs, tower("a", 6))
     finding = judged(runs, VanishingGradient(), info, a=(1e-9, 1.0)).only
-    assert finding.message.startswith(
-        "The gradient signal at the first hidden activation, a.1, is 1e-9 of that at the last, a.11"
-    )
+    assert finding.headline.endswith(": a.1 gets 1e-9 of the signal of a.11")

@@ -35,6 +35,7 @@ FINDING = Finding(
     cause="Sigmoid.",
     remedy=Remedy("Replace it."),
     message="The signal vanishes. So it is.",
+    headline="The signal vanishes",
 )
 
 

@@ -50,7 +50,9 @@ def make_finding(code="GW101", severity=Severity.ERROR, layers=("net.0", "net.2"
         "threshold": 0.003,
         "cause": "All sites are Sigmoid.",
         "remedy": Remedy("Replace them.", (Action("replace_activation", ("net.1",), (("with", "ReLU"),)),)),
-        "message": "The signal vanishes.",
+        "message": "The signal vanishes at net.0. It does so at each step.",
+        "headline": "The signal vanishes at net.0",
+        "evidence": "It does so at each step.",
         "cause_kind": CauseKind.SMALL_SLOPE,
         "causes": (Cause(CauseKind.SMALL_SLOPE, ("net.1",)), Cause(CauseKind.SMALL_WEIGHTS)),
         "first_bad": BEGUN,
@@ -104,7 +106,9 @@ ALL = (HEALTHY, FAILED, MISSING, COMPARED)
 
 def hostile(name):
     """A verdict that has the name wherever a name can be."""
-    finding = make_finding(layers=(name,), message=name, cause=name, remedy=Remedy(name), value=float("nan"))
+    finding = make_finding(
+        layers=(name,), message=name, headline=name, evidence=name, cause=name, remedy=Remedy(name), value=float("nan")
+    )
     return RunVerdict(
         path=name,
         findings=(finding, make_finding("GW201", Severity.INFO, (name,), threshold=float("inf"))),

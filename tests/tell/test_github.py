@@ -15,8 +15,7 @@ def test_a_finding_is_an_annotation_and_what_fails_comes_first():
     lines = github_report([FAILED]).splitlines()
     assert [line.split(" ")[0] for line in lines] == ["::error", "::notice", "::notice"]
     assert lines[0].startswith(
-        "::error title=GW101 vanishing-gradient in logs/ill::GW101 vanishing-gradient: error since step 16, "
-        "last seen at step 18%0A  layers   net.0, net.2%0A"
+        "::error title=GW101 vanishing-gradient in logs/ill::GW101 The signal vanishes at net.0.%0A  do       Replace them.%0A"
     )
     assert "not judged in logs/ill::GW202 saturated-units: not yet" in lines[2]
 

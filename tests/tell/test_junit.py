@@ -27,8 +27,8 @@ def test_a_rule_is_a_case():
     }
     failure = suite.find(".//failure")
     assert failure.get("type") == "error"
-    assert failure.get("message") == "The signal vanishes."
-    assert "  cause    All sites are Sigmoid.\n" in failure.text
+    assert failure.get("message") == "The signal vanishes at net.0. It does so at each step."
+    assert "  why      All sites are Sigmoid. It does so at each step.\n" in failure.text
     assert "cut off" in suite.find("system-err").text
 
 

@@ -64,19 +64,19 @@ def test_what_a_test_adds_says_nothing_whoever_listens(tmp_path):
 def test_of_a_process_beside_the_one_that_reports_only_errors_come_out():
     """Each rank is to be ended at the same step by a filter that makes an error of a warning."""
 
-    def warn(_finding, category):
+    def warn(_finding, category, _led_to):
         warnings.warn("found", category, stacklevel=1)
 
     beside = errors_only(Reporter(warn=warn))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        beside.warn(None, GradWatchWarning)
+        beside.warn(None, GradWatchWarning, ())
         beside.note("text")
         beside.announce(None, "")
         beside.conclude(None, "")
     assert heard == []
     with warnings.catch_warnings():
         warnings.simplefilter("error", GradWatchWarning)
-        for report in (lambda: beside.warn(None, GradWatchWarning), lambda: beside.note("text")):
+        for report in (lambda: beside.warn(None, GradWatchWarning, ()), lambda: beside.note("text")):
             with pytest.raises(GradWatchWarning):
                 report()

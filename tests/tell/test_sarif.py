@@ -68,7 +68,10 @@ def test_a_finding_is_a_result_of_its_rule(validated):
     first, second = run["results"]
     assert (first["ruleId"], first["level"], second["level"]) == ("GW101", "error", "note")
     assert run["tool"]["driver"]["rules"][first["ruleIndex"]]["id"] == "GW101"
-    assert first["message"]["text"] == "The signal vanishes. All sites are Sigmoid. Replace them."
+    assert (
+        first["message"]["text"]
+        == "The signal vanishes at net.0. It does so at each step. All sites are Sigmoid. Replace them."
+    )
     (location,) = first["locations"]
     assert location["physicalLocation"]["artifactLocation"]["uri"] == "logs/ill"
     assert [each["fullyQualifiedName"] for each in location["logicalLocations"]] == ["net.0", "net.2"]

@@ -29,7 +29,9 @@ FINDING = Finding(
     threshold=0.003,
     cause="All 49 hidden activations are Sigmoid, whose derivative is at most 1/4.",
     remedy=Remedy("Replace Sigmoid by ReLU.", (Action("replace_activation"),)),
-    message="The gradient signal at the first hidden activation, net.1, is 2.35e-26 of that at the last, net.97.",
+    message="The gradient shrinks: net.1 gets 2.35e-26 of the signal of net.97. The loss hasn't fallen since step 8.",
+    headline="The gradient shrinks: net.1 gets 2.35e-26 of the signal of net.97",
+    evidence="The loss hasn't fallen since step 8.",
 )
 
 
@@ -39,15 +41,35 @@ def named(*layers):
 
 def test_a_warning_as_a_terminal_shows_it():
     assert warning_text(FINDING) == (
-        "GW101 vanishing-gradient: error since step 16, last seen at step 18\n"
-        "  layers   net.0 … net.48 (17 layers)\n"
-        "  seen     The gradient signal at the first hidden activation, net.1, is\n"
-        "           2.35e-26 of that at the last, net.97.\n"
-        "  number   2.35e-26, threshold 0.003\n"
-        "  cause    All 49 hidden activations are Sigmoid, whose derivative is at most\n"
-        "           1/4.\n"
-        "  remedy   Replace Sigmoid by ReLU.\n"
+        "GW101 The gradient shrinks: net.1 gets 2.35e-26 of the signal of net.97.\n"
+        "  do       Replace Sigmoid by ReLU.\n"
+        "  why      All 49 hidden activations are Sigmoid, whose derivative is at most 1/4. The loss hasn't\n"
+        "           fallen since step 8.\n"
+        "  rule     vanishing-gradient, error since step 16, last seen at step 18 (threshold 0.003)\n"
         "  more     gradwatch explain GW101"
+    )
+
+
+@pytest.mark.parametrize("length", [1, 80, 300, 3000])
+def test_what_is_too_long_ends_in_an_ellipsis_the_reason_first_and_what_to_do_last(length):
+    words = " ".join(f"word{place}" for place in range(length))
+    finding = replace(FINDING, headline=words, cause=words, remedy=Remedy(f"{words} done"))
+    led_to = [replace(FINDING, code="GW301", layers=(f"layer.{place}",)) for place in range(length)]
+    lines = warning_text(finding, led_to=led_to).splitlines()
+    assert len(lines) <= 12
+    assert lines[-1] == "  more     gradwatch explain GW101"
+    labels = [line[2:9].strip() for line in lines if line[:2] == "  " and line[2] != " " and line[9:11] == "  "]
+    assert labels == ["do", "why", "led to", "rule", "more"]
+    whole = length == 1
+    assert ("done" in "".join(lines)) is whole
+    assert ("…" in "".join(lines)) is not whole
+    narrow = warning_text(finding, led_to=led_to, width=50).splitlines()
+    assert len(narrow) <= 24
+
+
+def test_a_rule_of_the_users_own_has_its_name_and_layers_in_front():
+    assert warning_text(replace(FINDING, headline="", evidence="", message="It is loud.", cause="")).startswith(
+        "GW101 vanishing-gradient at net.0 … net.48 (17 layers): It is loud.\n  do       Replace"
     )
 
 
@@ -66,19 +88,21 @@ def test_what_is_so_or_isnt_shows_no_number_in_any_format(code):
         assert "1234" not in text
         assert "1.23e3" not in text
         assert "567" not in text
-    assert "1.23e3, threshold 567" in warning_text(replace(finding, code="GW101"))
+    assert "(threshold 567)" in warning_text(replace(finding, code="GW101"))
 
 
 def test_up_to_three_layers_are_all_named():
-    assert "  layers   a, b, c\n" in warning_text(named("a", "b", "c"))
-    assert "  layers   a … d (4 layers)\n" in warning_text(named("a", "b", "c", "d"))
+    bare = {"headline": "", "evidence": ""}
+    assert " at a, b, c: " in warning_text(replace(named("a", "b", "c"), **bare))
+    assert " at a … d (4 layers): " in warning_text(replace(named("a", "b", "c", "d"), **bare))
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "a\r", "\x00", "\x85", "\u2028", "\u202e", "\ud800", "\x9b31m"])
 def test_a_hostile_name_neither_steers_the_terminal_nor_breaks_the_layout(name):
-    finding = Finding(**{**vars(FINDING), "layers": (name,), "message": name, "cause": name, "remedy": Remedy(name)})
+    texts = dict.fromkeys(("message", "headline", "evidence", "cause"), name)
+    finding = Finding(**{**vars(FINDING), **texts, "layers": (name,), "remedy": Remedy(name)})
     text = warning_text(finding)
-    assert len(text.splitlines()) == 7
+    assert len(text.splitlines()) == 5
     assert all(character.isprintable() or character == "\n" for character in text)
     text.encode()
     assert name not in verdict_text(RunVerdict(path=name, findings=(finding,), unjudged={name: name}))
@@ -117,7 +141,7 @@ def test_a_verdict_lists_the_worst_first_and_what_wasnt_judged():
     lines = verdict_text(verdict).splitlines()
     assert lines[0] == "logs/version_0: 5 measured steps (0 to 8)"
     assert lines[1] == "  note: the tail of the file is cut off"
-    heads = [line for line in lines if re.match("  GW.*: (error|info) since", line)]
+    heads = [line for line in lines if re.match("  GW... The gradient", line)]
     assert [head.split()[0] for head in heads] == ["GW101", "GW201"]
     assert lines[-2] == "  not judged: GW202 saturated-units: not yet: the first 10 steps are warm-up"
     assert lines[-1] == "  failed: 1 error, 1 info from 3 rules judged"

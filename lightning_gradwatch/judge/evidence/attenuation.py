@@ -12,7 +12,7 @@ from lightning_gradwatch.judge.readings import hidden_sites, site_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.finding import Cause, CauseKind
-from lightning_gradwatch.record.wording import listed, mention, number, percent
+from lightning_gradwatch.record.wording import mention, number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +164,7 @@ def _cleared(found: Diagnosis) -> list[str]:
     """Say what isn't to blame, or how the blame is shared."""
     kinds = {blame.kind for blame in found.blamed}
     if found.gains is None:
-        return [f"Here each layer passes back {number(found.gain)} of it on average."] if found.gain > 0 else []
+        return []
     if kinds.isdisjoint((CauseKind.SMALL_WEIGHTS, CauseKind.LARGE_WEIGHTS)):
         return [
             f"The weights between two activations pass back {number(found.gains.weight_gain)}: they aren't to blame."
@@ -209,7 +209,7 @@ def _told(blame: Blame, found: Diagnosis) -> str:
         measured = (
             passes if found.gains else f"an activation can pass back no more than {number(steepest)} of the signal"
         )
-        return f"The derivative of {spelled}, at {listed([site.name for site in blame.sites], 'activation')}, is at most {bound}: {measured}."
+        return f"The derivative of {spelled} is at most {bound}: {measured}."
     if blame.kind == CauseKind.DEAD_LAYER:
         return blame.sentence
     if blame.kind == CauseKind.DEAD_UNITS:

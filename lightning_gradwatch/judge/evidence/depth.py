@@ -65,15 +65,29 @@ class Depth(NamedTuple):
         names = info.site_names
         return f"{names[self.columns[0]]}\n{names[self.columns[-1]]}\n{len(self.columns)}"
 
-    def seen(self, info: RunInfo, factor: str, *, at: str = "", was: bool = False) -> str:
-        """Say what the signal at the first site is of that at the last, and on which path where there are several."""
-        verb = "was" if was else "is"
+    def headline(self, info: RunInfo, attenuation: float, *, at: str = "", was: bool = False) -> str:
+        """Say what the signal at the first site is of that at the last, how much that is a layer, and which path is meant.
+
+        Args:
+            info: Describes the sites.
+            attenuation: Signal at the first site over that at the last.
+            at: When, as ``"At step 0"``; empty: now.
+            was: Whether it is over.
+        """
         first, last = (info.site_names[column] for column in self.columns[[0, -1]])
-        if self.several:
-            path = f"n the path from {last} back to {first}, one of several in this net"
-            return f"{f'{at}, o' if at else 'O'}{path}, the gradient signal at {first} {verb} {factor} that at {last}"
-        signal = f"he gradient signal at the first hidden activation, {first}"
-        return f"{f'{at}, t' if at else 'T'}{signal}, {verb} {factor} that at the last, {last}"
+        the = f"{at}, the" if at else "The"
+        path = ", on one of several paths" if self.several else ""
+        if attenuation == 0:
+            return (
+                f"{the} gradient vanishes: nothing is left of it at {first}, exactly 0, and at {last} it is there{path}"
+            )
+        gain = attenuation ** (1 / (len(self.columns) - 1))
+        how = ("grew" if was else "grows") if gain > 1 else ("shrank" if was else "shrinks")
+        times = "times" if gain > 1 else "of"
+        return (
+            f"{the} gradient {how} by a factor of {number(gain)} per layer: {first} {'got' if was else 'gets'} {number(attenuation)} "
+            f"{times} the signal of {last}{path}"
+        )
 
     def layers(self, info: RunInfo) -> tuple[str, ...]:
         """Return the weight layers that it is about: those of the path, in a net that has several."""

@@ -119,10 +119,11 @@ def write_forward(facts: dict[str, Any], info: RunInfo) -> Sentences:
             (_TO_BF16,),
         ),
         causes=(Cause(CauseKind.NUMBER_FORMAT),),
-        message=(
-            f"In {counted(facts['steps'], 'measured step')} from step {facts['since']} on, the loss isn't a number before there is "
-            "any gradient, so that the gradient scaler leaves the step out."
+        headline=(
+            f"In {counted(facts['steps'], 'measured step')} from step {facts['since']} on, no step is taken: the forward pass isn't "
+            f"finite, {'from' if facts['seen'] else 'behind'} {facts['name']} on"
         ),
+        message="The gradient scaler leaves such a step out.",
     )
 
 
@@ -139,8 +140,9 @@ def write_sunk(facts: dict[str, Any], info: RunInfo) -> Sentences:
             'Train with precision="bf16-mixed", which has the range of float32 and needs no scaler.', (_TO_BF16,)
         ),
         causes=(Cause(CauseKind.NUMBER_FORMAT),),
-        message=(
-            f"The gradient scale has sunk to {number(facts['scale'])}, and is below 1 since step {facts['since']}, in "
-            f"{counted(facts['steps'], 'measured step')}."
+        headline=(
+            f"The gradient scale has sunk to {number(facts['scale'])}, which is below 1 since step {facts['since']} "
+            f"({counted(facts['steps'], 'measured step')})"
         ),
+        message="",
     )

@@ -69,12 +69,11 @@ def starting_cause(start: Start, sites: Sequence[SiteInfo], gain: float) -> str:
     functions = " and ".join(dict.fromkeys(site.activation.module for site in sites))
     side = "small" if gain < 1 else "large"
     if math.isnan(start.variance):
-        return f"Most likely the weights start too {side} for {functions}: here each layer passes back {number(gain)} of the signal."
+        return f"Most likely the weights start too {side} for {functions}."
     known = f" ({_named(start.variance)})" if _named(start.variance) else ""
     return (
         f"The weights start too {side} for {functions}: their rms is {number(start.rms)}, so the variance times the fan-in is "
-        f"{number(start.variance)}{known} where {number(start.wanted)} would keep the signal level; here each layer passes "
-        f"back {number(gain)} of it."
+        f"{number(start.variance)}{known} where {number(start.wanted)} would keep the signal level."
     )
 
 

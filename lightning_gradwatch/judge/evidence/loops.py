@@ -48,18 +48,24 @@ def read_loops(record: StepRecord, info: RunInfo) -> list[Loop]:
     ]
 
 
-def loop_message(loop: Loop, threshold: float, gain: float) -> str:
+def loop_headline(loop: Loop) -> str:
     """Say what was seen."""
-    start = (
-        f"{loop.site.name} is called {loop.calls} times, in a loop, and the gradient signal at its first call is "
-        f"{number(loop.attenuation)} of that at the last: a factor of {number(loop.gain)} a call"
+    return (
+        f"{loop.site.name} is called {loop.calls} times, in a loop, and the gradient {'grows' if loop.gain > 1 else 'shrinks'} by a "
+        f"factor of {number(loop.gain)} per call: the first call gets {number(loop.attenuation)} {'times' if loop.gain > 1 else 'of'} "
+        "the signal of the last"
     )
-    side, reach = "above", ""
-    if loop.gain < 1:
-        side = "below"
-        calls = max(math.floor(math.log(threshold) / math.log(loop.gain)), 1) if loop.gain else 0
-        reach = f", so it learns nothing from what lies more than {counted(calls, 'call')} back"
-    return f"{start}{reach}. Reported {side} {number(threshold)} in all and {number(gain)} a call."
+
+
+def loop_evidence(loop: Loop, threshold: float, gain: float) -> str:
+    """Say how far back it can learn, and by which thresholds it was judged."""
+    if loop.gain >= 1:
+        return f"Reported above {number(threshold)} in all and {number(gain)} a call."
+    calls = max(math.floor(math.log(threshold) / math.log(loop.gain)), 1) if loop.gain else 0
+    return (
+        f"So it learns nothing from what lies more than {counted(calls, 'call')} back. Reported below {number(threshold)} in all and "
+        f"{number(gain)} a call."
+    )
 
 
 def explain_loop(info: RunInfo, loop: Loop) -> Explanation:

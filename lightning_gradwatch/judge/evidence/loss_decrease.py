@@ -190,12 +190,19 @@ def credible(trend: LossTrend, record: StepRecord, info: RunInfo, state: dict[st
     return trend.from_start()
 
 
-def told_of_pace(pace: Pace, threshold: float) -> str:
+def pace_headline(pace: Pace) -> str:
     """Say what was seen."""
     return (
-        f"A step can take off {number(100 * pace.share)} % of the loss at most, which is {number(pace.loss)}: the gradient's norm times "
-        f"that of the step. In {pace.steps} planned steps that is {number(100 * pace.reach)} %, even if each were straight downhill. "
-        f"Reported below {percent(threshold)}, as long as the gradient is no smaller than it was."
+        f"Steps of the whole net are too small for its loss of {number(pace.loss)}: {pace.steps} planned steps can take off "
+        f"{number(100 * pace.reach)} % of it at most, {number(100 * pace.share)} % each"
+    )
+
+
+def pace_evidence(threshold: float) -> str:
+    """Say how that is reckoned, and from when on it is reported."""
+    return (
+        "That is the gradient's norm times that of the step, as if each went straight downhill, and as long as the gradient is no "
+        f"smaller than it was. Reported below {percent(threshold)}."
     )
 
 

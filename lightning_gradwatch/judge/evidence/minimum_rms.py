@@ -57,10 +57,11 @@ def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -
             ),
             remedy=fading_remedy(info, found),
             causes=fading_causes(found),
-            message=(
-                f"The root mean square of the gradient of {info.layer_names[lowest]} is {number(value)}, below "
-                f"min_grad_rms={number(least)}; so low in {counted(len(names), 'early weight layer')}."
+            headline=(
+                f"The gradient of {info.layer_names[lowest]} has an rms of {number(value)}, below min_grad_rms={number(least)}, as in "
+                f"{counted(len(names), 'early weight layer')}"
             ),
+            message="",
         )
 
     since = int(np.nanmin(kept[_SINCE]))

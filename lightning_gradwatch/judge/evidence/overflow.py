@@ -131,7 +131,8 @@ def write_beginning(facts: dict[str, Any], info: RunInfo) -> Sentences:
         cause=f"{_WHERE[facts['place']].format(name=facts['name'])} {heading}",
         remedy=_remedy(info, facts, {cause.kind for cause in causes}),
         causes=tuple(causes),
-        message=f"At step {facts['step']}, {_seen(facts)}.",
+        headline=f"NaN or infinity from step {facts['step']} on, first at {facts['name']}: in {_seen(facts)}",
+        message="",
     )
 
 
@@ -143,7 +144,7 @@ def _thrown(facts: dict[str, Any]) -> tuple[int, float] | None:
     return thrown[0], thrown[1]
 
 
-def write_skipped(count: int, info: RunInfo) -> Sentences:
+def write_skipped(count: int, layer: str, info: RunInfo) -> Sentences:
     """Say that the gradient scaler lets no step through."""
     return Sentences(
         cause=(
@@ -156,7 +157,11 @@ def write_skipped(count: int, info: RunInfo) -> Sentences:
             (Action("set_precision", (), (("to", "bf16-mixed"),)),),
         ),
         causes=(Cause(CauseKind.NUMBER_FORMAT),),
-        message=f"The gradient scaler left {counted(count, 'measured step')} in a row out: the net isn't trained at all.",
+        headline=(
+            f"No step is taken: the gradient scaler left {counted(count, 'measured step')} in a row out, as gradients aren't finite, such "
+            f"as that of {layer}"
+        ),
+        message="",
     )
 
 
@@ -186,13 +191,12 @@ def _growth(readings: list[list[Any]]) -> str:
 
 
 def _seen(facts: dict[str, Any]) -> str:
-    parts = [f"the loss is {facts['loss']}"] if facts["loss"] else []
-    for key, what in (("layers", "the gradients of {} of {}"), ("sites", "the outputs of {} of {}")):
+    parts = [f"the loss ({facts['loss']})"] if facts["loss"] else []
+    for key, what, noun in (("layers", "the gradients", "layer"), ("sites", "the outputs", "activation")):
         bad, of = facts[key]
         if bad:
-            noun = "layer" if key == "layers" else "activation"
-            parts.append(f"{what.format(bad, counted(of, noun))} hold NaN or infinity")
-    return ", ".join(parts)
+            parts.append(f"{what} of {bad} of {counted(of, noun)}")
+    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
 
 
 def _largest_update(record: StepRecord, info: RunInfo) -> float:

@@ -78,7 +78,8 @@ class Told(NamedTuple):
     """What there is to say of a starved part."""
 
     sunk: float
-    message: str
+    headline: str
+    evidence: str
 
 
 def note_parts(record: StepRecord, info: RunInfo, memory: dict[str, Any], ratio: float) -> Contest:
@@ -130,7 +131,7 @@ def _own_columns(info: RunInfo) -> tuple[npt.NDArray[np.intp], ...]:
     return tuple(held if info.weight_mask[held].any() else held[:0] for held in own)
 
 
-def told_parts(info: RunInfo, contest: Contest, index: int, ratio: float) -> Told:
+def told_parts(info: RunInfo, contest: Contest, index: int) -> Told:
     """Say how far the gradient of a part has sunk, and what became of its loss and of the others'."""
     part = contest.parts[index]
     others = [
@@ -138,12 +139,15 @@ def told_parts(info: RunInfo, contest: Contest, index: int, ratio: float) -> Tol
         for other, each in contest.parts.items()
         if other != index and math.isfinite(each.last)
     ]
-    message = (
-        f"The gradient of what {_named(info, index)} trains has sunk to {number(part.sunk)} of its highest: from an L2 norm of "
-        f"{number(part.peak)} to {number(part.norm)}. Its loss has risen meanwhile, from {number(part.first)} to "
-        f"{number(part.last)}.{''.join(others)} Reported at {number(ratio)} or less."
+    headline = (
+        f"The gradient of {listed(contest.layers(info, index))}, which {_named(info, index)} trains, has sunk to {number(part.sunk)} of "
+        "its highest"
     )
-    return Told(part.sunk, message)
+    evidence = (
+        f"Its L2 norm went from {number(part.peak)} to {number(part.norm)}, while its loss has risen from {number(part.first)} to "
+        f"{number(part.last)}.{''.join(others)}"
+    )
+    return Told(part.sunk, headline, evidence)
 
 
 def why_starved(info: RunInfo, contest: Contest, index: int) -> tuple[str, Remedy]:

@@ -99,7 +99,7 @@ def _write(name: str, function: str, gain: float, trend: LossTrend) -> Sentences
             "a loss of the raw outputs, as cross_entropy and binary_cross_entropy_with_logits, whose gradient doesn't fade.",
             (Action("normalize_inputs"),),
         ),
-        message=f"{name} passes {number(gain)} of its gradient back, as its outputs are saturated. {trend.sentence(_FALL)} Reported "
-        f"below {number(LEAST_GAIN)}.",
+        headline=f"{name} passes {number(gain)} of its gradient back, as its outputs are saturated",
+        message=f"{trend.sentence(_FALL)} Reported below {number(LEAST_GAIN)}.",
         causes=(Cause(CauseKind.SATURATED_UNITS, (name,)),),
     )

@@ -78,9 +78,9 @@ def explain_starved(starved: Starved) -> Explanation:
     )
 
 
-def starved_message(starved: Starved) -> str:
+def starved_headline(starved: Starved) -> str:
     """Say what was seen."""
     return (
-        f"{starved.layer}, the first layer, gets {number(starved.ratio)} of the gradient that others get (L2 norms); "
-        f"{starved.follows}, behind it, gets as much as they do. Reported below {number(starved.threshold)}."
+        f"{starved.layer}, the first layer, gets {number(starved.ratio)} of the gradient that others get (L2 norms), and "
+        f"{starved.follows}, behind it, as much as they do"
     )

@@ -82,5 +82,6 @@ def _write(changes: Mapping[tuple[int, bool], list[str]]) -> Sentences:
         remedy=Remedy(
             "Nothing, where it is meant: a rate that suits the head alone may be too high for what is trained from then on."
         ),
-        message=f"{said[:1].upper()}{said[1:]}.",
+        headline=f"{said[:1].upper()}{said[1:]}",
+        message="",
     )

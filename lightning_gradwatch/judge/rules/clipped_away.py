@@ -11,6 +11,7 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.clipping import left_of_step, why_clipped
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss
 from lightning_gradwatch.judge.rates import schedule_phase
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
@@ -18,7 +19,7 @@ from lightning_gradwatch.judge.streaks import State, count_hit
 from lightning_gradwatch.record.finding import ClippedAwayWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, number
+from lightning_gradwatch.record.wording import number
 
 _ERROR_FACTOR = 10
 _HARDLY = 0.3
@@ -80,12 +81,12 @@ class ClippedAway(Rule):
         if math.isnan(left) or math.isnan(top):
             return not_yet("no update of a weight layer was measured")
         trend = loss_trend(state, info).from_start()
-        small = left < self.clip_factor and (state.get("told") or top * (info.planned_steps or _USUAL_STEPS) < _HARDLY)
+        told = self.still_reported(state, "clipped")
+        small = left < self.clip_factor and (told or top * (info.planned_steps or _USUAL_STEPS) < _HARDLY)
         if not small or trend.come_down:
             for key in ("streak", "since"):
                 state.pop(key, None)
-            healed = {"clipped": self._healed(trend, small=small)} if state.pop("told", False) else {}
-            return Verdict(healed=healed)
+            return Verdict(healed={"clipped": self._healed(trend, small=small)} if told else {})
         state.setdefault("since", int(record.step))
         return self._count(record, info, state, trend, left=left, top=top)
 
@@ -93,18 +94,13 @@ class ClippedAway(Rule):
         self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, left: float, top: float
     ) -> Verdict:
         """Count one more step that was clipped away while the loss stood, and tell what has lasted."""
-        if not state.get("told") and trend.falls_by(self.loss_fall):  # what was told isn't over for a few odd losses
+        told = self.still_reported(state, "clipped")
+        if not told and trend.falls_by(self.loss_fall):  # what was told isn't over for a few odd losses
             state.pop("streak", None)
             return HEALTHY
         count = count_hit(state.setdefault("streak", {}), "small", record.step)
-        if record.step < self.warm_up_steps and not state.get("told"):
-            reason = f"not yet: whether the loss stands shows by step {self.warm_up_steps}"
-            return Verdict(confirming=True, dated=True, unjudged=reason)
-        if count < self.patience:
-            return Verdict(confirming=True, unjudged=self.waits)
-        if trend.unknown:
-            return cant_judge(trend.unknown)
-        state["told"] = True
+        if (waiting := awaits_standing_loss(self, record, trend, count, told=told)) is not None:
+            return waiting
         error = left * _ERROR_FACTOR < self.clip_factor
         sighting = Sighting(
             severity=Severity.ERROR if error else Severity.WARNING,
@@ -127,10 +123,12 @@ class ClippedAway(Rule):
 
     def _write(self, record: StepRecord, info: RunInfo, trend: LossTrend, left: float, top: float) -> Sentences:
         cause, remedy, causes = why_clipped(record, info, top, left)
-        message = (
-            f"Clipping leaves {number(left)} of a step, which changes no weight layer by more than {number(top)} of itself: "
-            f"the gradient's norm is {number(record.global_grad_norm)}, and {number(record.global_grad_norm * record.clip_factor)} "
-            f"after clipping. Reported below {number(self.clip_factor)}, {counted(self.patience, 'measured step')} in a row. "
-            f"{trend.sentence(self.loss_fall)}"
+        headline = (
+            f"Clipping takes nearly all of each step: it leaves {number(left)} of it, which changes no weight layer by more than "
+            f"{number(top)} of itself"
         )
-        return Sentences(cause, remedy, message, causes)
+        message = (
+            f"The gradient's norm is {number(record.global_grad_norm)}, and {number(record.global_grad_norm * record.clip_factor)} "
+            f"after clipping. {trend.sentence(self.loss_fall)}"
+        )
+        return Sentences(cause, remedy, message, causes, headline)

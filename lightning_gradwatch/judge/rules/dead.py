@@ -29,7 +29,7 @@ from lightning_gradwatch.judge.streaks import (
 from lightning_gradwatch.record.finding import Cause, CauseKind, DeadUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
-from lightning_gradwatch.record.wording import listed, mention, percent
+from lightning_gradwatch.record.wording import counted, mention, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.activations import Activation
@@ -157,9 +157,9 @@ class DeadUnits(Rule):
             findings["dead"] = self._sighting(
                 record, info, fractions, due, severity=severity, trend=trend, how=drift(state, info, due.where)
             )
-            state["reported"] = max(state.get("reported", -1), int(severity))
             state["worst"] = max(worst, int(severity))
-        pending = bool(np.count_nonzero(hit[state.get("reported", -1) + 1 :]))
+        reported = max(self.reported(state).get("dead", -1), -1 if severity is None or due is None else severity)
+        pending = bool(np.count_nonzero(hit[reported + 1 :]))
         return Verdict(
             findings=findings,
             confirming=pending,
@@ -193,7 +193,8 @@ class DeadUnits(Rule):
                 cause=_cause(value, sites, how),
                 remedy=_remedy(info, sites, how),
                 causes=how.causes if how.thrown else (Cause(CauseKind.UNSUITED_START),),
-                message=self._message(worst, value, due.names(), trend),
+                headline=_headline(worst, value, due.names()),
+                message="" if value >= self.warn else trend.sentence(self.loss_fall),
             )
 
         return Sighting(
@@ -206,16 +207,12 @@ class DeadUnits(Rule):
             write=write,
         )
 
-    def _message(self, worst: str, value: float, names: tuple[str, ...], trend: LossTrend) -> str:
-        others = f" So or nearly so at {listed(names, 'activation')}." if len(names) > 1 else ""
-        limits = (
-            f" Information from {percent(self.inform)}, a warning from {percent(self.warn)}, an error from "
-            f"{percent(self.error)}."
-        )
-        return (
-            f"{percent(value)} of the units of {worst} are dead: inactive in every observation of a full window.{others}"
-            f"{limits if value >= self.warn else f'{limits} {trend.sentence(self.loss_fall)}'}"
-        )
+
+def _headline(worst: str, value: float, names: tuple[str, ...]) -> str:
+    others = f", as in {counted(len(names) - 1, 'more activation')}, or nearly so" if len(names) > 1 else ""
+    if value == 1:
+        return f"{worst} is dead: 100 % of its units pass no gradient back, whatever the input{others}"
+    return f"{percent(value)} of the units of {worst} are dead: they pass no gradient back, whatever the input{others}"
 
 
 def _can_die(function: Activation) -> bool:
@@ -225,14 +222,14 @@ def _can_die(function: Activation) -> bool:
 def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
     functions = " and ".join(dict.fromkeys(site.activation.module for site in sites))
     if how.thrown:
-        why = how.sentence()
+        why = f"The inputs of these {functions} units stay where the derivative is exactly 0. {how.sentence()}"
     else:
-        why = "They have been so since the first full window: biases or weights start them there, or inputs that aren't scaled."
+        why = (
+            f"These {functions} units have been dead since the first full window: biases or weights start them so, or inputs that "
+            "aren't scaled."
+        )
     whole = f" Nothing before such a layer gets a gradient through it{mention('GW104')}." if value == 1 else ""
-    return (
-        f"The inputs of these {functions} units stay on the side where the derivative is exactly 0, whatever the data. {why}"
-        f"{whole}"
-    )
+    return f"{why}{whole}"
 
 
 def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:

@@ -11,13 +11,14 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.decay import decay_shares, why_decayed
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, not_yet
 from lightning_gradwatch.judge.streaks import State, columns, count_hit
 from lightning_gradwatch.record.finding import DecayDominatesWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import counted, percent
+from lightning_gradwatch.record.wording import percent
 
 _ERROR_SHRUNK = 0.1
 
@@ -78,14 +79,13 @@ class DecayDominates(Rule):
         if "due" not in state:
             return Verdict(confirming=True, unjudged=self.waits) if share > self.share else HEALTHY
         trend = loss_trend(state, info).from_start()
-        told = state.get("told", False)
+        told = self.still_reported(state, "decay")
         learns = not trend.unknown and (trend.come_down or (not told and trend.falls_by(self.loss_fall)))
         if learns or left > self.shrunk:
             state.pop("stands", None)
-            state["told"] = False
             why = trend.told_come_down() if learns else "the weights have grown again"
             return Verdict(healed={"decay": why} if told else {}, confirming=self._early(record, share), dated=True)
-        return self._count(record, info, state, trend, left=left)
+        return self._count(record, info, state, trend, left=left, told=told)
 
     def _early(self, record: StepRecord, share: float) -> bool:
         """Tell whether the first steps are yet to show what the decay does."""
@@ -114,18 +114,13 @@ class DecayDominates(Rule):
         if count >= self.patience and "due" not in state:
             state["due"] = {"since": streak["decay"]["since"], "share": state["at_first"]}
 
-    def _count(self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, left: float) -> Verdict:
+    def _count(
+        self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, left: float, told: bool
+    ) -> Verdict:
         """Count one more step at which the loss stood with weights that have shrunk, and tell what has lasted."""
         count = count_hit(state.setdefault("stands", {}), "decay", record.step)
-        if not state.get("told"):
-            if record.step < self.warm_up_steps:
-                reason = f"not yet: whether the loss stands shows by step {self.warm_up_steps}"
-                return Verdict(confirming=True, dated=True, unjudged=reason)
-            if count < self.patience:
-                return Verdict(confirming=True, unjudged=self.waits)
-        if trend.unknown:
-            return cant_judge(trend.unknown)
-        state["told"] = True
+        if (waiting := awaits_standing_loss(self, record, trend, count, told=told)) is not None:
+            return waiting
         due: dict[str, Any] = state["due"]
         sighting = Sighting(
             severity=Severity.ERROR if left < _ERROR_SHRUNK * self.shrunk else Severity.WARNING,
@@ -140,12 +135,11 @@ class DecayDominates(Rule):
 
     def _write(self, info: RunInfo, trend: LossTrend, share: float, left: float) -> Sentences:
         cause, remedy, causes = why_decayed(info, share, left)
-        message = (
+        headline = (
             f"Weight decay makes up {percent(share)} of a step's change, in the median layer, and has left {percent(left)} of the "
-            f"weights. Reported above {percent(self.share)}, {counted(self.patience, 'measured step')} in a row. "
-            f"{trend.sentence(self.loss_fall)}"
+            "weights"
         )
-        return Sentences(cause, remedy, message, causes)
+        return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
 
 def _median(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:

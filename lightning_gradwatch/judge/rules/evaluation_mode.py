@@ -48,6 +48,7 @@ class EvaluationMode(WiringRule):
                 f"Call train() on {names} before the fit begins; freeze it where it isn't to be trained.",
                 (Action("set_training_mode", fact.names),),
             ),
-            message=f"{names[:1].upper()}{names[1:]} is trained in evaluation mode. {urgency}",
+            headline=f"{'The' + names[3:] if names.startswith('the ') else names} is trained in evaluation mode",
+            message=urgency,
             causes=(Cause(CauseKind.EVALUATION_MODE),),
         )

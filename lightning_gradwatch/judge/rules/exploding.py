@@ -15,7 +15,7 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
     starting_causes,
     starting_remedy,
 )
-from lightning_gradwatch.judge.evidence.loops import explain_loop, loop_message, read_loops
+from lightning_gradwatch.judge.evidence.loops import explain_loop, loop_evidence, loop_headline, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
 from lightning_gradwatch.judge.evidence.wreck import note_explosion, read_wreck
@@ -168,7 +168,7 @@ class ExplodingGradient(Rule):
             start = read_start(record, info, sites, depth.layers(info))
             remedy = starting_remedy(info, sites)
             measured = gains_sentence(record, info, depth) if now is None else ""
-            then = (
+            evidence = (
                 trend.sentence(self.loss_fall)
                 if now is None
                 else f"Then a step wrecked the net: {number(now)} of the signal is left there."
@@ -180,10 +180,8 @@ class ExplodingGradient(Rule):
                     f"{remedy.text} Until then, clip the gradient norm to 1.",
                     (*remedy.actions, Action("clip_gradients", (), (("norm", 1.0),))),
                 ),
-                message=(
-                    f"{depth.seen(info, f'{number(value)} times', was=now is not None)}: a factor of {number(gain)} at each of "
-                    f"{len(sites) - 1} steps between activations. Reported above {number(self.ratio)}. {then}"
-                ),
+                headline=depth.headline(info, value, was=now is not None),
+                message=evidence,
             )
 
         return _Hit(value, self.ratio, depth.layers(info), write, since=since)
@@ -204,7 +202,8 @@ class ExplodingGradient(Rule):
                     f"{start.text} Until then, clip the gradient norm to 1.",
                     (*start.actions, Action("clip_gradients", (), (("norm", 1.0),))),
                 ),
-                message=f"{loop_message(worst, self.ratio, self.gain)} {trend.sentence(self.loss_fall)}",
+                headline=loop_headline(worst),
+                message=f"{loop_evidence(worst, self.ratio, self.gain)} {trend.sentence(self.loss_fall)}",
             )
 
         return _Hit(worst.attenuation, self.ratio, (worst.site.name,), write)
@@ -230,17 +229,18 @@ class ExplodingGradient(Rule):
                         Action("clip_gradients", (), (("norm", clip),)),
                     ),
                 ),
-                message=(
-                    f"The gradient norm is {number(norm)}, {number(surge.growth)} times the median of the measured steps "
-                    f"before{loss}. Reported from {number(threshold)} times on. {trend.sentence(self.loss_fall)}"
+                headline=(
+                    f"The gradient norm of the whole net is {number(norm)}, {number(surge.growth)} times the median of the measured "
+                    f"steps before{loss}"
                 ),
+                message=trend.sentence(self.loss_fall),
             )
 
         return _Hit(surge.growth, threshold, _layers(info), write, sure=surge.explodes)
 
     def _may_heal(self, state: State, info: RunInfo) -> bool:
         """Tell whether what was reported may be over: each record says so, as it may have come back in between."""
-        return bool(state.get("reported")) and loss_trend(state, info).come_down
+        return bool(self.reported(state)) and loss_trend(state, info).come_down
 
     def _told(self, record: StepRecord, info: RunInfo, state: State, hits: dict[str, _Hit]) -> Verdict:
         """Count what was seen, and tell what has lasted."""
@@ -270,11 +270,10 @@ class ExplodingGradient(Rule):
                 threshold=hit.threshold,
                 write=partial(hit.write, trend),
             )
-        healed = {}
+        healed, reported = {}, self.reported(state)
         if trend.come_down:
-            healed = dict.fromkeys(set(state.get("reported", ())) - set(findings), trend.told_come_down())
-        state["reported"] = sorted({*state.get("reported", ()), *findings})
-        pending = any(kind not in state["reported"] for kind in streaks)
+            healed = dict.fromkeys(set(reported) - set(findings), trend.told_come_down())
+        pending = any(kind not in reported and kind not in findings for kind in streaks)
         reason = self.waits if pending else ""
         return Verdict(findings, healed=healed, confirming=pending, unjudged=reason)
 
@@ -306,10 +305,8 @@ def _level(record: StepRecord, info: RunInfo) -> _Hit | None:
             ),
             remedy=SCALE_TARGETS,
             causes=(Cause(CauseKind.UNSCALED_TARGETS),),
-            message=(
-                f"The loss is {number(loss)} and the gradient norm {number(norm)}, both level. Information from a loss of "
-                f"{number(_HUGE_LOSS)} and a norm of {number(_HUGE_NORM)} on."
-            ),
+            headline=f"The loss is {number(loss)} and the gradient norm of the whole net {number(norm)}, both level",
+            message=f"Reported from a loss of {number(_HUGE_LOSS)} and a norm of {number(_HUGE_NORM)} on.",
         )
 
     return _Hit(loss, _HUGE_LOSS, _layers(info), write)

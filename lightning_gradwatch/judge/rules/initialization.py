@@ -127,7 +127,7 @@ class Initialization(Rule):
         step = int(record.step)
 
         def write() -> Sentences:
-            return _sentences(record, info, depth, start, limit)
+            return _sentences(record, info, depth, start)
 
         return Sighting(severity, depth.layers(info), step, step, value, limit, write)
 
@@ -137,21 +137,20 @@ class Initialization(Rule):
         return (ratio if self.ratio is None else self.ratio, growth if self.growth is None else self.growth)
 
 
-def _sentences(record: StepRecord, info: RunInfo, depth: Depth, start: Start, limit: float) -> Sentences:
+def _sentences(record: StepRecord, info: RunInfo, depth: Depth, start: Start) -> Sentences:
     sites = depth.sites(info)
     outputs = record.forward_rms[depth.columns]
-    seen = (
-        f"{depth.seen(info, f'{number(depth.attenuation)} times', at=f'At step {record.step}')}: a factor of "
-        f"{number(depth.gain)} at each of {len(sites) - 1} steps between activations"
-    )
+    forward = ""
     if np.isfinite(outputs[[0, -1]]).all():
-        seen += f". On the way there, the rms of the outputs goes from {number(outputs[0])} to {number(outputs[-1])}"
-    side = "below" if depth.gain < 1 else "above"
+        forward = (
+            f"In the forward pass, the rms of the outputs goes from {number(outputs[0])} to {number(outputs[-1])}."
+        )
     return Sentences(
         cause=starting_cause(start, sites, depth.gain) + gains_sentence(record, info, depth),
         causes=starting_causes(depth.gain),
         remedy=starting_remedy(info, sites),
-        message=f"{seen}. Reported {side} {number(limit)}.",
+        headline=depth.headline(info, depth.attenuation, at=f"At step {record.step}"),
+        message=forward,
     )
 
 

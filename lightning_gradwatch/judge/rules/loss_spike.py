@@ -157,9 +157,10 @@ def _sentences(spike: dict[str, Any], count: int, begun: FirstBadStep | None) ->
     return Sentences(
         cause=f"{cause} It came back, so this is information only.",
         remedy=remedy,
-        message=(
+        headline=(
             f"The loss jumped from {number(spike['usual'])} to {number(spike['peak'])} at step {spike['step']}, {share}, and was "
-            f"back after step {spike['last']}{'' if count == 1 else f': the {ordinal(count)} time in this run'}."
+            f"back after step {spike['last']}{'' if count == 1 else f': the {ordinal(count)} time in this run'}"
         ),
+        message="",
         causes=(Cause(kind),),
     )

@@ -205,10 +205,8 @@ class NoProgress(Rule):
                 "the loss, the optimizer or the graph; if it can, look at whether the targets belong to their inputs, and try other "
                 "learning rates."
             ),
-            message=(
-                f"{spent} the loss is {number(level.loss)}, where one constant answer gives{about} {number(cost.loss)}. Reported "
-                f"{least}. {trend.sentence(self.loss_fall)}"
-            ),
+            headline=f"{spent} the loss is {number(level.loss)}, where one constant answer gives{about} {number(cost.loss)}",
+            message=f"Reported {least}. {trend.sentence(self.loss_fall)}",
         )
 
 

@@ -125,7 +125,7 @@ class NonFiniteGradient(Rule):
             return Verdict(confirming=True, unjudged="not yet: the gradient scaler left the optimizer step out")
         layers = broken_layers(record)
         column = int(np.flatnonzero(layers)[-1]) if np.count_nonzero(layers) else -1
-        write = partial(write_skipped, count, info)
+        write = partial(write_skipped, count, info.layer_names[column], info)
         found = Sighting(
             severity=Severity.ERROR,
             layers=(info.layer_names[column],),

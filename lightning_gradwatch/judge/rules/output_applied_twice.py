@@ -104,7 +104,8 @@ class OutputAppliedTwice(StandingLossRule):
                     "place of log and sigmoid.",
                     (Action("replace_output", fact.names, (("with", "LogSoftmax"), ("where", fact.line))),),
                 ),
-                message=f"{fact.operation} is taken of what {sites} has put out{at(fact)}. {urgency}",
+                headline=f"{sites} puts out probabilities, and {fact.operation} is taken of them{at(fact)}",
+                message=urgency,
                 causes=(Cause(CauseKind.LOG_OF_OUTPUT, fact.names),),
             )
         calls = f", in {fact.origin}" if fact.origin else ""
@@ -116,7 +117,8 @@ class OutputAppliedTwice(StandingLossRule):
                 f"Remove {sites}{calls}, so that {fact.operation} gets the raw outputs; apply it only where probabilities are read.",
                 (Action("remove_output", fact.names, (("where", fact.origin),) if fact.origin else ()),),
             ),
-            message=f"{fact.operation} is given what {sites} has put out, and applies {inner} once more{at(fact)}. {urgency}",
+            headline=f"{inner.capitalize()} is applied twice: {fact.operation} is given what {sites} has put out, and applies it once more{at(fact)}",
+            message=urgency,
             causes=(Cause(CauseKind.OUTPUT_APPLIED_TWICE, fact.names),),
         )
 

@@ -232,10 +232,10 @@ class OversizedUpdate(Rule):
         return "The loss is above its start." if trend.falls_by(self.loss_fall) else trend.sentence(self.loss_fall)
 
     def _from(self, seen: _Seen) -> str:
-        """Say from which number on it is reported."""
-        if seen.brief:
-            return f"{number(_ERROR_FACTOR * self.ratio)} in one of the first {self.warm_up_steps} steps"
-        return f"{number(self.ratio)}, {counted(self.patience, 'measured step')} in a row"
+        """Say from which number on a single step is reported; empty where several were so."""
+        if not seen.brief:
+            return ""
+        return f"Reported above {number(_ERROR_FACTOR * self.ratio)} in one of the first {self.warm_up_steps} steps. "
 
     def _sentences(self, info: RunInfo, seen: _Seen) -> Sentences:
         rates = ", ".join(map(number, seen.rates))
@@ -268,15 +268,19 @@ class OversizedUpdate(Rule):
                     Action("clip_gradients", (), (("norm", 1.0),)),
                 ),
             )
-        others = f" Above the threshold: {listed(seen.names)}." if len(seen.names) > 1 else ""
+        others = (
+            f", and {counted(len(seen.names) - 1, 'more layer')} by more than {number(self.ratio)}"
+            if len(seen.names) > 1
+            else ""
+        )
         return Sentences(
             cause=cause,
             causes=tuple(map(Cause, kinds)),
             remedy=remedy,
-            message=(
-                f"A step changes {seen.worst} by {number(seen.value)} of itself. Reported above {self._from(seen)}.{others} "
-                f"{seen.urgency}"
+            headline=(
+                f"Steps are too large: one changes {seen.worst} by {number(seen.value)} of itself (usual: about 0.001){others}"
             ),
+            message=f"{self._from(seen)}{seen.urgency}",
         )
 
 

@@ -17,7 +17,7 @@ from lightning_gradwatch.judge.streaks import Mask, State
 from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import listed, number, percent
+from lightning_gradwatch.record.wording import counted, number, percent
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.activations import Activation
@@ -102,18 +102,20 @@ class SaturatedUnits(Rule):
     def words(self, found: Found) -> Sentences:
         """Say what keeps the units there."""
         names = found.names
-        elsewhere = f" At or above the threshold: {listed(names, 'activation')}." if len(names) > 1 else ""
+        others = (
+            f"; {counted(len(names) - 1, 'more activation')} from {percent(self.fraction)} on" if len(names) > 1 else ""
+        )
         how, trend = found.facts
         reason = _reason(found.record, found.info, found.where, how)
         return Sentences(
             cause=reason.sentence,
             remedy=_remedy(found.info, found.where, reason, how),
             causes=reason.causes,
-            message=(
-                f"{percent(found.value)} of the units of {found.worst} are saturated: on a flat outer side in at least "
-                f"95 % of the observations. Reported from {percent(self.fraction)} of a hidden activation's units.{elsewhere} "
-                f"{trend.sentence(self.loss_fall)}"
+            headline=(
+                f"{percent(found.value)} of the units of {found.worst} are saturated: on a flat outer side for at least 95 % of the "
+                f"inputs in the window{others}"
             ),
+            message=trend.sentence(self.loss_fall),
         )
 
 

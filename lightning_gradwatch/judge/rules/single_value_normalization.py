@@ -43,12 +43,13 @@ class SingleValueNormalization(StandingLossRule):
         names = listed(fact.names, "module")
         if fact.kind == "norm-of-one":
             return Sentences(
-                cause="A value less its own mean is 0, whatever it was: what comes out is the bias alone, and no gradient gets back.",
+                cause="A value less its own mean is 0, whatever it was, and no gradient gets back.",
                 remedy=Remedy(
                     f"Remove the normalisation at {names}, or let it take many values.",
                     (Action("remove_normalization", fact.names),),
                 ),
-                message=f"{fact.operation} at {names} normalises over a single value. {urgency}",
+                headline=f"{names} normalises over a single value ({fact.operation}), so what comes out is its bias alone",
+                message=urgency,
                 causes=(Cause(CauseKind.NORM_OF_ONE),),
             )
         positions = "its" if fact.value is None else f"its {fact.value:,.0f}"
@@ -59,6 +60,7 @@ class SingleValueNormalization(StandingLossRule):
                 f"Train with larger batches, or put group or layer normalisation in the place of {names}.",
                 (Action("larger_batch", fact.names),),
             ),
-            message=f"Batch normalisation at {names} takes mean and variance from a single sample, over {positions} positions. {urgency}",
+            headline=f"Batch normalisation at {names} takes mean and variance from a single sample, over {positions} positions",
+            message=urgency,
             causes=(Cause(CauseKind.SINGLE_SAMPLE),),
         )

@@ -9,7 +9,7 @@ from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.judge.wiring_rule import WiringRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, StaleGradientWarning
 from lightning_gradwatch.record.step import Wiring
-from lightning_gradwatch.record.wording import number
+from lightning_gradwatch.record.wording import listed, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,10 @@ class StaleGradient(WiringRule):
                     ),
                 ),
             ),
-            message=f"{fact.operation} steps by gradients that still hold those of its step before{left}{at(fact)}. {urgency}",
+            headline=(
+                f"Gradients aren't set to 0 between steps: {fact.operation} changes {listed(fact.names)} by what still holds those of its "
+                f"step before{left}{at(fact)}"
+            ),
+            message=urgency,
             causes=(Cause(CauseKind.STALE_GRADIENT),),
         )

@@ -12,8 +12,9 @@ from lightning_gradwatch.judge.evidence.loss_decrease import (
     credible,
     has_come_down,
     note_start,
+    pace_evidence,
+    pace_headline,
     read_pace,
-    told_of_pace,
     why_slow_pace,
 )
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
@@ -183,9 +184,8 @@ class StalledUpdate(Rule):
             for key, holding in still.items()
             if has_gone(state, key, holds=holding and key in told, patience=self.patience)
         }
-        reported = state.setdefault("reported", [])
-        reported += [key for key in findings if key not in reported]
-        pending = len(reported) < 2 and any(
+        reported = {*findings, *self.reported(state)}
+        pending = any(
             key not in reported and hits[level].any() for level, key in ((_STALLED, "stalled"), (_SLOW, "slow"))
         )
         reason = self.waits if pending else ""
@@ -197,22 +197,19 @@ class StalledUpdate(Rule):
         pace = read_pace(record, info, memory)
         if pace is None or pace.reach >= self.reach:
             memory.pop("hits", None)
-            if memory.get("told") and has_come_down(memory):
-                memory["told"] = False
+            if self.still_reported(state, "pace") and has_come_down(memory):
                 return Verdict(healed={"pace": _HEALED["pace"]})
             return HEALTHY
         hits = memory.setdefault("hits", {})
         if count_hit(hits, "slow", record.step) < self.patience:
             reason = self.waits
-            return Verdict(confirming="told" not in memory, unjudged=reason)
-        memory["told"] = True
+            return Verdict(confirming="pace" not in self.reported(state), unjudged=reason)
         trend = _trend(record, info, state)
 
         def write() -> Sentences:
             cause, remedy, causes = why_slow_pace(pace, spelled_rates(record))
-            return Sentences(
-                cause, remedy, f"{told_of_pace(pace, self.reach)} {trend.sentence(self.loss_fall)}", causes
-            )
+            message = f"{pace_evidence(self.reach)} {trend.sentence(self.loss_fall)}"
+            return Sentences(cause, remedy, message, causes, pace_headline(pace))
 
         return Verdict(
             {
@@ -244,12 +241,13 @@ class StalledUpdate(Rule):
             worst = int(np.argmin(np.where(where, reading.ratios, np.inf)))
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
             cause, remedy, causes = why_behind(record, info, worst, best)
-            message = (
-                f"A step changes {info.layers[worst].name} by {number(value)} of itself, and {info.layers[best].name} by "
-                f"{number(reading.top)}. Stalled: {listed(due.names())}. Reported below {number(self.ratio)} where another layer's "
-                f"is {number(self.spread)} times higher. {trend.sentence(self.loss_fall)}"
+            names = due.names()
+            who = f" (as slow: {listed(names)})" if len(names) > 1 else ""
+            headline = (
+                f"{info.layers[worst].name} hardly moves: a step changes it by {number(value)} of itself, and {info.layers[best].name} by "
+                f"{number(reading.top)}{who}"
             )
-            return Sentences(cause, remedy, message, causes)
+            return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
@@ -260,12 +258,11 @@ class StalledUpdate(Rule):
         record, value = reading.record, reading.top
 
         def write() -> Sentences:
-            message = (
-                f"A step changes no weight layer by more than {number(value)} of itself ({listed(due.names())}). Reported below "
-                f"{number(self.ratio)}. {trend.sentence(self.loss_fall)}"
+            headline = (
+                f"The net hardly moves: a step changes {listed(due.names())} by at most {number(value)} of themselves"
             )
             cause, remedy, causes = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
-            return Sentences(cause, remedy, message, causes)
+            return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
         return Sighting(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write

@@ -135,20 +135,20 @@ class StartFarOff(Rule):
         loss, answer = seen
         layer = excess.layer or "the root"
         if excess.kind == "targets":
-            kind, remedy = CauseKind.UNSCALED_TARGETS, SCALE_TARGETS
+            kind, remedy, why = CauseKind.UNSCALED_TARGETS, SCALE_TARGETS, "the targets of {layer} aren't scaled"
             cause = (
                 f"The targets lie around {number(excess.mean)} with a standard deviation of {number(excess.deviation)}, and the outputs "
                 f"start around 0: nearly all of the loss is that distance."
             )
         elif excess.kind == "inputs":
-            kind = CauseKind.UNSCALED_INPUTS
+            kind, why = CauseKind.UNSCALED_INPUTS, "the inputs of {layer} aren't scaled"
             cause = (
                 f"What {layer} puts out, the first layer, has an rms of {number(excess.rms)} though its weights are of the usual size: the "
                 "inputs aren't scaled."
             )
             remedy = Remedy("Scale the inputs to mean 0 and variance 1.", (Action("normalize_inputs"),))
         else:
-            kind = CauseKind.LARGE_WEIGHTS
+            kind, why = CauseKind.LARGE_WEIGHTS, "{layer} puts out too much"
             cause = f"What {layer} puts out has an rms of {number(excess.rms)}: its weights start too large for what they are given."
             arguments = ("method", "xavier_normal_"), ("gain", gain), ("bias", 0.0)
             remedy = Remedy(
@@ -159,10 +159,11 @@ class StartFarOff(Rule):
             cause=cause,
             causes=(Cause(kind),),
             remedy=remedy,
-            message=(
-                f"The loss starts at {number(loss)}, {number(loss / answer)} times the {number(answer)} that one constant answer gives. "
-                f"Reported from {number(self.ratio)} times on. {urgency}"
+            headline=(
+                f"The loss starts at {number(loss)}, {number(loss / answer)} times the {number(answer)} that one constant answer gives: "
+                f"{why.format(layer=layer)}"
             ),
+            message=urgency,
         )
 
 

@@ -100,11 +100,13 @@ class StarvedPart(WiringRule):
     def _sighting(
         self, record: StepRecord, info: RunInfo, contest: Contest, index: int, part: Mapping[str, Any]
     ) -> Sighting:
-        told = told_parts(info, contest, index, self.ratio)
+        told = told_parts(info, contest, index)
         layers = contest.layers(info, index)
 
         def write() -> Sentences:
-            return Sentences(*why_starved(info, contest, index), told.message, (Cause(CauseKind.STARVED_PART),))
+            return Sentences(
+                *why_starved(info, contest, index), told.evidence, (Cause(CauseKind.STARVED_PART),), told.headline
+            )
 
         return Sighting(
             severity=Severity.WARNING,
@@ -126,6 +128,7 @@ class StarvedPart(WiringRule):
                 "now, and all of them learn.",
                 (Action("initialize", fact.names, (("method", "xavier_uniform_"),)),),
             ),
-            message=f"{drawn}: exactly 0, and multiplied ({fact.operation}(){at(fact)}) with what is exactly 0 as well. {urgency}",
+            headline=f"{drawn} can't learn: exactly 0, and multiplied ({fact.operation}(){at(fact)}) with what is exactly 0 as well",
+            message=urgency,
             causes=(Cause(CauseKind.ZERO_FACTORS),),
         )

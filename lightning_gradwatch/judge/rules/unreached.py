@@ -39,10 +39,10 @@ _MANY = 32
 _UNUSED, _NONE, _ZERO = _PLAIN = "unused", "none", "zero"
 """Reasons where the gradient wasn't followed, or where only the step's sites can say more."""
 _SEEN = {
-    _NONE: "No parameter of {layers} has a gradient",
-    _ZERO: "Every entry of the gradient of {layers} is exactly 0",
+    _NONE: "No gradient reaches {layers}",
+    _ZERO: "The gradient of {layers} is exactly 0",
 }
-_NEITHER = "No parameter of {layers} has a gradient other than 0"
+_NEITHER = "No gradient other than 0 reaches {layers}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,8 @@ class UnreachedLayer(Rule):
             names = root.members.names()
             unreached = Unreached(root.reason, names, since, everything=not reached)
             cause, remedy, causes = unreached_cause(unreached, record, info)
-            seen = form.format(layers=listed(names))
-            message = f"{seen} in {counted(longest, 'measured step')} in a row. Reported from {self.patience} on."
-            return Sentences(cause, remedy, message, causes)
+            headline = f"{form.format(layers=listed(names))} in {counted(longest, 'measured step')} in a row"
+            return Sentences(cause, remedy, "", causes, headline)
 
         return Sighting(
             severity=Severity.INFO if meant or unsure else Severity.ERROR,

@@ -98,14 +98,15 @@ class UntrainedParameter(WiringRule):
             still = ""
             if fact.kind == _INITIAL:
                 which = "They are" if fact.value == len(fact.names) else f"{fact.value:.0f} of them are"
-                still = f" {which} still as initialised, and lie before layers that are trained."
+                still = f"{which} still as initialised, and lie before layers that are trained. "
             return Sentences(
                 cause="No optimizer was given their parameters, so they keep the values that they were initialised with.",
                 remedy=Remedy(
                     f"Give an optimizer the parameters of {names}, or switch their gradient off with requires_grad_(False).",
                     (Action("add_to_optimizer", fact.names),),
                 ),
-                message=f"{names} got a gradient, and no optimizer holds them.{still} {urgency}",
+                headline=f"{names} got a gradient, and no optimizer holds {'it' if len(fact.names) == 1 else 'them'}",
+                message=f"{still}{urgency}",
                 causes=(Cause(CauseKind.NO_OPTIMIZER),),
             )
         names = listed(fact.names, "attribute")
@@ -118,6 +119,7 @@ class UntrainedParameter(WiringRule):
                 "switch its gradient off with requires_grad_(False).",
                 (Action("register_parameters", fact.names, (("where", fact.line),) if fact.line else ()),),
             ),
-            message=f"The loss depends on{entries} parameters in {names}, which are none of the model's: nobody trains them. {urgency}",
+            headline=f"The loss depends on{entries} parameters in {names}, which the model doesn't know: no optimizer trains them",
+            message=urgency,
             causes=(Cause(CauseKind.UNREGISTERED_PARAMETERS),),
         )

@@ -10,11 +10,11 @@ from typing import ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.attenuation import diagnose, explain_fading
 from lightning_gradwatch.judge.evidence.depth import Depth, read_depths
-from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_message, read_loops
+from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_evidence, loop_headline, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
 from lightning_gradwatch.judge.evidence.onset import Drift, note_update
-from lightning_gradwatch.judge.evidence.starved_input import STARVED, explain_starved, read_input, starved_message
+from lightning_gradwatch.judge.evidence.starved_input import STARVED, explain_starved, read_input, starved_headline
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
@@ -130,11 +130,10 @@ class VanishingGradient(Rule):
         gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)
         if found is not None:
             findings["signal"] = found
-            state["reported"] = True
         elif gone:
             healed["signal"] = "the signal no longer fades so much, or the loss has converged"
             return Verdict(findings, healed=healed)
-        pending = state["streak"] > 0 and not state.get("reported", False)
+        pending = state["streak"] > 0 and "signal" not in {*findings, *self.reported(state)}
         if not (pending or findings or healed):
             return HEALTHY
         return Verdict(findings, healed=healed, confirming=pending, unjudged=self.waits if pending else "")
@@ -221,7 +220,8 @@ class VanishingGradient(Rule):
                 cause=" ".join([why.cause, *([ended.sentence()] if ended else [])]),
                 remedy=why.remedy,
                 causes=(*why.causes, *([Cause(CauseKind.UNDERFLOW)] if ended else [])),
-                message=self._message(info, signal, threshold, trend),
+                headline=signal.depth.headline(info, signal.attenuation),
+                message=self._evidence(signal, threshold, trend),
             )
 
         return Sighting(
@@ -262,7 +262,7 @@ class VanishingGradient(Rule):
 
         def write() -> Sentences:
             cause, remedy, causes = explain_starved(starved)
-            return Sentences(cause, remedy, f"{starved_message(starved)} {trend.sentence(self.loss_fall)}", causes)
+            return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, starved_headline(starved))
 
         return Sighting(
             severity=Severity.WARNING,
@@ -294,9 +294,9 @@ class VanishingGradient(Rule):
         severity = Severity.ERROR if worst.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
         def write() -> Sentences:
-            message = f"{loop_message(worst, threshold, self.loop_gain)} {trend.sentence(self.loss_fall)}"
             cause, remedy, causes = explain_loop(info, worst)
-            return Sentences(cause, remedy, message, causes)
+            message = f"{loop_evidence(worst, threshold, self.loop_gain)} {trend.sentence(self.loss_fall)}"
+            return Sentences(cause, remedy, message, causes, loop_headline(worst))
 
         return Sighting(
             severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
@@ -308,21 +308,14 @@ class VanishingGradient(Rule):
             write=write,
         )
 
-    def _message(self, info: RunInfo, signal: _Signal, threshold: float, trend: LossTrend) -> str:
-        depth = signal.depth
-        limit = ""
-        if signal.attenuation == 0:
-            seen = f"{depth.seen(info, 'exactly 0,')}, isn't"
-        else:
-            seen = (
-                f"{depth.seen(info, f'{number(signal.attenuation)} of')}: a factor of {number(signal.gain)} at each of "
-                f"{len(depth.columns) - 1} steps between activations, so it falls tenfold every "
-                f"{number(-math.log(10) / math.log(signal.gain))} of them"
-            )
-            limit = f"; at this factor {_depth_limit(signal.gain, threshold)} hidden activations fall below it"
-        names = ", ".join(dict.fromkeys(optimizer.name for optimizer in info.optimizers))
-        why = f" for {names}" if self.ratio is None and names else ""
-        return f"{seen}. Reported below {number(threshold)}{why}{limit}. {trend.sentence(self.loss_fall)}"
+    def _evidence(self, signal: _Signal, threshold: float, trend: LossTrend) -> str:
+        """Say what the loss does, and how deep a net may be at that factor."""
+        loss = trend.sentence(self.loss_fall)
+        if not signal.attenuation:
+            return loss
+        return (
+            f"{loss} At this factor {_depth_limit(signal.gain, threshold)} hidden activations fall below the threshold."
+        )
 
 
 def _passed_by(record: StepRecord, info: RunInfo, depth: Depth) -> bool:

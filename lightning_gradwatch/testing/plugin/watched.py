@@ -16,7 +16,7 @@ from lightning_gradwatch.record.finding import GradWatchError, GradWatchWarning,
 from lightning_gradwatch.testing.plugin.trainers import hooked_trainers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from lightning_gradwatch.fit.callback import GradWatch
     from lightning_gradwatch.record.finding import Finding
@@ -179,10 +179,10 @@ class WatchedTest:
     def _noting(self, reporter: Reporter) -> Reporter:
         """Return one that reports as another does, and notes which warnings of the user's own callbacks the test hears."""
 
-        def warn(finding: Finding, category: type[Warning]) -> None:
+        def warn(finding: Finding, category: type[Warning], led_to: Sequence[Finding]) -> None:
             try:
                 with warnings.catch_warnings(record=True) as heard:
-                    reporter.warn(finding, category)  # by the user's filters
+                    reporter.warn(finding, category, led_to)  # by the user's filters
             except GradWatchWarning:
                 self._current[-1].taken[finding.code] = None
                 raise

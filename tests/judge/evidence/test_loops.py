@@ -42,7 +42,7 @@ def test_a_loop_that_passes_less_than_a_quarter_back_is_told_in_the_third_measur
     assert (finding.code, finding.layers, finding.severity) == ("GW101", ("cell",), Severity.ERROR)
     assert (finding.value, finding.threshold) == (0.125**7, 3e-3)
     assert "cell is called 8 times, in a loop" in finding.message
-    assert "a factor of 0.125 a call" in finding.message
+    assert "a factor of 0.125 per call" in finding.message
     assert "nothing from what lies more than 2 calls back" in finding.message
     assert "Sigmoid passes back 0.25 of the signal, and the weights between two calls 0.5 of that" in finding.cause
     assert [action.kind for action in finding.remedy.actions] == ["replace_activation", "initialize"]

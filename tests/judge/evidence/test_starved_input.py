@@ -35,7 +35,7 @@ def test_it_is_told_with_what_lies_behind_it(runs):
     assert (only.code, only.severity, only.layers, only.first_step) == ("GW101", Severity.WARNING, ("emb",), 16)
     assert only.value == pytest.approx(1e-19 / 3)
     assert only.message.startswith(
-        "emb, the first layer, gets 3.33e-20 of the gradient that others get (L2 norms); inner,"
+        "emb, the first layer, gets 3.33e-20 of the gradient that others get (L2 norms), and inner,"
     )
     assert "pack_padded_sequence" in only.remedy.text
     assert only.remedy.actions[0].kind == "pack_sequences"

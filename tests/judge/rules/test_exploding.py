@@ -118,7 +118,7 @@ class TestDepth:
         finding = runs.feed(ExplodingGradient(), records, info).only
         assert (finding.severity, finding.first_step, finding.threshold) == (Severity.WARNING, 0, 1e3)
         assert finding.value == pytest.approx(3e3)
-        assert "was 3e3 times" in finding.message
+        assert "net.1 got 3e3 times the signal of" in finding.message
         assert "Then a step wrecked the net: " in finding.message
         assert "information only" not in finding.message
 

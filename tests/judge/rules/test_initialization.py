@@ -159,7 +159,7 @@ class TestSentences:
         assert "too small for ReLU" in finding.cause
         assert "0.333 (PyTorch's default) where 2 would keep the signal level" in finding.cause
         assert "the weights pass back 0.58 of the signal a layer and the functions 0.71" in finding.cause
-        assert "a factor of 0.41 at each of 11 steps between activations" in finding.message
+        assert "shrinks by a factor of 0.41 per layer: " in finding.message
         assert "the rms of the outputs goes from 0.5 to 0.02" in finding.message
         by_kind = {action.kind: action for action in finding.remedy.actions}
         assert dict(by_kind["initialize"].arguments)["method"] == "kaiming_normal_"

@@ -266,7 +266,7 @@ def test_a_scale_that_has_sunk_below_one_is_told(runs):
     ]
     finding = runs.feed(NonFiniteGradient(), records, info).only
     assert (finding.first_step, finding.last_step, finding.value) == (3, 5, 3)
-    assert finding.message.startswith("The gradient scale has sunk to 0.25, and is below 1 since step 3")
+    assert finding.message.startswith("The gradient scale has sunk to 0.25, which is below 1 since step 3")
     small = [dataclasses.replace(record, gradient_scale=0.25) for record in records]
     assert not runs.feed(NonFiniteGradient(), small, info).findings
 

@@ -63,7 +63,7 @@ class TestParts:
         assert finding.value == pytest.approx(1e-4)
         assert finding.threshold == 1e-2
         assert finding.cause.startswith("Optimizer 1 (Adam) has won")
-        assert "optimizer 0 (Adam) trains has sunk to 0.0001 of its highest" in finding.message
+        assert "optimizer 0 (Adam) trains, has sunk to 0.0001 of its highest" in finding.message
         assert "from -0.7 to -0.001. The loss of optimizer 1 (Adam) has gone from 1.4 to 0.001." in finding.message
         (action,) = finding.remedy.actions
         assert (action.kind, action.targets, dict(action.arguments)) == ("set_learning_rate", SECOND, {"factor": 0.1})
@@ -156,7 +156,9 @@ class TestFactors:
         info = dataclasses.replace(runs.stack(), wiring=self.FACTS)
         finding = runs.feed(StarvedPart(), [runs.measure(info, step) for step in STEPS], info).only
         assert (finding.severity, finding.layers) == (Severity.WARNING, ("net.0.a", "net.2.a"))
-        assert "net.0.a, net.2.a: exactly 0, and multiplied (matmul(), in forward (a.py:3))" in finding.message
+        assert (
+            "net.0.a, net.2.a can't learn: exactly 0, and multiplied (matmul(), in forward (a.py:3))" in finding.message
+        )
         (action,) = finding.remedy.actions
         assert (action.kind, action.targets) == ("initialize", ("net.0.a", "net.2.a"))
 

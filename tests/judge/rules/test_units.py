@@ -266,7 +266,7 @@ def kinds(finding):
 class TestWhyDead:
     def test_from_the_start(self, runs):
         finding = dead(runs, [0.95] * 3).only
-        assert "They have been so since the first full window" in finding.cause
+        assert "units have been dead since the first full window" in finding.cause
         assert kinds(finding) == {
             "replace_activation": {"with": "LeakyReLU"},
             "initialize": {"method": "kaiming_normal_", "bias": 0.0},
@@ -283,7 +283,7 @@ class TestWhyDead:
         second, both = [np.nan, 0.0, *[np.nan] * 4], [1.0, 0.0, *[np.nan] * 4]
         records = [runs.measure(info, step, dead_fraction=row) for step, row in enumerate([second, both, both, both])]
         finding = runs.feed(DeadUnits(), records, info).only
-        assert "They have been so since the first full window" in finding.cause
+        assert "units have been dead since the first full window" in finding.cause
         assert list(kinds(finding)) == ["replace_activation", "initialize", "normalize_inputs"]
 
     def test_by_targets_that_make_the_steps_large(self, runs):

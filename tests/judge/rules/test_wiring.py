@@ -299,7 +299,7 @@ def test_a_fact_counts_from_the_record_that_it_was_known_at(runs):
 def test_it_says_what_is_wrong_where_and_what_to_do(runs):
     only = fed(runs, OutputAppliedTwice(), TWICE, STANDS).only
     assert only.message.startswith(
-        "cross_entropy is given what net.11 has put out, and applies softmax once more, in training_step (a.py:3). "
+        "Softmax is applied twice: cross_entropy is given what net.11 has put out, and applies it once more, in training_step (a.py:3). "
     )
     assert only.remedy.text.startswith("Remove net.11, so that cross_entropy gets the raw outputs")
     stale = fed(runs, StaleGradient(), STALE, STANDS).only

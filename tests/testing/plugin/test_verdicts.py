@@ -35,12 +35,13 @@ def test_it():
 """)
     result.stdout.fnmatch_lines(
         [
-            "GradWatch: GW202 saturated-units: error since step 0, last seen at step 3",
+            "GradWatch: GW202 saturated-units at *",
             "(1 finding of severity warning or above; see the section gradwatch)",
             "*- gradwatch -*",
-            "GW202 saturated-units: error since step 0, last seen at step 3",
-            "  cause    the cause",
-            "  remedy   the remedy",
+            "GW202 saturated-units at *",
+            "  do       the remedy",
+            "  why      the cause*",
+            "  rule     saturated-units, error since step 0, last seen at step 3*",
             "FAILED test_it.py::test_it - Failed: GradWatch: GW202 saturated-units*",
         ]
     )
