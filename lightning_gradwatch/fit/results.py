@@ -32,6 +32,7 @@ from lightning_gradwatch.record.step import (
     StepRecord,
     Wiring,
 )
+from lightning_gradwatch.record.stored_function import StoredFunction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -92,6 +93,7 @@ _CLASSES = (
     RunInfo,
     LayerInfo,
     SiteInfo,
+    StoredFunction,
     NotCovered,
     OptimizerInfo,
     LostGradient,

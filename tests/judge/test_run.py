@@ -217,7 +217,8 @@ def test_a_stored_run_is_judged_by_the_rules_stored_in_it(tmp_path, monkeypatch)
     run = read_run(tmp_path)
     judged = []
 
-    def evaluate_records(records, infos, rules):
+    def evaluate_records(records, infos, rules, end):
+        assert end is None
         judged.append((list(records), dict(infos), rules))
         return (make_finding(),)
 
