@@ -187,7 +187,7 @@ def fading_remedy(info: RunInfo, found: Diagnosis) -> Remedy:
     cure.initialize()
     if found.from_the_first:
         cure.normalize_inputs()
-    cure.deepen()
+    cure.add_skip_connections()
     return cure.remedy()
 
 

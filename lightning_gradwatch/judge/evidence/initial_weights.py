@@ -35,7 +35,7 @@ class Start(NamedTuple):
     rms: float
     """rms of the weights of the median layer."""
 
-    def strays(self, *, low: bool) -> bool:
+    def is_off(self, *, low: bool) -> bool:
         """Tell whether the weights may be too small (`low`), or too large; unknown ones may be either."""
         off = self.variance / self.wanted
         return not (off >= _STRAYS_BELOW if low else off <= _STRAYS_ABOVE)
@@ -88,7 +88,7 @@ def starting_remedy(info: RunInfo, sites: Sequence[SiteInfo]) -> Remedy:
     cure = Prescription(info)
     cure.replace([site for site in sites if look_up(site.function).steepest < 1], "fades")
     cure.initialize()
-    cure.deepen()
+    cure.add_skip_connections()
     return cure.remedy()
 
 

@@ -48,7 +48,7 @@ def note_heading(state: State, record: StepRecord, info: RunInfo) -> None:
     """Remember loss and gradient norm of the last few finite records, and once whether the weights start large."""
     if "large" not in state:
         sites = [site for _, site in hidden_sites(info)]
-        state["large"] = read_start(record, info, sites).strays(low=False)
+        state["large"] = read_start(record, info, sites).is_off(low=False)
         state["unscaled"] = unscaled_targets(record, info)
         state["update"] = _largest_update(record, info)
     if (seen := state.get("seen", 0)) < _WATCHED:

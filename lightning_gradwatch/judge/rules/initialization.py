@@ -121,7 +121,7 @@ class Initialization(Rule):
         if beyond <= 1 or self.gain <= depth.gain <= 1 / self.gain or not depth.steady:
             return None
         start = read_start(record, info, depth.sites(info), depth.layers(info))
-        if not start.strays(low=low) or not _is_weights_doing(info, depth, low=low):
+        if not start.is_off(low=low) or not _is_weights_doing(info, depth, low=low):
             return None
         severity = Severity.ERROR if beyond > _ERROR_FACTOR else Severity.WARNING
         step = int(record.step)
