@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _KEPT = 6
 _EXPLODED = 10
+"""How many times the loss or the gradient norm must have grown: batches differ by less."""
 _THROWN = 2.0
+"""Update ratio of a step that replaces what a layer held, and more."""
 _WATCHED = 16
 """Records whose updates are looked at, and steps after which what they did would have shown."""
 _MOST = 1e100

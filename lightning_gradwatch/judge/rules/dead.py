@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import Remedy
 
 _READINGS = 5
+"""A trend in fewer is one odd batch."""
 _LEAST_LOSSES = 3
 _BELOW_START = 0.8
 """Loss over that at the start below which the net has learned something, however few of its units it uses."""

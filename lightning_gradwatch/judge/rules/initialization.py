@@ -26,6 +26,7 @@ from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import number
 
 _ERROR_FACTOR = 100
+"""How far beyond the threshold it is an error, by convention: a product over layers, where a factor of 10 is one layer more or two."""
 _SGD, _LAX = (1e-3, 1e2), (1e-6, 1e3)
 """Attenuation below and above which nets of the digits data set didn't learn: by SGD, and by optimizers such as Adam."""
 _FIRST_STEPS = 10

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 _OK = int(LayerState.OK)  # numpy takes ten times as long to compare with an enumeration
 _ERROR_FACTOR = 10
+"""How far beyond the threshold it is an error, by convention: a number of one layer, where a factor of 10 leaves no doubt."""
 _RISEN = 2
+"""More than the update ratio differs from batch to batch: such a layer is on its way."""
 _HEALED = {
     "stalled": "the layers move again",
     "slow": "the weights move again",
