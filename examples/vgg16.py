@@ -1,4 +1,4 @@
-"""VGG-16 (Simonyan and Zisserman 2015), plain and mended, on scikit-learn's digits enlarged to 32x32.
+"""VGG-16 (Simonyan and Zisserman 2015), plain and fixed, on scikit-learn's digits enlarged to 32x32.
 
 The 13 convolutions and 3 dense layers of the paper, with fewer channels. With PyTorch's default weights and no
 normalisation each layer weakens the gradient, and the net doesn't learn; with BatchNorm and He's weights it does.
@@ -21,7 +21,7 @@ CHANNELS = (1, 1, "pool", 2, 2, "pool", 4, 4, 4, "pool", 8, 8, 8, "pool", 8, 8, 
 class VGG16(pl.LightningModule):
     """VGG-16; `channels` is the width of its first convolution, 64 in the paper."""
 
-    def __init__(self, *, mended: bool, channels: int = 8, classes: int = 10) -> None:
+    def __init__(self, *, fixed: bool, channels: int = 8, classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 1
@@ -30,7 +30,7 @@ class VGG16(pl.LightningModule):
                 layers.append(nn.MaxPool2d(2))
                 continue
             layers.append(nn.Conv2d(before, entry * channels, 3, padding=1))
-            if mended:
+            if fixed:
                 layers.append(nn.BatchNorm2d(entry * channels))
             layers.append(nn.ReLU())
             before = entry * channels
@@ -38,7 +38,7 @@ class VGG16(pl.LightningModule):
         layers += [nn.Flatten(), nn.Linear(before, dense), nn.ReLU(), nn.Dropout(), nn.Linear(dense, dense), nn.ReLU()]
         layers += [nn.Dropout(), nn.Linear(dense, classes)]
         self.net = nn.Sequential(*layers)
-        if mended:
+        if fixed:
             for layer in self.net:
                 if isinstance(layer, (nn.Conv2d, nn.Linear)):
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -76,9 +76,9 @@ def main() -> None:
 
     images, labels = load_images()
     batches = DataLoader(TensorDataset(images[:1437], labels[:1437]), batch_size=64, shuffle=True, drop_last=True)
-    for name in ("plain", "mended"):
+    for name in ("plain", "fixed"):
         torch.manual_seed(0)
-        model = VGG16(mended=name == "mended", channels=options.channels)
+        model = VGG16(fixed=name == "fixed", channels=options.channels)
         watch = GradWatch()
         trainer = pl.Trainer(
             max_steps=options.max_steps,

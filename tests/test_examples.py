@@ -62,10 +62,10 @@ def test_a_rule_of_ones_own_is_told_live_and_when_the_stored_run_is_judged_again
 
 
 @pytest.mark.slow
-def test_vgg16_learns_only_when_mended(tmp_path):
+def test_vgg16_learns_only_when_fixed(tmp_path):
     told = example(tmp_path, "vgg16.py", "--max-steps", 60)
     assert re.search(r"^plain: .*GW101", told, re.MULTILINE)
-    assert re.search(r"^mended: .*findings: none", told, re.MULTILINE)
+    assert re.search(r"^fixed: .*findings: none", told, re.MULTILINE)
     assert check_equals_live(tmp_path) == 2
 
 

@@ -191,8 +191,8 @@ def _add_rules(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> ar
 def _add_demo(adder: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = adder.add_parser(
         "demo",
-        help="train a net whose gradients vanish, and the mended one",
-        description="Train an ill net on scikit-learn's digits, see the warning, then train the mended net.",
+        help="train a net whose gradients vanish, and the fixed one",
+        description="Train a failing net on scikit-learn's digits, see the warning, then train the fixed net.",
         epilog=_demo_nets(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,1 +1,1 @@
-"""The nets of the article, ill and mended, trained in front of the user (extra ``demo``)."""
+"""The nets of the article, failing and fixed, trained in front of the user (extra ``demo``)."""

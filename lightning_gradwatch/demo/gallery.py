@@ -1,4 +1,4 @@
-"""Who is ill and who is mended: each net of the demo with the data and the optimizer that show it."""
+"""Who is failing and who is fixed: each net of the demo with the data and the optimizer that show it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patient:
+class DemoRun:
     """One net to train."""
 
     run: str
@@ -43,42 +43,42 @@ class Patient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exhibit:
-    """The ill forms of a net, and the mended one."""
+class DemoPair:
+    """The failing forms of a net, and the fixed one."""
 
-    ill: Sequence[Patient]
-    mended: Patient
+    failing: Sequence[DemoRun]
+    fixed: DemoRun
 
 
 _CHAIN: dict[str, Any] = {"data": one_input, "learning_rate": 1.0, "steps": 400}
-# Two hidden sites are too few for a ratio from site to site, so case 2 and its mended form get a plain threshold.
+# Two hidden sites are too few for a ratio from site to site, so case 2 and its fixed form get a plain threshold.
 _CHAIN_RULES = (VanishingGradient(min_grad_rms=1e-5),)
 
-GALLERY: dict[str, Exhibit] = {
-    "sigmoid": Exhibit(
-        ill=[
-            Patient(
+GALLERY: dict[str, DemoPair] = {
+    "sigmoid": DemoPair(
+        failing=[
+            DemoRun(
                 run="sigmoid",
                 title="50 layers of 64 sigmoid units, Xavier's weights",
                 build=partial(fully_connected, nn.Sigmoid, hidden=50, initialize=xavier),
             )
         ],
-        mended=Patient(
-            run="mended",
+        fixed=DemoRun(
+            run="fixed",
             title="50 layers of 64 ReLU units, He's weights, skip connections",
             # Each layer adds 1/50 of itself: added whole, 50 of them would make the signal explode.
             build=partial(fully_connected, nn.ReLU, hidden=50, initialize=he, skip_scale=1 / 50),
         ),
     ),
-    "three-neurons": Exhibit(
-        ill=[
-            Patient(
+    "three-neurons": DemoPair(
+        failing=[
+            DemoRun(
                 run="three-neurons-case-1",
                 title="the second neuron is a ReLU whose input is never positive: its derivative is 0",
                 build=partial(three_neurons, nn.ReLU, weight=1.0, biases=(0.0, -5.0, 0.0)),
                 **_CHAIN,
             ),
-            Patient(
+            DemoRun(
                 run="three-neurons-case-2",
                 title="three sigmoids far out on their flat side: their derivatives are almost 0",
                 build=partial(three_neurons, nn.Sigmoid, weight=0.5, biases=(-5.0, -5.0, -4.0)),
@@ -86,17 +86,17 @@ GALLERY: dict[str, Exhibit] = {
                 **_CHAIN,
             ),
         ],
-        mended=Patient(
-            run="three-neurons-mended",
+        fixed=DemoRun(
+            run="three-neurons-fixed",
             title="LeakyReLU, and biases of 0",
             build=partial(three_neurons, nn.LeakyReLU, weight=1.0, biases=(0.0, 0.0, 0.0)),
             rules=_CHAIN_RULES,
             **_CHAIN,
         ),
     ),
-    "vgg16": Exhibit(
-        ill=[
-            Patient(
+    "vgg16": DemoPair(
+        failing=[
+            DemoRun(
                 run="vgg16",
                 title="VGG-16 at an eighth of its width, PyTorch's default weights, no normalisation",
                 build=partial(vgg16, normalized=False, channels=8),
@@ -105,8 +105,8 @@ GALLERY: dict[str, Exhibit] = {
                 steps=150,
             )
         ],
-        mended=Patient(
-            run="vgg16-mended",
+        fixed=DemoRun(
+            run="vgg16-fixed",
             title="the same with BatchNorm and He's weights",
             build=partial(vgg16, normalized=True, initialize=he, channels=8),
             data=partial(digits, size=32),
@@ -114,24 +114,24 @@ GALLERY: dict[str, Exhibit] = {
             steps=150,
         ),
     ),
-    "fcnn": Exhibit(
-        ill=[
-            Patient(
+    "fcnn": DemoPair(
+        failing=[
+            DemoRun(
                 run="fcnn",
                 title="10 layers of 64 sigmoid units, PyTorch's default weights",
                 build=partial(fully_connected, nn.Sigmoid, hidden=10, initialize=None),
             )
         ],
-        mended=Patient(
-            run="fcnn-mended",
+        fixed=DemoRun(
+            run="fcnn-fixed",
             title="10 layers of 64 ReLU units, He's weights",
             build=partial(fully_connected, nn.ReLU, hidden=10, initialize=he),
             learning_rate=0.05,
         ),
     ),
-    "relu": Exhibit(
-        ill=[
-            Patient(
+    "relu": DemoPair(
+        failing=[
+            DemoRun(
                 run="relu",
                 title="4 layers of 64 ReLU units, He's weights, Adam with a learning rate of 0.3",
                 build=partial(fully_connected, nn.ReLU, hidden=4, initialize=he),
@@ -139,63 +139,63 @@ GALLERY: dict[str, Exhibit] = {
                 learning_rate=0.3,
             )
         ],
-        mended=Patient(
-            run="relu-mended",
+        fixed=DemoRun(
+            run="relu-fixed",
             title="the same with a learning rate of 0.001",
             build=partial(fully_connected, nn.ReLU, hidden=4, initialize=he),
             optimizer=torch.optim.Adam,
             learning_rate=1e-3,
         ),
     ),
-    "leaky-relu": Exhibit(
-        ill=[
-            Patient(
+    "leaky-relu": DemoPair(
+        failing=[
+            DemoRun(
                 run="leaky-relu-relu",
                 title="2 layers of 64 ReLU units, He's weights, biases of -3",
                 build=partial(fully_connected, nn.ReLU, hidden=2, initialize=he, bias=-3.0),
                 steps=500,
             )
         ],
-        mended=Patient(
+        fixed=DemoRun(
             run="leaky-relu",
             title="the same with LeakyReLU of slope 0.2, and the same biases",
             build=partial(fully_connected, partial(nn.LeakyReLU, 0.2), hidden=2, initialize=he, bias=-3.0),
             steps=500,
         ),
     ),
-    "elu": Exhibit(
-        ill=[
-            Patient(
+    "elu": DemoPair(
+        failing=[
+            DemoRun(
                 run="elu",
                 title="6 layers of 64 ELU units, He's weights, biases of -4",
                 build=partial(fully_connected, nn.ELU, hidden=6, initialize=he, bias=-4.0),
                 learning_rate=0.05,
             )
         ],
-        mended=Patient(
-            run="elu-mended",
+        fixed=DemoRun(
+            run="elu-fixed",
             title="the same with biases of 0",
             build=partial(fully_connected, nn.ELU, hidden=6, initialize=he),
             learning_rate=0.05,
         ),
     ),
-    "bad-init": Exhibit(
-        ill=[
-            Patient(
+    "bad-init": DemoPair(
+        failing=[
+            DemoRun(
                 run="bad-init",
                 title="10 layers of 64 tanh units, weights from N(0, 0.01^2)",
                 build=partial(fully_connected, nn.Tanh, hidden=10, initialize=small_normal),
             )
         ],
-        mended=Patient(
-            run="bad-init-mended",
+        fixed=DemoRun(
+            run="bad-init-fixed",
             title="the same with Xavier's weights",
             build=partial(fully_connected, nn.Tanh, hidden=10, initialize=xavier),
         ),
     ),
-    "exploding": Exhibit(
-        ill=[
-            Patient(
+    "exploding": DemoPair(
+        failing=[
+            DemoRun(
                 run="exploding",
                 title="30 layers of 64 tanh units, four times Xavier's weights",
                 # Plain SGD would take one step that is as large as the gradient: what is left then is a wreck, and chance
@@ -205,23 +205,23 @@ GALLERY: dict[str, Exhibit] = {
                 learning_rate=1e-3,
             )
         ],
-        mended=Patient(
-            run="exploding-mended",
+        fixed=DemoRun(
+            run="exploding-fixed",
             title="the same with Xavier's weights",
             build=partial(fully_connected, nn.Tanh, hidden=30, initialize=xavier),
             optimizer=torch.optim.Adam,
             learning_rate=1e-3,
         ),
     ),
-    "skip": Exhibit(
-        ill=[
-            Patient(
+    "skip": DemoPair(
+        failing=[
+            DemoRun(
                 run="skip-without",
                 title="30 layers of 64 ReLU units, PyTorch's default weights",
                 build=partial(fully_connected, nn.ReLU, hidden=30, initialize=None),
             )
         ],
-        mended=Patient(
+        fixed=DemoRun(
             run="skip",
             title="the same with skip connections",
             build=partial(fully_connected, nn.ReLU, hidden=30, initialize=None, skip_scale=0.1),

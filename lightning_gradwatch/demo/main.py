@@ -1,4 +1,4 @@
-"""``gradwatch demo``: an ill net, its warning and its numbers; then the mended one, in silence."""
+"""``gradwatch demo``: a failing net, its warning and its numbers; then the fixed one, in silence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.demo.catalogue import DEFAULT_NET, WHAT_TO_SEE
-from lightning_gradwatch.demo.gallery import GALLERY, Patient
+from lightning_gradwatch.demo.gallery import GALLERY, DemoRun
 from lightning_gradwatch.demo.screen import Screen
 from lightning_gradwatch.demo.table import layer_table, scales, signal_sentence
 from lightning_gradwatch.demo.training import Outcome, train
@@ -29,7 +29,7 @@ def run(
     net: str = DEFAULT_NET,
     steps: int | None = None,
 ) -> int:
-    """Train the ill and the mended form of a net and print what GradWatch saw; return the exit code.
+    """Train the failing and the fixed form of a net and print what GradWatch saw; return the exit code.
 
     Args:
         logdir: Where TensorBoard finds the runs. Where an earlier demo has left runs of the same names, ``-2`` or the
@@ -42,16 +42,16 @@ def run(
         ModuleNotFoundError: scikit-learn, which has the digits, isn't installed.
         KeyboardInterrupt: the user stopped it.
     """
-    exhibit = GALLERY.get(net)
-    if exhibit is None:
+    pair = GALLERY.get(net)
+    if pair is None:
         return _complain(f"no demo net is called {net!r}; there are {', '.join(GALLERY)}")
     if steps is not None and steps < 1:
         return _complain(f"steps={steps} must be at least 1")
-    patients = [*exhibit.ill, exhibit.mended]
-    for patient in patients:
-        patient.data()  # what is missing is said before anything is written
+    demo_runs = [*pair.failing, pair.fixed]
+    for demo_run in demo_runs:
+        demo_run.data()  # what is missing is said before anything is written
     wanted = Path(logdir)
-    folder = _free(wanted, [patient.run for patient in patients])
+    folder = _free(wanted, [demo_run.run for demo_run in demo_runs])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,7 +61,7 @@ def run(
     if folder != wanted:
         screen.say(f"{wanted} holds the runs of an earlier demo; these go to {folder}.")
     try:
-        _show(screen, patients, folder, seed=seed, steps=steps)
+        _show(screen, demo_runs, folder, seed=seed, steps=steps)
     except KeyboardInterrupt:
         screen.put()
         screen.say(f"Stopped. What was measured is in {folder}.")
@@ -69,14 +69,14 @@ def run(
     return 0
 
 
-def _show(screen: Screen, patients: Sequence[Patient], folder: Path, *, seed: int, steps: int | None) -> None:
+def _show(screen: Screen, demo_runs: Sequence[DemoRun], folder: Path, *, seed: int, steps: int | None) -> None:
     outcomes: list[Outcome] = []
-    for patient in patients:
+    for demo_run in demo_runs:
         screen.put()
-        screen.put(f"{screen.painted(patient.run, 'bold')}: {patient.title}")
-        outcome = train(patient, folder=folder / patient.run, steps=steps or patient.steps, seed=seed, screen=screen)
+        screen.put(f"{screen.painted(demo_run.run, 'bold')}: {demo_run.title}")
+        outcome = train(demo_run, folder=folder / demo_run.run, steps=steps or demo_run.steps, seed=seed, screen=screen)
         outcomes.append(outcome)
-        last = patient is patients[-1]
+        last = demo_run is demo_runs[-1]
         table = layer_table(
             outcome,
             most=_FEW_ROWS if last else _MOST_ROWS,
@@ -90,9 +90,9 @@ def _show(screen: Screen, patients: Sequence[Patient], folder: Path, *, seed: in
         if sentence := signal_sentence(outcome):
             screen.say(sentence)
     screen.put()
-    width = max(len(patient.run) for patient in patients)
+    width = max(len(demo_run.run) for demo_run in demo_runs)
     for outcome in outcomes:
-        name = screen.painted(outcome.patient.run, "bold") + " " * (width - len(outcome.patient.run))
+        name = screen.painted(outcome.demo_run.run, "bold") + " " * (width - len(outcome.demo_run.run))
         screen.put(f"{name}  {outcome.score},{_verdict(outcome, screen, indent=width + 2)}")
     screen.put()
     screen.say("Compare the runs in TensorBoard:")

@@ -109,7 +109,7 @@ def signal_sentence(outcome: Outcome) -> str:
     if len(signals) < 2 or not signals[-1] > 0:
         return ""
     ratio = signals[0] / signals[-1]
-    gain = f", a factor of {number(ratio ** (1 / (len(signals) - 1)))} a layer" if ratio else ""
+    gain = f", a factor of {number(ratio ** (1 / (len(signals) - 1)))} per layer" if ratio else ""
     return f"Signal at layer 1 in step {outcome.last.step}: {number(ratio)} of layer {len(signals)}'s{gain}."
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning_gradwatch.demo.data import Data
-    from lightning_gradwatch.demo.gallery import Patient
+    from lightning_gradwatch.demo.gallery import DemoRun
     from lightning_gradwatch.demo.screen import Bar, Screen
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
@@ -38,7 +38,7 @@ _LOG_EVERY = 10
 class Outcome:
     """What became of one net."""
 
-    patient: Patient
+    demo_run: DemoRun
     info: RunInfo
     last: StepRecord
     findings: tuple[Finding, ...]
@@ -50,10 +50,10 @@ class Outcome:
 class _Learner(pl.LightningModule):
     """A net, its loss and SGD or Adam."""
 
-    def __init__(self, net: nn.Module, patient: Patient, data: Data) -> None:
+    def __init__(self, net: nn.Module, demo_run: DemoRun, data: Data) -> None:
         super().__init__()
         self.net = net
-        self._patient = patient
+        self._patient = demo_run
         self._data = data
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -90,21 +90,21 @@ class _Reporter(pl.Callback):
             self._screen.redraw()
 
 
-def train(patient: Patient, *, folder: Path, steps: int, seed: int, screen: Screen) -> Outcome:
-    """Train a patient under GradWatch's eyes; its run is `folder`, which TensorBoard names after its last part.
+def train(demo_run: DemoRun, *, folder: Path, steps: int, seed: int, screen: Screen) -> Outcome:
+    """Train a demo_run under GradWatch's eyes; its run is `folder`, which TensorBoard names after its last part.
 
     Raises:
         KeyboardInterrupt: the user stopped it; what was measured is in the event file.
     """
     torch.manual_seed(seed)
-    data = patient.data()
-    learner = _Learner(patient.build(), patient, data)
+    data = demo_run.data()
+    learner = _Learner(demo_run.build(), demo_run, data)
     batches = DataLoader(
         data.train, _BATCH, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed)
     )
-    watch = GradWatch(rules=patient.rules)
+    watch = GradWatch(rules=demo_run.rules)
     started = time.monotonic()
-    with quiet(screen.clear), one_thread(), screen.bar(patient.run, steps) as bar:
+    with quiet(screen.clear), one_thread(), screen.bar(demo_run.run, steps) as bar:
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,
@@ -120,7 +120,7 @@ def train(patient: Patient, *, folder: Path, steps: int, seed: int, screen: Scre
         _fit(trainer, learner, batches)
     seconds = time.monotonic() - started
     assert watch.info is not None
-    return Outcome(patient, watch.info, watch.records[-1], watch.findings, learner.score(), seconds)
+    return Outcome(demo_run, watch.info, watch.records[-1], watch.findings, learner.score(), seconds)
 
 
 def _fit(trainer: pl.Trainer, learner: _Learner, batches: DataLoader[Any]) -> None:

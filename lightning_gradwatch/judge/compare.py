@@ -31,7 +31,9 @@ FACTOR = 3.0
 DIFFERENCE = 0.1
 """A smaller rise of a fraction is never called worse."""
 _SPREADS = 3.0
+"""Of the baseline's own steps: what differs by less happens within one run."""
 _LEAST_STEPS = 3
+"""Fewer have no spread to compare with."""
 _TINY = 1e-300  # stands for an exact 0 in a logarithm
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _AT_PEAK = 0.5
+"""Of the highest learning rate so far: below it, a schedule is warming up or cooling down."""
 _TURNOVERS = 3.0
 """How many times over training from scratch changes a layer, in all its steps together."""
 _USUAL = (1e-3, 1e-2)

@@ -76,7 +76,7 @@ class Prescription:
         linear = bool(kept) and not self._replaced and all(function.linear for function in kept)
         return "xavier_normal_" if linear else "kaiming_normal_"
 
-    def deepen(self) -> None:
+    def add_skip_connections(self) -> None:
         """Add skip connections, where the net is too deep to learn without."""
         names = tuple(site.name for _, site in hidden_sites(self._info))
         if len(names) >= DEEP_SITES:
@@ -99,9 +99,9 @@ class Prescription:
         if unscaled:
             self._add(SCALE_TARGETS.text[:1].lower() + SCALE_TARGETS.text[1:-1], *SCALE_TARGETS.actions)
         else:
-            self.slow_down(update)
+            self.lower_learning_rate(update)
 
-    def slow_down(self, update: float) -> None:
+    def lower_learning_rate(self, update: float) -> None:
         """Lower the learning rate, by as much as the largest update ratio seen asks for."""
         factor = min(rate_factor(self._info, update), 0.1) if update > 0.1 else 0.1
         self._add(

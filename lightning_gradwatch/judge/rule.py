@@ -73,7 +73,7 @@ class Sentences(NamedTuple):
 
 
 class Sighting(NamedTuple):
-    """A finding whose sentences aren't written yet: an ill run has one at each record, and only the last is read."""
+    """A finding whose sentences aren't written yet: a failing run has one at each record, and only the last is read."""
 
     severity: Severity
     layers: tuple[str, ...] | Callable[[], tuple[str, ...]]

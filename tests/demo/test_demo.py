@@ -1,4 +1,4 @@
-"""``gradwatch demo``: what it prints, where it writes, and that each net is ill or mended as it says."""
+"""``gradwatch demo``: what it prints, where it writes, and that each net is failing or fixed as it says."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class TestGallery:
         assert DEFAULT_NET in GALLERY
 
     def test_gives_each_run_a_name_of_its_own(self):
-        runs = [patient.run for exhibit in GALLERY.values() for patient in (*exhibit.ill, exhibit.mended)]
+        runs = [demo_run.run for pair in GALLERY.values() for demo_run in (*pair.failing, pair.fixed)]
         assert len(runs) == len(set(runs))
-        assert {"sigmoid", "mended"} <= set(runs)
+        assert {"sigmoid", "fixed"} <= set(runs)
 
     def test_says_in_one_sentence_what_to_see(self):
         assert all(sentence.endswith(".") and sentence.count(". ") == 0 for sentence in WHAT_TO_SEE.values())
@@ -59,8 +59,8 @@ class TestGallery:
     @pytest.mark.parametrize("net", GALLERY)
     def test_pairs_layers_with_sites(self, net):
         """A row of the table shows the k-th weight layer beside the k-th activation function."""
-        for patient in (*GALLERY[net].ill, GALLERY[net].mended):
-            kinds = [type(module).__name__ for module in patient.build().modules()]
+        for demo_run in (*GALLERY[net].failing, GALLERY[net].fixed):
+            kinds = [type(module).__name__ for module in demo_run.build().modules()]
             weights = sum(kind in {"Linear", "Conv2d"} for kind in kinds)
             functions = sum(kind in {"ReLU", "LeakyReLU", "ELU", "Sigmoid", "Tanh"} for kind in kinds)
             assert weights - functions in {0, 1}
@@ -98,12 +98,12 @@ class TestTable:
 class TestFolder:
     def test_is_the_one_asked_for(self, tmp_path):
         (tmp_path / "logs" / "mine").mkdir(parents=True)
-        assert main._free(tmp_path / "logs", ["sigmoid", "mended"]) == tmp_path / "logs"
+        assert main._free(tmp_path / "logs", ["sigmoid", "fixed"]) == tmp_path / "logs"
 
     def test_never_mixes_with_an_earlier_demo(self, tmp_path):
-        (tmp_path / "logs" / "mended").mkdir(parents=True)
+        (tmp_path / "logs" / "fixed").mkdir(parents=True)
         (tmp_path / "logs-2" / "sigmoid").mkdir(parents=True)
-        assert main._free(tmp_path / "logs", ["sigmoid", "mended"]) == tmp_path / "logs-3"
+        assert main._free(tmp_path / "logs", ["sigmoid", "fixed"]) == tmp_path / "logs-3"
 
 
 def test_unknown_net_and_unusable_folder_are_said(tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_short_demo_leaves_a_clean_terminal_and_two_runs(tmp_path):
     done = demo("--steps", 30, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "  tensorboard --logdir gradwatch-demo"
-    assert sorted(path.name for path in (tmp_path / "gradwatch-demo").iterdir()) == ["mended", "sigmoid"]
+    assert sorted(path.name for path in (tmp_path / "gradwatch-demo").iterdir()) == ["fixed", "sigmoid"]
     rows = [int(row[1]) for row in re.finditer(r"^ *(\d+) +\d\.\de", done.stdout, re.MULTILINE)]
     assert rows[:50] == list(range(1, 51))
     assert re.findall(r"^(\w+Warning): (GW\d+)", done.stderr, re.MULTILINE) == [
@@ -172,22 +172,22 @@ def test_ctrl_c_ends_it_cleanly(tmp_path):
 @pytest.mark.slow
 @pytest.mark.judges
 @pytest.mark.parametrize("net", GALLERY)
-def test_net_is_ill_or_mended_as_it_says(net, tmp_path):
-    """The ill form raises the right warning within 10 % of its run or 60 steps; the mended one none."""
+def test_net_is_failing_or_fixed_as_it_says(net, tmp_path):
+    """The failing form raises the right warning within 10 % of its run or 60 steps; the fixed one none."""
     done = demo("--net", net, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for patient in GALLERY[net].ill:
-        found = read_run(tmp_path / "gradwatch-demo" / patient.run).findings
-        hits = [each for each in found if each.code == EXPECTED[net][patient.run]]
-        assert hits, (patient.run, found)
+    for demo_run in GALLERY[net].failing:
+        found = read_run(tmp_path / "gradwatch-demo" / demo_run.run).findings
+        hits = [each for each in found if each.code == EXPECTED[net][demo_run.run]]
+        assert hits, (demo_run.run, found)
         assert hits[0].severity >= Severity.WARNING
-        assert hits[0].first_step <= max(0.1 * patient.steps, 60)
+        assert hits[0].first_step <= max(0.1 * demo_run.steps, 60)
         if net == "exploding":  # a single step that wrecks the net would be a matter of luck
-            assert hits[0].last_step > 0.9 * patient.steps
-    assert check_equals_live(tmp_path) == len(GALLERY[net].ill) + 1
-    mended = read_run(tmp_path / "gradwatch-demo" / GALLERY[net].mended.run)
-    assert all(each.severity < Severity.WARNING for each in mended.findings)
+            assert hits[0].last_step > 0.9 * demo_run.steps
+    assert check_equals_live(tmp_path) == len(GALLERY[net].failing) + 1
+    fixed = read_run(tmp_path / "gradwatch-demo" / GALLERY[net].fixed.run)
+    assert all(each.severity < Severity.WARNING for each in fixed.findings)
     if net != "three-neurons":
-        ill, good = (int(share) for share in re.findall(r"accuracy (\d+) %", done.stdout))
-        assert ill < 30
+        failing, good = (int(share) for share in re.findall(r"accuracy (\d+) %", done.stdout))
+        assert failing < 30
         assert good > 85

@@ -37,20 +37,20 @@ def clock(monkeypatch):
 def test_a_bar_is_written_over_ten_times_a_second_and_stays_when_it_is_full(clock):
     terminal = Terminal()
     screen = Screen(terminal)
-    with screen.bar("mended", 200) as bar:
+    with screen.bar("fixed", 200) as bar:
         for step in range(200):
             clock[0] += 0.01
             if bar.advance(f"loss {step / 100:.3f}"):
                 screen.redraw()
     assert terminal.getvalue().count("\r") in range(19, 22)
-    assert terminal.shown() == [f"mended  {'━' * 24}  200/200  loss 1.990  0:02", ""]
+    assert terminal.shown() == [f"fixed  {'━' * 25}  200/200  loss 1.990  0:02", ""]
     assert cells_of(terminal.shown()[0]) <= 59
 
 
 def test_a_warning_stands_on_lines_of_its_own(clock):
     terminal = Terminal()
     screen = Screen(terminal)
-    with screen.bar("ill", 10) as bar:
+    with screen.bar("failing", 10) as bar:
         clock[0] += 1
         assert bar.advance("loss 2.000")
         screen.redraw()
@@ -65,7 +65,7 @@ def test_there_is_no_bar_in_a_file(way, clock, monkeypatch):
     stream = Terminal() if way == "TERM=dumb" else io.StringIO()
     monkeypatch.setenv("TERM", "dumb" if way == "TERM=dumb" else "xterm")
     screen = Screen(stream)
-    with screen.bar("mended", 2) as bar:
+    with screen.bar("fixed", 2) as bar:
         clock[0] += 1
         bar.advance("loss 2.000")
         screen.redraw()

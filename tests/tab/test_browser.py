@@ -120,8 +120,8 @@ def test_every_view_of_a_failing_and_a_healthy_run(trained, load_fast, dark):
         wait_for_runs(look, 2)
         look.driver.complaints()
         look.open(query="?darkMode=true" if dark else "")
-        assert look.chosen() == ["mended", "sigmoid"]
-        for run in ("mended", "sigmoid"):
+        assert look.chosen() == ["fixed", "sigmoid"]
+        for run in ("fixed", "sigmoid"):
             look.click(".gw-run", run)
             for view in VIEWS:
                 look.click(".gw-views a", view)
@@ -189,7 +189,7 @@ def test_runs_that_are_ticked_and_their_colours_are_tensorboards(trained):
         until(lambda: look.driver.find_elements("css selector", row.format("sigmoid")))
         colours = {
             name: look.driver.execute_script(swatch, f"{row.format(name)} .run-color-swatch")
-            for name in ("mended", "sigmoid")
+            for name in ("fixed", "sigmoid")
         }
         assert len(set(colours.values())) == 2
         look.driver.find_element("css selector", f"{row.format('mended')} input").click()
@@ -198,9 +198,9 @@ def test_runs_that_are_ticked_and_their_colours_are_tensorboards(trained):
         assert look.chosen() == ["sigmoid"]
         for name, colour in colours.items():
             assert look.driver.execute_script(swatch, f".gw-tab-bar label[title='{name}'] .swatch") == colour
-        look.click(".gw-tab-bar label", "mended")
+        look.click(".gw-tab-bar label", "fixed")
         until(lambda: look.driver.find_elements("css selector", ".gw-views a[href*='compare']"))
-        assert look.driver.execute_script(swatch, ".gw-run .gw-dot") == colours["mended"]
+        assert look.driver.execute_script(swatch, ".gw-run .gw-dot") == colours["fixed"]
         assert look.driver.execute_script("return document.querySelector('.gw-run.gw-on').innerText").startswith(
             "sigmoid"
         )
@@ -271,7 +271,7 @@ def test_a_run_that_is_unticked_later_leaves_the_tab(trained):
         look.click(".gw-run", "sigmoid")
         look.driver.switch_to.default_content()
         look.driver.execute_script("location.hash = 'timeseries'")
-        box = "tb-data-table-content-row[data-id$='/mended'] input"
+        box = "tb-data-table-content-row[data-id$='/fixed'] input"
         until(lambda: look.driver.find_elements("css selector", box))
         look.driver.find_element("css selector", box).click()
         look.driver.execute_script("location.hash = 'gradwatch'")

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
 _BOUNDS = {0.25: "1/4", 1 / 6: "1/6"}
 _MOSTLY = 0.5
+"""Share of units from which on they speak for their layer: most of them."""
 _BLAMED_SHARE = 0.25
+"""Of the fading: what takes less than a quarter of it isn't worth changing first."""
 _FLAT_SHARE = 0.5  # of what a function usually passes back: below it, its inputs lie where it is flat
 _LARGE_FACTOR = 2.0
+"""Chance and depth move a gain by tens of per cent: twice what the initialisation gives isn't chance."""
 _DEFAULT_GAIN, _DEFAULT_WITHIN = 3**-0.5, 0.03  # PyTorch's default: a variance of 1/3 over the fan-in
 
 _SHRINKING = {CauseKind.LARGE_WEIGHTS, CauseKind.SATURATED_UNITS}
@@ -186,7 +189,7 @@ def fading_remedy(info: RunInfo, found: Diagnosis) -> Remedy:
     cure.initialize()
     if found.from_the_first:
         cure.normalize_inputs()
-    cure.deepen()
+    cure.add_skip_connections()
     return cure.remedy()
 
 

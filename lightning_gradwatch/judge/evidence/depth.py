@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import FloatVector, SiteInfo, StepRecord
 
 LEAST_SITES = 3
+"""Of two, the mean factor is a single one, and no trend."""
 _STEADY_SHARE = 0.75
+"""Most of the steps from site to site: by chance, half of them go either way."""
 
 
 class Depth(NamedTuple):

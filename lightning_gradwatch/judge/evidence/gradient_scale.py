@@ -1,4 +1,4 @@
-"""Half precision under a gradient scaler: what no scale can mend, and a scale that has sunk too far.
+"""Half precision under a gradient scaler: what no scale helps, and a scale that has sunk too far.
 
 A scaler halves its factor at each step whose gradients aren't finite. Where the loss already isn't a number, that was the
 forward pass, in which the factor has no part: the scaler goes on halving for nothing, until the gradients of the other steps
@@ -97,7 +97,7 @@ def _place(record: StepRecord, info: RunInfo) -> dict[str, Any]:
 
 
 def write_forward(facts: dict[str, Any], info: RunInfo) -> Sentences:
-    """Say where the forward pass leaves the range of its numbers, and that no scale mends that."""
+    """Say where the forward pass leaves the range of its numbers, and that no scale helps there."""
     del info
     where = (
         f"the output of {facts['name']} is the first that isn't finite"

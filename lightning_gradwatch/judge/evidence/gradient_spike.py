@@ -23,8 +23,11 @@ _WINDOW = 20
 _LEAST = 5
 _STARTING = 5
 _LOSS_RISE = 2.0
+"""A batch of a healthy run is seldom twice the median: a net that explodes passes that in a step or two."""
 _UNKNOWN_LOSS_FACTOR = 100
+"""Without a loss the norm stands alone, and so must be beyond what any batch makes: by convention two decades."""
 _SCATTERS = 3.0
+"""Standard deviations: one normal reading of 700 lies beyond."""
 _UNKNOWN = -1.0
 """Stands for a loss that isn't known: a memory of plain data has no NaN, and a loss below zero can't be compared."""
 _QUARTILE = 1.1503

@@ -49,6 +49,7 @@ _CLIPPED = 0.5
 _CLIPPED_BY_HAND = 1e-5
 """Relative spread of the gradient's norm below which something holds it there: it says nothing of the loss then."""
 _ENOUGH = 10.0
+"""How many times the loss all planned steps together could take off: few of them go straight downhill."""
 _SMALL = 5e-4
 """Update ratio from which on steps are of a usual size: what is slow is something else."""
 

@@ -33,6 +33,7 @@ _DENSE = 10
 """Latest losses that are all kept, however often the run is measured."""
 _STARTING = 3
 _COME_DOWN = 0.5
+"""Of the first loss: more than noise or a better guess of the mean makes, and what any net that learns passes early."""
 _FAR_BELOW = 0.1
 """Of the very first loss, which may be an odd one."""
 

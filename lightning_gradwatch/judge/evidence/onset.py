@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WATCHED = 16
 """Records whose updates are looked at: what ails a net from the start shows in them, and each costs time."""
 _OVERSIZED = 0.1
+"""The threshold of GW302: ten such steps replace a layer."""
 
 
 class Drift(NamedTuple):

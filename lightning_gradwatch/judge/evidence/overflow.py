@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _KEPT = 6
 _EXPLODED = 10
+"""How many times the loss or the gradient norm must have grown: batches differ by less."""
 _THROWN = 2.0
+"""Update ratio of a step that replaces what a layer held, and more."""
 _WATCHED = 16
 """Records whose updates are looked at, and steps after which what they did would have shown."""
 _MOST = 1e100
@@ -48,7 +50,7 @@ def note_heading(state: State, record: StepRecord, info: RunInfo) -> None:
     """Remember loss and gradient norm of the last few finite records, and once whether the weights start large."""
     if "large" not in state:
         sites = [site for _, site in hidden_sites(info)]
-        state["large"] = read_start(record, info, sites).strays(low=False)
+        state["large"] = read_start(record, info, sites).is_off(low=False)
         state["unscaled"] = unscaled_targets(record, info)
         state["update"] = _largest_update(record, info)
     if (seen := state.get("seen", 0)) < _WATCHED:

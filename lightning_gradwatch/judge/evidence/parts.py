@@ -30,6 +30,7 @@ _WORSE = 0.05
 _WON = 0.5
 """The same by which that of one that has won has fallen."""
 _HOLD_BACK = 0.1
+"""Learning rate of what has won, over the present one: a decade, as with every other rate that is too high."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _LARGE_WEIGHTS = 10
+"""How many times PyTorch's default, by convention: initialisations for any function lie within a factor of 3 of it."""
 _THROWN = 2.0
 """How many times larger weights have become that their steps, and not how they started, made large."""
 _FAR_STRONGER = 100.0
+"""The spread from which on GW301 calls a layer behind another."""
 _LEAST_SQUARED = 1e-17
 """Gradient whose tenth, squared, float32 still holds as Adam does."""
 _COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import StepRecord
 
 _LONGEST = 20
+"""Readings after which what broke is no longer told by what came before it."""
 
 
 class Explosion(NamedTuple):

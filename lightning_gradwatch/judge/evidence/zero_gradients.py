@@ -123,10 +123,10 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> Explanatio
     cure = Prescription(info)
     cure.replace(blocking, "dies")
     if unreached.since > 0:
-        cure.slow_down(float("nan"))
+        cure.lower_learning_rate(float("nan"))
     else:
         cure.initialize()
-    cure.deepen()
+    cure.add_skip_connections()
     dead = site_values(record, info, "dead_fraction")
     lasts = any(not dead[info.site_names.index(site.name)] < 1 for site in blocking)
     died = (
@@ -195,7 +195,7 @@ def _flat(record: StepRecord, info: RunInfo) -> Explanation | None:
         cure = Prescription(info)
         cure.replace(middle, "fades")
         cure.initialize()
-        cure.deepen()
+        cure.add_skip_connections()
         functions = " and ".join(dict.fromkeys(site.activation.module for site in middle))
         where = listed([site.name for site in middle], "activation")
         cause = (

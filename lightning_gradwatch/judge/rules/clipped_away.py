@@ -22,6 +22,7 @@ from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import number
 
 _ERROR_FACTOR = 10
+"""How far beyond the threshold it is an error, by convention: a number of one layer, where a factor of 10 leaves no doubt."""
 _HARDLY = 0.3
 """How far all planned steps together, each as large as this one, may change a layer and still get nowhere: no further."""
 _USUAL_STEPS = 1000

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import Remedy
 
 _READINGS = 5
+"""A trend in fewer is one odd batch."""
 _LEAST_LOSSES = 3
 _BELOW_START = 0.8
 """Loss over that at the start below which the net has learned something, however few of its units it uses."""
@@ -235,12 +236,12 @@ def _cause(value: float, sites: list[SiteInfo], how: Drift) -> str:
 def _remedy(info: RunInfo, sites: list[SiteInfo], how: Drift) -> Remedy:
     cure = Prescription(info)
     cure.replace(sites, "dies")
-    if how.thrown:  # the start was good: what the steps have done isn't mended by another one
+    if how.thrown:  # the start was good: what the steps have done isn't undone by another one
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     cure.initialize()
     firsts = [info.sites[column] for column in info.site_paths.firsts]
     if any(site in firsts and site.activation.two_sided for site in sites):
         cure.normalize_inputs()
-    cure.deepen()
+    cure.add_skip_connections()
     return cure.remedy()

@@ -21,6 +21,7 @@ from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import percent
 
 _ERROR_SHRUNK = 0.1
+"""By convention a decade below the threshold, as with the rules about steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
 _READINGS = 5
 _ERROR_FACTOR = 100
+"""How far beyond the threshold it is an error, by convention: a product over layers, where a factor of 10 is one layer more or two."""
 _HUGE_LOSS = 1e6
+"""By convention: over classes a loss starts at ln C, with targets of variance 1 at about 1."""
 _HUGE_NORM = 1e4
+"""By convention: of targets that aren't scaled, the gradient grows at least as the square root of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import number
 
 _ERROR_FACTOR = 100
+"""How far beyond the threshold it is an error, by convention: a product over layers, where a factor of 10 is one layer more or two."""
 _SGD, _LAX = (1e-3, 1e2), (1e-6, 1e3)
 """Attenuation below and above which nets of the digits data set didn't learn: by SGD, and by optimizers such as Adam."""
 _FIRST_STEPS = 10
@@ -121,7 +122,7 @@ class Initialization(Rule):
         if beyond <= 1 or self.gain <= depth.gain <= 1 / self.gain or not depth.steady:
             return None
         start = read_start(record, info, depth.sites(info), depth.layers(info))
-        if not start.strays(low=low) or not _is_weights_doing(info, depth, low=low):
+        if not start.is_off(low=low) or not _is_weights_doing(info, depth, low=low):
             return None
         severity = Severity.ERROR if beyond > _ERROR_FACTOR else Severity.WARNING
         step = int(record.step)

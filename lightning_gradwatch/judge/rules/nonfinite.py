@@ -29,13 +29,13 @@ class NonFiniteGradient(Rule):
     in half precision, unless ``skipped_steps`` measured steps in a row are, and the scale is down to 1: a scaler starts at
     2^16 and halves at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't
     its doing. Three measured steps that are left out and whose loss isn't a number before there is a gradient are one at any scale,
-    as none mends a forward pass; and so are three at a scale that has sunk below 1, where small gradients become 0. Log softmax
+    as none helps a forward pass; and so are three at a scale that has sunk below 1, where small gradients become 0. Log softmax
     is left out, whose output is infinite for a masked class.
 
     Why: a NaN in a gradient is in the weights after the step, and in everything after that. It comes in two ways: the net
     explodes, which shows in the measured steps before, or one operation is undefined where the net has come to.
 
-    What to do: after an explosion, lower the learning rate, clip the gradient norm, mend the initialisation. Out of
+    What to do: after an explosion, lower the learning rate, clip the gradient norm, change the initialisation. Out of
     nothing, look at where it began for log(0), a division by 0, the square root or the norm of 0, a softmax over a row that
     is masked as a whole, NaN in the data; ``torch.autograd.set_detect_anomaly(True)`` names the operation. In half
     precision, use bf16, or a gradient scaler.
@@ -88,7 +88,7 @@ class NonFiniteGradient(Rule):
         return Verdict({"non-finite": found})
 
     def _judge_scaled(self, record: StepRecord, info: RunInfo, state: State) -> Verdict | None:
-        """Tell of forward passes that no gradient scale can mend, and of a scale that has sunk too far; None: of neither."""
+        """Tell of forward passes that no gradient scale helps, and of a scale that has sunk too far; None: of neither."""
         note_scale(state, record, info)
         known = state.get("loss_known", False)
         halved = halvings(state)

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from lightning_gradwatch.judge.streaks import Columns, Mask
 
 _ERROR_FACTOR = 10
+"""How far beyond the threshold it is an error, by convention: a number of one layer, where a factor of 10 leaves no doubt."""
 _CLIP = "clip the gradient norm to 1"
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
 _MOST = 1e100
 _LEAST = 0.3
+"""A factor nearer to 1 would be lost in what differs from run to run: by convention, half a decade."""
 _FAR_ABOVE = 4.0
+"""At a rate that suits the median layer, at about 1e-2, one four times above it is still well below the threshold of 0.1."""
 _DAMAGE = 10.0
 """Loss over that at the start from which nobody waits whether it comes down again."""
 _BELOW_START, _CLEARLY_BELOW = 0.95, 0.8

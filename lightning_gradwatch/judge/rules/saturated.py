@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.finding import Remedy
 
 _LARGE_FACTOR = 2.0
+"""Chance and depth move a gain by tens of per cent: twice what the initialisation gives isn't chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
 
 def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure = Prescription(info)
-    if how.thrown:  # the start was good: what the steps have done isn't mended by another one
+    if how.thrown:  # the start was good: what the steps have done isn't undone by another one
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
@@ -170,5 +171,5 @@ def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     cure.initialize()
     if Cause(CauseKind.UNSCALED_INPUTS) in reason.causes:
         cure.normalize_inputs()
-    cure.deepen()
+    cure.add_skip_connections()
     return cure.remedy()

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 _OK = int(LayerState.OK)  # numpy takes ten times as long to compare with an enumeration
 _ERROR_FACTOR = 10
+"""How far beyond the threshold it is an error, by convention: a number of one layer, where a factor of 10 leaves no doubt."""
 _RISEN = 2
+"""More than the update ratio differs from batch to batch: such a layer is on its way."""
 _HEALED = {
     "stalled": "the layers move again",
     "slow": "the weights move again",
@@ -94,7 +96,7 @@ class StalledUpdate(Rule):
     has fallen below ``eps``, or the weights are too large; in bfloat16, the change is lost in rounding. Targets that aren't
     scaled make a loss that Adam's steps, whatever its size, need thousands of steps for.
 
-    What to do: for single layers, mend what weakens their gradient (GW101), or start from smaller weights; for all of
+    What to do: for single layers, fix what weakens their gradient (GW101), or start from smaller weights; for all of
     them, raise the learning rate; keep the weights in float32 (``precision="bf16-mixed"``); scale the targets.
 
     Attributes:

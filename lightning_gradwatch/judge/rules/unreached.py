@@ -66,8 +66,8 @@ class UnreachedLayer(Rule):
     matrices may be, each one's gradient has the other's zeros as a factor.
 
     What to do: for dead layers, a function without a dead side (LeakyReLU, ELU), He's initialisation and a lower learning
-    rate; for a cut graph, mend the call that the finding names (``detach()``, ``.data``, ``.item()``, ``no_grad``,
-    ``argmax``); of two factors that are both 0, initialise the one that the finding names; for underflow, mend what GW101 names, or use a wider format (bf16 or float32, a gradient scaler).
+    rate; for a cut graph, change the call that the finding names (``detach()``, ``.data``, ``.item()``, ``no_grad``,
+    ``argmax``); of two factors that are both 0, initialise the one that the finding names; for underflow, fix what GW101 names, or use a wider format (bf16 or float32, a gradient scaler).
 
     Attributes:
         patience: measured steps in a row without a gradient.

@@ -9,9 +9,9 @@ export function depthSentence(found) {
   if (!found) return "No signal was measured along this path at this step.";
   const { attenuation, gain, layers, scale } = found;
   if (attenuation === 0) return `From the last activation to the first, over ${layers} steps, nothing is left of the signal.`;
-  const way = gain < 1 ? "falls" : "grows";
-  const length = Number.isFinite(scale) && scale < 1000 ? ` It ${way} by e every ${number(scale, 2)} layers, tenfold every ${number(scale * Math.LN10, 2)}: that is the depth scale.` : "";
-  return `From the last activation to the first, over ${layers} layers, ${number(attenuation)} of the signal is left: a factor of ${number(gain)} a layer.${length}`;
+  const way = gain < 1 ? "A tenth of it is left after" : "It grows tenfold over";
+  const length = Number.isFinite(scale) && scale < 1000 ? ` ${way} ${number(scale * Math.LN10, 2)} layers.` : "";
+  return `From the last activation to the first, over ${layers} layers, ${number(attenuation)} of the signal is left: a factor of ${number(gain)} per layer.${length}`;
 }
 
 /** The profile of the run that is shown; of further runs the signal beside it. */
