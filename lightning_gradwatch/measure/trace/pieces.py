@@ -142,17 +142,14 @@ def joined(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: T
     return put_together(units, first, len(own), along, new=stacked) if apart else LOST, number
 
 
-def assigned(tags: Tags, func: Callable[..., Any], arguments: Sequence[Tensor], result: object) -> None:
+def assigned(tags: Tags, func: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
     """Note what is known of a tensor to a part of which another one was assigned.
 
     Args:
         tags: What is known of tensors.
         func: The torch function.
         arguments: The tensor, those that say which part, and what was assigned.
-        result: What the call returned.
     """
-    if result is not None or not arguments or getattr(func, "__name__", "") != "__setitem__":
-        return
     buffer, value = arguments[0], arguments[-1]
     tag, before = tags.get(value), tags.get(buffer)
     if tag is None or tag.layer is None or tag.weights_only or value is buffer:
