@@ -41,6 +41,8 @@ _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 _MULTIPLY, _PIECE, _JOIN, _SHIFT = Op.MULTIPLY, Op.PIECE, Op.JOIN, Op.SHIFT
 _KEEPS = frozenset((Op.KEEP, Op.PIECE))
+_TURNED = frozenset(("einsum", "__rmatmul__"))
+"""Products whose last argument isn't the right one."""
 _PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "masked_select", "take"))
 _LAST, _ERF, _COMPARE, _ZEROS = Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
@@ -175,13 +177,20 @@ class Flow:
             if axis is None and source is not None and op in MOVES:
                 axis = unit_axis(source, tag)
             axis = axis_after(op, func, source, axis, result)
-        if tag is not None and sources.user is None and op in MAKES_FEATURES:
+        makes = op in MAKES_FEATURES
+        if makes and tag is not None and sources.user is None:
             axis = self._of_data(func, arguments, axis, result)
         if op is _JOIN:
             return pieces.joined(self._tags, arguments, axis, result)
         if op is _PIECE:
             return pieces.taken(self._tags, arguments, axis, result)
-        return axis, pieces.kept(self._tags, op, arguments, sources) if self._tags.pieces else 0
+        if not self._tags.pieces:
+            return axis, 0
+        if tag is not None and not makes:
+            return axis, tag.piece
+        if sources.user is not None and not self._tags.apart:
+            return axis, 0
+        return axis, pieces.made(self._tags, arguments, sources)
 
     def _of_data(
         self, func: Callable[..., Any], arguments: Sequence[Tensor], axis: Axis | None, result: Tensor
@@ -191,8 +200,9 @@ class Flow:
         if name not in _PRODUCTS:
             return axis
         known = [self._tags.get(each) for each in arguments]
-        if all(tag is None or tag.layer is None for tag in known):
-            return axis
+        last = known[-1]
+        if last is not None and last.axis == arguments[-1].dim() - 1 and name not in _TURNED:
+            return axis  # as most: the values of attention, the features of a graph's nodes
         axes = [
             NO_UNITS if tag is None or tag.layer is None else unit_axis(each, tag)
             for each, tag in zip(arguments, known, strict=True)

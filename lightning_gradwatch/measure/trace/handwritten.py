@@ -63,11 +63,13 @@ def steps_of(arguments: Sequence[Tensor], tags: Tags) -> tuple[SiteCall, ...]:
 
     Where z is less than 0 in all observations the one is flat and the other isn't, so neither tells of dead units.
     """
-    known = [tags.get(argument) for argument in arguments]
-    calls = [tag.call or tag.within for tag in known if tag is not None]
-    found = tuple(call for call in calls if call is not None)
-    both = len(found) == len(arguments) and found[0] is not found[1] and found[0].of is found[1].of is not None
-    return found if both else ()
+    one = tags.get(arguments[0])
+    first = None if one is None else one.call or one.within
+    other = None if first is None else tags.get(arguments[1])
+    second = None if other is None else other.call or other.within
+    if first is None or second is None or first is second or first.of is not second.of:
+        return ()
+    return first, second
 
 
 def _completed(factor: Tag, other: Tag | None, root: Origin) -> Composite | None:

@@ -326,6 +326,8 @@ class Tags:
         self.comparisons = Comparisons()
         self.pieces: dict[Hashable, int] = {}
         """The numbers of pieces of layers' features."""
+        self.apart = False
+        """Whether some of them are pieces of weights."""
         self._starts: deque[Start] = deque()
 
     def get(self, tensor: object) -> Tag | None:
@@ -343,6 +345,7 @@ class Tags:
         self._untagged.clear()
         self.comparisons.clear()
         self.pieces.clear()
+        self.apart = False
         self._starts.clear()
 
     def hold(self, start: Start) -> None:
