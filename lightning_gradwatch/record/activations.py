@@ -233,7 +233,14 @@ def _sigmoid(u: FloatVector) -> FloatVector:
 
 
 ROWS: tuple[Activation, ...] = (
-    Activation("relu", "ReLU", lambda: RELU, nodes=("ReluBackward",), by_output=True),
+    Activation(
+        "relu",
+        "ReLU",
+        lambda: RELU,
+        nodes=("ReluBackward",),
+        by_output=True,
+        formula=lambda _, u: np.maximum(u, 0.0),
+    ),
     Activation("leaky_relu", "LeakyReLU", _leaky_relu, nodes=("LeakyReluBackward",), by_output=True),
     Activation("prelu", "PReLU", _always("prelu"), nodes=("PreluKernelBackward",)),
     Activation("rrelu", "RReLU", _rrelu, nodes=("RreluWithNoiseBackward",)),

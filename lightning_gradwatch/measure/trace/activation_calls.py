@@ -14,14 +14,21 @@ from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.trace.axes import as_units, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
-from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED, NO_TENSOR, UNTRAINED, Note, out_of_reach
+from lightning_gradwatch.measure.trace.uncovered import (
+    BY_HAND,
+    FUSED,
+    NO_TENSOR,
+    UNTRAINED,
+    Note,
+    out_of_reach,
+)
 from lightning_gradwatch.measure.units.activations import OUTER, Call, composite
 from lightning_gradwatch.measure.units.counting import counter
 from lightning_gradwatch.measure.units.mask import Masks
 from lightning_gradwatch.record.activations import COMPOSITES, RELU
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -151,6 +158,21 @@ class Activations:
         seen.of = seen.origin = formula.of
         self.after(seen, output)
 
+    def are_pieces(self, calls: Sequence[SiteCall]) -> None:
+        """Leave out calls whose sum is another function of what they are given, and name it."""
+        self.are_steps(calls)
+        if all(call.site.part for call in calls):
+            self._unseen.call(locate(self._names, above=5), calls[0].site.function, BY_HAND)
+
+    def are_steps(self, calls: Iterable[SiteCall]) -> None:
+        """Leave out calls of new sites that turned out to be steps of another function."""
+        for call in calls:
+            self._sites.drop(call.site)
+            if call.site.part:
+                self._collected.sites.pop(call.site, None)
+                for handle in call.handles:
+                    handle.remove()
+
     def place(self) -> Location:
         """Return where the call is that is looked at."""
         return locate(self._names, above=1)
@@ -158,6 +180,10 @@ class Activations:
     def are_of_layer(self, features: Tensor) -> bool:
         """Whether a layer has made a tensor, with nothing but constants, weights and moves of axes between."""
         return self._connections.made_by_layer(features.grad_fn)
+
+    def are_of_two(self, features: Tensor) -> bool:
+        """Whether they are the sum or the difference of what two layers or activation functions have made."""
+        return self._connections.made_by_two(features.grad_fn)
 
     def leaves_out_at(self, start: Start) -> None:
         """Note that a layer takes what was made of a layer's output: whatever function that is, it isn't known."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from lightning_gradwatch.measure.trace.tensor_state import LOST, Axis, Einsum, Op, Part, Parts, Split
+from lightning_gradwatch.measure.trace.tensor_state import LOST, NO_UNITS, Axis, Einsum, Op, Part, Parts, Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -367,3 +367,81 @@ def axes_of_products(arguments: Sequence[Tensor], weights: Sequence[bool], resul
         before, behind = "", output
     found = [place for place, label in enumerate(before) if label in made]
     return (*found, *(rank - len(behind) + place for place, label in enumerate(behind) if label in made))
+
+
+def axis_of_data(name: str, arguments: Sequence[Tensor], axes: Sequence[Axis], result: Tensor) -> Axis:
+    """Return where the units of a product of data lie: along each axis that it has from one that has units.
+
+    Args:
+        name: Of the torch function.
+        arguments: The tensors.
+        axes: Where the units of each lie; without any, `NO_UNITS`.
+        result: The product.
+
+    What attention weighs are the features of its values, at the positions of its queries. Where the features of all arguments are
+    added up, as in attention's scores, there are new ones along the last axis.
+    """
+    if isinstance(arguments, Einsum):
+        labels = _labels(arguments.equation, [each.dim() for each in arguments])
+    else:
+        arguments, axes = arguments[-2:], axes[-2:]
+        if name == "__rmatmul__":
+            arguments, axes = arguments[::-1], axes[::-1]
+        labels = _labels_of_matrices(*(each.dim() for each in arguments))
+    if labels is None:
+        return LOST
+    return _of_data(labels, tuple(each.shape for each in arguments), tuple(axes), result.shape)
+
+
+_Labels: TypeAlias = "tuple[tuple[str, ...], ...]"
+"""Of the axes of each argument, and of the result last."""
+
+
+@lru_cache(maxsize=_CACHED)
+def _labels_of_matrices(one: int, other: int) -> _Labels:
+    batch = [f"batch {place}" for place in range(max(one, other) - _MATRIX, 0, -1)]
+    left = (*batch[len(batch) - max(one - _MATRIX, 0) :], "row", "shared")[-max(one, 1) :]
+    right = (*batch[len(batch) - max(other - _MATRIX, 0) :], *(("shared", "column") if other > 1 else ("shared",)))
+    return left, right, (*batch, *(("row",) if one > 1 else ()), *(("column",) if other > 1 else ()))
+
+
+def _labels(equation: str, ranks: Sequence[int]) -> _Labels | None:
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow or len(terms) != len(ranks):
+        return None
+    dots = max(
+        (rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True) if "..." in term),
+        default=0,
+    )
+
+    def spelled(term: str, count: int) -> tuple[str, ...]:
+        before, there, behind = term.partition("...")
+        return (*before, *(f"dots {place}" for place in range(count if there else 0, 0, -1)), *behind)
+
+    each = (spelled(term, rank - len(term.replace("...", ""))) for term, rank in zip(terms, ranks, strict=True))
+    return (*each, spelled(output, dots))
+
+
+@lru_cache(maxsize=_CACHED)
+def _of_data(
+    labels: _Labels, shapes: tuple[tuple[int, ...], ...], axes: tuple[Axis, ...], after: tuple[int, ...]
+) -> Axis:
+    found: dict[str, Parts] = {}
+    kept = False
+    for own, shape, axis in zip(labels, shapes, axes, strict=False):
+        split = _fitted(axis, shape) if isinstance(axis, Split) and axis != NO_UNITS else None
+        if split is None:
+            split = split_of(shape, (axis,) if isinstance(axis, int) else ())
+        if split == LOST or len(own) != len(shape):
+            return LOST
+        units = split.with_units
+        kept = kept or (bool(units) and all(own[place] in labels[-1] for place in units))
+        for place, (label, parts) in enumerate(zip(own, split.axes, strict=True)):
+            if place in units or not found.get(label):
+                found[label] = parts
+    made = Split(tuple(found.get(label, ()) for label in labels[-1]))
+    sizes = [math.prod(part.size for part in parts) for parts in made.axes]
+    if not kept:
+        return max(len(after) - 1, 0)
+    return _whole(made) if sizes == [*after] else LOST

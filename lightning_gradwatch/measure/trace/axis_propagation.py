@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from lightning_gradwatch.measure.trace import gates, pieces
-from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, split_of
-from lightning_gradwatch.measure.trace.handwritten import Composite, combine
+from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, axis_of_data, split_of
+from lightning_gradwatch.measure.trace.handwritten import Composite, combine, steps_of
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
     MOVES,
+    NO_UNITS,
     Op,
     Operands,
     Sources,
@@ -22,7 +23,7 @@ from lightning_gradwatch.measure.trace.tensor_state import (
     Tags,
     unit_axis,
 )
-from lightning_gradwatch.measure.trace.uncovered import FUSED
+from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED
 from lightning_gradwatch.measure.trace.written_out import STARTS, WrittenOut
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ _PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv",
 _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
-_MULTIPLY, _PIECE, _JOIN = Op.MULTIPLY, Op.PIECE, Op.JOIN
+_MULTIPLY, _PIECE, _JOIN, _SHIFT = Op.MULTIPLY, Op.PIECE, Op.JOIN, Op.SHIFT
 _KEEPS = frozenset((Op.KEEP, Op.PIECE))
+_TURNED = frozenset(("einsum", "__rmatmul__"))
+"""Products whose last argument isn't the right one."""
 _PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "masked_select", "take"))
 _LAST, _ERF, _COMPARE, _ZEROS = Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
 
@@ -100,7 +103,7 @@ class Flow:
             comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
-            pieces.assigned(self._tags, func, arguments, result)
+            self._assigned(func, arguments, result)
             return
         kind = _kind(getattr(func, "__name__", "")) if op in MAKES_FEATURES else None
         if kind is not None and kind.is_fused and op is _LAST:
@@ -109,7 +112,7 @@ class Flow:
         sources = self._sources(arguments, weights=kind is None or not kind.takes_data)
         if sources.tag is None and sources.user is None and op not in _ARITHMETIC and op not in MAKES_FEATURES:
             return
-        plainly = kind is not None and kind.is_layer and sources.user is not None and sources.formula is None
+        plainly = kind is not None and kind.is_layer and self._is_plain(sources)
         for each in results:
             if isinstance(each, Tensor) and plainly:
                 self._make(op, func, sources, each)
@@ -121,6 +124,11 @@ class Flow:
         trained = any(isinstance(each, Tensor) and each.requires_grad for each in results)
         self._activations.hides(func.__name__, trained=trained)
 
+    def _is_plain(self, sources: Sources) -> bool:
+        """Whether a layer makes something of which nothing goes on, and no piece of anything."""
+        tags = self._tags
+        return sources.user is not None and sources.formula is None and not (tags.pieces and tags.apart)
+
     def _make(self, op: Op, func: Callable[..., Any], sources: Sources, result: Tensor) -> None:
         """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
         axis = axis_after(op, func, sources.tensor, None, result)
@@ -128,6 +136,15 @@ class Flow:
         new.weights_only = sources.weights_only
         self._tags.put(result, new)
         self._note_weights(sources, result)
+
+    def _assigned(self, func: Callable[..., Any], arguments: Sequence[Tensor], result: Any) -> None:
+        """Note an assignment to a part of a tensor, which may be an activation function: ``x[x < 0] = 0``."""
+        if result is not None or not arguments or getattr(func, "__name__", "") != "__setitem__":
+            return
+        z, *others = arguments
+        if any(self._tags.comparisons.cuts(each, z) for each in others) and self._activations.are_features(z):
+            self._activations.leaves_out("setitem", BY_HAND)
+        pieces.assigned(self._tags, func, arguments)
 
     def _hand_on(
         self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
@@ -188,11 +205,37 @@ class Flow:
             if axis is None and source is not None and op in MOVES:
                 axis = unit_axis(source, tag)
             axis = axis_after(op, func, source, axis, result)
+        makes = op in MAKES_FEATURES
+        if makes and tag is not None and sources.user is None:
+            axis = self._of_data(func, arguments, axis, result)
         if op is _JOIN:
             return pieces.joined(self._tags, arguments, axis, result)
         if op is _PIECE:
             return pieces.taken(self._tags, arguments, axis, result)
-        return axis, pieces.kept(self._tags, op, arguments, sources) if self._tags.pieces else 0
+        if not self._tags.pieces:
+            return axis, 0
+        if tag is not None and not makes:
+            return axis, tag.piece
+        if sources.user is not None and not self._tags.apart:
+            return axis, 0
+        return axis, pieces.made(self._tags, arguments, sources)
+
+    def _of_data(
+        self, func: Callable[..., Any], arguments: Sequence[Tensor], axis: Axis | None, result: Tensor
+    ) -> Axis | None:
+        """Return where the units of a product of data lie, or of what else makes features without parameters."""
+        name = getattr(func, "__name__", "")
+        if name not in _PRODUCTS:
+            return axis
+        known = [self._tags.get(each) for each in arguments]
+        last = known[-1]
+        if last is not None and last.axis == arguments[-1].dim() - 1 and name not in _TURNED:
+            return axis  # as most: the values of attention, the features of a graph's nodes
+        axes = [
+            NO_UNITS if tag is None or tag.layer is None else unit_axis(each, tag)
+            for each, tag in zip(arguments, known, strict=True)
+        ]
+        return axis_of_data(name, arguments, axes, result)
 
     def _computes(self, op: Op, arguments: Sequence[Tensor], new: Tag, result: Tensor) -> Composite | None:
         """Note what arithmetic makes of one tensor; return the hand-written function of which it is the last step."""
@@ -200,6 +243,8 @@ class Flow:
             kept, self._kept = self._kept, None
             new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach() if kept is None else kept
         elif isinstance(arguments, Operands):
+            if op is _SHIFT and len(arguments) == 2 and (steps := steps_of(arguments, self._tags)):
+                self._activations.are_pieces(steps)
             if (ended := self._awaits(op, arguments)) is None:
                 return combine(op, arguments, new, self._tags)
             self._activations.extend(ended, result)

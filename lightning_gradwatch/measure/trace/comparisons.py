@@ -85,6 +85,11 @@ class Comparisons:
             return None
         return found.where if isinstance(z, Tensor) and found.version == z._version else None  # noqa: SLF001 - as above
 
+    def cuts(self, mask: object, z: Tensor) -> bool:
+        """Whether a mask was made by comparing a tensor, whatever has been written into that since."""
+        found = self.masks.get(id(mask))
+        return found is not None and found.ref() is mask and found.of() is z
+
     def number(self, value: object) -> float | None:
         """Return what a number, or a tensor that is everywhere the same, holds; None where that isn't known."""
         if isinstance(value, Tensor):

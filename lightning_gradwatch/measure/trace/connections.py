@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import lru_cache, reduce
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -38,6 +38,9 @@ _UNSEEN = single(UNSEEN)
 """In a set of sites: an activation function that isn't measured lies between. The sites' own numbers are above."""
 _LOST = union(_UNSEEN, single(LOST))
 """The same, and the graph leads past it, so that what feeds it isn't known."""
+_SUMS = ("Sub", "Rsub", "Add")
+_MOVES = ("View", "UnsafeView", "Permute", "Transpose", "Squeeze", "Unsqueeze", "Clone", "ToCopy", "Slice", "Select")
+_REDUCES = re.compile("(Mean|Sum|Var|Std|LinalgVectorNorm|Norm|Amax|Amin|Max|Min|Logsumexp|Prod|Cumsum|Median)Backward")
 _NUMBER = re.compile("[0-9]+$")
 _OTHERS = frozenset(("ErfBackward", "CompiledFunctionBackward"))
 """Nodes that are an activation function's inner step, or may hold one."""
@@ -120,14 +123,31 @@ class Connections:
 
     def made_by_layer(self, node: Node | None) -> bool:
         """Whether a layer has made a tensor, given by its node, with nothing but constants, weights and moves of axes between."""
+        return self._ends_near(node) == "layer"
+
+    def made_by_two(self, node: Node | None) -> bool:
+        """Whether a tensor is the sum or the difference of what two layers or activation functions have made, likewise."""
+        while node is not None and type(node).__name__.startswith(_MOVES):
+            node = node.next_functions[0][0]
+        if node is None or not type(node).__name__.startswith(_SUMS):
+            return False
+        both = [each for each, _ in node.next_functions if each is not None]
+        return len(both) == 2 and all(self._ends_near(each) for each in both)
+
+    def _ends_near(self, node: Node | None) -> Literal["", "layer", "call"]:
+        """Say what has made a tensor, entry by entry; ``""`` for anything else than a layer or an activation function."""
         for _ in range(_NEAR):
-            if node is None or node in self._pass.calls:
-                return False
+            if node is None:
+                return ""
+            if node in self._pass.calls:
+                return "call"
             if (layers := self._pass.uses.get(node)) is not None:
-                return not any(layer.kind.startswith("Embedding") for layer in layers)
+                return "" if any(layer.kind.startswith("Embedding") for layer in layers) else "layer"
+            if _REDUCES.match(type(node).__name__):
+                return ""
             before = [each for each, _ in node.next_functions if each is not None and not isinstance(each, _Leaf)]
             node = before[0] if len(before) == 1 else None
-        return False
+        return ""
 
     def of_weights(self, node: Node) -> None:
         """Note a node that makes weights of parameters: an activation function there is none that data goes through."""

@@ -60,7 +60,9 @@ def _judged(z: Tensor, tags: Tags) -> bool:
         return False
     tag = tags.get(z)
     return tag is None or not (
-        tag.weights_only or (tag.call is not None and (may_gate(tag.call.site) or tag.call.site.function in _ENDS))
+        tag.weights_only
+        or (not tag.call and tag.gate)
+        or (tag.call is not None and (may_gate(tag.call.site) or tag.call.site.function in _ENDS))
     )
 
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.measure.trace.comparisons import plain_number
-from lightning_gradwatch.record.activations import ROWS
+from lightning_gradwatch.record.activations import ROWS, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.trace.tensor_state import Formula, Tags
+    from lightning_gradwatch.measure.trace.tensor_state import Formula, SiteCall, Tag, Tags
     from lightning_gradwatch.record.step import FloatVector
     from lightning_gradwatch.record.zones import Zones
 
@@ -42,6 +42,7 @@ _UNARY: Mapping[str, Callable[[Any], Any]] = {
     "neg": np.negative,
     "negative": np.negative,
     "square": np.square,
+    "sign": np.sign,
     "reciprocal": np.reciprocal,
     "erf": np.vectorize(math.erf, otypes=[float]),
     **dict.fromkeys(("clone", "contiguous", "float", "double", "half", "bfloat16"), lambda values: values),
@@ -57,8 +58,26 @@ _BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
     "rpow": lambda one, other: np.power(other, one),
 }
 STARTS = frozenset(
-    ("exp", "exp2", "expm1", "abs", "absolute", "square", "pow", "mul", "multiply", "erf", "rpow", "sinh", "cosh")
-)
+    (
+        "exp",
+        "exp2",
+        "expm1",
+        "abs",
+        "absolute",
+        "square",
+        "pow",
+        "mul",
+        "multiply",
+        "erf",
+        "rpow",
+        "sinh",
+        "cosh",
+        "sign",
+    )
+) | {
+    *("log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "rtruediv", "rdiv", "logaddexp", "logaddexp2"),
+    *("tan", "sinc", "erfc", "special_sinc", "special_erfc", "special_ndtr", "special_log_ndtr"),
+}
 """Calls that may be the first step of a function."""
 _DIRECT = STARTS - {"exp", "exp2", "expm1", "abs", "absolute", "rpow"}
 """Those of which nearly all belong to a norm, a distance or a loss, unless their argument is what a layer has just made."""
@@ -91,11 +110,12 @@ class Known(NamedTuple):
 
 
 def may_start(name: str, given: Sequence[Any]) -> bool:
-    """Whether a call may be the first step of a function: of powers the square alone, of products that of a tensor with itself."""
+    """Whether a call may be the first step of a function: of powers not the cube, of products that of a tensor with itself."""
     if name not in STARTS:
         return False
     if name == "pow":
-        return len(given) == 2 and given[1].__class__ in (int, float) and given[1] == 2
+        # Not the cube, which is a step of each GELU that is written out.
+        return len(given) == 2 and given[1].__class__ in (int, float) and given[1] not in (1, 3)
     return name not in ("mul", "multiply") or (len(given) == 2 and given[0] is given[1])
 
 
@@ -128,10 +148,18 @@ def _values(given: Any, of: Origin, tags: Tags) -> Any:
     tag = tags.get(given)
     if tag is not None and tag.formula is not None:
         return tag.formula.values if tag.formula.of is of else None
+    if tag is not None and tag.call is not None and tag.of is of:
+        return _of_call(tag, tag.call)
     if not tags.is_of(given, of):
         return None
     factor = 1.0 if tag is None else tag.factor
     return None if factor is None else factor * POINTS
+
+
+def _of_call(tag: Tag, call: SiteCall) -> Any:
+    """Return the values of a multiple of what an activation function has made; None where they aren't known."""
+    formula = None if call.site.composite is not None or tag.shifted else look_up(call.site.function).formula
+    return None if formula is None or call.factor is None else tag.scale * formula(POINTS, call.factor * POINTS)
 
 
 def recognise(formula: Formula) -> Known | None:

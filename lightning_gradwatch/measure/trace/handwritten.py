@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, SiteCall, Tag, Tags
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from lightning_gradwatch.measure.signal import Origin
@@ -36,7 +38,11 @@ class Composite(NamedTuple):
 def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | None:
     """Complete the tag of an arithmetic result; return the activation function that it completes, if it does."""
     operands = [argument for argument in arguments if argument.dim() > 0]
-    if not operands or op is Op.FUNCTION:
+    if not operands:
+        return None
+    if op is Op.FUNCTION:
+        if (inner := tags.get(operands[0])) is not None:
+            tag.within = inner.call or inner.within
         return None
     roots = [tags.root(operand) for operand in operands]
     known = [tags.get(operand) for operand in operands]
@@ -50,6 +56,20 @@ def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | No
             _carry(op, arguments.constant, known[0], tag)
             return None if op is Op.SHIFT else _hard_sigmoid(arguments.constant, known[0])
     return None
+
+
+def steps_of(arguments: Sequence[Tensor], tags: Tags) -> tuple[SiteCall, ...]:
+    """Return the activation calls of one z whose sum is made, as an ELU's may be: ``relu(x) + exp(-relu(-x)) - 1``.
+
+    Where z is less than 0 in all observations the one is flat and the other isn't, so neither tells of dead units.
+    """
+    one = tags.get(arguments[0])
+    first = None if one is None else one.call or one.within
+    other = None if first is None else tags.get(arguments[1])
+    second = None if other is None else other.call or other.within
+    if first is None or second is None or first is second or first.of is not second.of:
+        return ()
+    return first, second
 
 
 def _completed(factor: Tag, other: Tag | None, root: Origin) -> Composite | None:
@@ -85,7 +105,10 @@ def _carry(op: Op, constant: float, known: Tag | None, tag: Tag) -> None:
     else:
         multiple = 1.0 if known is None else known.factor
         tag.factor = None if multiple is None else multiple * constant
-    if known is None or known.of is None:
+    if known is None:
+        return
+    tag.within = known.within
+    if known.of is None:
         return
     tag.call, tag.u, tag.of = known.call, known.u, known.of
     tag.shifted = known.shifted or op is Op.SHIFT

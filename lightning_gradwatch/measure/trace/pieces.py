@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.trace.axes import axis_after, count_of_units, first_unit, put_together, split_of
-from lightning_gradwatch.measure.trace.tensor_state import LOST, MAKES_FEATURES, Op, Split, Tag, tensors_in, unit_axis
+from lightning_gradwatch.measure.trace.tensor_state import LOST, Op, Split, Tag, tensors_in, unit_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -50,10 +50,8 @@ def _number(tags: Tags, key: Hashable) -> int:
     return tags.pieces.setdefault(key, len(tags.pieces) + 1)
 
 
-def kept(tags: Tags, op: Op, arguments: Sequence[Tensor], sources: Sources) -> int:
-    """Return the number of what a call makes that takes nothing apart: that of its data, or of the weights that make features."""
-    if op not in MAKES_FEATURES and sources.tag is not None:
-        return sources.tag.piece
+def made(tags: Tags, arguments: Sequence[Tensor], sources: Sources) -> int:
+    """Return the number of what a call makes of weights, or makes features of: that of the weights, or of all its data."""
     known = [tags.get(each) for each in arguments]
     found = tuple(
         0 if tag is None or (sources.user is not None and not tag.weights_only) else tag.piece for tag in known
@@ -74,6 +72,7 @@ def taken(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: Te
     tag = tags.get(source)
     before = 0 if tag is None else tag.piece
     of_weights = tag is None or tag.weights_only
+    tags.apart = tags.apart or of_weights
     units = split_of(source.shape, range(source.dim())) if of_weights else unit_axis(source, tag)
     if result._is_view() and result._base is (source if source._base is None else source._base):  # noqa: SLF001 - the documented test for a view has no public name
         offset = int(result.storage_offset()) - int(source.storage_offset())
@@ -142,17 +141,14 @@ def joined(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: T
     return put_together(units, first, len(own), along, new=stacked) if apart else LOST, number
 
 
-def assigned(tags: Tags, func: Callable[..., Any], arguments: Sequence[Tensor], result: object) -> None:
+def assigned(tags: Tags, func: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
     """Note what is known of a tensor to a part of which another one was assigned.
 
     Args:
         tags: What is known of tensors.
         func: The torch function.
         arguments: The tensor, those that say which part, and what was assigned.
-        result: What the call returned.
     """
-    if result is not None or not arguments or getattr(func, "__name__", "") != "__setitem__":
-        return
     buffer, value = arguments[0], arguments[-1]
     tag, before = tags.get(value), tags.get(buffer)
     if tag is None or tag.layer is None or tag.weights_only or value is buffer:

@@ -91,7 +91,8 @@ _NAMES: dict[Op, str] = {
     Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
     Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
     Op.FUNCTION: "exp exp2 expm1 abs absolute __abs__ sqrt rsqrt log log1p sinh cosh exp_ exp2_ expm1_ abs_ absolute_ sqrt_ "
-    "rsqrt_ log_ log1p_ sinh_ cosh_ __rpow__",
+    "rsqrt_ log_ log1p_ sinh_ cosh_ __rpow__ log2 log10 logaddexp logaddexp2 tan sinc erfc sign special_sinc special_erfc "
+    "special_ndtr special_log_ndtr",
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
     "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
@@ -160,6 +161,10 @@ LOST = Split(())
 """Stands for units that lie where they can't be told from positions any more."""
 
 
+NO_UNITS = Split((((Part(0, "positions"),)),))
+"""Stands for a tensor that has none, as one that no layer has made."""
+
+
 Axis: TypeAlias = "int | Split"
 """The axis of the units, or the parts of axes."""
 
@@ -209,6 +214,8 @@ class SiteCall:
         self.in_place = in_place
         self.layer = None if tag is None else tag.layer
         self.piece = 0 if tag is None else tag.piece
+        self.factor = 1.0 if tag is None or tag.root is None else tag.factor
+        """Of what multiple of `of` it is; None where it is another function of that."""
         self.inner = None if tag is None else tag.call
         """The call whose output is the argument, as softplus is of the tanh in Mish."""
 
@@ -216,9 +223,11 @@ class SiteCall:
 class Start:
     """The argument of a function's first step."""
 
-    __slots__ = ("argument", "direct", "factor", "name", "place", "tag", "version")
+    __slots__ = ("argument", "direct", "factor", "name", "named", "place", "tag", "version")
 
-    def __init__(self, argument: Tensor, factor: float, tag: Tag, *, name: str, place: Location, direct: bool) -> None:
+    def __init__(
+        self, argument: Tensor, factor: float, tag: Tag, *, name: str, place: Location, direct: bool, named: bool
+    ) -> None:
         self.argument: Tensor | None = argument.detach()
         """None once there are newer ones."""
         self.version = argument._version  # noqa: SLF001 - it has no public name
@@ -229,6 +238,8 @@ class Start:
         self.place = place
         self.direct = direct
         """Whether a layer has made it, with nothing but constants between."""
+        self.named = named
+        """Whether coverage names the function where a layer takes it and it isn't known: so, or of a sum or difference of two."""
 
 
 class Formula(NamedTuple):
@@ -251,6 +262,8 @@ class Tag:
     """Of the value of which this is an arithmetic function (no activation function between); itself, where of none."""
     call: SiteCall | None = None
     """The activation call whose output this is, up to views, constants and casts."""
+    within: SiteCall | None = None
+    """The activation call of whose output this is another function, entry by entry."""
     picked: SiteCall | None = None
     """The activation call of whose output this is a choice of entries, as the probabilities of the right classes are."""
     of: Origin | None = None
@@ -315,6 +328,8 @@ class Tags:
         self.comparisons = Comparisons()
         self.pieces: dict[Hashable, int] = {}
         """The numbers of pieces of layers' features."""
+        self.apart = False
+        """Whether some of them are pieces of weights."""
         self._starts: deque[Start] = deque()
 
     def get(self, tensor: object) -> Tag | None:
@@ -332,6 +347,7 @@ class Tags:
         self._untagged.clear()
         self.comparisons.clear()
         self.pieces.clear()
+        self.apart = False
         self._starts.clear()
 
     def hold(self, start: Start) -> None:

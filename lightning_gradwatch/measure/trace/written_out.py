@@ -69,7 +69,7 @@ class WrittenOut:
                 new.formula = self._start(name, given, sources.tensor)
             return None
         if op in MAKES_FEATURES:
-            if sources.user is not None and formula.start.direct:
+            if sources.user is not None and formula.start.named:
                 self._activations.leaves_out_at(formula.start)
             return None
         if op in MOVES or name in CARRIES:
@@ -83,7 +83,8 @@ class WrittenOut:
         if tag is None or z is None or tag.call is not None or not self._activations.are_features(z):
             return None
         direct = self._activations.are_of_layer(z)
-        if not direct and wants_layer(name):
+        named = direct or self._activations.are_of_two(z)
+        if not named and wants_layer(name):
             return None
         factor = 1.0 if tag.root is None else tag.factor
         of = self._tags.root(z)
@@ -91,7 +92,7 @@ class WrittenOut:
             math.isfinite(factor) and factor
         ):  # shifted, or of another function: an argument of its own
             of, factor = Origin(z), 1.0
-        start = Start(z, factor, tag, name=name, place=self._activations.place(), direct=direct)
+        start = Start(z, factor, tag, name=name, place=self._activations.place(), direct=direct, named=named)
         self._tags.hold(start)
         return Formula(
             of, start, evaluate(name, [start.factor * POINTS if each is z else each for each in given], of, self._tags)
@@ -104,9 +105,13 @@ class WrittenOut:
                 new.formula = formula._replace(values=None)
             return None
         new.formula = formula._replace(values=evaluate(name, arguments.given, formula.of, self._tags))
+        tags = map(self._tags.get, arguments)
+        self._activations.are_steps([tag.call for tag in tags if tag is not None and tag.call is not None])
         return recognise(new.formula) if op in _MAY_END or name in _DIVIDES else None
 
     def _is_of(self, tensor: Tensor, formula: Formula) -> bool:
         tag = self._tags.get(tensor)
         own = None if tag is None else tag.formula
+        if tag is not None and tag.call is not None and tag.of is formula.of:
+            return True
         return own.of is formula.of if own is not None else self._tags.is_of(tensor, formula.of)

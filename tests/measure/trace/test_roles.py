@@ -250,6 +250,7 @@ SUMS_OF_GATES = {
     "shares of two gates": lambda m, x, g: (s := g(m.a(x))) / (s + g(m.b(x))) * m.c(x),
     "two gates side by side": lambda m, x, g: torch.cat([g(m.a(x)), g(m.b(x))], -1)[:, 2:6] * m.c(x),
     "weighed and added": lambda m, x, g: (0.3 * g(m.a(x)) + 0.7 * g(m.b(x))).clamp(0.1, 0.9) * m.c(x),
+    "added, and cut off": lambda m, x, g: (g(m.a(x)) + g(m.b(x))).clamp(max=1) * m.c(x),
     "added in place": lambda m, x, g: torch.zeros_like(x).add_(g(m.a(x))).add_(g(m.b(x))).mul(m.c(x)),
     "squeeze and excitation, twice": lambda m, x, g: (z := m.a(x)) * g(m.b(z).mean(0)) + z * g(m.c(z)),
 }

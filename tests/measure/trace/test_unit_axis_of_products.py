@@ -75,3 +75,81 @@ def test_columns_are_the_batch_and_their_number_may_change():
             optimizer.step()
         assert len(probe.info.sites) == 1
     assert probe.record.window_fill[0] == 0.99
+
+
+A = torch.rand(7, 7, generator=torch.Generator().manual_seed(1))
+# Name: a product of the features of a convolution [B, C, T, 7] with data, the axis of its units.
+OF_DATA = {
+    "joints of a skeleton": (lambda y: y @ A, 1),
+    "the graph first": (lambda y: (A @ y.mT).mT, 1),
+    "nodes before features": (lambda y: A @ y.permute(0, 2, 3, 1), 3),
+    "nodes before features, from the right": (lambda y: y.permute(0, 2, 3, 1).__rmatmul__(A), 3),
+    "einsum": (lambda y: torch.einsum("nctv,vw->nctw", y, A), 1),
+    "einsum, rearranged": (lambda y: torch.einsum("nctv,vw->nwtc", y, A), 3),
+    "einsum, an ellipsis": (lambda y: torch.einsum("...v,vw->...w", y, A), 1),
+    "einsum, the graph first": (lambda y: torch.einsum("vw,nctv->ntcw", A, y), 2),
+    "einsum of one": (lambda y: torch.einsum("nctv->nvct", y), 2),
+    "einsum of one, added up": (lambda y: torch.einsum("nctv->nct", y), 1),
+    "bmm": (lambda y: torch.bmm(y[:, :, 0], A.expand(4, 7, 7)), 1),
+    "bmm, nodes first": (lambda y: torch.bmm(A.expand(4, 7, 7), y[:, :, 0].mT), 2),
+    "values of attention": (lambda y: (y.flatten(2).mT @ y.flatten(2)).softmax(-1) @ y.flatten(2).mT, 2),
+    "values of attention, features first": (lambda y: y.flatten(2) @ (y.flatten(2).mT @ y.flatten(2)).softmax(-1).mT, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_what_data_is_multiplied_with_leaves_the_features(name):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, FEATURES, 1), nn.Linear(FEATURES, 1)
+
+        def forward(self, x):
+            self.z = way(self.first(x))
+            return self.last(F.relu(self.z).movedim(axis, -1))
+
+    way, axis = OF_DATA[name]
+    torch.manual_seed(0)
+    model = Mixed()
+    with torch.no_grad():
+        model.first.bias[:3] -= 1000.0
+    probe = Probe(model, torch.optim.SGD(model.parameters(), 0.0), observations=1, batch_elements=1)
+    for _ in range(2):
+        with probe:
+            model(torch.randn(4, 3, 6, 7)).sum().backward()
+    column = [site.function for site in probe.info.sites].index("relu")
+    assert probe.info.sites[column].units == FEATURES
+    off = (model.z.detach() <= 0).movedim(axis, -1).flatten(0, -2).double()
+    assert probe.record.metrics["inactive_share"][column] == pytest.approx(off.mean().item())
+    assert probe.record.metrics["dead_fraction"][column] == (off.mean(0) == 1).double().mean().item() > 0
+    assert probe.info.coverage == ()
+
+
+SCORES = {
+    "matmul": lambda q, k: q.transpose(1, 2) @ k.permute(0, 2, 3, 1),
+    "einsum": lambda q, k: torch.einsum("bqhd,bkhd->bhqk", q, k),
+    "bmm": lambda q, k: torch.bmm(q.transpose(1, 2).reshape(10, 6, 4), k.permute(0, 2, 3, 1).reshape(10, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES)
+def test_scores_have_what_they_are_made_along_for_units(scores, heads):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.last = nn.Linear(8, 4 * heads), nn.Linear(8, 4 * heads), nn.Linear(1, 1)
+
+        def forward(self, x):
+            q, k = (layer(x).view(x.shape[0], 6, heads, 4) for layer in (self.q, self.k))
+            self.z = scores(q, k)
+            return self.last(F.relu(self.z).mean().view(1, 1))
+
+    torch.manual_seed(0)
+    model = Attention()
+    with Probe(model, torch.optim.SGD(model.parameters(), 0.0), observations=1, batch_elements=1) as probe:
+        model(torch.randn(10 // heads, 6, 8)).sum().backward()
+    (site,) = probe.info.sites
+    assert site.units == 6
+    assert probe.record.metrics["inactive_share"][0] == pytest.approx((model.z <= 0).double().mean().item())
+    assert probe.info.coverage == ()

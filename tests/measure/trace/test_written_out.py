@@ -58,6 +58,12 @@ WRITTEN = {
     "QuickGELU": (lambda x: x / (1 + torch.exp(-1.702 * x)), "silu", lambda x: x * torch.sigmoid(1.702 * x)),
     "log(1 + exp(x))": (lambda x: torch.log(1 + torch.exp(x)), "softplus", F.softplus),
     "log1p(exp(x))": (lambda x: x.exp().log1p(), "softplus", F.softplus),
+    "max(x, 0) + log1p(exp(-|x|))": (lambda x: x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())), "softplus", F.softplus),
+    "relu(x) + log(1 + exp(-|x|))": (lambda x: F.relu(x) + torch.log(1 + torch.exp(-torch.abs(x))), "softplus", F.softplus),
+    "(x + |x|) / 2": (lambda x: (x + x.abs()) / 2, "relu", F.relu),
+    "0.5 * (|x| + x)": (lambda x: 0.5 * (torch.abs(x) + x), "relu", F.relu),
+    "x / 2 + |x| / 2": (lambda x: x / 2 + x.abs() / 2, "relu", F.relu),
+    "x * (1 + sign(x)) / 2": (lambda x: x * (1 + torch.sign(x)) / 2, "relu", F.relu),
     "sin": (torch.sin, "sin", torch.sin),
     "sin of 3 x": (lambda x: torch.sin(3 * x), "sin", torch.sin),
     "cos": (lambda x: x.cos(), "cos", torch.cos),
@@ -92,6 +98,11 @@ def test_it_is_one_site_whose_numbers_are_autograds(name, steps):
     assert record.metrics["signal_norm"][0] == pytest.approx(expected.norm().item(), rel=1e-4)
     assert record.metrics["activation_gain"][0] == pytest.approx((expected.norm() / of_output.norm()).item(), rel=1e-4)
     assert record.forward_rms[0] == pytest.approx(a.detach().square().mean().sqrt().item(), rel=1e-5)
+    if function == "relu":
+        off = (z <= 0).double()
+        assert record.metrics["inactive_share"][0] == pytest.approx(off.mean().item())
+        assert record.metrics["dead_fraction"][0] == (off.mean(0) == 1).double().mean() > 0
+        return
     assert record.metrics["dead_fraction"][0] == 0
     if function in NEVER_FLAT:
         assert np.isnan(record.metrics["saturated_fraction"][0])
@@ -105,7 +116,14 @@ def test_it_is_one_site_whose_numbers_are_autograds(name, steps):
     assert record.metrics["saturated_fraction"][0] > 0
 
 
+def assigned(x):
+    y = x.clone()
+    y[y < 0] = 0
+    return y
+
+
 UNKNOWN = {
+    "x[x < 0] = 0": (assigned, ":setitem"),
     "x * exp(-x)": (lambda x: x * torch.exp(-x / 9), ":exp"),
     "a Gaussian": (lambda x: torch.exp(-x.square()), ":square"),
     "exp": (lambda x: torch.exp(x / 9), ":exp"),
@@ -124,6 +142,27 @@ UNKNOWN = {
     "around a residual block": (lambda x: x + torch.square(x), ":square"),
     "of what was shifted": (lambda x: 0.5 * (1 + torch.erf((x - 0.7).div(0.28 * math.sqrt(2)))), ":erf"),
     "shifted, then squared": (lambda x: (x + 1) ** 2, ":pow"),
+    "a distance": (lambda x: (x - x.roll(1, 0)).square(), ":square"),
+    "a difference": (lambda x: (x - x.roll(1, 0)).abs(), ":abs"),
+    "a difference, moved": (lambda x: (x - x.roll(1, 0)).view(64, 3, 4).pow(2).flatten(1), ":pow"),
+    "a product of differences": (lambda x: (d := x - x.roll(1, 0)) * d, ":mul"),
+    "a sum of two, squared": (lambda x: (x + x.roll(1, 0)) ** 2, ":pow"),
+    "the distance of two, as a Gaussian": (lambda x: torch.exp(-((x - x.roll(1, 0)) ** 2)), ":pow"),
+    "leaky, by its size": (lambda x: 0.55 * x + 0.45 * x.abs(), ":abs"),
+    "x |x|": (lambda x: x * x.abs(), ":abs"),
+    "the logarithm of the size": (lambda x: torch.sign(x) * torch.log1p(x.abs()), ":sign"),
+    "log": (lambda x: torch.log(x + 1000), ":log"),
+    "sqrt": (lambda x: (x + 1000).sqrt(), ":sqrt"),
+    "1 / x": (lambda x: 1 / (x + 1000), ":rdiv"),
+    "logaddexp": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), ":logaddexp"),
+    "GELU by ndtr": (lambda x: x * torch.special.ndtr(x), ":special_ndtr"),
+    "erfc": (torch.erfc, ":erfc"),
+    "tan": (lambda x: torch.tan(x / 99), ":tan"),
+    "sinc": (torch.sinc, ":sinc"),
+    "squareplus": (lambda x: (x + torch.sqrt(x * x + 4)) / 2, ":mul"),
+    "ELU of a ReLU": (lambda x: F.relu(x) + (torch.exp(-F.relu(-x)) - 1), ":relu"),
+    "leaky, of two ReLUs": (lambda x: F.relu(x) - 0.1 * F.relu(-x), ":relu"),
+    "ELU, cut off": (lambda x: torch.clamp(x, min=0) + torch.expm1(torch.clamp(x, max=0)), ":relu"),
     "a sum of two": (lambda x: torch.exp(x / 9) + torch.exp(-x / 9), ":exp"),
 }
 
@@ -176,13 +215,14 @@ ORDINARY = {
     "a sample": lambda x: x + torch.exp(0.5 * x.roll(1, -1)) * torch.randn_like(x),
     "a sample of a layer's": lambda x: x.roll(1, -1) + torch.exp(0.05 * x) * torch.randn_like(x),
     "a scale": lambda x: x * torch.exp(0.01 * x.roll(1, -1)),
-    "a distance": lambda x: (x - x.roll(1, 0)).square(),
-    "a difference": lambda x: (x - x.roll(1, 0)).abs(),
     "a distance to centres": lambda x: (x[:, None] - x.detach()[None, :12]).pow(2).sum(-1),
     "pooled moments": lambda x: x + (x**2).mean(0) - x.mean(0) ** 2,
     "powers of positions": lambda x: x + torch.pow(torch.rand(12) + 1, torch.arange(12.0)) + torch.pow(x.detach().abs(), torch.ones(12)),
     "a learned exponent": lambda x: x.detach().abs().add(0.1) ** (x / 99) + torch.pow(2.0, x.detach()),
     "a constant": lambda x: x * torch.exp(torch.tensor(0.1)),
+    "a difference to the mean": lambda x: (x - x.mean(-1, keepdim=True)).pow(2).mean(-1, keepdim=True) + x,
+    "standard deviations": lambda x: x + torch.sqrt(x.var(0, keepdim=True) + 1e-5).expand_as(x),
+    "a residual's root mean square": lambda x: (r := x + x.roll(1, 0)) * torch.rsqrt(r.pow(2).mean(-1, keepdim=True)),
     "residual of two": lambda x: x + x.roll(1, 0) * 0.5,
     "scaled and shifted": lambda x: 0.5 * (x + 1) / 3 - 2,
 }  # fmt: skip
@@ -205,6 +245,12 @@ LOSSES = {
     "Cauchy": lambda y: torch.log(1 + y * y).mean(),
     "angles": lambda y: (1 - torch.cos(y - 1)).mean(),
     "smooth": lambda y: torch.sqrt(1 + y**2).mean(),
+    "the distance of two": lambda y: (y - y.roll(1, 0)).square().mean(),
+    "the size of a difference": lambda y: (y - y.roll(1, 0)).abs().sum(),
+    "two squares": lambda y: ((y - y.roll(1, 0)) * (y - y.roll(1, 0))).mean(),
+    "pairs": lambda y: torch.log(1 + torch.exp(-(y - y.roll(1, 0)) / 9)).mean(),
+    "inverse": lambda y: (1 / (y + 1000)).mean(),
+    "root": lambda y: (y + 1000).sqrt().log().mean(),
     "Gaussian": lambda y: (y.square() * torch.exp(-y / 99) + y).mean(),
 }
 
