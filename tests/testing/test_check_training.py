@@ -59,7 +59,7 @@ def test_ill_module_is_not_ok_and_the_report_says_why():
     assert [finding.code for finding in report.findings] == ["GW101", "GW301"]
     text = str(report)
     assert "Do gradients reach the first layer? Hardly, see GW101: net.0" in text
-    assert "remedy   Replace Sigmoid" in text
+    assert "do       Replace Sigmoid" in text
     assert "not judged: GW201: not yet: the fullest window" in text
     assert "Does a layer die? Can't say: no activation's window of observations is full" in text
     assert text.endswith("failed: 2 findings from 17 rules judged")
