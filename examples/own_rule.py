@@ -55,7 +55,8 @@ class LoudLayer(Rule):
         return Sentences(
             cause=f"What trains {found.worst} is far larger than what trains the rest of the net.",
             remedy=Remedy("Weight the losses so that their gradients are about as large."),
-            message=f"The gradient of {found.worst} is {found.value:.3g} times the median. Reported above {self.ratio:g} times.",
+            headline=f"The gradient of {found.worst} is {found.value:.3g} times the median",
+            message=f"Reported above {self.ratio:g} times.",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -115,10 +114,10 @@ def _fitted(blocks: Mapping[str, list[str]], width: int) -> list[list[str]]:
     """Cut a finding to the lines that it may have, what matters least first."""
     scale = max(_WIDEST / width, 1.0)
     fitted = dict(blocks)
-    beyond = sum(map(len, blocks.values())) - math.ceil(_MOST_LINES * scale)
+    beyond = sum(map(len, blocks.values())) - round(_MOST_LINES * scale)
     for label, least in _LEAST.items():
         lines = blocks.get(label, [])
-        fitted[label] = _cut(lines, max(len(lines) - max(beyond, 0), math.ceil(least * scale)), width)
+        fitted[label] = _cut(lines, max(len(lines) - max(beyond, 0), round(least * scale)), width)
         beyond -= len(lines) - len(fitted[label])
     return list(fitted.values())
 

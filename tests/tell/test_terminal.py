@@ -63,6 +63,12 @@ def test_what_is_too_long_ends_in_an_ellipsis_the_reason_first_and_what_to_do_la
     whole = length == 1
     assert ("done" in "".join(lines)) is whole
     assert ("…" in "".join(lines)) is not whole
+    verdict = RunVerdict(path="p", findings=(finding,), unjudged={}, judged=1, exit_code=1)
+    told = verdict_text(verdict, width=100).splitlines()
+    assert (
+        told.index("    more     gradwatch explain GW101") - told.index(next(each for each in told if "word0" in each))
+        < 12
+    )
     narrow = warning_text(finding, led_to=led_to, width=50).splitlines()
     assert len(narrow) <= 24
 
