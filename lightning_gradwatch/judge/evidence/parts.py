@@ -30,6 +30,9 @@ _WORSE = 0.05
 _WON = 0.5
 """The same by which that of one that has won has fallen."""
 _HOLD_BACK = 0.1
+_EVEN = 1.5
+"""How many times the starved part's learning rate that of the other one, held back, may still be: steps that are as large as each
+other's helped most where they weren't."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,8 @@ def told_parts(info: RunInfo, contest: Contest, index: int, ratio: float) -> Tol
     return Told(part.sunk, message)
 
 
-def why_starved(info: RunInfo, contest: Contest, index: int) -> tuple[str, Remedy]:
-    """Say why a part gets next to no gradient, and what to do."""
+def why_starved(info: RunInfo, contest: Contest, index: int, rates: Sequence[float]) -> tuple[str, Remedy]:
+    """Say why a part gets next to no gradient, and what to do; `rates` are the optimizers' learning rates."""
     rest = [other for other in contest.parts if other != index]
     won = [other for other in rest if contest.parts[other].won]
     if won:
@@ -158,11 +161,21 @@ def why_starved(info: RunInfo, contest: Contest, index: int) -> tuple[str, Remed
     else:
         cause = "What it is trained by hardly depends on it any more, although its loss is worse than at the start: that is flat there."
     layers = tuple(name for other in won or rest for name in contest.layers(info, other))
+    faster = max(rates[other] for other in won or rest) * _HOLD_BACK / rates[index]
+    even = ""
+    actions = [Action("set_learning_rate", layers, (("factor", _HOLD_BACK),))]
+    if _EVEN < faster < math.inf:
+        up = min(faster, 1 / _HOLD_BACK)
+        even = (
+            f", and as that is still {number(faster)} times the starved part's own, multiply this one's by {number(up)}"
+        )
+        actions.append(Action("set_learning_rate", contest.layers(info, index), (("factor", up),)))
     return cause, Remedy(
-        "Give it a loss that doesn't saturate where it fails (a generator: minimise -log D(G(z)), as binary_cross_entropy_with_logits "
-        f"with targets of 1 does, and not log(1 - D(G(z)))); or hold {listed(layers)} back: a tenth of the learning rate, fewer "
-        "steps, noise on what it is given, or a gradient penalty.",
-        (Action("set_learning_rate", layers, (("factor", _HOLD_BACK),)),),
+        f"Hold {listed(layers)} back: a tenth of the learning rate{even}. And give the starved part a loss that doesn't saturate "
+        "where it fails (a generator: minimise -log D(G(z)), as binary_cross_entropy_with_logits with targets of 1 does, and not "
+        "log(1 - D(G(z)))): where the data lie far from what it makes, only both together help. Fewer steps of the other one, noise "
+        "on what that is given, or a gradient penalty hold it back as well.",
+        tuple(actions),
     )
 
 
