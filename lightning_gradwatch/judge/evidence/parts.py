@@ -48,6 +48,8 @@ class Part:
     last: float
     worse: bool
     """Whether its latest losses are all above its first ones, clearly."""
+    rate: float
+    """Its learning rate when it last stepped; NaN where that isn't known."""
 
     @property
     def sunk(self) -> float:
@@ -107,6 +109,7 @@ def _note(held: dict[str, Any], record: StepRecord, index: int, norms: npt.NDArr
     if not measured.size or not np.isfinite(measured).all() or not record.learning_rates[index] > 0:
         return False
     held["norms"] = [*held["norms"], math.hypot(*measured.tolist())][-_COMPARED:]
+    held["rate"] = float(record.learning_rates[index])
     held["peak"] = max(held["peak"], middle(sorted(held["norms"])))
     loss = record.optimizer_losses[index]
     if math.isfinite(loss):
@@ -117,12 +120,12 @@ def _note(held: dict[str, Any], record: StepRecord, index: int, norms: npt.NDArr
 
 
 def _read(held: Mapping[str, Any]) -> Part:
-    first, last = held["first"], held["last"]
+    first, last, rate = held["first"], held["last"], held.get("rate", math.nan)
     if len(last) < _COMPARED:
-        return Part(middle(sorted(held["norms"])), held["peak"], math.nan, math.nan, worse=False)
+        return Part(middle(sorted(held["norms"])), held["peak"], math.nan, math.nan, worse=False, rate=rate)
     start, now = middle(sorted(first)), middle(sorted(last))
     worse = min(last) > max(first) and now - start >= _WORSE * abs(start)
-    return Part(middle(sorted(held["norms"])), held["peak"], start, now, worse=worse)
+    return Part(middle(sorted(held["norms"])), held["peak"], start, now, worse=worse, rate=rate)
 
 
 def _own_columns(info: RunInfo) -> tuple[npt.NDArray[np.intp], ...]:
@@ -149,8 +152,8 @@ def told_parts(info: RunInfo, contest: Contest, index: int, ratio: float) -> Tol
     return Told(part.sunk, message)
 
 
-def why_starved(info: RunInfo, contest: Contest, index: int, rates: Sequence[float]) -> tuple[str, Remedy]:
-    """Say why a part gets next to no gradient, and what to do; `rates` are the optimizers' learning rates."""
+def why_starved(info: RunInfo, contest: Contest, index: int) -> tuple[str, Remedy]:
+    """Say why a part gets next to no gradient, and what to do."""
     rest = [other for other in contest.parts if other != index]
     won = [other for other in rest if contest.parts[other].won]
     if won:
@@ -161,7 +164,7 @@ def why_starved(info: RunInfo, contest: Contest, index: int, rates: Sequence[flo
     else:
         cause = "What it is trained by hardly depends on it any more, although its loss is worse than at the start: that is flat there."
     layers = tuple(name for other in won or rest for name in contest.layers(info, other))
-    faster = max(rates[other] for other in won or rest) * _HOLD_BACK / rates[index]
+    faster = max(contest.parts[other].rate for other in won or rest) * _HOLD_BACK / contest.parts[index].rate
     even = ""
     actions = [Action("set_learning_rate", layers, (("factor", _HOLD_BACK),))]
     if _EVEN < faster < math.inf:

@@ -102,10 +102,9 @@ class StarvedPart(WiringRule):
     ) -> Sighting:
         told = told_parts(info, contest, index, self.ratio)
         layers = contest.layers(info, index)
-        rates = tuple(record.learning_rates)
 
         def write() -> Sentences:
-            return Sentences(*why_starved(info, contest, index, rates), told.message, (Cause(CauseKind.STARVED_PART),))
+            return Sentences(*why_starved(info, contest, index), told.message, (Cause(CauseKind.STARVED_PART),))
 
         return Sighting(
             severity=Severity.WARNING,

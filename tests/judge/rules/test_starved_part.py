@@ -78,12 +78,17 @@ class TestParts:
     def test_of_optimizers_that_take_turns_by_batch_the_next_turn_is_waited_for(self, runs, info):
         """Steps 64 on would be measured one by one: the even ones are the one's, the odd ones the other's."""
         steps = (0, 1, 2, 3, 4, 5, 8, 9, 32, 33, 64, 65, 66, 67, 68, 69)
-        turns = [record(runs, info, step, optimizers=(step % 2,), norms=(sinks, level)) for step in steps]
+        rates = ((1e-3, math.nan), (math.nan, 4e-2))
+        turns = [
+            record(runs, info, step, optimizers=(step % 2,), norms=(sinks, level), learning_rates=rates[step % 2])
+            for step in steps
+        ]
         got = runs.feed(StarvedPart(), turns, info)
         assert got.only.layers == FIRST
         first = next(place for place, asked in enumerate(got.confirming) if asked)
         settled = next(place for place, told in enumerate(got.told) if told)
         assert all(got.confirming[first:settled])
+        assert [dict(action.arguments)["factor"] for action in got.only.remedy.actions] == [0.1, pytest.approx(4.0)]
 
     def test_the_winners_own_gradient_may_sink_with_it(self, runs, info):
         assert judged(runs, info, norms=(sinks, sinks)).only.layers == FIRST
