@@ -63,6 +63,8 @@ def examples(data: Data) -> Examples:
         inputs = data.scale * inputs
     else:
         tokens = int(inputs.max()) + 1
+    if data.shuffled:
+        targets = targets[torch.randperm(len(targets), generator=_generator())]
     if task.kind == "classification":
         return Examples(inputs, targets, task, tokens, int(targets.max()) + 1)
     if data.targets != "raw" and task.kind == "regression":

@@ -34,6 +34,7 @@ from benchmarks.galleries.spec import (
     Training,
     Transformer,
     Unrolled,
+    Variational,
 )
 
 LEAKY = dense(2, "LeakyReLU", width=64, start=None)
@@ -283,6 +284,93 @@ RECOVERS = family(
     ),
 )
 
+# The loss jumps, and comes back.
+SPIKES = family(
+    "spikes",
+    ("odd-batch-adam", DIGITS, dense(3, "ReLU"), replace(ADAM, odd=(149, 30.0), steps=400)),
+    ("odd-batch-sgd", DIGITS, dense(3, "ReLU"), replace(SGD, odd=(149, 5.0), steps=400)),
+    ("odd-batch-clipped", DIGITS, dense(3, "ReLU"), replace(SGD, odd=(149, 100.0), clip=1.0, steps=400)),
+    ("odd-batch-tanh", WINE, dense(2, "Tanh", XAVIER, 32), replace(MOMENTUM, odd=(99, 50.0), steps=400)),
+    ("restarts", DIGITS, dense(3, "ReLU"), replace(MOMENTUM, schedule="restarts", steps=400)),
+)
+
+RATES = family(
+    "rates",
+    ("cyclic", DIGITS, dense(4, "ReLU"), replace(MOMENTUM, schedule="cyclic")),
+    ("cyclic-adam", DIGITS, dense(3, "Tanh", XAVIER), replace(QUICK, schedule="cyclic")),
+    (
+        "clipped-gradients-of-20",
+        DIGITS,
+        dense(4, "ReLU", replace(HE, gain=1.5)),
+        replace(SGD, rate=0.02, loss_scale=10.0, clip=1.0, steps=600),
+    ),
+    (
+        "clipped-scaled-inputs",
+        Data(task="digits", scale=5.0),
+        dense(2, "ReLU"),
+        replace(SGD, rate=0.02, clip=1.0, steps=600),
+    ),
+    (
+        "decay-converged",
+        IRIS,
+        dense(2, "ReLU", width=16),
+        Training(optimizer="AdamW", rate=1e-2, options={"weight_decay": 0.1}, steps=1000),
+    ),
+    ("decay-converged-sgd", DIGITS, dense(3, "ReLU"), replace(SGD, options={"weight_decay": 1e-3}, steps=1000)),
+)
+
+VARIATIONAL = family(
+    "variational",
+    (
+        "settles",
+        Data(task="digits-themselves"),
+        Variational(encoder=dense(1, "ReLU"), decoder=dense(1, "ReLU")),
+        replace(ADAM, rate=3e-3, steps=600),
+    ),
+    (
+        "settles-tanh",
+        Data(task="digits-themselves"),
+        Variational(encoder=dense(1, "Tanh", XAVIER), decoder=dense(1, "Tanh", XAVIER), latent=16, weight=3e-4),
+        replace(ADAM, rate=3e-3, steps=600),
+    ),
+)
+
+STOPPED = family(
+    "stopped",
+    ("digits", DIGITS, dense(3, "ReLU"), replace(SGD, steps=1000, stopped=250)),
+    ("warm-up", DIGITS, dense(4, "ReLU"), replace(ADAM, steps=800, schedule="warmup", stopped=300)),
+    ("diabetes", DIABETES, dense(2, "ReLU", width=32), replace(QUICK, steps=2000, stopped=200)),
+    ("cancer", CANCER, dense(2, "Tanh", XAVIER, 32), replace(SGD, steps=1000, stopped=150, loss="bce_of_logits")),
+)
+
+IN_BALANCE = family(
+    "in-balance",
+    (
+        "by-turns",
+        RING,
+        Gan(generator=LEAKY, discriminator=LEAKY, alternating=True),
+        replace(ADAM, options={"beta1": 0.5}, steps=2000),
+    ),
+    (
+        "squares-by-turns",
+        RING,
+        Gan(generator=LEAKY, discriminator=LEAKY, loss="squares", alternating=True),
+        replace(ADAM, options={"beta1": 0.5}, steps=2000),
+    ),
+    (
+        "saturating",
+        RING,
+        Gan(generator=LEAKY, discriminator=LEAKY, loss="saturating"),
+        replace(ADAM, options={"beta1": 0.5}, steps=1200),
+    ),
+    (
+        "two-rates",
+        RING,
+        Gan(generator=LEAKY, discriminator=LEAKY, rates=(1e-3, 2e-3)),
+        replace(ADAM, options={"beta1": 0.5}, steps=1200),
+    ),
+)
+
 HEALTHY = [
     *PLAIN,
     *SMALL_DATA,
@@ -304,4 +392,9 @@ HEALTHY = [
     *MODES,
     *FEW_SAMPLES,
     *RECOVERS,
+    *SPIKES,
+    *RATES,
+    *VARIATIONAL,
+    *STOPPED,
+    *IN_BALANCE,
 ]

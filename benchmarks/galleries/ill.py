@@ -24,7 +24,7 @@ from benchmarks.galleries.shorthand import (
     dense,
     family,
 )
-from benchmarks.galleries.spec import HE, XAVIER, Conv, Data, Dense, Start, Towers, Training, Transformer, Unrolled
+from benchmarks.galleries.spec import HE, XAVIER, Conv, Data, Dense, Gan, Start, Towers, Training, Transformer, Unrolled
 
 SMALL = Start(method="normal_", arguments={"std": 0.01})
 
@@ -359,6 +359,84 @@ FAR_OFF = family(
     roots=("GW505", "GW301", "GW401"),
 )
 
+# A discriminator that tells the ring's points from the generator's with certainty, and steps faster than the generator can.
+WON = Dense(widths=(64, 64), activation="LeakyReLU", start=None)
+LOST = replace(ADAM, options={"beta1": 0.5}, steps=800)
+STARVED = family(
+    "starved",
+    (
+        "saturating-far",
+        Data(task="ring", scale=5.0),
+        Gan(generator=WON, discriminator=WON, loss="saturating", rates=(1e-4, 5e-3)),
+        LOST,
+    ),
+    (
+        "saturating-relu",
+        Data(task="ring", scale=5.0),
+        Gan(generator=dense(2, "ReLU", None, 16), discriminator=WON, loss="saturating", rates=(1e-4, 5e-3)),
+        LOST,
+    ),
+    (
+        "squares-far",
+        Data(task="ring", scale=5.0),
+        Gan(generator=WON, discriminator=WON, loss="squares", rates=(1e-4, 5e-3)),
+        LOST,
+    ),
+    (
+        "by-turns",
+        Data(task="ring", scale=5.0),
+        Gan(generator=WON, discriminator=WON, loss="saturating", rates=(1e-4, 5e-3), alternating=True),
+        replace(LOST, steps=1600),
+    ),
+    roots=("GW106",),
+)
+
+# One batch unlike all others throws a net out of what it has learned, or before it has.
+THROWN_OUT = family(
+    "thrown-out",
+    ("sgd-early", DIGITS, dense(3, "ReLU"), replace(SGD, odd=(3, 1000.0))),
+    ("sgd-late", DIGITS, dense(3, "ReLU"), replace(SGD, odd=(150, 3000.0))),
+    ("momentum-diabetes", DIABETES, dense(2, "ReLU", width=32), replace(MOMENTUM, odd=(99, 300.0))),
+    ("conv", DIGITS, Conv(widths=(8, 16), start=None, pooled=(0,)), replace(SGD, odd=(99, 3000.0))),
+    roots=("GW102", "GW103", "GW302"),
+)
+
+NO_PROGRESS = family(
+    "no-progress",
+    ("shuffled-digits", Data(task="digits", shuffled=True), dense(2, "ReLU", width=16), Training(rate=0.02, steps=400)),
+    (
+        "shuffled-cancer",
+        Data(task="cancer", shuffled=True),
+        dense(1, "ReLU", width=8),
+        Training(rate=0.01, loss="bce_of_logits", steps=300),
+    ),
+    (
+        "shuffled-conv-stopped",
+        Data(task="digits", shuffled=True),
+        Conv(widths=(8, 16), start=None, pooled=(0,)),
+        Training(rate=0.02, steps=1000, stopped=220),
+    ),
+    (
+        "shuffled-digits-stopped",
+        Data(task="digits", shuffled=True),
+        dense(2, "Tanh", XAVIER, 16),
+        Training(rate=0.02, steps=2000, stopped=150),
+    ),
+    (
+        "shuffled-transformer",
+        Data(task="digits", shuffled=True),
+        Transformer(depth=1, width=16),
+        Training(rate=0.02, steps=300),
+    ),
+    (
+        "shuffled-diabetes",
+        Data(task="diabetes", shuffled=True),
+        dense(2, "ReLU", None, 8),
+        Training(rate=0.01, steps=400),
+    ),
+    roots=("GW601",),
+)
+
 ILL = [
     *VANISHING_ACTIVATION,
     *VANISHING_START,
@@ -383,4 +461,7 @@ ILL = [
     *CLIPPED,
     *DECAYED,
     *FAR_OFF,
+    *STARVED,
+    *THROWN_OUT,
+    *NO_PROGRESS,
 ]

@@ -101,6 +101,11 @@ def _replay(run: Run) -> tuple[tuple[Finding, ...], int | None]:
         told = evaluator.feed(record, run.infos[record.layout])
         if warned is None and any(finding.severity >= Severity.WARNING for finding in told):
             warned = int(record.step)
+    if run.end is not None and run.records:
+        last = run.records[-1]
+        told = evaluator.end(run.end, run.infos[last.layout])
+        if warned is None and any(finding.severity >= Severity.WARNING for finding in told):
+            warned = int(last.step)
     return evaluator.findings, warned
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from benchmarks.galleries.spec import Conv, Dense, Gan, Recurrent, Towers, Transformer, Unrolled
+from benchmarks.galleries.spec import Conv, Dense, Gan, Recurrent, Towers, Transformer, Unrolled, Variational
 
 if TYPE_CHECKING:
     from benchmarks.galleries.data import Examples
@@ -165,6 +165,24 @@ class Sum(nn.Module):
         return self.first(left) + (second.detach() if self.detached else second)
 
 
+class Variation(nn.Module):
+    """Draws from what an encoder says, and keeps how far that is from the prior, in nats an example."""
+
+    def __init__(self, encoder: Stack, decoder: Stack, weight: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.weight = weight
+        self.term: Tensor | float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, logarithm = self.encoder(x).chunk(2, 1)
+        if not self.training:
+            return self.decoder(mean)
+        self.term = self.weight * 0.5 * (mean.square() + logarithm.exp() - 1 - logarithm).sum(1).mean()
+        return self.decoder(mean + (0.5 * logarithm).exp() * torch.randn_like(mean))
+
+
 class Cut(nn.Module):
     """Inputs in the shape that a net wants."""
 
@@ -179,6 +197,10 @@ class Cut(nn.Module):
 def build(net: Net, examples: Examples, *, outputs: int) -> nn.Module:
     """Build a net for some examples; the generator and the discriminator of a GAN are built one by one."""
     assert not isinstance(net, Gan)
+    if isinstance(net, Variational):
+        features = examples.inputs.shape[1]
+        encoder = stack(net.encoder, nn.Identity(), features, 2 * net.latent)
+        return Variation(encoder, stack(net.decoder, nn.Identity(), net.latent, outputs), net.weight)
     if isinstance(net, (Dense, Towers)):
         return _of_features(net, examples, outputs)
     sequence = examples.task.sequence

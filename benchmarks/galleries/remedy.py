@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.galleries.arithmetic import computing_in
 from benchmarks.galleries.nets import norm
 from benchmarks.galleries.outcome import Outcome, outcome
+from benchmarks.galleries.spec import Gan
 from benchmarks.galleries.training import prepare, quiet, train
 from lightning_gradwatch.testing.remedies import NotApplicableError, apply_action, place_of
 from lightning_gradwatch.testing.trials import Prepared as Hands
@@ -41,7 +42,9 @@ def try_remedy(case: Case, seed: int, remedy: Remedy) -> Trial:
     refused: list[str] = []
     with quiet():
         for action in remedy.actions:
-            if action.kind in _OF_CASE:
+            if action.targets and isinstance(case.net, Gan) and action.kind == "set_learning_rate":
+                case = _set_rate_of_part(case, action)
+            elif action.kind in _OF_CASE:
                 case = _OF_CASE[action.kind](case, **dict(action.arguments))
             elif action.kind == "replace_output" and dict(action.arguments)["with"] == "LogSoftmax":
                 case = _without_logarithm(case)
@@ -115,6 +118,18 @@ def _normalize_targets(case: Case) -> Case:
 def _raise_clip(case: Case, **arguments: float) -> Case:
     ((by, limit),) = arguments.items()
     return replace(case, training=replace(case.training, clip=limit, clip_by=by))
+
+
+def _set_rate_of_part(case: Case, action: Action) -> Case:
+    """Change one of two optimizers' learning rates, as its targets' owner says: these step by hand, at rates of the case's."""
+    assert isinstance(case.net, Gan)
+    of_generator, of_discriminator = case.net.rates or (case.training.rate,) * 2
+    factor = dict(action.arguments)["factor"]
+    if action.targets[0].startswith("generator."):
+        of_generator *= factor
+    else:
+        of_discriminator *= factor
+    return replace(case, net=replace(case.net, rates=(of_generator, of_discriminator)))
 
 
 def _scale_weight_decay(case: Case, *, factor: float) -> Case:

@@ -30,6 +30,8 @@ class Data:
     targets: Literal["standard", "raw"] = "standard"
     scale: float = 1.0
     """What the inputs are multiplied by at last."""
+    shuffled: bool = False
+    """Whether targets belong to other inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +133,28 @@ class Gan:
 
     generator: Dense
     discriminator: Dense
-    loss: Literal["bce", "squares"] = "bce"
+    loss: Literal["bce", "squares", "saturating"] = "bce"
+    """``saturating``: the generator minimises log(1 - D(G(z)))."""
     critic_steps: int = 1
     """Discriminator steps to one of the generator."""
+    rates: tuple[float, float] | None = None
+    """Learning rates of generator and discriminator; None: both have the training's."""
+    alternating: bool = False
+    """Whether they take turns by batch, and not within one."""
 
 
-Net: TypeAlias = Dense | Unrolled | Recurrent | Transformer | Towers | Gan
+@dataclass(frozen=True, kw_only=True)
+class Variational:
+    """An autoencoder of a normal distribution for each example, whose distance from the standard one is added to the loss."""
+
+    encoder: Dense
+    decoder: Dense
+    latent: int = 8
+    weight: float = 1e-3
+    """Of the prior's term, in nats an example."""
+
+
+Net: TypeAlias = Dense | Unrolled | Recurrent | Transformer | Towers | Gan | Variational
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +171,7 @@ class Training:
     loss: str = ""
     """A row of `losses.LOSSES`; empty: the task's own."""
     loss_scale: float = 1.0
-    schedule: Literal["", "warmup", "cosine"] = ""
+    schedule: Literal["", "warmup", "cosine", "cyclic", "restarts"] = ""
     accumulate: int = 1
     clip: float | None = None
     clip_by: Literal["norm", "value"] = "norm"
@@ -174,6 +192,10 @@ class Training:
     """Step from which on all of the net trains."""
     penalty: float = 0.0
     """Weight of the squared norm of the loss's gradient by the inputs."""
+    odd: tuple[int, float] | None = None
+    """A step whose inputs are multiplied, and by what."""
+    stopped: int | None = None
+    """The step in which a callback ends the fit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ _ILLNESSES: dict[str, frozenset[Illness]] = {
     "GW303": frozenset({"update"}),
     "GW304": frozenset({"update"}),
     "GW401": frozenset(),
-    **dict.fromkeys(("GW501", "GW502", "GW503", "GW504", "GW505", "GW506"), frozenset()),
+    **dict.fromkeys(("GW501", "GW502", "GW503", "GW504", "GW505", "GW506", "GW106", "GW601"), frozenset()),
 }
 """What a peer would call it. None of them has a word for the initialisation, or for wiring: its effect counts."""
 

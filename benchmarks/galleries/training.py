@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -56,7 +56,13 @@ class Learner(pl.LightningModule):
         self._loss = LOSSES[loss].compute
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        loss = self._loss_of(*batch)
+        inputs, targets = batch
+        step, factor = self._training.odd or (None, 1.0)
+        if self.global_step == step:
+            inputs = factor * inputs
+        if self.global_step == self._training.stopped:
+            self.trainer.should_stop = True
+        loss = self._loss_of(inputs, targets)
         if self.automatic_optimization:
             return loss
         optimizer, added = self.optimizers(), self._training.by_hand
@@ -69,7 +75,7 @@ class Learner(pl.LightningModule):
 
     def _loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
         inputs.requires_grad_(self._training.penalty > 0)
-        loss = self._training.loss_scale * self._loss(self.net(inputs), targets)
+        loss = self._training.loss_scale * self._loss(self.net(inputs), targets) + getattr(self.net, "term", 0.0)
         if self._training.penalty:
             (gradient,) = torch.autograd.grad(loss, inputs, create_graph=True)
             loss = loss + self._training.penalty * len(inputs) * gradient.square().sum()
@@ -92,6 +98,15 @@ class Learner(pl.LightningModule):
         if self._training.schedule == "cosine":
             falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
+        if self._training.schedule == "cyclic":
+            top = self._training.rate
+            cycling = torch.optim.lr_scheduler.CyclicLR(
+                optimizer, top / 20, top, step_size_up=steps // 10, cycle_momentum=False
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycling, "interval": "step"}}
+        if self._training.schedule == "restarts":
+            again = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, steps // 4)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": again, "interval": "step"}}
         return optimizer
 
 
@@ -113,11 +128,16 @@ class Adversaries(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         real, _ = batch
         of_generator, of_discriminator = self.optimizers()
-        self._step(
-            of_discriminator, self._loss(real, real=True) + self._loss(self.generate(len(real)).detach(), real=False)
-        )
-        if batch_idx % self._spec.critic_steps == 0:
-            self._step(of_generator, self._loss(self.generate(len(real)), real=True))
+        turn = batch_idx % 2 if self._spec.alternating else None
+        if turn != 1:
+            self._step(
+                of_discriminator,
+                self._loss(real, real=True) + self._loss(self.generate(len(real)).detach(), real=False),
+            )
+        if turn == 1 or (turn is None and batch_idx % self._spec.critic_steps == 0):
+            made = self.generate(len(real))
+            saturating = self._spec.loss == "saturating"
+            self._step(of_generator, -self._loss(made, real=False) if saturating else self._loss(made, real=True))
 
     def _loss(self, points: Tensor, *, real: bool) -> Tensor:
         judged = self.discriminator(points)
@@ -132,7 +152,11 @@ class Adversaries(pl.LightningModule):
         optimizer.step()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [make_optimizer(part, self._training) for part in (self.generator, self.discriminator)]
+        rates = self._spec.rates or (self._training.rate,) * 2
+        return [
+            make_optimizer(part, replace(self._training, rate=rate))
+            for part, rate in zip((self.generator, self.discriminator), rates, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -224,6 +248,8 @@ def _precision(training: Training) -> dict[str, Any]:
 def _trainer_steps(case: Case) -> int:
     """Return the Trainer's count of steps, which in manual optimization counts those of both optimizers."""
     if not isinstance(case.net, Gan):
+        return case.training.steps
+    if case.net.alternating:
         return case.training.steps
     return case.training.steps + case.training.steps // case.net.critic_steps
 

@@ -171,6 +171,7 @@ class Fit:
             (self.evaluator.confirming and schedule.confirms)
             or (not windows.full and schedule.watches)
             or self.evaluator.follows(step + 1)
+            or schedule.takes_turn(step + 1)
         )
         return 0 if asked else schedule.next_look(step, windows.wanted) - step
 
@@ -181,7 +182,9 @@ class Fit:
             GradWatchError: a finding reaches `fail_on`.
             GradWatchWarning: the user's filters turn it into an error.
         """
-        self.open = None
+        opened, self.open = self.open, None
+        if opened is not None and self._ranks is None and facts.optimizers > 1 and not opened.meter.activations_only:
+            self._schedule.note_stepped(opened.step, opened.meter.steps, facts.optimizers)
         pending = self.probe.finish(facts)
         self._pending.append(pending if self._ranks is None else self._ranks.share(pending))
         self.drain(wait=self._fail_on is not None)

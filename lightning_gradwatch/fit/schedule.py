@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning_gradwatch.record.checkpoint import count_of, mapping_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 DEFAULT_EVERY_N_STEPS = 50
 _FIRST_STEPS = 64
@@ -18,6 +18,9 @@ _CONFIRMING_STEPS = 16
 _LOOKS, _STEPS_A_LOOK = 192, 200
 """Because units may have died at most so many steps are watched, or later one of so many: with the first ones that is at
 most 1 % of a fit from 25,600 steps on. A suspicion takes up to 64 at a batch of 4, and 16 at one of 16."""
+_TURNS = 4
+"""Steps that are measured behind a due one until each optimizer has stepped in one: those that take turns by batch would else
+meet the even steps with one of them always. Each time that this is in vain, half as many are left."""
 
 
 @dataclass
@@ -34,12 +37,22 @@ class Schedule:
     _looked: int = 0
     _last: int = 0
     """The last step that was due, or was watched because units may have died."""
+    _turn: int = -1
+    """The step that is measured for the optimizers that didn't step in those before it."""
+    _turns: int = 0
+    _vain: int = 0
+    _stepped: frozenset[int] = frozenset()
+    """Optimizers that have stepped since the last due step."""
 
     def due(self, step: int, *, confirming: bool) -> bool:
         """Whether everything is measured in a step; `confirming` asks for extra ones."""
         every = self.every_n_steps
         if (step + 1) % every == 0 or (step < every and step & (step - 1) == 0):
-            self._confirmed = 0
+            self._confirmed = self._turns = 0
+            self._stepped = frozenset()
+            self._last = step
+            return True
+        if step == self._turn:
             self._last = step
             return True
         if confirming and self.confirms:
@@ -51,6 +64,21 @@ class Schedule:
     def note_measured(self, step: int) -> None:
         """Take in that a step was measured that wasn't due."""
         self._last = step
+
+    def note_stepped(self, step: int, stepped: Iterable[int], of: int) -> None:
+        """Take in which optimizers stepped in a step that was measured, of so many."""
+        self._stepped |= frozenset(stepped)
+        if len(self._stepped) >= of:
+            self._vain = 0
+        elif self._turns < _TURNS >> self._vain:
+            self._turns += 1
+            self._turn = step + 1
+        elif self._turns and self._turns == _TURNS >> self._vain:
+            self._vain += 1
+
+    def takes_turn(self, step: int) -> bool:
+        """Whether a step is measured for the optimizers that didn't step in those before it."""
+        return step == self._turn
 
     def gap(self, step: int) -> int:
         """Return how many steps after this one the next is due."""
@@ -102,6 +130,7 @@ class Schedule:
             "watched": self._watched,
             "looked": self._looked,
             "last": self._last,
+            "vain": self._vain,
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -115,3 +144,4 @@ class Schedule:
             count_of(number, f"{name} of the schedule")
         self._confirmed, self._watched = int(state["confirmed"]), int(state["watched"])
         self._looked, self._last = int(state.get("looked", 0)), int(state.get("last", 0))
+        self._vain = min(int(state.get("vain", 0)), _TURNS)

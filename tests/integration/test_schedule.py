@@ -144,7 +144,7 @@ def test_steps_that_windows_want_are_at_most_192_and_later_one_of_200():
 def test_a_state_of_a_release_that_wanted_no_further_steps_is_read():
     schedule = Schedule(50)
     schedule.load_state_dict({"confirmed": 3, "watched": 64})
-    assert schedule.state_dict() == {"confirmed": 3, "watched": 64, "looked": 0, "last": 0}
+    assert schedule.state_dict() == {"confirmed": 3, "watched": 64, "looked": 0, "last": 0, "vain": 0}
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 2, 3, 7, 15, 31, 64])
@@ -198,3 +198,40 @@ def test_batches_between_due_steps_go_by_without_a_look(settings, looked, tmp_pa
         measured = [batch for step in steps(watch) for batch in range(3 * step, 3 * step + 3)]
         assert set(measured) <= set(seen)
         assert len(seen) < 45
+
+
+class ByTurns(pl.LightningModule):
+    """Two optimizers of which each batch steps one; the second's turn is every `of`-th, or never."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.automatic_optimization = False
+        self.parts = nn.ModuleList(nn.Linear(6, 4) for _ in range(2))
+        self.of = of
+
+    def training_step(self, batch, batch_idx):
+        index = int(self.of > 0 and batch_idx % self.of == self.of - 1)
+        optimizer = self.optimizers()[index]
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self.parts[index](batch[0]), batch[1]))
+        optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in self.parts]
+
+
+@pytest.mark.judges
+@pytest.mark.parametrize(
+    ("of", "expected"),
+    [
+        (2, [0, 1, 2, 3, 4, 5, 8, 9, 16, 17, 19, 20, 39, 40, 59, 60]),
+        (4, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 39, 40, 59, 60]),
+        (0, [*range(13), 16, 17, 18, 19, 20, 39, 59]),
+    ],
+    ids=["every other batch", "every fourth", "never"],
+)
+def test_optimizers_that_take_turns_by_batch_are_all_met(of, expected, tmp_path):
+    """At each 20th step both, the second by the next step; one that never comes is waited for ever less."""
+    watch = GradWatch(every_n_steps=20, ignore=("GW",))
+    trainer(tmp_path, watch, max_steps=64).fit(ByTurns(of), batches(64))
+    assert steps(watch) == expected

@@ -137,3 +137,29 @@ def test_factors_that_are_both_0_beside_a_bias_that_learns(tmp_path):
     watch, _ = fit(module, low_rank_data(), tmp_path, steps=80)
     assert "GW106" not in {each.code for each in watch.findings}
     assert module.base.up.detach().abs().max() > 0.1
+
+
+def test_what_it_recommends_brings_the_generator_to_the_data(tmp_path):
+    """A tenth of the learning rate for the one that has won, five times for the other, and a loss that doesn't saturate."""
+    torch.manual_seed(0)
+    lost = Gan(saturating=True, toggled=True)
+    watch, _ = fit(lost, points(5.0), tmp_path / "lost", steps=600)
+    (finding,) = (each for each in watch.findings if each.code == "GW106")
+    factors = {
+        action.targets[0].partition(".")[0]: dict(action.arguments)["factor"] for action in finding.remedy.actions
+    }
+    assert factors == {"discriminator": 0.1, "generator": pytest.approx(5.0)}
+    torch.manual_seed(0)
+    rates = [rate * factors[name] for name, rate in zip(("generator", "discriminator"), lost.rates, strict=True)]
+    helped = Gan(saturating=False, toggled=True, rates=rates)
+    watch, _ = fit(helped, points(5.0), tmp_path / "helped", steps=1500)
+    assert "GW106" not in {each.code for each in watch.findings}
+    assert far_from(lost, 5.0) > 5.0
+    assert far_from(helped, 5.0) < 3.0
+
+
+def far_from(module, centre):
+    """How far from the data's centre the generator's points are, at a median."""
+    with torch.no_grad():
+        made = module.generator(torch.randn(256, 4, generator=torch.Generator().manual_seed(1)))
+    return float((made - centre).norm(dim=1).median())

@@ -31,6 +31,9 @@ _WON = 0.5
 """The same by which that of one that has won has fallen."""
 _HOLD_BACK = 0.1
 """Learning rate of what has won, over the present one: a decade, as with every other rate that is too high."""
+_EVEN = 1.5
+"""How many times the starved part's learning rate that of the other one, held back, may still be: steps that are as large as each
+other's helped most where they weren't."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Part:
     last: float
     worse: bool
     """Whether its latest losses are all above its first ones, clearly."""
+    rate: float
+    """Its learning rate when it last stepped; NaN where that isn't known."""
 
     @property
     def sunk(self) -> float:
@@ -106,6 +111,7 @@ def _note(held: dict[str, Any], record: StepRecord, index: int, norms: npt.NDArr
     if not measured.size or not np.isfinite(measured).all() or not record.learning_rates[index] > 0:
         return False
     held["norms"] = [*held["norms"], math.hypot(*measured.tolist())][-_COMPARED:]
+    held["rate"] = float(record.learning_rates[index])
     held["peak"] = max(held["peak"], middle(sorted(held["norms"])))
     loss = record.optimizer_losses[index]
     if math.isfinite(loss):
@@ -116,12 +122,12 @@ def _note(held: dict[str, Any], record: StepRecord, index: int, norms: npt.NDArr
 
 
 def _read(held: Mapping[str, Any]) -> Part:
-    first, last = held["first"], held["last"]
+    first, last, rate = held["first"], held["last"], held.get("rate", math.nan)
     if len(last) < _COMPARED:
-        return Part(middle(sorted(held["norms"])), held["peak"], math.nan, math.nan, worse=False)
+        return Part(middle(sorted(held["norms"])), held["peak"], math.nan, math.nan, worse=False, rate=rate)
     start, now = middle(sorted(first)), middle(sorted(last))
     worse = min(last) > max(first) and now - start >= _WORSE * abs(start)
-    return Part(middle(sorted(held["norms"])), held["peak"], start, now, worse=worse)
+    return Part(middle(sorted(held["norms"])), held["peak"], start, now, worse=worse, rate=rate)
 
 
 def _own_columns(info: RunInfo) -> tuple[npt.NDArray[np.intp], ...]:
@@ -163,11 +169,21 @@ def why_starved(info: RunInfo, contest: Contest, index: int) -> tuple[str, Remed
     else:
         cause = "What it is trained by hardly depends on it any more, although its loss is worse than at the start: that is flat there."
     layers = tuple(name for other in won or rest for name in contest.layers(info, other))
+    faster = max(contest.parts[other].rate for other in won or rest) * _HOLD_BACK / contest.parts[index].rate
+    even = ""
+    actions = [Action("set_learning_rate", layers, (("factor", _HOLD_BACK),))]
+    if _EVEN < faster < math.inf:
+        up = min(faster, 1 / _HOLD_BACK)
+        even = (
+            f", and as that is still {number(faster)} times the starved part's own, multiply this one's by {number(up)}"
+        )
+        actions.append(Action("set_learning_rate", contest.layers(info, index), (("factor", up),)))
     return cause, Remedy(
-        "Give it a loss that doesn't saturate where it fails (a generator: minimise -log D(G(z)), as binary_cross_entropy_with_logits "
-        f"with targets of 1 does, and not log(1 - D(G(z)))); or hold {listed(layers)} back: a tenth of the learning rate, fewer "
-        "steps, noise on what it is given, or a gradient penalty.",
-        (Action("set_learning_rate", layers, (("factor", _HOLD_BACK),)),),
+        f"Hold {listed(layers)} back: a tenth of the learning rate{even}. And give the starved part a loss that doesn't saturate "
+        "where it fails (a generator: minimise -log D(G(z)), as binary_cross_entropy_with_logits with targets of 1 does, and not "
+        "log(1 - D(G(z)))): where the data lie far from what it makes, only both together help. Fewer steps of the other one, noise "
+        "on what that is given, or a gradient penalty hold it back as well.",
+        tuple(actions),
     )
 
 

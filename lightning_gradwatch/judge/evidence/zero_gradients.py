@@ -55,7 +55,7 @@ def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> 
     if unreached.reason == "none":
         return _detached(names)
     if unreached.reason != "zero":
-        return output or followed or _unknown()
+        return output or _rounded_away(followed, record, info) or followed or _unknown()
     return (
         output
         or _dead(unreached, record, info)
@@ -162,6 +162,13 @@ def _underflow(record: StepRecord, info: RunInfo) -> Explanation | None:
         remedy,
         (Cause(CauseKind.UNDERFLOW), *causes),
     )
+
+
+def _rounded_away(followed: Explanation | None, record: StepRecord, info: RunInfo) -> Explanation | None:
+    """See half precision behind a function that passes on exactly 0, and whose derivative isn't known to be 0."""
+    if followed is None or followed.causes[0].kind is not CauseKind.ZERO_DERIVATIVE:
+        return None
+    return _underflow(record, info) or _half(record, info) if info.precision.startswith("16") else None
 
 
 def _half(record: StepRecord, info: RunInfo) -> Explanation | None:

@@ -26,6 +26,7 @@ above it. Four readings tell their own error badly, and a net that explains a tw
 _FIRST_STEPS = 10
 _KEPT = 9
 """Latest losses, of half of the steps at most, whose median is compared: single batches stray."""
+_QUARTER, _HALF = 0.25, 0.5
 _RISEN = 1.001
 _SETTLED = 0.75
 """Share of a run's steps by which its learning rate must have been at its highest: before that it is warming up."""
@@ -119,24 +120,26 @@ class NoProgress(Rule):
         why = UNKNOWN if cost is None else self._why_not(end, state)
         if cost is None or why:
             return cant_judge(why)
-        latest = _second_half(end, state)
-        now, bound = middle(sorted([loss for _, loss in latest])), self._bound(cost)
-        if now < bound:
-            return self._below(now, cost)
+        latest, bound = _since(end, state, _QUARTER), self._bound(cost)
+        # Of the few that there are of a short run, all count; what it has come to, those of its second half say.
+        levels = [middle(sorted([loss for _, loss in each])) for each in (latest, _since(end, state, _HALF))]
+        now = levels[1]
+        if min(levels) < bound:
+            return self._below(min(levels), cost)
         spent = f"{end.sentence} {_spent(end.steps, info.planned_steps)}, and"
         return self._found(Level(now, bound, cost, latest[0][0], latest[-1][0]), info, state, spent)
 
     def _why_not(self, end: RunEnd, state: State) -> str:
         """Return why the end of a run says nothing."""
-        fewest, compared = math.ceil(self.share * self.fewest_steps), len(_second_half(end, state))
+        fewest, compared = math.ceil(self.share * self.fewest_steps), len(_since(end, state, _QUARTER))
         if end.steps < fewest:
             return f"the run ended after {counted(end.steps, 'step')}; from {fewest} on, progress is asked for"
         if state["risen"][1] > _SETTLED * end.steps:
             return f"the learning rate was still rising when the run ended, after {end.steps:,} steps"
-        if compared < self.patience:
+        if compared < self.patience or not _since(end, state, _HALF):
             return (
-                f"the run ended after {end.steps:,} steps, with {counted(compared, 'measured step')} in the second half of "
-                f"them; {self.patience} must agree"
+                f"the run ended after {end.steps:,} steps, with {counted(compared, 'measured step')} in the last three quarters "
+                f"of them; {self.patience} must agree, one of the second half among them"
             )
         return ""
 
@@ -220,9 +223,9 @@ def _note_rate(state: State, record: StepRecord) -> None:
         state["risen"] = [highest, step]
 
 
-def _second_half(end: RunEnd, state: State) -> list[tuple[int, float]]:
-    """Return the latest losses of the second half of a run that has ended, with their steps."""
-    return [(step, loss) for step, loss in state["latest"] if 2 * step >= end.steps]
+def _since(end: RunEnd, state: State, share: float) -> list[tuple[int, float]]:
+    """Return the latest losses of a run that has ended, from a share of its steps on, with their steps."""
+    return [(step, loss) for step, loss in state["latest"] if step >= share * end.steps]
 
 
 def _spent(steps: int, planned: int | None) -> str:

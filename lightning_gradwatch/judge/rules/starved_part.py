@@ -37,9 +37,9 @@ class StarvedPart(WiringRule):
     where it is certain it is flat: nothing passes back to the other one, which can't catch up. Of two factors that are both
     0, each one's gradient has the other's zero as a factor, so neither ever leaves it.
 
-    What to do: give the part a loss that doesn't saturate where it fails (a generator: ``-log D(G(z))`` in place of
-    ``log(1 - D(G(z)))``), or hold the other one back: a lower learning rate, fewer steps, noise on what it is given, a
-    gradient penalty. Of factors that are 0, initialise all but one at random.
+    What to do: hold the other one back by its learning rate, so that neither steps much further than the other, and give the
+    part a loss that doesn't saturate where it fails (a generator: ``-log D(G(z))`` in place of ``log(1 - D(G(z)))``). Fewer
+    steps, noise on what the other one is given and a gradient penalty hold it back as well. Of factors that are 0, initialise all but one at random.
 
     Attributes:
         ratio: gradient norm of a part over its own highest, at or below which it counts as starved.
@@ -78,7 +78,6 @@ class StarvedPart(WiringRule):
         contest = note_parts(record, info, memory, self.ratio)
         findings: dict[str, Sighting] = {}
         healed: dict[str, str] = {}
-        confirming = False
         for index in contest.read:
             part, key = memory[str(index)], f"part {index}"
             hit = index in contest.starved
@@ -90,9 +89,10 @@ class StarvedPart(WiringRule):
             lasting = part["count"] == self.patience
             if has_gone(part, key, holds=hit, patience=self.patience):
                 healed[key] = "its gradient is back, or its loss is no worse than at the start"
-            confirming |= hit and not lasting
             if lasting:
                 findings[key] = self._sighting(record, info, contest, index, part)
+        # Of optimizers that take turns by batch, the next record is mostly none of the one that is asked about.
+        confirming = any(0 < part.get("count", 0) < self.patience for part in memory.values())
         waiting = f"not yet: {counted(self.patience, 'measured step')} in a row must agree" if confirming else ""
         unjudged = waiting or ("" if contest.known else _NOT_APART.unjudged)
         return Verdict(findings, healed=healed, confirming=confirming, unjudged=unjudged)

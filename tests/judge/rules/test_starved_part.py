@@ -65,8 +65,30 @@ class TestParts:
         assert finding.cause.startswith("Optimizer 1 (Adam) has won")
         assert "optimizer 0 (Adam) trains, has sunk to 0.0001 of its highest" in finding.message
         assert "from -0.7 to -0.001. The loss of optimizer 1 (Adam) has gone from 1.4 to 0.001." in finding.message
-        (action,) = finding.remedy.actions
+        action, *_ = finding.remedy.actions
         assert (action.kind, action.targets, dict(action.arguments)) == ("set_learning_rate", SECOND, {"factor": 0.1})
+
+    def test_a_winner_that_steps_further_even_when_held_back_is_caught_up_with(self, runs, info):
+        finding = judged(runs, info, learning_rates=(1e-3, 4e-2)).only
+        assert [(action.targets, dict(action.arguments)) for action in finding.remedy.actions] == [
+            (SECOND, {"factor": 0.1}),
+            (FIRST, {"factor": pytest.approx(4.0)}),
+        ]
+
+    def test_of_optimizers_that_take_turns_by_batch_the_next_turn_is_waited_for(self, runs, info):
+        """Steps 64 on would be measured one by one: the even ones are the one's, the odd ones the other's."""
+        steps = (0, 1, 2, 3, 4, 5, 8, 9, 32, 33, 64, 65, 66, 67, 68, 69)
+        rates = ((1e-3, math.nan), (math.nan, 4e-2))
+        turns = [
+            record(runs, info, step, optimizers=(step % 2,), norms=(sinks, level), learning_rates=rates[step % 2])
+            for step in steps
+        ]
+        got = runs.feed(StarvedPart(), turns, info)
+        assert got.only.layers == FIRST
+        first = next(place for place, asked in enumerate(got.confirming) if asked)
+        settled = next(place for place, told in enumerate(got.told) if told)
+        assert all(got.confirming[first:settled])
+        assert [dict(action.arguments)["factor"] for action in got.only.remedy.actions] == [0.1, pytest.approx(4.0)]
 
     def test_the_winners_own_gradient_may_sink_with_it(self, runs, info):
         assert judged(runs, info, norms=(sinks, sinks)).only.layers == FIRST
@@ -159,7 +181,7 @@ class TestFactors:
         assert (
             "net.0.a, net.2.a can't learn: exactly 0, and multiplied (matmul(), in forward (a.py:3))" in finding.message
         )
-        (action,) = finding.remedy.actions
+        action, *_ = finding.remedy.actions
         assert (action.kind, action.targets) == ("initialize", ("net.0.a", "net.2.a"))
 
     def test_are_information_where_the_net_learns_all_the_same(self, runs):

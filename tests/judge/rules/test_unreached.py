@@ -492,6 +492,23 @@ class TestCause:
         assert kinds(finding) == [kind]
         assert kinds(judged(runs, [{"net.0": ZERO}] * 3, info=info).only) == ["trace_gradient"]
 
+    @pytest.mark.parametrize(
+        ("precision", "operation", "kind"),
+        [
+            ("16-mixed", "other", "use_gradient_scaler"),
+            ("16-true", "other", "set_precision"),
+            ("32-true", "other", "trace_gradient"),
+            ("16-mixed", "rounded", "trace_gradient"),
+        ],
+    )
+    def test_what_a_function_makes_0_of_in_half_precision_is_too_small_for_it(self, runs, precision, operation, kind):
+        """Unless its derivative is known to be 0."""
+        everything = {f"net.{place}": ZERO for place in range(0, 13, 2)}
+        place = operation, "cross_entropy", "net", ("train.py:3",)
+        info = lost(runs.stack(function="relu", precision=precision), **dict.fromkeys(everything, place))
+        finding = judged(runs, [everything] * 3, info=info, signal_norm=0.0).only
+        assert kinds(finding) == [kind]
+
     def test_a_scaler_that_is_there_isnt_recommended(self, runs):
         info = runs.stack(function="relu", precision="16-mixed")
         everything = {f"net.{place}": ZERO for place in range(0, 13, 2)}
