@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _FAR_STRONGER = 100.0
+_MOST = 2 / 3
 
 
 def stronger_before(gradient: FloatVector, info: RunInfo, layer: int, times: float = _FAR_STRONGER) -> int | None:
@@ -31,25 +32,51 @@ def stronger_before(gradient: FloatVector, info: RunInfo, layer: int, times: flo
 
 
 def on_weak_branches(record: StepRecord, info: RunInfo, layers: Sequence[int], times: float = _FAR_STRONGER) -> bool:
-    """Tell whether each of some layers lies where connections skip, and one before it gets a gradient that is so many times stronger."""
+    """Tell whether most of some layers lie where connections skip, and one before each gets a gradient that is so many times stronger.
+
+    Not all, as what feeds such a branch from the side (a net of positions) has nothing before it.
+    """
     among = _skipped(tuple((site.name, site.predecessors) for site in info.sites))
     if not among or not layers:
         return False
     gradient = layer_values(record, info, "grad_rms")
-    return all(
+    weak = [
         (not info.layers[layer].feeds or info.layers[layer].feeds in among)
         and stronger_before(gradient, info, layer, times) is not None
         for layer in layers
-    )
+    ]
+    return sum(weak) >= _MOST * len(layers)
 
 
 @lru_cache(maxsize=8)
 def _skipped(sites: tuple[tuple[str, tuple[str, ...]], ...]) -> frozenset[str]:
-    """Return the sites of which some lie before others that the path reaches around them as well, as with skip connections."""
-    before = {name: frozenset(predecessors) - {name} for name, predecessors in sites}
-    found: set[str] = set()
-    for name, those in before.items():
-        for other in those:
-            if around := those & before.get(other, frozenset()):
-                found |= {name, other, *around}
-    return frozenset(found)
+    """Return the sites around which the path goes as well, as with skip connections and gates, and those at either end of it."""
+    place = {name: column for column, (name, _) in enumerate(sites)}
+    direct, ancestors = [0] * len(sites), [0] * len(sites)  # sets of columns, as bits
+    descendants = [0] * len(sites)
+    for column, (_, predecessors) in enumerate(sites):
+        for before in {place[name] for name in predecessors if place.get(name, column) < column}:
+            direct[column] |= 1 << before
+            ancestors[column] |= 1 << before | ancestors[before]
+    for column in reversed(range(len(sites))):
+        for before in _columns(direct[column]):
+            descendants[before] |= 1 << column | descendants[column]
+    found = 0
+    for column, before in enumerate(direct):
+        longer = 0
+        for other in _columns(before):
+            if ancestors[other] & before:
+                longer |= 1 << other | ancestors[other]
+        if around := longer & before:
+            first = _columns(around)[0]
+            found |= 1 << column | 1 << first | (descendants[first] & longer)
+    return frozenset(sites[column][0] for column in _columns(found))
+
+
+def _columns(bits: int) -> list[int]:
+    """Return the columns in a set, in order.
+
+    >>> _columns(0b10110)
+    [1, 2, 4]
+    """
+    return [column for column, bit in enumerate(reversed(f"{bits:b}")) if bit == "1"]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lightning_gradwatch import DEFAULT_RULES, Probe, Severity
 from lightning_gradwatch.judge.evaluator import Evaluator
+from lightning_gradwatch.judge.evidence.branches import _skipped
 
 WIDTH = 32
 
@@ -65,6 +66,20 @@ def test_a_fault_elsewhere_leads_all_the_same():
     first = findings("layer scale", rate=300.0)[0]
     assert (first.code, first.consequence_of) == ("GW302", "")
     assert first.severity > Severity.INFO
+
+
+@pytest.mark.parametrize(
+    ("before", "skipped"),
+    [
+        ({"a": "", "b": "a", "c": "b", "d": "c"}, ""),  # a chain
+        ({"a": "", "b": "a", "c": "ab", "d": "c"}, "abc"),  # one skip connection
+        ({"a": "", "b": "a", "c": "b", "d": "c", "e": "bd", "f": "e"}, "bcde"),  # around two, as a gate's
+        ({"a": "", "b": "", "c": "ab", "d": "c"}, ""),  # towers
+        ({"a": "a", "b": "ab"}, ""),  # loops
+    ],
+)
+def test_what_connections_skip(before, skipped):
+    assert _skipped(tuple((name, tuple(those)) for name, those in before.items())) == frozenset(skipped)
 
 
 def test_a_trunk_that_takes_the_signal_away_vanishes():
