@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_gradwatch.judge.evidence.branches import stronger_before
 from lightning_gradwatch.judge.evidence.initial_weights import starting_remedy
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites, layer_values
@@ -23,8 +24,6 @@ _LARGE_WEIGHTS = 10
 """How many times PyTorch's default, by convention: initialisations for any function lie within a factor of 3 of it."""
 _THROWN = 2.0
 """How many times larger weights have become that their steps, and not how they started, made large."""
-_FAR_STRONGER = 100.0
-"""The spread from which on GW301 calls a layer behind another."""
 _LEAST_SQUARED = 1e-17
 """Gradient whose tenth, squared, float32 still holds as Adam does."""
 _COARSE = {"bf16-true": "bfloat16", "16-true": "float16"}
@@ -108,7 +107,7 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
             f"The gradient of {names[worst]} has an rms of {number(here)}, below the eps of {optimizer.name} ({number(eps)}), so "
             f"its steps shrink with it ({names[best]}: {number(there)})."
         )
-        if (before := _stronger_before(gradient, info, worst)) is not None:
+        if (before := stronger_before(gradient, info, worst)) is not None:
             lower = f", or lower the eps of {optimizer.name} to {here / 10:.0e}" if here >= _LEAST_SQUARED else ""
             return _behind_a_factor(shrinks, gradient, info, before, lower)
         return Explanation(
@@ -134,7 +133,7 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
         )
         return Explanation(cause, remedy, (Cause(CauseKind.LIMITED_STEPS),))
     weak = f"The gradient of {names[worst]} has an rms of {number(here)}, that of {names[best]} {number(there)}"
-    if (before := _stronger_before(gradient, info, worst)) is not None:
+    if (before := stronger_before(gradient, info, worst)) is not None:
         return _behind_a_factor(f"{weak}.", gradient, info, before, "")
     return Explanation(
         f"{weak}: it is too weak for the learning rate that suits the others{mention('GW101')}.",
@@ -145,17 +144,6 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
 
 def _start(info: RunInfo) -> Remedy:
     return starting_remedy(info, [site for _, site in hidden_sites(info)])
-
-
-def _stronger_before(gradient: FloatVector, info: RunInfo, worst: int) -> int | None:
-    """Return the layer before one, on its path through the net, whose gradient is the strongest, if it is far stronger.
-
-    What fades on its way through the net is weakest there; what is weak here alone is so on a branch.
-    """
-    paths = [columns for path in info.site_paths.along(None) if worst in (columns := info.layers_on(path))]
-    before = [column for column in (paths[0] if paths else info.weight_columns) if column < worst]
-    known = [column for column in before if gradient[column] > _FAR_STRONGER * gradient[worst]]
-    return max(known, key=lambda column: float(gradient[column]), default=None)
 
 
 def _behind_a_factor(weak: str, gradient: FloatVector, info: RunInfo, before: int, otherwise: str) -> Explanation:

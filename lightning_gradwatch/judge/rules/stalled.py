@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
+from lightning_gradwatch.judge.evidence.branches import on_weak_branches
 from lightning_gradwatch.judge.evidence.loss_decrease import (
     credible,
     has_come_down,
@@ -52,6 +53,8 @@ _HEALED = {
     "slow": "the weights move again",
     "pace": "the loss has come down to half of what it was",
 }
+_WAKES_UP = 200
+"""Steps in which branches that start at next to nothing are given time, whatever the loss does."""
 _CLEARLY = 2.0
 """How many times the threshold makes sure: a ratio that is just above it hasn't healed, and comes and goes with the noise."""
 _NOTHING_MEASURED = "not yet: no update of a weight layer was measured"
@@ -88,7 +91,8 @@ class StalledUpdate(Rule):
     shown (48 at most) that the gradient doesn't grow, as it does in a net that is just waking up; neither the loss nor the
     gradient may have come down to half of what it was, clipping may not have halved the step, and the steps must be smaller
     than is usual, or the targets unscaled. All of it is information only as long as the loss still falls, below where it
-    began, and silent once it has converged. It has healed where the ratio is twice ``ratio`` for ``patience`` measured steps;
+    began, and silent once it has converged; and in the first 200 steps for layers of branches, which connections skip, whose
+    gradient is far weaker than that of a layer before them, as behind a layer scale that starts near 0. It has healed where the ratio is twice ``ratio`` for ``patience`` measured steps;
     a pace, where the loss has come down to half of what it was.
 
     Why: about 1e-3 is usual. At 1e-5, a layer takes 100,000 steps to change as much as it weighs, so it stays what it was
@@ -238,6 +242,9 @@ class StalledUpdate(Rule):
         record, info = reading.record, reading.info
         where = due.where
         value = float(np.minimum.reduce(reading.ratios[where]))
+        severity = self._severity(value / self.ratio, trend)
+        if record.step < _WAKES_UP and on_weak_branches(record, info, np.flatnonzero(where).tolist()):
+            severity = Severity.INFO
 
         def write() -> Sentences:
             worst = int(np.argmin(np.where(where, reading.ratios, np.inf)))
@@ -251,9 +258,7 @@ class StalledUpdate(Rule):
             )
             return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
-        return Sighting(
-            self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
-        )
+        return Sighting(severity, due.names, due.since, int(record.step), value, self.ratio, write)
 
     def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend, at_first: float) -> Sighting:
         """Tell of a net that doesn't move, whose weights had the size `at_first` in the first measured step."""

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.attenuation import diagnose, explain_fading
+from lightning_gradwatch.judge.evidence.branches import on_weak_branches
 from lightning_gradwatch.judge.evidence.depth import Depth, read_depths
 from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_evidence, loop_headline, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
@@ -40,6 +41,8 @@ _SGD_RATIO = 3e-3
 _LAX_RATIO = 1e-4
 """Other optimizers divide the gradient by its own size, so early layers still move: by convention a factor of 30 more."""
 _MOST = 1e100
+_STRONGER = 10.0
+"""How many times stronger a layer's gradient is than that of the first branch, where what fades is the branches'."""
 _HARMED = 2.0
 """Loss over that at the start from which the steps have done harm."""
 _WHATEVER_THE_STEPS = {CauseKind.SMALL_SLOPE, CauseKind.DEAD_LAYER}
@@ -322,13 +325,23 @@ class VanishingGradient(Rule):
 
 
 def _passed_by(record: StepRecord, info: RunInfo, depth: Depth) -> bool:
-    """Tell whether the first weight layer's gradient is stronger than the last one's: then skip connections carry it there.
+    """Tell whether skip connections carry the gradient to the first weight layer: what fades are branches that start small.
 
-    What fades are branches that start small (behind a layer scale), each by itself.
+    Then it is stronger there than at the last one, or far stronger than in the first branch.
     """
     gradient, names = layer_values(record, info, "grad_rms"), info.layer_names
     own = depth.layers(info)
-    return bool(own) and bool(gradient[names.index(own[0])] > gradient[names.index(own[-1])])
+    if own and gradient[names.index(own[0])] > gradient[names.index(own[-1])]:
+        return True
+    first = info.site_names[depth.columns[0]]
+    feeding = [
+        column
+        for column, layer in enumerate(info.layers)
+        if layer.weight and layer.feeds == first and gradient[column] > 0
+    ]
+    # Beside those that lie before the first branch, on the trunk.
+    weakest = min(feeding, key=lambda column: float(gradient[column]), default=None)
+    return weakest is not None and on_weak_branches(record, info, [weakest], _STRONGER)
 
 
 def _note_start(record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> None:
