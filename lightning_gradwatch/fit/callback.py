@@ -176,7 +176,7 @@ class GradWatch(Telling):
     def _after_step(self, index: int) -> None:
         """Measure what an optimizer has done."""
         meter = self._open_fit.meter
-        if index in meter.steps and not meter.steps[index].done:
+        if meter.awaits(index):
             if self._tracing:
                 meter.tracer.resume()
             meter.after_optimizer_step(index, clipped=self._clipped)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.measure.step import Measured
+    from lightning_gradwatch.measure.measured import Measured
     from lightning_gradwatch.measure.totals import Columns, Tally
     from lightning_gradwatch.measure.transfer.host import Values
     from lightning_gradwatch.measure.units.window import Window

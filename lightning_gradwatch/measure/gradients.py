@@ -71,7 +71,7 @@ class OptimizerGradients:
                     self._counts.append((place, pack.add(_entries(gradient).count_nonzero())))
             self._entries += map(Tensor.numel, gradients)
             self._members += members
-        self._replicas = shards.replicas(parameter for _, parameter in self._members)
+        self._replicas = shards.replicas([parameter for _, parameter in self._members])
 
     @property
     def were_emptied(self) -> bool:

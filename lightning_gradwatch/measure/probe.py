@@ -14,6 +14,7 @@ from typing_extensions import Self
 from lightning_gradwatch.measure.assemble import PendingRecord, StepFacts
 from lightning_gradwatch.measure.describe import describe
 from lightning_gradwatch.measure.faults import Faults
+from lightning_gradwatch.measure.instruments import Instruments
 from lightning_gradwatch.measure.model.autograd_graph import TOO_LARGE
 from lightning_gradwatch.measure.model.call_site import ModuleNames
 from lightning_gradwatch.measure.model.layers import Layers, parameters_of, unwrapped
@@ -137,10 +138,21 @@ class Probe:
         self._layers = Layers(model, self._path)
         self._names = ModuleNames(self._model)
         self._sites = Sites(self._path)
-        self._staging = Staging()
-        self._snapshots = Snapshots(Limits())
         self._unseen = Unseen()
         self._wiring = WiringWatch(self._model, self._layers, self._names, self.faults)
+        self._instruments = Instruments(
+            layers=self._layers,
+            sites=self._sites,
+            path=self._path,
+            names=self._names,
+            shards=self._shards,
+            staging=Staging(),
+            snapshots=Snapshots(Limits()),
+            unseen=self._unseen,
+            wiring=self._wiring,
+            faults=self.faults,
+            eager=self._eager,
+        )
 
     # -- one step of a plain loop
 
@@ -212,7 +224,7 @@ class Probe:
             self.before_optimizer_step(optimizer, index, again=again)
 
         def after() -> None:
-            if index in meter.steps and not meter.steps[index].done:
+            if meter.awaits(index):
                 meter.after_optimizer_step(index)
             meter.tracer.resume()
 
@@ -269,23 +281,13 @@ class Probe:
         suspects = () if activations_only else self._suspects()
         audited = not activations_only and not suspects and self._audited != len(self._sites.ordered)
         self._meter = StepMeter(
-            layers=self._layers,
-            sites=self._sites,
-            path=self._path,
-            faults=self.faults,
-            names=self._names,
-            spacious=spacious,
-            eager=self._eager,
-            staging=self._staging,
-            snapshots=self._snapshots,
-            shards=self._shards,
-            activations_only=activations_only,
-            unseen=self._unseen,
-            audited=audited,
-            suspects=suspects,
-            wiring=self._wiring,
+            self._instruments,
             measure_early=self._measure_early,
             optimizers=lambda: self._optimizers,
+            spacious=spacious,
+            activations_only=activations_only,
+            audited=audited,
+            suspects=suspects,
         )
         self._meter.activations.masks = Masks(self.mask)
         return self._meter

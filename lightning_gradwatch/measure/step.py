@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_gradwatch.measure import faults as internal
 from lightning_gradwatch.measure.garbage import collecting_later
 from lightning_gradwatch.measure.gradients import OptimizerGradients
+from lightning_gradwatch.measure.measured import Measured, OptimizerStep
 from lightning_gradwatch.measure.model.layers import parameters_of
 from lightning_gradwatch.measure.repeats import Repeats
 from lightning_gradwatch.measure.signal import SignalHooks
@@ -24,8 +25,8 @@ from lightning_gradwatch.measure.trace.opaque import stepping_aside
 from lightning_gradwatch.measure.trace.own_functions import watching
 from lightning_gradwatch.measure.trace.tensor_state import Tags
 from lightning_gradwatch.measure.trace.tracer import Tracer
-from lightning_gradwatch.measure.transfer.host import Pack, Pending, Slot, Values
-from lightning_gradwatch.measure.units.site_stats import Collected, SiteSums
+from lightning_gradwatch.measure.transfer.host import Pack, Slot
+from lightning_gradwatch.measure.units.site_stats import Collected
 from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
 from lightning_gradwatch.measure.wiring.watch import Unwatched
 from lightning_gradwatch.record.finding import GradWatchWarning
@@ -36,16 +37,10 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.model.call_site import ModuleNames
-    from lightning_gradwatch.measure.model.layers import Layers, Owned
-    from lightning_gradwatch.measure.model.path import Layer, Path, Site
-    from lightning_gradwatch.measure.model.shards import Shards
-    from lightning_gradwatch.measure.model.sites import Sites
-    from lightning_gradwatch.measure.trace.uncovered import Unseen
-    from lightning_gradwatch.measure.units.batched_reductions import Staging
-    from lightning_gradwatch.measure.updates import Snapshots, WeightSnapshot
-    from lightning_gradwatch.measure.wiring.watch import WiringWatch
+    from lightning_gradwatch.measure.instruments import Instruments
+    from lightning_gradwatch.measure.model.layers import Owned
+    from lightning_gradwatch.measure.model.path import Layer, Site
+    from lightning_gradwatch.measure.updates import WeightSnapshot
 
 
 class EarlyMeasuring(Protocol):
@@ -53,48 +48,6 @@ class EarlyMeasuring(Protocol):
 
     def __call__(self, index: int, *, again: bool) -> object:
         """Do it for the optimizer of an index; again, where it was measured."""
-
-
-class OptimizerStep:
-    """What one optimizer's step was measured by."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.learning_rate = max(
-            (float(group["lr"]) for group in optimizer.param_groups if "lr" in group), default=float("nan")
-        )
-        self.gradients: OptimizerGradients | None = None
-        self.clipped: OptimizerGradients | None = None
-        self.clipped_by_hand = False
-        """Whether the program itself did it, or something like it, between the backward pass and the step."""
-        self.snapshot: WeightSnapshot | None = None
-        self.losses: list[Slot] = []
-        """Of the passes since another optimizer had stepped, where the run has several."""
-        self.done = False
-        """Whether the optimizer stepped; a gradient scaler leaves a step with inf out."""
-        self.found_inf: Slot | None = None
-        """Of an optimizer that leaves such a step out itself: above 0 if it did."""
-
-    def taken(self, values: Values) -> bool:
-        """Whether the step was really taken."""
-        return self.done and (self.found_inf is None or not values[self.found_inf][0] > 0)
-
-
-class Measured:
-    """A step whose numbers are on their way to the host."""
-
-    def __init__(self, step: StepMeter) -> None:
-        self.steps = step.steps
-        self.activations_only = step.activations_only
-        self.sums: list[SiteSums] = list(step.collected.sites.values()) if step.faults.on("activations") else []
-        self.losses = step.losses
-        self.scale = step.scale
-        self.scaled_losses = step.scaled_losses
-        self.segments = step.segments
-        self.chains = step.chains
-        self.trail = step.trail
-        self.wiring = step.wiring
-        self.pending: Pending = step.pack.send()
 
 
 _Method = TypeVar("_Method", bound="Callable[..., Any]")
@@ -138,26 +91,27 @@ class StepMeter:
 
     def __init__(
         self,
+        run: Instruments,
         *,
-        layers: Layers,
-        sites: Sites,
-        path: Path,
-        faults: Faults,
-        names: ModuleNames,
-        staging: Staging,
-        snapshots: Snapshots,
-        spacious: Sequence[nn.Module] = (),
-        eager: bool = False,
-        shards: Shards,
-        activations_only: bool = False,
-        unseen: Unseen,
-        audited: bool = False,
-        suspects: Sequence[Layer] = (),
-        wiring: WiringWatch,
         measure_early: EarlyMeasuring,
         optimizers: Callable[[], Sequence[Optimizer]],
+        spacious: Sequence[nn.Module] = (),
+        activations_only: bool = False,
+        audited: bool = False,
+        suspects: Sequence[Layer] = (),
     ) -> None:
-        self.faults = faults
+        """Begin to measure.
+
+        Args:
+            run: What the run's steps are measured with.
+            measure_early: Measures what an optimizer is going to use before it begins to step.
+            optimizers: Returns those that train the model now.
+            spacious: Modules of the model that are let alone by what watches calls.
+            activations_only: Count the units' observations, and measure nothing else.
+            audited: Compare the graph of each pass with the calls that were seen.
+            suspects: Layers whose gradient was missing, and is looked for.
+        """
+        self.faults = faults = run.faults
         self.fault: Exception | None = None
         """What ended the measuring of this step; for whoever closes it to raise, where the run's measuring can be ended."""
         self.harmless = _Harmless(self)
@@ -168,9 +122,9 @@ class StepMeter:
         self.scaled_losses = False
         """Whether the losses are multiplied by the scale."""
         self.pack = Pack()
-        self._staging = staging
-        staging.begin(self.pack)
-        self.collected = Collected(staging)
+        self._staging = run.staging
+        run.staging.begin(self.pack)
+        self.collected = Collected(run.staging)
         self.steps: dict[int, OptimizerStep] = {}
         self.losses: list[Slot] = []
         self._of_next: list[Slot] = []
@@ -182,41 +136,41 @@ class StepMeter:
         self._measure_early = measure_early
         self._optimizers = optimizers
         self._repeats = Repeats(optimizers)
-        self._layers = layers
-        self._snapshots = snapshots
+        self._layers = run.layers
+        self._snapshots = run.snapshots
         self._spacious = spacious
-        self._eager = eager
-        self._shards = shards
+        self._eager = run.eager
+        self._shards = run.shards
         self._tags = Tags()
         self.hooks = SignalHooks(faults, off=activations_only)
-        self._connections = Connections(path, off=activations_only)
+        self._connections = Connections(run.path, off=activations_only)
         self.activations = Activations(
-            sites=sites,
+            sites=run.sites,
             collected=self.collected,
             hooks=self.hooks,
             connections=self._connections,
             tags=self._tags,
-            names=names,
-            unseen=unseen,
+            names=run.names,
+            unseen=run.unseen,
         )
         self.takes_losses = True
-        self.wiring = Unwatched() if activations_only else wiring.begin(self.pack, self._tags, optimizers)
-        self._audit = Audit(unseen, layers) if audited and not suspects else None
+        self.wiring = Unwatched() if activations_only else run.wiring.begin(self.pack, self._tags, optimizers)
+        self._audit = Audit(run.unseen, run.layers) if audited and not suspects else None
         self.trail: Trail | None = None
         """Follows layers that had no gradient, if there are any."""
         if suspects and faults.on("signal"):
             with faults.guard("signal"):
                 self.trail = Trail(
                     suspects,
-                    layers=layers,
+                    layers=run.layers,
                     pack=self.pack,
-                    names=names,
+                    names=run.names,
                     hooks=self.hooks,
                     faults=faults,
                     optimizers=optimizers(),
                 )
         settings: dict[str, Any] = {
-            "layers": layers,
+            "layers": run.layers,
             "activations": self.activations,
             "tags": self._tags,
             "faults": faults,
@@ -373,6 +327,10 @@ class StepMeter:
             self._held = Held(self._optimizers())
         return self._held.of(gradients)
 
+    def awaits(self, index: int) -> bool:
+        """Whether an optimizer's step was measured from its beginning and is still to end."""
+        return index in self.steps and not self.steps[index].done
+
     def is_early(self, index: int) -> bool:
         """Whether an optimizer that hasn't begun to step was measured."""
         return index in self._early
@@ -486,7 +444,19 @@ class StepMeter:
             self.segments = self._connections.segments()
             self.chains = self._connections.chains()
         self.wiring.end()
-        return Measured(self)
+        return Measured(
+            steps=self.steps,
+            activations_only=self.activations_only,
+            sums=list(self.collected.sites.values()) if self.faults.on("activations") else [],
+            losses=self.losses,
+            scale=self.scale,
+            scaled_losses=self.scaled_losses,
+            segments=self.segments,
+            chains=self.chains,
+            trail=self.trail,
+            wiring=self.wiring,
+            pending=self.pack.send(),
+        )
 
     @_harmless
     def cut_short(self) -> None:

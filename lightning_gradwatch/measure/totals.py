@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.measure.gradients import OptimizerGradients
+    from lightning_gradwatch.measure.measured import Measured
     from lightning_gradwatch.measure.model.path import Layer, Site
-    from lightning_gradwatch.measure.step import Measured
     from lightning_gradwatch.measure.transfer.host import Slot, Values
     from lightning_gradwatch.measure.units.silence import Chunk
     from lightning_gradwatch.measure.units.site_stats import SiteSums

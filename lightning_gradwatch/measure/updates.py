@@ -115,7 +115,7 @@ class _Group:
         self._alone = len(alone)
         self._order = order + alone
         """The places of the members, in the order of the copies."""
-        self._replicas = shards.replicas(members[place][1] for place in self._order)
+        self._replicas = shards.replicas([members[place][1] for place in self._order])
         self._sizes = [copy.numel() for copy in self._before]
         self._norms = self._measured(pack)
         self._moved: list[Slot] = []

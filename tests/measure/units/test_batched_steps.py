@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def train(watched, *, steps=5, micro_batches=2, fresh=False):
     records = []
     for _ in range(steps):
         if fresh:
-            probe._staging = Staging()  # as in a first step: each tensor alone
+            probe._instruments = replace(probe._instruments, staging=Staging())  # as in a first step: each tensor alone
         with probe or nullcontext():
             for _ in range(micro_batches):
                 model(torch.randn(5, 6)).square().mean().backward()
