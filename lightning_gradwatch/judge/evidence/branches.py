@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _FAR_STRONGER = 100.0
+"""The spread from which on GW301 calls a layer behind another."""
 _MOST = 2 / 3
 
 
