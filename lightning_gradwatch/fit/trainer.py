@@ -145,7 +145,9 @@ def end_of(trainer: Any, exception: BaseException | None = None) -> RunEnd:
         by_hand = isinstance(exception, KeyboardInterrupt)
         how, error = INTERRUPTED if by_hand else FAILED, type(exception).__name__
         return RunEnd(how=how, steps=steps, planned_steps=planned, error=error)
-    short = trainer.should_stop if planned is None else steps < planned
+    # A limit of the Trainer's counts the steps of every optimizer, of which a batch may take several.
+    spent = 0 < trainer.max_steps <= trainer.global_step
+    short = not spent and (trainer.should_stop if planned is None else steps < planned)
     return RunEnd(how=STOPPED if short else COMPLETED, steps=steps, planned_steps=planned)
 
 

@@ -195,3 +195,22 @@ def test_a_checkpoint_of_the_end_is_one_to_go_on_from(tmp_path):
     more, _, told = fit(tmp_path / "more", Module(400), ckpt_path=tmp_path / "end.ckpt")
     assert [each.message[:46] for each in more.findings] == ["The run was stopped after 401 of 1,280 planned"]
     assert len(told) == 1
+
+
+def test_a_limit_that_counts_several_steps_a_batch_is_reached_all_the_same(tmp_path):
+    class Two(Module):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, _):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]))
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.net[place].parameters(), lr=self.rate) for place in (0, 2)]
+
+    check_training(Two(), DataLoader(data(), batch_size=64), max_steps=24, folder=tmp_path)
+    assert read_run(tmp_path / "gradwatch" / "version_0").end == RunEnd(how="completed", steps=12, planned_steps=24)
