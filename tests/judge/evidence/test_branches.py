@@ -11,6 +11,8 @@ from lightning_gradwatch import DEFAULT_RULES, Probe, Severity
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.evidence.branches import _skipped
 
+pytestmark = pytest.mark.judges
+
 WIDTH = 32
 
 
