@@ -34,6 +34,7 @@ FITTING = [
     for name in (
         "fit.batch_hooks",
         "fit.trainer",
+        "fit.strategies",
         "fit.fit",
         "fit.schedule",
         "fit.writing.writer",

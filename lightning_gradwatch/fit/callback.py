@@ -102,7 +102,7 @@ class GradWatch(Telling):
     # -- Lightning's hooks
 
     def on_train_start(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
-        self._faults = Faults(speaks=leads(trainer))  # what failed in an earlier fit may work in this one
+        self._faults = Faults()  # what failed in an earlier fit may work in this one
         self._start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: AnyTrainer, pl_module: AnyModule, batch: Any, batch_idx: int) -> None:
@@ -257,6 +257,7 @@ class GradWatch(Telling):
 
     @guarded()
     def _start(self, trainer: AnyTrainer, pl_module: AnyModule) -> None:
+        self._faults = Faults(speaks=leads(trainer))
         self._end()
         self._fit, self._received = None, Outcome()
         self._kin.begin(self)
