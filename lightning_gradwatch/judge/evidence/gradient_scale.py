@@ -31,6 +31,9 @@ _SETTLED = 16
 _SPAN = 64
 """Steps in which halvings are counted together."""
 _LARGEST = 65504
+_NEAR = 1 / 16
+"""Share of that which is near for an rms: among the tens of thousands of entries that a batch has, the largest is four times as large
+where they are normal, and what adds up several of them, as a residual stream does, is larger still."""
 _TO_BF16 = Action("set_precision", (), (("to", "bf16-mixed"),))
 
 
@@ -62,6 +65,15 @@ def halvings(state: State) -> int:
     """Return how often the scale was halved of late: so many steps were left out, also of those that weren't measured."""
     scales = [scale for _, scale in state.get("scales", ())]
     return round(max(scales) - scales[-1]) if scales else 0
+
+
+def largest_output(record: StepRecord, info: RunInfo) -> tuple[str, float] | None:
+    """Return the activation whose outputs are largest, and their rms; None where that isn't near float16's largest number."""
+    outputs = _outputs(record, info)
+    if not np.count_nonzero(outputs >= _NEAR * _LARGEST):
+        return None
+    largest = int(np.nanargmax(outputs))
+    return info.site_names[largest], float(outputs[largest])
 
 
 def _broke_forward(record: StepRecord, info: RunInfo) -> bool:
@@ -125,6 +137,33 @@ def write_forward(facts: dict[str, Any], info: RunInfo) -> Sentences:
         ),
         message="The gradient scaler leaves such a step out.",
     )
+
+
+def write_near(halved: int, near: tuple[str, float], scale: float) -> Sentences:
+    """Say that steps are left out between those that were measured, and that activations are nearly too large."""
+    name, rms = near
+    return Sentences(
+        cause=(
+            f"Steps were left out between those that are measured. The outputs of {name} have an rms of {number(rms)}, and float16's largest "
+            f"number is {_LARGEST}: single entries, and sums of several, go beyond it in the forward pass, which no gradient scale helps."
+        ),
+        remedy=Remedy(
+            'Train with precision="bf16-mixed", which has the range of float32; or keep the activations small: normalise them, or '
+            "scale the inputs.",
+            (_TO_BF16,),
+        ),
+        causes=(Cause(CauseKind.NUMBER_FORMAT),),
+        headline=(
+            f"The gradient scale was halved {halved} times within {_SPAN} steps, to {scale:,g}, while the outputs of {name} are "
+            f"within a factor of {number(_LARGEST / rms)} of float16's largest number"
+        ),
+        message="",
+    )
+
+
+def write_held() -> str:
+    """Say that this is over."""
+    return f"the gradient scale wasn't halved {SURELY} times in the last {_SPAN} steps"
 
 
 def write_sunk(facts: dict[str, Any], info: RunInfo) -> Sentences:

@@ -9,7 +9,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightning_gradwatch.judge.evidence.gradient_scale import SURELY, halvings, note_scale, write_forward, write_sunk
+from lightning_gradwatch.judge.evidence.gradient_scale import (
+    SURELY,
+    halvings,
+    largest_output,
+    note_scale,
+    write_forward,
+    write_held,
+    write_near,
+    write_sunk,
+)
 from lightning_gradwatch.judge.evidence.overflow import find_beginning, note_heading, write_beginning, write_skipped
 from lightning_gradwatch.judge.readings import broken_layers, masking_sites
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, Verdict
@@ -93,8 +102,8 @@ class NonFiniteGradient(Rule):
         known = state.get("loss_known", False)
         halved = halvings(state)
         for key, write, others in (
-            ("forward", write_forward, ("sunk", "skipped")),
-            ("sunk", write_sunk, ("skipped",)),
+            ("forward", write_forward, ("sunk", "skipped", "near")),
+            ("sunk", write_sunk, ("skipped", "near")),
         ):
             facts = state.get(key)
             if facts is None or max(facts["steps"], halved) < SURELY or not (known or key == "sunk"):
@@ -104,18 +113,26 @@ class NonFiniteGradient(Rule):
             found = Sighting(
                 severity=Severity.ERROR,
                 layers=(facts["name"],),
-                first_step=facts["since"],
+                first_step=min(facts["since"], state.get("near") or facts["since"]),  # when it was first told
                 last_step=int(record.step),
                 value=max(facts["steps"], halved),
                 threshold=SURELY,
                 write=partial(write, dict(facts), info),
             )
             return Verdict({key: found}, withdrawn=others)
-        if halved >= SURELY and not record.skipped:  # what is left out isn't measured, so it is looked for
+        if halved < SURELY:
+            return Verdict(healed={"near": write_held()}) if state.pop("near", None) else None
+        if record.skipped:
+            return None
+        near = largest_output(record, info)
+        if near is None:  # what is left out isn't measured, so it is looked for
             return Verdict(
                 confirming=True, unjudged="not yet: the gradient scale sinks, and no step that made it was measured"
             )
-        return None
+        state["near"] = state.get("near") or int(record.step)
+        write = partial(write_near, halved, near, float(record.gradient_scale))
+        found = Sighting(Severity.WARNING, (near[0],), state["near"], int(record.step), halved, SURELY, write)
+        return Verdict({"near": found}, confirming=True)
 
     def _judge_skipped(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         skips = state.setdefault("skips", {"since": int(record.step), "count": 0})

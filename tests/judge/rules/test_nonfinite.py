@@ -10,7 +10,7 @@ import pytest
 
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.rules.nonfinite import NonFiniteGradient
-from lightning_gradwatch.record.finding import Action, NonFiniteGradientWarning, Severity
+from lightning_gradwatch.record.finding import Action, CauseKind, NonFiniteGradientWarning, Severity
 from lightning_gradwatch.record.step import LayerState
 
 INF, NAN = float("inf"), float("nan")
@@ -291,6 +291,24 @@ class TestHalvings:
         records += [scaled(runs, info, 50, 2.0**13), scaled(runs, info, 51, 2.0**13, overflows=True)]
         finding = runs.feed(NonFiniteGradient(), records, info).only
         assert (finding.first_step, finding.value) == (51, 3)
+
+    def test_with_outputs_near_the_largest_number_nobody_has_to_see_one_overflow(self, runs):
+        info = runs.stack(function="relu")
+        large = np.linspace(100.0, 6000.0, len(info.sites))
+        records = [scaled(runs, info, step, 2.0**16) for step in (0, 1, 16, 32)]
+        records.append(dataclasses.replace(scaled(runs, info, 49, 2.0**13), forward_rms=large))
+        fed = runs.feed(NonFiniteGradient(), records, info)
+        assert (fed.only.severity, fed.only.first_step, fed.only.value) == (Severity.WARNING, 49, 3)
+        assert fed.only.layers == (info.site_names[-1],)
+        assert fed.only.cause_kind is CauseKind.NUMBER_FORMAT
+        assert "to 8,192, while the outputs of net.11 are within a factor of 10.9 of float16" in fed.only.headline
+        assert fed.evaluator.confirming
+        broken = [scaled(runs, info, step, 2.0**13, overflows=True) for step in (50, 51, 52)]
+        finding = runs.feed(NonFiniteGradient(), [*records, *broken], info).only
+        assert (finding.severity, finding.first_step) == (Severity.ERROR, 49)
+        calm = [dataclasses.replace(scaled(runs, info, step, 2.0**13), forward_rms=large) for step in range(50, 150)]
+        healed = runs.feed(NonFiniteGradient(), [*records, *calm], info).only
+        assert (healed.severity, healed.healed_step) == (Severity.INFO, 97)
 
     def test_a_scaler_that_comes_down_at_the_start_is_as_it_should_be(self, runs):
         info = runs.stack(function="relu")
