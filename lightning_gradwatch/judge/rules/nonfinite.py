@@ -38,8 +38,9 @@ class NonFiniteGradient(Rule):
     in half precision, unless ``skipped_steps`` measured steps in a row are, and the scale is down to 1: a scaler starts at
     2^16 and halves at each skip, so after 16 of them the gradients aren't scaled any more, and what still overflows isn't
     its doing. Three measured steps that are left out and whose loss isn't a number before there is a gradient are one at any scale,
-    as none helps a forward pass; and so are three at a scale that has sunk below 1, where small gradients become 0. Log softmax
-    is left out, whose output is infinite for a masked class.
+    as none helps a forward pass; and so are three at a scale that has sunk below 1, where small gradients become 0. A scale that is
+    halved three times within 64 steps while some outputs' rms is above 65504 / 16 is a warning: single entries leave float16's range.
+    Log softmax is left out, whose output is infinite for a masked class.
 
     Why: a NaN in a gradient is in the weights after the step, and in everything after that. It comes in two ways: the net
     explodes, which shows in the measured steps before, or one operation is undefined where the net has come to.
