@@ -22,7 +22,7 @@ def event_files(folder):
 
 
 def own_events(path):
-    """Return the steps of the events in a file that hold a measured step, read by TensorBoard."""
+    """Return the steps of our events in a file, read by TensorBoard: the measured ones, and one behind them that says how it ended."""
     return [
         event.step
         for event in EventFileLoader(str(path)).Load()
@@ -88,7 +88,7 @@ def test_predecessors_that_show_later_are_a_layout_of_their_own(tmp_path):
     assert [record.layout for record in stored.records] == [first.layout] + [last.layout] * 5
     _, gains = stored.series("weight_gain")
     assert np.isnan(gains).tolist() == [[True, False, False, False], [True, True, True, False]] * 3
-    assert len(own_events(event_files(tmp_path)[0])) == 6
+    assert len(own_events(event_files(tmp_path)[0])) == 6 + 1
 
 
 def test_a_tensorboard_loggers_own_file_holds_one_event_a_measured_step(tmp_path):
@@ -96,7 +96,7 @@ def test_a_tensorboard_loggers_own_file_holds_one_event_a_measured_step(tmp_path
     run = fit(tmp_path, watch, logger=TensorBoardLogger(tmp_path), log_every_n_steps=3)
     (path,) = event_files(tmp_path)
     assert str(path.parent) == run.log_dir
-    assert own_events(path) == [0, 1, 2, 5, 8]
+    assert own_events(path) == [0, 1, 2, 5, 8, 9]
     assert {"loss", "hp_metric"} & tags(path)
     same_run(read_run(run.log_dir), watch)
 
@@ -120,7 +120,7 @@ def test_without_any_logger_there_is_a_file_of_ours(tmp_path):
     fit(tmp_path, watch)
     (path,) = event_files(tmp_path)
     assert path.parent == tmp_path / "gradwatch" / "version_0"
-    assert own_events(path) == list(range(10))
+    assert own_events(path) == list(range(11))
     same_run(read_run(path.parent), watch)
     # A second fit has a folder of its own.
     fit(tmp_path, watch)
@@ -157,7 +157,7 @@ def test_several_loggers_at_once(tmp_path):
     files = event_files(tmp_path)
     assert [path.parent.parent.name for path in files] == ["one", "two"]
     for path in files:
-        assert own_events(path) == list(range(10))
+        assert own_events(path) == list(range(11))
         same_run(read_run(path.parent), watch)
     assert "gradwatch/log10_grad_norm" in (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
 

@@ -108,7 +108,7 @@ def test_a_fit_names_it_and_its_stored_run_is_read_where_nobody_registered_it(tm
     with pytest.warns(VanishingGradientWarning, match="halved"):
         run.fit(fading(), batches(16, 32))
     (finding,) = [each for each in watch.findings if each.code == "GW101"]
-    assert "The derivative of halved, at net.1 … net.15 (8 activations), is at most 1/4" in finding.cause
+    assert finding.cause.startswith("The derivative of halved is at most 1/4")
     assert finding.remedy.text.startswith("Replace halved at ")
     stored = tmp_path / "gradwatch" / "version_0"
     assert read_run(stored).findings == evaluate(read_run(stored)) == watch.findings

@@ -192,7 +192,7 @@ def test_runs_that_are_ticked_and_their_colours_are_tensorboards(trained):
             for name in ("fixed", "sigmoid")
         }
         assert len(set(colours.values())) == 2
-        look.driver.find_element("css selector", f"{row.format('mended')} input").click()
+        look.driver.find_element("css selector", f"{row.format('fixed')} input").click()
         look.driver.execute_script("location.hash = 'gradwatch'")
         look.enter()
         assert look.chosen() == ["sigmoid"]

@@ -126,7 +126,7 @@ class NewGELU(nn.Module):
 
 class Two(nn.Module):
     def forward(self, x):
-        return torch.tanh(x) + F.relu(x)
+        return torch.tanh(x) + F.relu(x.flip(-1))  # of another tensor: a sum of two of one is a function by hand
 
 
 def test_an_activation_module_of_the_users_own_names_its_site(measure):
@@ -160,7 +160,7 @@ def test_lambdas_and_comprehensions_are_places_like_any_other(measure):
 def test_two_calls_on_one_line_are_two_sites(measure):
     def forward(m, x):
         z = m.a(x)
-        return m.b(F.relu(z) + F.relu(z - 1.0))
+        return m.b(F.relu(z) + F.relu(z.flip(-1)))
 
     assert list(measure(Root(forward), X, steps=2).sites) == [":relu", ":relu#2"]
 
