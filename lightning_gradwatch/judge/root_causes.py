@@ -249,7 +249,7 @@ RELATIONS: tuple[Relation, ...] = (
     *(
         Relation(cause, "GW505", "a net that can't learn stays where it began")
         for cause in (
-            *("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW302", "GW401"),
+            *("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW302", "GW303", "GW401"),
             *("GW501", "GW502", "GW503", "GW504", "GW506"),
         )
     ),
@@ -258,7 +258,20 @@ RELATIONS: tuple[Relation, ...] = (
     *(
         Relation(cause, "GW601", "a net that can't learn comes to nothing")
         for cause in (
-            *("GW101", "GW102", "GW103", "GW104", "GW201", "GW202", "GW301", "GW302", "GW401"),
+            *(
+                "GW101",
+                "GW102",
+                "GW103",
+                "GW104",
+                "GW106",
+                "GW201",
+                "GW202",
+                "GW301",
+                "GW302",
+                "GW303",
+                "GW304",
+                "GW401",
+            ),
             *("GW501", "GW502", "GW503", "GW504", "GW505", "GW506"),
         )
     ),

@@ -266,23 +266,22 @@ class WarmUp:
     def __init__(self, optimizer: Optimizer, steps: int) -> None:
         self._steps, self._taken = steps, 0
         self._rates: list[Any] = []
-        self._handles = [
-            optimizer.register_step_pre_hook(self._lower),
-            optimizer.register_step_post_hook(self._restore),
-        ]
+        # They stay there: torch goes through an optimizer's hooks while it calls them.
+        optimizer.register_step_pre_hook(self._lower)
+        optimizer.register_step_post_hook(self._restore)
 
     def _lower(self, optimizer: Optimizer, *_: Any) -> None:
+        self._rates = []
+        if self._taken >= self._steps:
+            return
         self._rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * ((self._taken + 1) / self._steps)
 
     def _restore(self, optimizer: Optimizer, *_: Any) -> None:
+        self._taken += 1
         for group, rate in zip(optimizer.param_groups, self._rates, strict=False):
             group["lr"] = rate
-        self._taken += 1
-        if self._taken >= self._steps:
-            for handle in self._handles:
-                handle.remove()
 
 
 def _parameters(module: nn.Module, name: str) -> list[nn.Parameter]:

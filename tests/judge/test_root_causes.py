@@ -86,10 +86,6 @@ FLAT_OUTPUT = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=20)
 FLAT_AT_START = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=0)
 OF_ONE_ENTRY = make("GW104", Kind.SOFTMAX_OF_ONE, severity=ERROR, step=0)
 
-FLAT_OUTPUT = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=20)
-FLAT_AT_START = make("GW501", Kind.SATURATED_UNITS, severity=ERROR, step=0)
-OF_ONE_ENTRY = make("GW104", Kind.SOFTMAX_OF_ONE, severity=ERROR, step=0)
-
 LINKED = [
     *((FLAT_OUTPUT, effect) for effect in (UNKNOWN_ZERO, STALLED, FADED)),
     *((cause, FLAT_OUTPUT) for cause in (OF_ONE_ENTRY, EXPLODED, OVERSIZED, STALE, EVALUATED)),
@@ -156,7 +152,8 @@ LINKED = [
         for effect in (FAR_OFF, NOTHING_LEARNED)
         for cause in (DOUBLED, STALE, UNTRAINED, OF_ONE, EVALUATED)
     ),
-    (FAR_OFF, NOTHING_LEARNED),
+    *((cause, NOTHING_LEARNED) for cause in (FAR_OFF, CLIPPED, DECAYED, STARVED)),
+    (CLIPPED, FAR_OFF),
     (FAR_OFF, make("GW301", Kind.LARGE_WEIGHTS, severity=ERROR, step=12)),
     (make("GW301", Kind.LARGE_WEIGHTS, step=12), dataclasses.replace(FAR_OFF, severity=Severity.INFO)),
     (STARVED, STALLED),

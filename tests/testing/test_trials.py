@@ -64,12 +64,18 @@ def test_a_warm_up_scales_each_step_and_leaves_the_rate_and_its_schedule_as_they
     assert rates == pytest.approx([0.8, 0.4, 0.2, 0.1, 0.05])
 
 
-def test_it_leaves_no_hook_behind():
+def test_it_ends_while_others_listen_to_the_optimizer_too():
+    """Torch goes through the hooks of a step while it calls them: none may go."""
     (parameter, _) = weights()
     optimizer = torch.optim.SGD([parameter], lr=0.8)
     WarmUp(optimizer, 2)
-    for _ in range(2):
+    heard = []
+    optimizer.register_step_post_hook(lambda *_: heard.append(optimizer.param_groups[0]["lr"]))
+    moved = []
+    for _ in range(4):
         parameter.grad = torch.ones_like(parameter)
+        before = parameter.detach().clone()
         optimizer.step()
-    assert not optimizer._optimizer_step_pre_hooks
-    assert not optimizer._optimizer_step_post_hooks
+        moved.append(float((before - parameter.detach()).mean()))
+    assert moved == pytest.approx([0.4, 0.8, 0.8, 0.8])
+    assert heard == [0.8] * 4
