@@ -160,6 +160,8 @@ def check_training(
             if seed is not None:
                 _seed(seed)
             settings = _settings(max_steps, accelerator, place) | options | changes
+            if "precision" in changes and settings.get("plugins"):
+                settings["plugins"] = _without_precision(settings["plugins"])
             callbacks = [*settings.pop("callbacks", ()), *more, watch]
             package.Trainer(**settings, callbacks=callbacks).fit(trained, data if batches is None else batches(data))
 
@@ -183,6 +185,12 @@ def check_training(
     if fail_on is not None and not report.ok:
         raise GradWatchError(str(report), report.failing)
     return report
+
+
+def _without_precision(plugins: Any) -> list[Any]:
+    """Return the plugins of a Trainer's but the one that stands for its precision, beside which it takes no other."""
+    given = plugins if isinstance(plugins, (list, tuple)) else [plugins]
+    return [each for each in given if not any(kind.__name__ == "Precision" for kind in type(each).__mro__)]
 
 
 def _copy_of(module: Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pytorch_lightning.plugins import AsyncCheckpointIO, MixedPrecision
 from torch import nn
 
 from lightning_gradwatch.record.finding import Action
+from lightning_gradwatch.testing.check_training import _without_precision
 from lightning_gradwatch.testing.trials import Prepared, WarmUp
 
 
@@ -79,3 +81,10 @@ def test_it_ends_while_others_listen_to_the_optimizer_too():
         moved.append(float((before - parameter.detach()).mean()))
     assert moved == pytest.approx([0.4, 0.8, 0.8, 0.8])
     assert heard == [0.8] * 4
+
+
+def test_a_precision_that_is_tried_takes_the_place_of_the_users_plugin():
+    """A Trainer takes either; with both it raises."""
+    kept, given = AsyncCheckpointIO(), MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu"))
+    assert _without_precision(given) == []
+    assert _without_precision([given, kept, "ddp"]) == [kept, "ddp"]
