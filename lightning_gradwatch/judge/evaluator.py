@@ -152,6 +152,14 @@ class _Entry:
         )
 
 
+def _sort_in(taken: Iterable[tuple[Kept, Severity | None]], risen: list[Kept], told: list[Kept]) -> None:
+    """Add what is new or worse, each with the worst before, to what has risen; and to what is told, unless it was a warning already."""
+    for kept, before in taken:
+        risen.append(kept)
+        if before is None or before < Severity.WARNING:
+            told.append(kept)
+
+
 def _read_losses(data: Any) -> Losses:
     """Build the losses of a run from plain data.
 
@@ -222,10 +230,7 @@ class Evaluator:
         risen: list[Kept] = []
         told: list[Kept] = []
         for entry in self._entries.values():
-            for kept, before in self._judge(entry, record, info):
-                risen.append(kept)
-                if before is None or before < Severity.WARNING:
-                    told.append(kept)
+            _sort_in(self._judge(entry, record, info), risen, told)
         self.confirming = self._wants_more()
         under_way = {code: since for code, entry in self._entries.items() if (since := entry.under_way) is not None}
         return self._tell(told, risen, under_way)
@@ -250,10 +255,7 @@ class Evaluator:
             if verdict is None:
                 continue
             self._before_end[code] = entry.to_dict()
-            for kept, before in entry.take(verdict, end.steps):
-                risen.append(kept)
-                if before is None or before < Severity.WARNING:
-                    told.append(kept)
+            _sort_in(entry.take(verdict, end.steps), risen, told)
         return self._tell(told, risen, {})
 
     def _tell(self, told: Sequence[Kept], risen: Sequence[Kept], under_way: Mapping[str, int]) -> tuple[Finding, ...]:

@@ -30,6 +30,8 @@ _SETTLED = 16
 """Steps in which a scaler may still come down from where it starts."""
 _SPAN = 64
 """Steps in which halvings are counted together."""
+HELD = f"the gradient scale wasn't halved {SURELY} times in the last {_SPAN} steps"
+"""What shows that it doesn't sink any more."""
 _LARGEST = 65504
 _NEAR = 1 / 16
 """Share of that which is near for an rms: among the tens of thousands of entries that a batch has, the largest is four times as large
@@ -159,11 +161,6 @@ def write_near(halved: int, near: tuple[str, float], scale: float) -> Sentences:
         ),
         message="",
     )
-
-
-def write_held() -> str:
-    """Say that this is over."""
-    return f"the gradient scale wasn't halved {SURELY} times in the last {_SPAN} steps"
 
 
 def write_sunk(facts: dict[str, Any], info: RunInfo) -> Sentences:

@@ -10,12 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.gradient_scale import (
+    HELD,
     SURELY,
     halvings,
     largest_output,
     note_scale,
     write_forward,
-    write_held,
     write_near,
     write_sunk,
 )
@@ -114,7 +114,7 @@ class NonFiniteGradient(Rule):
             found = Sighting(
                 severity=Severity.ERROR,
                 layers=(facts["name"],),
-                first_step=min(facts["since"], state.get("near") or facts["since"]),  # when it was first told
+                first_step=min(facts["since"], state.get("near", facts["since"])),  # when it was first told
                 last_step=int(record.step),
                 value=max(facts["steps"], halved),
                 threshold=SURELY,
@@ -122,7 +122,7 @@ class NonFiniteGradient(Rule):
             )
             return Verdict({key: found}, withdrawn=others)
         if halved < SURELY:
-            return Verdict(healed={"near": write_held()}) if state.pop("near", None) else None
+            return Verdict(healed={"near": HELD}) if state.pop("near", None) else None
         if record.skipped:
             return None
         near = largest_output(record, info)
@@ -130,9 +130,9 @@ class NonFiniteGradient(Rule):
             return Verdict(
                 confirming=True, unjudged="not yet: the gradient scale sinks, and no step that made it was measured"
             )
-        state["near"] = state.get("near") or int(record.step)
+        since = state.setdefault("near", int(record.step))
         write = partial(write_near, halved, near, float(record.gradient_scale))
-        found = Sighting(Severity.WARNING, (near[0],), state["near"], int(record.step), halved, SURELY, write)
+        found = Sighting(Severity.WARNING, (near[0],), since, int(record.step), halved, SURELY, write)
         return Verdict({"near": found}, confirming=True)
 
     def _judge_skipped(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
