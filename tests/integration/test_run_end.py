@@ -8,6 +8,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from integration.nets import trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.nn import functional as F
@@ -66,23 +67,14 @@ class Module(pl.LightningModule):
 
 def fit(root, module, *callbacks, epochs=40, loader=None, ckpt_path=None, **watching):
     watch = GradWatch(every_n_steps=20, **watching)
-    trainer = pl.Trainer(
-        callbacks=[watch, *callbacks],
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=root,
-    )
+    run = trainer(root, watch, *callbacks, of=pl, max_epochs=epochs)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         with contextlib.suppress(
             ValueError, KeyboardInterrupt, SystemExit
         ):  # Lightning makes the second of these the third
-            trainer.fit(module, DataLoader(data(), batch_size=64) if loader is None else loader, ckpt_path=ckpt_path)
-    return watch, trainer, [each for each in told if issubclass(each.category, NoProgressWarning)]
+            run.fit(module, DataLoader(data(), batch_size=64) if loader is None else loader, ckpt_path=ckpt_path)
+    return watch, run, [each for each in told if issubclass(each.category, NoProgressWarning)]
 
 
 def roots(findings):
@@ -124,8 +116,8 @@ def test_a_run_that_ends_before_half_of_its_steps_is_asked_for_progress_when_it_
 
 def test_early_stopping_is_such_an_end(tmp_path):
     stopping = EarlyStopping("loss", patience=4, min_delta=0.05, check_on_train_epoch_end=True)
-    watch, trainer, told = fit(tmp_path, Module(), stopping, epochs=200)
-    assert 100 <= trainer.global_step < 1000
+    watch, run, told = fit(tmp_path, Module(), stopping, epochs=200)
+    assert 100 <= run.global_step < 1000
     assert roots(watch.findings) == [("GW601", "")]
     assert len(told) == 1
 
@@ -149,9 +141,9 @@ def test_a_run_without_a_plan_is_asked_when_its_data_end(tmp_path):
             for batch in DataLoader(data(), batch_size=64):
                 yield from zip(*batch, strict=True)
 
-    watch, trainer, told = fit(tmp_path, Module(), epochs=8, loader=DataLoader(Stream(), batch_size=64))
+    watch, run, told = fit(tmp_path, Module(), epochs=8, loader=DataLoader(Stream(), batch_size=64))
     assert watch.info.planned_steps is None
-    assert trainer.global_step == 256
+    assert run.global_step == 256
     assert roots(watch.findings) == [("GW601", "")]
     assert len(told) == 1
     assert read_run(tmp_path / "gradwatch" / "version_0").end == RunEnd(how="completed", steps=256)
@@ -189,9 +181,9 @@ def test_it_ends_a_run_that_is_to_fail_by_findings(tmp_path):
 
 def test_a_checkpoint_of_the_end_is_one_to_go_on_from(tmp_path):
     """What was said of the end belongs to that fit: one that goes on has not ended there."""
-    _, trainer, told = fit(tmp_path, Module(300))
+    _, run, told = fit(tmp_path, Module(300))
     assert len(told) == 1
-    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    run.save_checkpoint(tmp_path / "end.ckpt")
     more, _, told = fit(tmp_path / "more", Module(400), ckpt_path=tmp_path / "end.ckpt")
     assert [each.message[:46] for each in more.findings] == ["The run was stopped after 401 of 1,280 planned"]
     assert len(told) == 1

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from integration.nets import pl
+from integration.nets import pl, trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -63,19 +63,10 @@ class Gan(pl.LightningModule):
 
 def fit(module, data, tmp_path, *, steps):
     watch = GradWatch()
-    trainer = pl.Trainer(
-        max_steps=steps,
-        callbacks=[watch],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    run = trainer(tmp_path, watch, max_steps=steps)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        trainer.fit(module, DataLoader(TensorDataset(*data), batch_size=32))
+        run.fit(module, DataLoader(TensorDataset(*data), batch_size=32))
     return watch, {each.category for each in told if issubclass(each.category, GradWatchWarning)}
 
 
