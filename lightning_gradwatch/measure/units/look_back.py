@@ -16,8 +16,10 @@ from lightning_gradwatch.measure.units.silence import (
     MostEvidence,
     Suspicion,
     active_counts,
+    bits,
     evidence,
-    stacked_flat,
+    note_silent,
+    unpacked,
     usual_evidence,
 )
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from lightning_gradwatch.measure.units.silence import Mask
     from lightning_gradwatch.measure.units.window import Window
 
 
@@ -38,72 +39,91 @@ class Moved(NamedTuple):
     """Whether it is a hidden site's: only for those further steps are watched."""
 
 
+class _Stretch(NamedTuple):
+    """Steps that follow each other in front of which the same units of a window may have died."""
+
+    place: int
+    """The window's."""
+    silent: int
+    """The units, as bits."""
+    steps: list[tuple[int, int, int]]
+    """How far back each is, and what was seen since: observations and batch elements."""
+
+
 def examine(moved: Sequence[Moved], height: float) -> None:
     """See whether units of some windows have died, which have as many units each; `height` is the evidence that it takes."""
     totals = [window.total for window, _ in moved if window.total is not None]
-    seen = np.array([[total.observations, total.batch_elements] for total in totals])
     active = active_counts(totals)
     newest = [window.chunks[-1] for window, _ in moved]
-    flat = stacked_flat(newest) == np.array([[chunk.observations] for chunk in newest])
-    silent: Mask = flat & (active > 0)
-    fresh = []
-    # Nearly always each unit that was active in the window is so in the newest step, and all is said.
-    for place, anything in enumerate(np.count_nonzero(silent, axis=1).tolist()):
+    note_silent(newest)
+    stretches = []
+    # Nearly always each unit that was active in the window is so in the newest step or the one before, and all is said.
+    for place, alive in enumerate(bits(active > 0)):
         if moved[place].window.suspicion is not None:
             moved[place].window.reconsider(height)
-        elif anything:
-            fresh.append(place)
-    if fresh:
-        _look_back([moved[place] for place in fresh], seen[fresh], active[fresh], silent[fresh], height)
+        elif silent := newest[place].silent & alive:
+            stretches += _stretches(place, moved[place], silent, units=active.shape[1])
+    if stretches:
+        _look_back(moved, stretches, active, height)
+
+
+def _stretches(place: int, moved: Moved, silent: int, *, units: int) -> list[_Stretch]:
+    """Return the steps in front of which units may have died that are `silent` in the newest one, the latest first."""
+    window, hidden = moved
+    chunks = window.chunks
+    fills_observations, fills_elements = window.fills_from
+    found: list[_Stretch] = []
+    observations = batch_elements = 0
+    for back in range(1, min(RECENT, len(chunks) - 1) + 1):
+        chunk = chunks[-back]
+        silent &= chunk.silent
+        if not silent:
+            break
+        observations += chunk.observations
+        batch_elements += chunk.batch_elements
+        # From a few units nothing follows until enough was seen since.
+        matters = hidden and silent.bit_count() > FEW * units
+        settles = back >= STEPS_SINCE and observations >= fills_observations and batch_elements >= fills_elements
+        if matters or settles:
+            if not found or found[-1].silent != silent:
+                found.append(_Stretch(place, silent, []))
+            found[-1].steps.append((back, observations, batch_elements))
+    return found
 
 
 def _look_back(
-    moved: Sequence[Moved],
-    seen: npt.NDArray[np.int64],
-    active: npt.NDArray[np.int64],
-    silent: Mask,
-    height: float,
+    moved: Sequence[Moved], stretches: Sequence[_Stretch], active: npt.NDArray[np.int64], height: float
 ) -> None:
     """Look for the latest step in front of which units of a window have died."""
-    bars = np.array([height + window.caution for window, _ in moved])
-    chunks_of = [window.chunks for window, _ in moved]
-    most = MostEvidence(chunks_of, [window.density for window, _ in moved], seen, active)
-    left = np.arange(len(moved))
-    fills = np.array(moved[0].window.fills_from)  # all windows of a run are alike
-    hidden = np.array([each.hidden for each in moved])
-    since = np.zeros_like(seen)
-    steps = np.array([len(chunks) for chunks in chunks_of])
-    for back in range(1, RECENT + 1):
-        # Nearly always, what is still silent after a step or two can't amount to enough.
-        left = left[(most.given(silent[left], left) >= bars[left]) & (steps[left] > back)]
-        if not left.size:
-            return
-        chunks = [chunks_of[place][-back] for place in left.tolist()]
-        counts = np.array([[chunk.observations, chunk.batch_elements] for chunk in chunks])
-        since[left] += counts
-        if back > 1:
-            silent[left] &= stacked_flat(chunks) == counts[:, :1]
-        # From a few units nothing follows until enough was seen since.
-        matter = np.count_nonzero(silent[left], axis=1) > FEW * active.shape[1]
-        settle = (since[left] >= fills).all(axis=1) & (back >= STEPS_SINCE)
-        told = left[(hidden[left] & matter) | settle]
-        if not told.size:
+    places = list(dict.fromkeys(stretch.place for stretch in stretches))
+    windows = [moved[place].window for place in places]
+    totals = [window.total for window in windows if window.total is not None]
+    seen = np.array([[total.observations, total.batch_elements] for total in totals])
+    active = active[places]
+    row_of = {place: row for row, place in enumerate(places)}
+    rows = np.array([row_of[stretch.place] for stretch in stretches])
+    most = MostEvidence([window.chunks for window in windows], [window.density for window in windows], seen, active)
+    silent = unpacked([stretch.silent for stretch in stretches], active.shape[1])
+    settled = set()
+    for place, (stretch, row, at_most) in enumerate(
+        zip(stretches, rows.tolist(), most.given(silent, rows).tolist(), strict=True)
+    ):
+        window = windows[row]
+        bar = height + window.caution
+        if row in settled or at_most < bar:
             continue
-        before = np.maximum(seen[told] - since[told], 1)
-        found = evidence(active[told], silent[told], before[:, :1], before[:, 1:], since[told, 1:])
-        settled = []
-        for place, much in zip(told.tolist(), found.tolist(), strict=True):
-            if much < bars[place]:
+        since = np.array(stretch.steps)[:, 1:]
+        before = np.maximum(seen[row] - since, 1)
+        alike = [np.broadcast_to(each, (len(since), len(each))) for each in (active[row], silent[place])]
+        found = evidence(alike[0], alike[1], before[:, :1], before[:, 1:], since[:, 1:])
+        for (back, observations, batch_elements), much in zip(stretch.steps, found.tolist(), strict=True):
+            if much < bar:
                 continue
-            window = moved[place].window
-            usual = usual_evidence(chunks_of[place][:-back], active[place], seen[place])
-            if much < bars[place] + usual:
+            usual = usual_evidence(window.chunks[:-back], active[row], seen[row])
+            if much < bar + usual:
                 continue
-            observations, batch_elements = since[place].tolist()
-            suspicion = Suspicion(
-                back, silent[place].copy(), observations, batch_elements, much - height - usual, moved[place].hidden
-            )
-            window.suspect(suspicion, height)
-            settled.append(place)
-        if settled:
-            left = left[~np.isin(left, settled)]
+            excess = much - height - usual
+            hidden = moved[stretch.place].hidden
+            window.suspect(Suspicion(back, silent[place].copy(), observations, batch_elements, excess, hidden), height)
+            settled.add(row)
+            break

@@ -42,6 +42,7 @@ class Chunk:
     saturated: UnitCounts | None
     observations: int
     batch_elements: int
+    _silent: int | None = None
 
     def is_like(self, other: Chunk) -> bool:
         """Whether it is of as many units, and they can be saturated or can't, too; a checkpoint's may be of another function."""
@@ -52,6 +53,14 @@ class Chunk:
         """How often each unit was inactive, or saturated where the function can't be inactive."""
         # Where a function can be both, what is saturated is inactive too.
         return self.inactive if self.saturated is None else np.maximum(self.inactive, self.saturated)
+
+    @property
+    def silent(self) -> int:
+        """The units that were flat in each observation, as bits: of one in a window, which never changes."""
+        if self._silent is None:
+            note_silent([self])
+        assert self._silent is not None
+        return self._silent
 
     @property
     def density(self) -> float:
@@ -287,6 +296,30 @@ def stacked_flat(chunks: Sequence[Chunk]) -> UnitCounts:
         return inactive
     flat: UnitCounts = np.maximum(inactive, np.array([chunk.saturated for chunk in chunks]))
     return flat
+
+
+def note_silent(chunks: Sequence[Chunk]) -> None:
+    """Work out `Chunk.silent` of chunks of as many units each."""
+    observations = np.array([[chunk.observations] for chunk in chunks])
+    for chunk, silent in zip(chunks, bits(stacked_flat(chunks) == observations), strict=True):
+        chunk._silent = silent  # noqa: SLF001 - its own class's
+
+
+def bits(masks: Mask) -> list[int]:
+    """Return each row of masks, shape [S, U], as one number, by which few or many units are told apart at once.
+
+    >>> [f"{row:b}" for row in bits(np.array([[False, True, True], [False, False, False]]))]
+    ['1100000', '0']
+    """
+    return [int.from_bytes(row.tobytes(), "big") for row in np.packbits(masks, axis=1)]
+
+
+def unpacked(rows: Sequence[int], units: int) -> Mask:
+    """Return the masks that `bits` made numbers of, shape [S, U]."""
+    width = -(-units // 8)
+    packed = np.frombuffer(b"".join([row.to_bytes(width, "big") for row in rows]), dtype=np.uint8)
+    mask: Mask = np.unpackbits(packed.reshape(len(rows), width), axis=1, count=units).astype(bool)
+    return mask
 
 
 def active_counts(totals: Sequence[Chunk]) -> UnitCounts:
