@@ -112,43 +112,33 @@ class Walk:
             union: Puts together what two nodes were made into.
             finish: Called with a node and the union of what it follows from.
         """
-        if root in gathered:
-            return gathered[root]
-        path = [_Visit(root, following(root), nothing)]
+        known = gathered.get(root)
+        if known is not None:
+            return known
+        path: list[tuple[Vertex, Iterator[tuple[Vertex | None, object]], Made]] = []
         gathered[root] = nothing
-        while path:  # no recursion: graphs are deeper than Python's stack
-            visit = path[-1]
-            for earlier, _ in visit.edges:
+        node, edges, found = root, iter(following(root)), nothing
+        while True:  # no recursion: graphs are deeper than Python's stack
+            for earlier, _ in edges:
                 if earlier is None or type(earlier) is leaf:
                     continue
-                found = gathered.get(earlier)
-                if found is not None:
-                    visit.found = found if visit.found is nothing else union(visit.found, found)
+                known = gathered.get(earlier)
+                if known is not None:
+                    found = known if found is nothing else union(found, known)
                 elif self._left > 0:
                     self._left -= 1
                     gathered[earlier] = nothing
-                    path.append(_Visit(earlier, following(earlier), nothing))
+                    path.append((node, edges, found))
+                    node, edges, found = earlier, iter(following(earlier)), nothing
                     break
                 else:
                     self.whole = False
             else:
-                path.pop()
-                made = gathered[visit.node] = finish(visit.node, visit.found)
-                if path:
-                    visit = path[-1]
-                    visit.found = made if visit.found is nothing else union(visit.found, made)
-        return gathered[root]
-
-
-class _Visit:
-    """A node whose edges are being followed."""
-
-    __slots__ = ("edges", "found", "node")
-
-    def __init__(self, node: Hashable, edges: Sequence[tuple[object, object]], found: Any) -> None:
-        self.node: Any = node
-        self.edges: Any = iter(edges)
-        self.found = found
+                made = gathered[node] = finish(node, found)
+                if not path:
+                    return made
+                node, edges, found = path.pop()
+                found = made if found is nothing else union(found, made)
 
 
 def edges(node: Node) -> tuple[tuple[Node | None, int], ...]:

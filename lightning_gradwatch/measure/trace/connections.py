@@ -345,7 +345,8 @@ class _SiteWalk(_Finds):
         if self._blind and (isinstance(node, BackwardCFunction) or type(node).__name__ == "CopySlices"):
             self.exits = union(self.exits, found)
             return _LOST
-        if hides_a_function(cast("Any", type(node))) and node not in self._of_weights:
+        kind: Any = type(node)
+        if hides_a_function(kind) and node not in self._of_weights:
             return union(found, _UNSEEN)
         return found
 
