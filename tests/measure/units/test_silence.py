@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.units.silence import RECENT, Chunk, MostEvidence, bar, evidence
+from lightning_gradwatch.measure.units.silence import RECENT, Chunk, MostEvidence, bar, bits, evidence, unpacked
 
 
 def by_hand(active, silent, observations, before, since):
@@ -114,3 +114,19 @@ def test_positions_of_one_element_are_no_more_than_one_observation():
     alone = evidence(*np.array([[[128] * 4], [[1] * 4]]), *np.array([[[256]], [[256]], [[8]]]))
     tokens = evidence(*np.array([[[128 * 50] * 4], [[1] * 4]]), *np.array([[[256 * 50]], [[256]], [[8]]]))
     assert alone == pytest.approx(tokens)
+
+
+@given(st.integers(1, 4), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_masks_are_numbers_of_bits_and_back(rows, units, seed):
+    masks = np.random.default_rng(seed).random((rows, units)) < 0.3
+    numbers = bits(masks)
+    assert [number.bit_count() for number in numbers] == masks.sum(axis=1).tolist()
+    np.testing.assert_array_equal(unpacked(numbers, units), masks)
+    both = numbers[0] & numbers[-1]
+    np.testing.assert_array_equal(unpacked([both], units)[0], masks[0] & masks[-1])
+
+
+def test_a_step_is_silent_where_a_unit_was_never_otherwise():
+    counts = Chunk(np.array([4, 3, 0, 4]), np.array([0, 1, 4, 4]), 4, 4)
+    assert unpacked([counts.silent], 4)[0].tolist() == [True, False, True, True]
+    assert unpacked([Chunk(np.array([4, 3, 0, 4]), None, 4, 4).silent], 4)[0].tolist() == [True, False, False, True]
