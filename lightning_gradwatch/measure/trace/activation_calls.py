@@ -11,7 +11,7 @@ from torch import nn
 from lightning_gradwatch.measure.model.call_site import Location, inside_function, locate
 from lightning_gradwatch.measure.model.sites import Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
-from lightning_gradwatch.measure.trace.axes import as_units, fitted
+from lightning_gradwatch.measure.trace.axes import as_flattened, as_units, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
 from lightning_gradwatch.measure.trace.uncovered import (
@@ -376,6 +376,8 @@ def site_zones(site: Site, *, judged: bool = True) -> Zones:
 
 def _along_one_axis(zones: Zones, z: Tensor, where: Axis) -> tuple[Zones, Tensor, int]:
     """Return intervals, and a tensor whose units lie along one axis; without fractions where they can't be told apart."""
+    if not isinstance(where, int):
+        where = as_flattened(where)
     if isinstance(where, int):
         return zones, z, where
     z = z.detach()

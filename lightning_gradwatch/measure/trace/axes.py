@@ -199,7 +199,7 @@ def _after_reshape(before: tuple[int, ...], axis: Axis, after: tuple[int, ...]) 
     if math.prod(before) != math.prod(after):
         return _after_repeating(axis, before, after)
     axes = _regrouped([part for parts in axis.axes for part in parts], after)
-    return LOST if axes is None else _whole(_flattened(Split(axes)))
+    return LOST if axes is None else _whole(Split(axes))
 
 
 def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | None:
@@ -224,14 +224,18 @@ def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | N
     return tuple(axes)
 
 
-def _flattened(split: Split) -> Split:
-    """Take positions for units where all units were merged with them into one axis, as in front of a linear layer."""
+@lru_cache(maxsize=_CACHED)
+def as_flattened(split: Split) -> Axis:
+    """Take positions for units where all units were merged with them into one axis, as in front of a linear layer.
+
+    Only where units are counted: a view back tells positions from units again.
+    """
     places = split.with_units
     if len(places) != 1 or any(part.of == "batch" for part in split.axes[places[0]]):
         return split
     axes = [*split.axes]
     axes[places[0]] = tuple(Part(part.size, "units") for part in axes[places[0]])
-    return Split(tuple(axes))
+    return _whole(Split(tuple(axes)))
 
 
 def _after_repeating(split: Split, before: Sequence[int], after: Sequence[int]) -> Axis:
