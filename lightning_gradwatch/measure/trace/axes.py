@@ -24,6 +24,8 @@ _RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for tr
 _LAST, _RESHAPE, _TRANSPOSE = Op.LAST, Op.RESHAPE, Op.TRANSPOSE  # by name, as in `tracer`
 _MOST_REMOVED = 2
 _MATRIX = 2
+_UNFOLDED = (4, 3)
+"""How many axes an image has, and what its patches are unfolded to."""
 _CACHED = 1024
 """Shapes for which it is remembered where units went."""
 _ORDER = ("batch", "positions", "units")
@@ -51,6 +53,8 @@ def axis_after(
         return 0 if full is not None and rank == full - 1 else min(1, rank - 1)
     if source is None or axis is None:
         return None
+    if axis == 1 and (source.dim(), rank) == _UNFOLDED and getattr(func, "__name__", "") == "unfold":
+        return 1  # each feature, at each place of a patch
     if source.is_nested or result.is_nested:  # has no shape, and may have no strides
         return axis if rank == source.dim() else None
     return _after_move(op, source, axis, result)
