@@ -11,7 +11,7 @@ from torch import nn
 from lightning_gradwatch.measure.model.call_site import Location, inside_function, locate
 from lightning_gradwatch.measure.model.sites import Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
-from lightning_gradwatch.measure.trace.axes import as_units, fitted
+from lightning_gradwatch.measure.trace.axes import as_flattened, as_units, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
 from lightning_gradwatch.measure.trace.uncovered import (
@@ -25,7 +25,7 @@ from lightning_gradwatch.measure.trace.uncovered import (
 from lightning_gradwatch.measure.units.activations import OUTER, Call, composite
 from lightning_gradwatch.measure.units.counting import counter
 from lightning_gradwatch.measure.units.mask import Masks
-from lightning_gradwatch.record.activations import COMPOSITES, RELU
+from lightning_gradwatch.record.activations import COMPOSITES, RELU, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.activations import Inner
     from lightning_gradwatch.record.zones import Zones
 
+_SOFTPLUS = look_up("softplus").usual
+
 
 class Activations:
     """Measures the activation calls of one step, pass by pass (a pass is the forward of one micro-batch)."""
@@ -63,6 +65,8 @@ class Activations:
         self.hooks = hooks
         self._last_layer: Layer | None = None
         self.roles = Roles()
+        self._unfinished: list[tuple[Site, Start]] = []
+        """New sites whose argument is a function that isn't known, with its first step."""
         self._pieces: dict[Site, int] = {}
         """Which of a layer's units a site's first call in this pass took."""
         self._unseen = unseen
@@ -80,6 +84,10 @@ class Activations:
         """Close a pass: new sites get their roles and names, and nothing of the user's graph is kept."""
         for site in self._sites.settle(self.roles):
             self._collected.sites.pop(site, None)
+        for site, start in self._unfinished:
+            if not site.part and site.composite is None and site.role != "output":
+                self.leaves_out_at(start)
+        self._unfinished.clear()
         self.roles = Roles()
         self._pieces.clear()
         self._tags.clear()
@@ -99,6 +107,10 @@ class Activations:
         seen = self._seen(call, locate(self._names, above=3), tag, alone)
         inner = seen.inner
         seen.origin = Origin(call.z)
+        if seen.formula is not None and seen.formula.start.named and seen.site.role is None:
+            self._unfinished.append((seen.site, seen.formula.start))
+        if call.zones.name == "softplus":
+            seen.usual = call.zones is _SOFTPLUS
         if tag is not None and inner is not None and inner.site.function == "softplus":
             seen.of = tag.of
         else:
@@ -364,6 +376,8 @@ def site_zones(site: Site, *, judged: bool = True) -> Zones:
 
 def _along_one_axis(zones: Zones, z: Tensor, where: Axis) -> tuple[Zones, Tensor, int]:
     """Return intervals, and a tensor whose units lie along one axis; without fractions where they can't be told apart."""
+    if not isinstance(where, int):
+        where = as_flattened(where)
     if isinstance(where, int):
         return zones, z, where
     z = z.detach()

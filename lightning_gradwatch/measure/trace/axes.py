@@ -24,6 +24,8 @@ _RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for tr
 _LAST, _RESHAPE, _TRANSPOSE = Op.LAST, Op.RESHAPE, Op.TRANSPOSE  # by name, as in `tracer`
 _MOST_REMOVED = 2
 _MATRIX = 2
+_UNFOLDED = (4, 3)
+"""How many axes an image has, and what its patches are unfolded to."""
 _CACHED = 1024
 """Shapes for which it is remembered where units went."""
 _ORDER = ("batch", "positions", "units")
@@ -51,6 +53,8 @@ def axis_after(
         return 0 if full is not None and rank == full - 1 else min(1, rank - 1)
     if source is None or axis is None:
         return None
+    if axis == 1 and (source.dim(), rank) == _UNFOLDED and getattr(func, "__name__", "") == "unfold":
+        return 1  # each feature, at each place of a patch
     if source.is_nested or result.is_nested:  # has no shape, and may have no strides
         return axis if rank == source.dim() else None
     return _after_move(op, source, axis, result)
@@ -199,7 +203,7 @@ def _after_reshape(before: tuple[int, ...], axis: Axis, after: tuple[int, ...]) 
     if math.prod(before) != math.prod(after):
         return _after_repeating(axis, before, after)
     axes = _regrouped([part for parts in axis.axes for part in parts], after)
-    return LOST if axes is None else _whole(_flattened(Split(axes)))
+    return LOST if axes is None else _whole(Split(axes))
 
 
 def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | None:
@@ -224,14 +228,18 @@ def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | N
     return tuple(axes)
 
 
-def _flattened(split: Split) -> Split:
-    """Take positions for units where all units were merged with them into one axis, as in front of a linear layer."""
+@lru_cache(maxsize=_CACHED)
+def as_flattened(split: Split) -> Axis:
+    """Take positions for units where all units were merged with them into one axis, as in front of a linear layer.
+
+    Only where units are counted: a view back tells positions from units again.
+    """
     places = split.with_units
     if len(places) != 1 or any(part.of == "batch" for part in split.axes[places[0]]):
         return split
     axes = [*split.axes]
     axes[places[0]] = tuple(Part(part.size, "units") for part in axes[places[0]])
-    return Split(tuple(axes))
+    return _whole(Split(tuple(axes)))
 
 
 def _after_repeating(split: Split, before: Sequence[int], after: Sequence[int]) -> Axis:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.trace import gates, pieces
 from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, axis_of_data, split_of
-from lightning_gradwatch.measure.trace.handwritten import Composite, combine, steps_of
+from lightning_gradwatch.measure.trace.handwritten import Composite, chain_of, combine, inner_call, steps_of
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
     MOVES,
@@ -166,7 +166,7 @@ class Flow:
         known = None
         if done is None and (
             sources.formula is not None
-            or op in STARTS
+            or (op in STARTS and result.dim() > 1)
             or (op is _MULTIPLY and len(arguments) == 2 and arguments[0] is arguments[1])
         ):
             known = self._written_out.follow(op, func, sources, arguments, new)
@@ -241,12 +241,19 @@ class Flow:
         """Note what arithmetic makes of one tensor; return the hand-written function of which it is the last step."""
         if op is _ERF:
             kept, self._kept = self._kept, None
+            tag = self._tags.get(arguments[0])
             new.of, new.u = self._tags.root(arguments[0]), arguments[0].detach() if kept is None else kept
+            new.u_factor = 1.0 if tag is None else tag.factor
+            new.within = inner_call(tag)
         elif isinstance(arguments, Operands):
             if op is _SHIFT and len(arguments) == 2 and (steps := steps_of(arguments, self._tags)):
                 self._activations.are_pieces(steps)
             if (ended := self._awaits(op, arguments)) is None:
-                return combine(op, arguments, new, self._tags)
+                done = combine(op, arguments, new, self._tags)
+                if done is None or done.function or done.call is None:
+                    return done
+                self._activations.are_pieces(chain_of(done.call))
+                return None
             self._activations.extend(ended, result)
         return None
 

@@ -90,6 +90,11 @@ class Comparisons:
         found = self.masks.get(id(mask))
         return found is not None and found.ref() is mask and found.of() is z
 
+    def compared_in(self, mask: object) -> Tensor | None:
+        """Return the tensor that was compared to make a mask; None where it isn't known, or isn't there any more."""
+        found = self.masks.get(id(mask))
+        return found.of() if found is not None and found.ref() is mask else None
+
     def number(self, value: object) -> float | None:
         """Return what a number, or a tensor that is everywhere the same, holds; None where that isn't known."""
         if isinstance(value, Tensor):

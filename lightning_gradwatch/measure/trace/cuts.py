@@ -27,6 +27,7 @@ from lightning_gradwatch.record.zones import Comparison, Region, Zones
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lightning_gradwatch.measure.model.path import Site
     from lightning_gradwatch.measure.trace.tensor_state import Tags
 
 _OPPOSITE: Mapping[Comparison, Comparison] = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
@@ -62,10 +63,16 @@ def _judged(z: Tensor, tags: Tags) -> bool:
     return tag is None or not (
         tag.weights_only
         or (not tag.call and tag.gate)
-        or (tag.call is not None and (may_gate(tag.call.site) or tag.call.site.function in _ENDS))
+        or (tag.call is not None and (_may_gate(tag.call.site) or tag.call.site.function in _ENDS))
     )
 
 
+def _may_gate(site: Site) -> bool:
+    """Whether a site's output may gate, of which what cuts it off once more is a guard, not a bound at its other side."""
+    return may_gate(site) and site.function not in _CUT_OFF
+
+
+_CUT_OFF = frozenset(("hardtanh", "relu6"))
 _PIECES = "a function of two pieces that isn't known: its units aren't counted"
 _Found: TypeAlias = "tuple[Zones, Tensor] | str | None"
 

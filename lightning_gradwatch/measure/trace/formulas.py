@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.measure.trace.comparisons import plain_number
+from lightning_gradwatch.measure.trace.unknown_functions import UNKNOWN_FUNCTIONS
 from lightning_gradwatch.record.activations import ROWS, look_up
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ _BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(("rtruediv", "rdiv"), lambda one, other: other / one),
     **dict.fromkeys(("pow", "ipow"), np.power),
     "rpow": lambda one, other: np.power(other, one),
+    "logaddexp": np.logaddexp,
 }
 STARTS = frozenset(
     (
@@ -75,12 +76,14 @@ STARTS = frozenset(
         "sign",
     )
 ) | {
-    *("log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "rtruediv", "rdiv", "logaddexp", "logaddexp2"),
-    *("tan", "sinc", "erfc", "special_sinc", "special_erfc", "special_ndtr", "special_log_ndtr"),
+    *("log", "log1p", "sqrt", "rsqrt", "reciprocal", "rtruediv", "rdiv", "logaddexp"),
+    *(name.strip("_") for name in UNKNOWN_FUNCTIONS),
 }
 """Calls that may be the first step of a function."""
 _DIRECT = STARTS - {"exp", "exp2", "expm1", "abs", "absolute", "rpow"}
 """Those of which nearly all belong to a norm, a distance or a loss, unless their argument is what a layer has just made."""
+WHOLE = frozenset(("logaddexp",))
+"""Those that may be all of a known one: the sum of exponentials of z and 0 is a softplus."""
 CARRIES = frozenset(
     {f"{kind}dropout{rank}" for kind in ("", "alpha_", "feature_") for rank in ("", "1d", "2d", "3d")}
     | {
@@ -110,13 +113,17 @@ class Known(NamedTuple):
 
 
 def may_start(name: str, given: Sequence[Any]) -> bool:
-    """Whether a call may be the first step of a function: of powers not the cube, of products that of a tensor with itself."""
+    """Whether a call may be the first step of a function: of powers not the first, of products that of a tensor with itself."""
     if name not in STARTS:
         return False
     if name == "pow":
-        # Not the cube, which is a step of each GELU that is written out.
-        return len(given) == 2 and given[1].__class__ in (int, float) and given[1] not in (1, 3)
+        return len(given) == 2 and given[1].__class__ in (int, float) and given[1] != 1
     return name not in ("mul", "multiply") or (len(given) == 2 and given[0] is given[1])
+
+
+def is_cube(name: str, given: Sequence[Any]) -> bool:
+    """Whether a call is the first step of no known function but of a GELU, whose tanh hides what it is of: nobody evaluates it."""
+    return name == "pow" and given[1] == 3
 
 
 def wants_layer(name: str) -> bool:
@@ -142,7 +149,7 @@ def evaluate(name: str, given: Sequence[Any], of: Origin, tags: Tags) -> FloatVe
 def _values(given: Any, of: Origin, tags: Tags) -> Any:
     if isinstance(given, np.ndarray):
         return given
-    number = plain_number(given)
+    number = tags.comparisons.number(given)
     if number is not None:
         return number
     tag = tags.get(given)

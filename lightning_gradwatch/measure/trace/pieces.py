@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradwatch.measure.trace.axes import axis_after, count_of_units, first_unit, put_together, split_of
+from lightning_gradwatch.measure.trace.axes import (
+    as_flattened,
+    axis_after,
+    count_of_units,
+    first_unit,
+    put_together,
+    split_of,
+)
 from lightning_gradwatch.measure.trace.tensor_state import LOST, Op, Split, Tag, tensors_in, unit_axis
 
 if TYPE_CHECKING:
@@ -74,6 +81,8 @@ def taken(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: Te
     of_weights = tag is None or tag.weights_only
     tags.apart = tags.apart or of_weights
     units = split_of(source.shape, range(source.dim())) if of_weights else unit_axis(source, tag)
+    if isinstance(units, Split) and not of_weights:
+        units = as_flattened(units)
     if result._is_view() and result._base is (source if source._base is None else source._base):  # noqa: SLF001 - the documented test for a view has no public name
         offset = int(result.storage_offset()) - int(source.storage_offset())
         if not offset and isinstance(units, int):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.signal import Origin
-from lightning_gradwatch.measure.trace.comparisons import Comparisons
+from lightning_gradwatch.measure.trace.comparisons import Comparisons, plain_number
+from lightning_gradwatch.measure.trace.unknown_functions import UNKNOWN_FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -91,8 +92,8 @@ _NAMES: dict[Op, str] = {
     Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
     Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
     Op.FUNCTION: "exp exp2 expm1 abs absolute __abs__ sqrt rsqrt log log1p sinh cosh exp_ exp2_ expm1_ abs_ absolute_ sqrt_ "
-    "rsqrt_ log_ log1p_ sinh_ cosh_ __rpow__ log2 log10 logaddexp logaddexp2 tan sinc erfc sign special_sinc special_erfc "
-    "special_ndtr special_log_ndtr",
+    "rsqrt_ log_ log1p_ sinh_ cosh_ __rpow__ logaddexp sign sign_ "
+    + " ".join(f"{name} {name}_" for name in UNKNOWN_FUNCTIONS),
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
     "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
@@ -200,6 +201,8 @@ class SiteCall:
     """Where the norm of the output will be, where it follows from the argument; None: the output is to be measured."""
     columns = False
     """Whether the batch is the last axis."""
+    usual = True
+    """Whether a softplus was called without parameters of its own."""
     centred = False
     """Whether half of `height` was added to make the argument, as in a hard sigmoid."""
     ended: Ended | None = None
@@ -216,8 +219,19 @@ class SiteCall:
         self.piece = 0 if tag is None else tag.piece
         self.factor = 1.0 if tag is None or tag.root is None else tag.factor
         """Of what multiple of `of` it is; None where it is another function of that."""
-        self.inner = None if tag is None else tag.call
+        self.inner = None if tag is None or tag.shifted or tag.scale != 1.0 else tag.call
         """The call whose output is the argument, as softplus is of the tanh in Mish."""
+        self.within = None if tag is None else tag.call or tag.within
+        """The call of whose output the argument is a function, entry by entry."""
+        self.formula = None if tag is None else tag.formula
+        """What the argument is as a function of another tensor, where that isn't known yet."""
+
+    @property
+    def source(self) -> Origin | None:
+        """Of the value of which the argument is another function than an arithmetic one, entry by entry; None: of none."""
+        if self.within is not None:
+            return self.within.of
+        return None if self.formula is None else self.formula.of
 
 
 class Start:
@@ -272,8 +286,12 @@ class Tag:
     """The argument of an error function, for as long as it may turn out to be a hand-written GELU."""
     factor: float | None = 1.0
     """What `root` is multiplied by to make it; None for any other function of it."""
+    u_factor: float | None = None
+    """Of what multiple of its root `u` is; None where it is another function of that."""
     scale = 1.0
     """What the output of `call`, or the error function's, is multiplied by; NaN where the device alone knows."""
+    offset = 0.0
+    """What was added to it before it was multiplied by `scale`; NaN likewise."""
     gate: tuple[SiteCall, ...] = ()
     """The activation calls of whose outputs this is a function, and of nothing else, where they may turn out to be gates'."""
     formula: Formula | None = None
@@ -402,6 +420,8 @@ class Operands(list["Tensor"]):
 
     constant = math.nan
     """What its one tensor is multiplied by, or what is added to it; NaN where that is something else than a plain number."""
+    sign = 1.0
+    """-1 where the tensor is taken away from that number."""
     given: Sequence[Any] = ()
     """All arguments of the call, if they have no names."""
 
@@ -414,15 +434,23 @@ def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     name = getattr(func, "__name__", "")
     if "neg" in name:
         operands.constant = -1.0
-    elif "div" not in name and "mul" not in name and "add" not in name:
+    elif "div" not in name and "mul" not in name and "add" not in name and "sub" not in name:
         operands.constant = 1.0  # a cast or a copy; of what else there is nobody asks
-    elif (
-        len(args) == 2
-        and not kwargs
-        and (number := args[1] if isinstance(args[0], Tensor) else args[0]).__class__ in (int, float)
-    ):
+    elif len(args) == 2 and not kwargs and (number := _number_of(args)) is not None:
         operands.constant = (1.0 / number if number else math.nan) if "div" in name else number
+        if "sub" in name:
+            if "rsub" in name or not (isinstance(args[0], Tensor) and args[0].dim()):
+                operands.sign = -1.0
+            else:
+                operands.constant = -number
     return operands
+
+
+def _number_of(args: Sequence[Any]) -> float | None:
+    """Return the number among two arguments of which the other is a tensor with axes; None where there is none that is known."""
+    first, second = args
+    number = second if isinstance(first, Tensor) and (first.dim() or not isinstance(second, Tensor)) else first
+    return number if number.__class__ in (int, float) else plain_number(number)
 
 
 class Einsum(list["Tensor"]):

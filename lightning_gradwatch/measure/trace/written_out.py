@@ -9,7 +9,9 @@ from lightning_gradwatch.measure.signal import Origin
 from lightning_gradwatch.measure.trace.formulas import (
     CARRIES,
     POINTS,
+    WHOLE,
     evaluate,
+    is_cube,
     may_start,
     recognise,
     wants_layer,
@@ -67,6 +69,8 @@ class WrittenOut:
         if formula is None:
             if not sources.users and may_start(name, given) and not is_in_place(func):
                 new.formula = self._start(name, given, sources.tensor)
+                if new.formula is not None and name in WHOLE:
+                    return recognise(new.formula)
             return None
         if op in MAKES_FEATURES:
             if sources.user is not None and formula.start.named:
@@ -94,20 +98,36 @@ class WrittenOut:
             of, factor = Origin(z), 1.0
         start = Start(z, factor, tag, name=name, place=self._activations.place(), direct=direct, named=named)
         self._tags.hold(start)
+        if is_cube(name, given):
+            return Formula(of, start, None)
         return Formula(
             of, start, evaluate(name, [start.factor * POINTS if each is z else each for each in given], of, self._tags)
         )
 
     def _step(self, op: Op, name: str, formula: Formula, arguments: Operands, new: Tag) -> Known | None:
         """Take one step of arithmetic."""
-        if any(each.dim() and not self._is_of(each, formula) and not self._is_weight(each) for each in arguments):
-            if op is Op.SHIFT:  # around a residual block; any other scales it, or is scaled by it
+        if any(
+            each.dim()
+            and not self._is_of(each, formula)
+            and not self._is_weight(each)
+            and self._tags.comparisons.number(each) is None
+            for each in arguments
+        ):
+            # Around a residual block; any other scales it, or is scaled by it.
+            if op is Op.SHIFT or self._are_before(arguments, formula):
                 new.formula = formula._replace(values=None)
             return None
         new.formula = formula._replace(values=evaluate(name, arguments.given, formula.of, self._tags))
         tags = map(self._tags.get, arguments)
         self._activations.are_steps([tag.call for tag in tags if tag is not None and tag.call is not None])
         return recognise(new.formula) if op in _MAY_END or name in _DIVIDES else None
+
+    def _are_before(self, arguments: Sequence[Tensor], formula: Formula) -> bool:
+        """Whether all are functions of what the formula's own argument is another function of: ``x * f(x - 1)``."""
+        before = formula.start.tag.root
+        return before is not None and all(
+            self._is_of(each, formula) or self._tags.is_of(each, before) for each in arguments if each.dim()
+        )
 
     def _is_of(self, tensor: Tensor, formula: Formula) -> bool:
         tag = self._tags.get(tensor)

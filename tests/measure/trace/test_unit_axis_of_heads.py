@@ -70,6 +70,11 @@ HEADS = {
     "viewed as another": lambda y: y.view_as(torch.empty(B, T, H, D)).transpose(1, 2),
     "normalised": lambda y: y.view(B, T, H, D).transpose(1, 2) / (1.0 + y.view(B, T, H, D).transpose(1, 2).detach().norm(dim=-1, keepdim=True)),
     "in place": lambda y: y.view(B, T, H, D).transpose(1, 2).mul(1.0),
+    "flattened with the positions, and back": lambda y: y.flatten(1, 2).view(B, T, FEATURES),
+    "flattened with the positions, then into heads": lambda y: y.flatten(1, 2).view(B, T, H, D).transpose(1, 2),
+    "flattened behind features, and back": lambda y: y.mT.flatten(1).view(B, FEATURES, T),
+    "flattened with dropout between": lambda y: F.dropout(y.flatten(1), 0.0).unflatten(1, (T, FEATURES)),
+    "positions and heads together, and back": lambda y: y.view(B, T, H, D).flatten(1, 2).view(B, T, H, D),
 }  # fmt: skip
 
 

@@ -58,6 +58,8 @@ WRITTEN = {
     "QuickGELU": (lambda x: x / (1 + torch.exp(-1.702 * x)), "silu", lambda x: x * torch.sigmoid(1.702 * x)),
     "log(1 + exp(x))": (lambda x: torch.log(1 + torch.exp(x)), "softplus", F.softplus),
     "log1p(exp(x))": (lambda x: x.exp().log1p(), "softplus", F.softplus),
+    "logaddexp(x, 0)": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), "softplus", F.softplus),
+    "logaddexp(0, x)": (lambda x: torch.logaddexp(torch.tensor(0.0), x), "softplus", F.softplus),
     "max(x, 0) + log1p(exp(-|x|))": (lambda x: x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())), "softplus", F.softplus),
     "relu(x) + log(1 + exp(-|x|))": (lambda x: F.relu(x) + torch.log(1 + torch.exp(-torch.abs(x))), "softplus", F.softplus),
     "(x + |x|) / 2": (lambda x: (x + x.abs()) / 2, "relu", F.relu),
@@ -122,6 +124,16 @@ def assigned(x):
     return y
 
 
+class PReLU(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.a = nn.Parameter(torch.full((12,), 0.25))
+        self.way = way
+
+    def forward(self, x):
+        return self.way(x, self.a)
+
+
 UNKNOWN = {
     "x[x < 0] = 0": (assigned, ":setitem"),
     "x * exp(-x)": (lambda x: x * torch.exp(-x / 9), ":exp"),
@@ -154,7 +166,7 @@ UNKNOWN = {
     "log": (lambda x: torch.log(x + 1000), ":log"),
     "sqrt": (lambda x: (x + 1000).sqrt(), ":sqrt"),
     "1 / x": (lambda x: 1 / (x + 1000), ":rdiv"),
-    "logaddexp": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), ":logaddexp"),
+    "logaddexp with another": (lambda x: torch.logaddexp(x, torch.ones_like(x)), ":logaddexp"),
     "GELU by ndtr": (lambda x: x * torch.special.ndtr(x), ":special_ndtr"),
     "erfc": (torch.erfc, ":erfc"),
     "tan": (lambda x: torch.tan(x / 99), ":tan"),
@@ -163,6 +175,49 @@ UNKNOWN = {
     "ELU of a ReLU": (lambda x: F.relu(x) + (torch.exp(-F.relu(-x)) - 1), ":relu"),
     "leaky, of two ReLUs": (lambda x: F.relu(x) - 0.1 * F.relu(-x), ":relu"),
     "ELU, cut off": (lambda x: torch.clamp(x, min=0) + torch.expm1(torch.clamp(x, max=0)), ":relu"),
+    "x ** 3": (lambda x: x**3, ":pow"),
+    "pow(x, 3.0)": (lambda x: torch.pow(x / 9, 3.0), ":pow"),
+    "float_power": (lambda x: x.float_power(2).float(), ":float_power"),
+    "frac": (torch.frac, ":frac"),
+    "fmod": (lambda x: torch.fmod(x, 1), ":fmod"),
+    "x % 1": (lambda x: x % 1, ":remainder"),
+    "x - floor(x)": (lambda x: x - torch.floor(x), ":floor"),
+    "hypot": (lambda x: torch.hypot(x, torch.ones_like(x)) - 1, ":hypot"),
+    "i0": (lambda x: torch.special.i0(x / 9), ":special_i0"),
+    "copysign": (lambda x: torch.copysign(x, torch.ones_like(x)), ":copysign"),
+    "huber_loss": (lambda x: F.huber_loss(x, torch.zeros_like(x), reduction="none"), ":huber_loss"),
+    "smooth_l1_loss": (lambda x: F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none"), ":smooth_l1_loss"),
+    "mse_loss": (lambda x: F.mse_loss(x, torch.zeros_like(x), reduction="none"), ":mse_loss"),
+    "x erf(softplus(x))": (lambda x: x * torch.erf(F.softplus(x)), ":softplus"),
+    "erf(softplus(x)) x": (lambda x: torch.erf(F.softplus(x)) * x, ":softplus"),
+    "x tanh(softplus(x, beta=2))": (lambda x: x * torch.tanh(F.softplus(x, beta=2)), ":tanh"),
+    "x tanh(2 softplus(x))": (lambda x: x * torch.tanh(2 * F.softplus(x)), ":tanh"),
+    "x (1 + tanh(softplus(x)))": (lambda x: x * (1 + torch.tanh(F.softplus(x))), ":tanh"),
+    "x tanh(exp(x))": (lambda x: x * torch.tanh(torch.exp(x)), ":tanh"),
+    "x exp(-softplus(x))": (lambda x: x * torch.exp(-F.softplus(x)), ":softplus"),
+    "x tanh(x)": (lambda x: x * torch.tanh(x), ":tanh"),
+    "x softplus(x)": (lambda x: x * F.softplus(x), ":softplus"),
+    "x atan(x)": (lambda x: x * torch.atan(x), ":atan"),
+    "x sigmoid(x)²": (lambda x: x * torch.sigmoid(x) ** 2, ":sigmoid"),
+    "x sigmoid(x + 1)": (lambda x: x * torch.sigmoid(x + 1), ":sigmoid"),
+    "x sigmoid(x²)": (lambda x: x * torch.sigmoid(x**2), ":sigmoid"),
+    "x (1 + sigmoid(x))": (lambda x: x * (1 + torch.sigmoid(x)), ":sigmoid"),
+    "x (1 - sigmoid(x))": (lambda x: x * (1 - torch.sigmoid(x)), ":sigmoid"),
+    "x (1 + tanh(x)) / 2": (lambda x: x * (1 + torch.tanh(x)) / 2, ":tanh"),
+    "x (0.5 + tanh(…))": (lambda x: x * (0.5 + torch.tanh(0.8 * (x + 0.0447 * x**3))), ":tanh"),
+    "x (1 + erf(x)) / 2": (lambda x: x * (1 + torch.erf(x)) / 2, ":erf"),
+    "x (1 - erf(x / √2)) / 2": (lambda x: x * (1 - torch.erf(x / math.sqrt(2))) / 2, ":erf"),
+    "x Φ(x - 1)": (lambda x: x * torch.distributions.Normal(1.0, 1.0).cdf(x), ":erf"),
+    "x + relu(x)": (lambda x: x + F.relu(x), ":relu"),
+    "leaky, of a ReLU": (lambda x: 0.1 * x + 0.9 * F.relu(x), ":relu"),
+    "x - 0.9 relu(x)": (lambda x: x - 0.9 * F.relu(x), ":relu"),
+    "leaky, of two masks": (lambda x: x * (x > 0).float() + 0.1 * x * (x <= 0).float(), ":relu"),
+    "x - tanh(x)": (lambda x: x - torch.tanh(x), ":tanh"),
+    "sigmoid(x) + x": (lambda x: torch.sigmoid(x) + x, ":sigmoid"),
+    "PReLU": (PReLU(lambda x, a: F.relu(x) - a * F.relu(-x)), "act:relu"),
+    "PReLU, the other way round": (PReLU(lambda x, a: -a * F.relu(-x) + F.relu(x)), "act:relu"),
+    "PReLU of clamp": (PReLU(lambda x, a: x.clamp(min=0) + a * x.clamp(max=0)), "act:relu"),
+    "PReLU of a size": (PReLU(lambda x, a: F.relu(x) + a * (x - x.abs()) / 2), "act:abs"),
     "a sum of two": (lambda x: torch.exp(x / 9) + torch.exp(-x / 9), ":exp"),
 }
 
@@ -184,6 +239,24 @@ def test_a_module_of_its_own_is_named_by_its_name():
 
     _, probe, _ = measured(Squared())
     assert [entry.name for entry in probe.info.coverage] == ["act"]
+
+
+@pytest.mark.parametrize(
+    ("act", "place"),
+    [(lambda x: torch.tanh(x.abs()), ":abs"), (lambda x: F.relu(x**2 - 1), ":pow"), (lambda x: torch.sigmoid(torch.frac(x)), ":frac")],
+)  # fmt: skip
+def test_what_an_activation_takes_is_named_too(act, place):
+    _, probe, _ = measured(act, steps=2)
+    assert [site.role for site in probe.info.sites] == ["hidden"]
+    assert [entry.name for entry in probe.info.coverage] == [place]
+
+
+def test_a_second_bound_is_a_site_as_the_first_is():
+    model, probe, x = measured(lambda x: x.clamp(max=1).clamp(min=0))
+    z = model.first(x).detach()
+    assert [site.function for site in probe.info.sites] == ["hardtanh", "relu"]
+    expected = [(z > 1).double().mean().item(), (z < 0).double().mean().item()]
+    assert probe.record.metrics["inactive_share"].tolist() == pytest.approx(expected)
 
 
 def _norm(x):
@@ -249,6 +322,9 @@ LOSSES = {
     "the size of a difference": lambda y: (y - y.roll(1, 0)).abs().sum(),
     "two squares": lambda y: ((y - y.roll(1, 0)) * (y - y.roll(1, 0))).mean(),
     "pairs": lambda y: torch.log(1 + torch.exp(-(y - y.roll(1, 0)) / 9)).mean(),
+    "cubes": lambda y: (y**3).abs().mean(),
+    "Huber's": lambda y: F.huber_loss(y, torch.ones(64, 12)),
+    "Huber's, weighed": lambda y: (F.huber_loss(y, torch.ones(64, 12), reduction="none") * torch.rand(64, 12)).sum(),
     "inverse": lambda y: (1 / (y + 1000)).mean(),
     "root": lambda y: (y + 1000).sqrt().log().mean(),
     "Gaussian": lambda y: (y.square() * torch.exp(-y / 99) + y).mean(),
@@ -259,6 +335,16 @@ LOSSES = {
 def test_losses_are_neither(name):
     _, probe, _ = measured(F.relu, loss=LOSSES[name], steps=2)
     assert [site.function for site in probe.info.sites] == ["relu"]
+    assert probe.info.coverage == ()
+
+
+def test_what_a_loss_gives_an_activation_is_none_of_the_net():
+    _, probe, _ = measured(F.relu, loss=lambda y: F.relu(1 - y.abs()).sum() + F.softplus(y**3 / 99).sum(), steps=2)
+    assert [(site.function, site.role) for site in probe.info.sites] == [
+        ("relu", "hidden"),
+        ("relu", "output"),
+        ("softplus", "output"),
+    ]
     assert probe.info.coverage == ()
 
 
