@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_gradwatch.record.wording import percent
+from lightning_gradwatch.record.wording import number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +34,8 @@ _DENSE = 10
 _STARTING = 3
 _COME_DOWN = 0.5
 """Of the first loss: more than noise or a better guess of the mean makes, and what any net that learns passes early."""
+_RISEN = 1.1
+"""Of the first loss: from there on it isn't where it began, but above."""
 _FAR_BELOW = 0.1
 """Of the very first loss, which may be an odd one."""
 
@@ -81,7 +83,8 @@ class LossTrend(NamedTuple):
     def from_start(self) -> LossTrend:
         """Return it for a net that may never have learned: a fall that only takes back a rise doesn't count."""
         if self.fall and self.of_first >= 1:
-            return self._replace(discounted="which only brings it back to where it began")
+            where = "where it began" if self.of_first < _RISEN else f"{number(self.of_first)} times where it began"
+            return self._replace(discounted=f"which only brings it back to {where}")
         return self
 
     def sentence(self, share: float) -> str:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
-_LARGE_WEIGHTS = 10
+LARGE_WEIGHTS = 10
 """How many times PyTorch's default, by convention: initialisations for any function lie within a factor of 3 of it."""
-_THROWN = 2.0
+THROWN = 2.0
 """How many times larger weights have become that their steps, and not how they started, made large."""
 _LEAST_SQUARED = 1e-17
 """Gradient whose tenth, squared, float32 still holds as Adam does."""
@@ -47,12 +47,12 @@ def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float, *, at_
         at_first: The `weight_size` of the first measured step.
     """
     size = weight_size(record, info, judged)
-    if size > _LARGE_WEIGHTS:
+    if size > LARGE_WEIGHTS:
         large = (
             f"The weights are {number(size)} times as large as PyTorch's default initialisation makes them, so a step is a small "
             "part of them"
         )
-        if at_first > size / _THROWN:
+        if at_first > size / THROWN:
             return Explanation(
                 f"{large}: they were nearly as large in the first measured step.",
                 _start(info),
@@ -115,7 +115,7 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
             _start(info),
             (Cause(CauseKind.WEAK_GRADIENT),),
         )
-    large = np.flatnonzero((weights > _LARGE_WEIGHTS * info.default_rms) & info.weight_mask).tolist()
+    large = np.flatnonzero((weights > LARGE_WEIGHTS * info.default_rms) & info.weight_mask).tolist()
     if worst in large:
         cause = (
             f"The weights of {names[worst]} are large: their rms is {number(weights[worst])}, PyTorch's default initialisation "

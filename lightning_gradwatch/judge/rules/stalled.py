@@ -19,7 +19,9 @@ from lightning_gradwatch.judge.evidence.loss_decrease import (
     why_slow_pace,
 )
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
+from lightning_gradwatch.judge.evidence.onset import Drift, note_update
 from lightning_gradwatch.judge.evidence.small_updates import spelled_rates, weight_size, why_behind, why_slow
+from lightning_gradwatch.judge.evidence.thrown_layers import Beginning, why_thrown
 from lightning_gradwatch.judge.rates import relative_rates, schedule_phase
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights, weight_layers
 from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
@@ -141,6 +143,8 @@ class StalledUpdate(Rule):
         """Compare the update ratios of the weight layers with the threshold and with each other."""
         phase = schedule_phase(record, state.setdefault("rates", {}))
         _mark(record, info, state)
+        if record.step < self.warm_up_steps:
+            _note_beginning(record, info, state)
         if "size" not in state:
             state["size"] = weight_size(record, info, info.weight_mask)
         note_start(record, state.setdefault("pace", {}))
@@ -176,7 +180,7 @@ class StalledUpdate(Rule):
         count_hits(held, hits, judged & ~hits, record.step)
         findings = {}
         if (due := lasting(held, self.patience, _STALLED)) is not None:
-            findings["stalled"] = self._stalled(reading, due, trend)
+            findings["stalled"] = self._stalled(reading, due, trend, _beginning(info, state))
         if (due := lasting(held, self.patience, _SLOW)) is not None:
             findings["slow"] = self._slow(reading, due, trend, state["size"])
         near = judged & (ratios < _CLEARLY * self.ratio)
@@ -237,7 +241,7 @@ class StalledUpdate(Rule):
             return Severity.INFO
         return Severity.ERROR if part * _ERROR_FACTOR < 1 else Severity.WARNING
 
-    def _stalled(self, reading: _Reading, due: Lasting, trend: LossTrend) -> Sighting:
+    def _stalled(self, reading: _Reading, due: Lasting, trend: LossTrend, beginning: Beginning) -> Sighting:
         """Tell of layers that are behind the others."""
         record, info = reading.record, reading.info
         where = due.where
@@ -249,7 +253,8 @@ class StalledUpdate(Rule):
         def write() -> Sentences:
             worst = int(np.argmin(np.where(where, reading.ratios, np.inf)))
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
-            cause, remedy, causes = why_behind(record, info, worst, best)
+            thrown = why_thrown(record, info, worst=worst, best=best, beginning=beginning, trend=trend)
+            cause, remedy, causes = thrown or why_behind(record, info, worst, best)
             names = due.names()
             who = f" (as slow: {listed(names)})" if len(names) > 1 else ""
             headline = (
@@ -293,6 +298,24 @@ def _mark(record: StepRecord, info: RunInfo, state: State) -> None:
     held = columns(state, "marks", info, "layers", rows=2, fill=math.nan)
     shift_in(held, record.values("update_ratio", len(info.layers)))
     state["next_mark"] = 2 * int(record.step) + 1
+
+
+def _note_beginning(record: StepRecord, info: RunInfo, state: State) -> None:
+    """Remember how large each layer's weights are when it is first measured, and the largest change of a first step."""
+    note_update(state, record, info)
+    held = columns(state, "beginning", info, "layers", rows=2, fill=math.nan)
+    weights, updates = held.values
+    np.copyto(weights, record.values("weight_rms", len(weights)), where=np.isnan(weights))
+    np.fmax(updates, record.values("update_ratio", len(updates)), out=updates)
+    held.blank = False
+
+
+def _beginning(info: RunInfo, state: State) -> Beginning:
+    """Return what is known of the first steps."""
+    weights, updates = columns(state, "beginning", info, "layers", rows=2, fill=math.nan).values
+    return Beginning(
+        weights, updates, Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
+    )
 
 
 def _rising(record: StepRecord, info: RunInfo, state: State) -> Mask:

@@ -93,10 +93,15 @@ class StartFarOff(Rule):
         """Judge the first record with a known answer, if the run began with it or a few steps before."""
         if record.step >= _FIRST_STEPS:
             return cant_judge(state.get("lacking", "how the run began isn't known"))
-        state["lacking"] = UNKNOWN if math.isfinite(record.loss) else "the loss isn't finite"
+        known = math.isfinite(record.loss)
+        state["lacking"] = UNKNOWN if known else "the loss isn't finite"
+        if known:
+            state.setdefault("first", float(record.loss))
         if not record.constant_answer:
             return not_yet(state["lacking"])
-        if not record.loss >= self.ratio * record.constant_answer[0] or math.isinf(record.loss):
+        far = self.ratio * record.constant_answer[0]
+        # A first loss that was lower, whose answer isn't known: then steps took it there, and not the start.
+        if not record.loss >= far or math.isinf(record.loss) or state["first"] < far:
             state["over"] = True
             return HEALTHY
         excess = read_excess(record, info)

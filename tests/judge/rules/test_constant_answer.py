@@ -63,6 +63,15 @@ class TestStartFarOff:
     def test_a_run_that_is_gone_on_with_is_not_at_its_start(self, runs):
         assert fed(runs, StartFarOff(), 40.0, steps=(500, 501, 502, 600, 700)).findings == ()
 
+    @pytest.mark.parametrize(("first", "starts_there"), [(1.6, False), (30.0, True), (NAN, True)])
+    def test_what_the_first_steps_took_far_off_did_not_start_there(self, runs, first, starts_there):
+        """The first batch has a single class, so its answer isn't known; a step that is too large follows."""
+        info = runs.stack(planned_steps=300)
+        records = [
+            runs.measure(info, step, loss=40.0 if step else first, answer=CLASSES if step else ()) for step in STEPS
+        ]
+        assert bool(runs.feed(StartFarOff(), records, info).findings) is starts_there
+
     def test_targets_far_from_zero_are_named(self, runs):
         finding = fed(runs, StartFarOff(), 901.0, answer=(1.0, 0.5, 30.0, 1.0)).only
         assert finding.cause_kind is CauseKind.UNSCALED_TARGETS

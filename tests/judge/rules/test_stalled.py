@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_gradwatch.judge.rules.stalled import StalledUpdate
-from lightning_gradwatch.record.finding import Action, Severity, StalledUpdateWarning
+from lightning_gradwatch.record.finding import Action, CauseKind, Severity, StalledUpdateWarning
 from lightning_gradwatch.record.step import LayerInfo, LayerState, OptimizerInfo
 
 STEPS = range(10, 16)
@@ -34,6 +34,23 @@ def judged(runs, update_ratio, *, info=None, steps=STEPS, losses=None, rates=Non
         for place, step in enumerate(steps)
     ]
     return runs.feed(rule or StalledUpdate(), records, info)
+
+
+def thrown(runs, *, update=3.0, now=None, losses=lambda step: 2.3 if step < 3 else 2.5, **given):
+    """A run whose first steps changed each layer by that much of itself, and whose first two layers hardly move since."""
+    info = runs.stack()
+    given = {"weight_rms": 0.3, "grad_rms": 1e-3, **given}
+    records = [
+        runs.measure(
+            info,
+            step,
+            loss=losses(step),
+            update_ratio=update if step < 4 else (now or ratios()),
+            **{name: value(step) if callable(value) else value for name, value in given.items()},
+        )
+        for step in (0, 1, 2, 4, 8, *range(10, 16))
+    ]
+    return runs.feed(StalledUpdate(), records, info)
 
 
 class TestBehind:
@@ -241,6 +258,55 @@ class TestWhy:
         finding = judged(runs, ratios(), grad_rms=ratios(1e-11)).only
         assert "net.0 has an rms of 1e-11, that of net.4 0.001" in finding.cause
         assert [action.kind for action in finding.remedy.actions] == ["replace_activation", "initialize"]
+
+    def test_weights_that_steps_threw_ask_for_smaller_steps(self, runs):
+        finding = thrown(runs, weight_rms=lambda step: ratios(50.0 if step else 0.1, high=0.3)).only
+        assert "threw the weights of net.0: their rms is 50, and was 0.1 when it was first measured" in finding.cause
+        assert (
+            "The first steps changed the weights by 3 times their size: the learning rate is too high." in finding.cause
+        )
+        assert [cause.kind for cause in finding.causes] == [CauseKind.HIGH_LEARNING_RATE, CauseKind.LARGE_WEIGHTS]
+        assert [action.kind for action in finding.remedy.actions] == ["set_learning_rate", "clip_gradients"]
+
+    def test_a_gradient_that_steps_weakened_asks_for_smaller_steps(self, runs):
+        finding = thrown(runs, grad_rms=ratios(1e-11)).only
+        assert "It wasn't so at first, when a step changed it by 3 of itself." in finding.cause
+        assert [cause.kind for cause in finding.causes] == [CauseKind.HIGH_LEARNING_RATE, CauseKind.WEAK_GRADIENT]
+        (rate, _) = finding.remedy.actions
+        assert rate.kind == "set_learning_rate"
+        assert dict(rate.arguments)["factor"] < 0.01  # 3 becomes less than a hundredth
+        assert finding.remedy.text.endswith("clip the gradient norm to 1.")
+
+    def test_weights_that_were_as_large_when_the_layer_still_moved_are_no_reason(self, runs):
+        finding = thrown(runs, weight_rms=ratios(50.0, high=0.3), grad_rms=ratios(1e-11)).only
+        assert "are large" not in finding.cause
+        assert finding.cause_kind is CauseKind.HIGH_LEARNING_RATE
+
+    def test_a_head_that_is_thrown_about_while_the_loss_is_far_above_its_start(self, runs):
+        """A branch that starts at 0 hardly moves at first either; what makes the loss that high is the head's steps."""
+        given = {"update": ratios(), "now": ratios() | {"net.12": 0.4}, "grad_rms": ratios(1e-11)}
+        finding = thrown(runs, **given, losses=lambda step: 1.2 if step < 3 else 6.0).only
+        assert (
+            "Steps that change net.12 by 0.4 of itself are too large: the learning rate (0.1) is too high."
+            in finding.cause
+        )
+        assert "The loss is 5 times what it was at first." in finding.cause
+        finding = thrown(runs, **given, losses=lambda step: 1.2 if step < 3 else 1.8).only
+        assert finding.cause_kind is CauseKind.WEAK_GRADIENT
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"update": ratios()},  # as it began
+            {"update": ratios(5e-5)},  # nearly so
+            {"update": ratios(1e-2)},  # steps of a usual size
+            {"losses": lambda step: 2.3 if step < 3 else 2.2},
+        ],
+    )
+    def test_what_no_step_is_seen_to_have_weakened_is_the_gradients(self, runs, given):
+        finding = thrown(runs, grad_rms=ratios(1e-11), **given).only
+        assert finding.cause_kind is CauseKind.WEAK_GRADIENT
+        assert "learning rate that suits the others" in finding.cause
 
     def test_of_a_branch_the_branch_is_told_and_not_the_whole_net(self, runs):
         """The gradient passes a layer scale by: the first layers have a strong one. A new start would cure nothing."""

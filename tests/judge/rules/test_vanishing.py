@@ -187,6 +187,11 @@ class TestLoss:
         assert fed.only.severity == severity
         assert ("brings it back to where it began." in fed.only.message) is (severity == Severity.WARNING)
 
+    def test_what_is_left_of_a_rise_is_told(self, runs):
+        steps = [0, 1, 2, 4, 8, 16, 17, 18]
+        fed = judged(runs, 1e-3, steps=steps, losses=[1.0, 2.0, 3.0, 4.0, 3.0, 1.5, 1.5, 1.5])
+        assert "which only brings it back to 1.5 times where it began." in fed.only.message
+
     def test_learning_the_output_bias_delays_the_warning_by_a_few_steps_only(self, runs):
         rng = np.random.default_rng(0)
         steps = [*STEPS, 32, *range(50, 300, 50)]
