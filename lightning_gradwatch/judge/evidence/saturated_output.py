@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.judge.rule import HEALTHY, NEAR, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.evidence.standing_loss import LOSS_FALL, count_standing
+from lightning_gradwatch.judge.rule import HEALTHY, Sentences, Sighting, Verdict
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity
 from lightning_gradwatch.record.wording import number
 
@@ -26,7 +27,6 @@ LEAST_GAIN = 1e-3
 """Share of the gradient that must get through: a confident net's few doubtful samples let through more, as theirs is large."""
 _RIGHT = 0.02
 """A loss below that is one of right answers: of outputs beyond 4 a sigmoid's cross-entropy is 0.018 at most."""
-_FALL = 0.05
 _FALL_TO_HEAL = 0.2
 """Share of the loss at the start by which it must lie below that for a fall to show that what was told of is over."""
 _FUNCTIONS = ("softmax", "softmin", "sigmoid", "tanh")
@@ -43,7 +43,7 @@ def saturated_outputs(
     memory: dict[str, list[int]] = state.get("saturated", {})
     right = learned or bool(trend.unknown) or trend.come_down or trend.level < _RIGHT
     stuck = not right and not np.any(record.values("grad_norm", len(info.layers)) > 0)
-    falls = trend.falls_by(_FALL) and not (state.get("told_saturated") and trend.at_start(_FALL_TO_HEAL))
+    falls = trend.falls_by(LOSS_FALL) and not (state.get("told_saturated") and trend.at_start(_FALL_TO_HEAL))
     learns = right or (falls and not stuck)
     if learns and not memory and not state.get("told_saturated"):
         return HEALTHY
@@ -54,21 +54,15 @@ def saturated_outputs(
         if name not in low:
             del memory[name]
     for name, gain in low.items():
-        count, first = memory.get(name, (0, int(record.step)))
-        memory[name] = [min(count + 1, rule.patience), first]
-        due = first if stuck else first + rule.warm_up_steps
-        if not stuck and trend.at_start(
-            _FALL
-        ):  # since when it has stood, whatever a few noisy losses in between looked like
-            due = rule.warm_up_steps
-        nears = nears or record.step + NEAR >= due
-        if memory[name][0] == rule.patience and record.step >= due:
+        standing = count_standing(memory, record.step, trend, key=name)
+        nears = nears or stuck or standing.nears(rule, record.step)
+        if standing.steps >= rule.patience if stuck else standing.is_due(rule, record.step):
             if name not in told:
                 told.append(name)
             findings[f"saturated-output {name}"] = Sighting(
                 severity=Severity.ERROR,
                 layers=(name,),
-                first_step=first,
+                first_step=standing.since,
                 last_step=int(record.step),
                 value=gain,
                 threshold=LEAST_GAIN,
@@ -100,6 +94,6 @@ def _write(name: str, function: str, gain: float, trend: LossTrend) -> Sentences
             (Action("normalize_inputs"),),
         ),
         headline=f"{name} passes {number(gain)} of its gradient back, as its outputs are saturated",
-        message=f"{trend.sentence(_FALL)} Reported below {number(LEAST_GAIN)}.",
+        message=f"{trend.sentence(LOSS_FALL)} Reported below {number(LEAST_GAIN)}.",
         causes=(Cause(CauseKind.SATURATED_UNITS, (name,)),),
     )

@@ -11,11 +11,11 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.clipping import left_of_step, why_clipped
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss
+from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss, count_standing, forget_standing
 from lightning_gradwatch.judge.rates import schedule_phase
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
-from lightning_gradwatch.judge.streaks import State, count_hit
+from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import ClippedAwayWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
@@ -85,8 +85,8 @@ class ClippedAway(Rule):
         told = self.still_reported(state, "clipped")
         small = left < self.clip_factor and (told or top * (info.planned_steps or _USUAL_STEPS) < _HARDLY)
         if not small or trend.come_down:
-            for key in ("streak", "since"):
-                state.pop(key, None)
+            state.pop("since", None)
+            forget_standing(state)
             return Verdict(healed={"clipped": self._healed(trend, small=small)} if told else {})
         state.setdefault("since", int(record.step))
         return self._count(record, info, state, trend, left=left, top=top)
@@ -97,10 +97,10 @@ class ClippedAway(Rule):
         """Count one more step that was clipped away while the loss stood, and tell what has lasted."""
         told = self.still_reported(state, "clipped")
         if not told and trend.falls_by(self.loss_fall):  # what was told isn't over for a few odd losses
-            state.pop("streak", None)
+            forget_standing(state)
             return HEALTHY
-        count = count_hit(state.setdefault("streak", {}), "small", record.step)
-        if (waiting := awaits_standing_loss(self, record, trend, count, told=told)) is not None:
+        standing = count_standing(state, record.step)
+        if (waiting := awaits_standing_loss(self, record.step, trend, standing, told=told)) is not None:
             return waiting
         error = left * _ERROR_FACTOR < self.clip_factor
         sighting = Sighting(

@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.decay import decay_shares, why_decayed
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss
+from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss, count_standing, forget_standing
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, not_yet
 from lightning_gradwatch.judge.streaks import State, columns, count_hit
@@ -83,7 +83,7 @@ class DecayDominates(Rule):
         told = self.still_reported(state, "decay")
         learns = not trend.unknown and (trend.come_down or (not told and trend.falls_by(self.loss_fall)))
         if learns or left > self.shrunk:
-            state.pop("stands", None)
+            forget_standing(state)
             why = trend.told_come_down() if learns else "the weights have grown again"
             return Verdict(healed={"decay": why} if told else {}, confirming=self._early(record, share), dated=True)
         return self._count(record, info, state, trend, left=left, told=told)
@@ -119,8 +119,8 @@ class DecayDominates(Rule):
         self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, left: float, told: bool
     ) -> Verdict:
         """Count one more step at which the loss stood with weights that have shrunk, and tell what has lasted."""
-        count = count_hit(state.setdefault("stands", {}), "decay", record.step)
-        if (waiting := awaits_standing_loss(self, record, trend, count, told=told)) is not None:
+        standing = count_standing(state, record.step)
+        if (waiting := awaits_standing_loss(self, record.step, trend, standing, told=told)) is not None:
             return waiting
         due: dict[str, Any] = state["due"]
         sighting = Sighting(

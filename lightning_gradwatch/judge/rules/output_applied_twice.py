@@ -10,7 +10,7 @@ from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
 from lightning_gradwatch.judge.evidence.saturated_output import saturated_outputs
 from lightning_gradwatch.judge.rule import HEALTHY, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
-from lightning_gradwatch.judge.wiring_rule import StandingLossRule, at
+from lightning_gradwatch.judge.wiring_rule import WiringRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
@@ -31,7 +31,7 @@ _OF_ONE = ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "l
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputAppliedTwice(StandingLossRule):
+class OutputAppliedTwice(WiringRule):
     """The loss applies softmax or sigmoid to what a softmax or sigmoid has put out, or takes its logarithm.
 
     What: read off the first measured steps. ``cross_entropy``, ``binary_cross_entropy_with_logits`` and ``log_softmax``
@@ -58,7 +58,15 @@ class OutputAppliedTwice(StandingLossRule):
     name: ClassVar[str] = "output-applied-twice"
     warning: ClassVar[type[OutputAppliedTwiceWarning]] = OutputAppliedTwiceWarning
     kinds: ClassVar[tuple[str, ...]] = ("output-twice", "log-of-output")
+    waiting: ClassVar[tuple[str, ...]] = kinds
     urgent: ClassVar[Severity] = Severity.ERROR
+
+    warm_up_steps: int = 50
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        self._require_count(0, "warm_up_steps")
+        self._require_count(1, "patience")
 
     def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
         return trend.come_down or (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from lightning_gradwatch.judge.evidence.standing_loss import LOSS_FALL
 from lightning_gradwatch.judge.evidence.trained_layers import changed_layers
 from lightning_gradwatch.judge.rule import NEAR, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
-from lightning_gradwatch.judge.wiring_rule import LOSS_FALL, Standing, Urgency, WiringRule
+from lightning_gradwatch.judge.wiring_rule import Urgency, WiringRule
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, UntrainedParameterWarning
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
+    from lightning_gradwatch.judge.evidence.standing_loss import Standing
 
 _INITIAL = "unheld-initial"
 _UNHELD = "unheld "
@@ -71,16 +73,16 @@ class UntrainedParameter(WiringRule):
             )
         return super()._urgency_of(fact, trend)
 
-    def _urgency(self, fact: Wiring, record: StepRecord, trend: LossTrend, standing: Standing) -> Urgency:
+    def _urgency(self, fact: Wiring, step: int, trend: LossTrend, standing: Standing) -> Urgency:
         """Say how urgent a fact is: layers that are left as they were initialised wait for a loss that is far from its start."""
-        if fact.kind != _INITIAL or standing.broken:
-            return super()._urgency(fact, record, trend, standing)
-        learns = trend.come_down or (standing.falls and not trend.at_start(_SMALL_FALL))
+        if fact.kind != _INITIAL:
+            return super()._urgency(fact, step, trend, standing)
+        learns = trend.learns(LOSS_FALL) and not trend.at_start(_SMALL_FALL)
         open_ = not learns and not trend.unknown
         return Urgency(
             learns=learns,
-            due=open_ and record.step >= self.warm_up_steps,
-            nears=open_ and record.step + NEAR >= self.warm_up_steps,
+            due=open_ and step >= self.warm_up_steps,
+            nears=open_ and step + NEAR >= self.warm_up_steps,
         )
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
