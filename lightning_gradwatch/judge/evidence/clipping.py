@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
-from lightning_gradwatch.judge.rates import aimed_update
+from lightning_gradwatch.judge.rates import aimed_update, spelled_rates
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import Explanation
@@ -57,7 +57,7 @@ def why_clipped(record: StepRecord, info: RunInfo, top: float, left: float) -> E
     """
     if record.global_grad_norm * record.clip_factor >= _USUAL_LIMIT and unscaled_targets(record, info):
         return Explanation(
-            f"The loss is so large that clipping leaves {number(record.clip_factor)} of the gradient: it {WHY_HUGE}.",
+            f"The loss is so large that hardly anything of the gradient is left by clipping: it {WHY_HUGE}.",
             SCALE_TARGETS,
             (Cause(CauseKind.UNSCALED_TARGETS), Cause(CauseKind.TIGHT_CLIPPING)),
         )
@@ -78,9 +78,11 @@ def why_clipped(record: StepRecord, info: RunInfo, top: float, left: float) -> E
     if by == "value" and limit is not None:
         raised = _rounded(limit * wanted)
         through = through.replace("which lets the gradient through", "which lets most of the gradient through")
+    set_to = "The limit in your code" if limit is None else f"The limit ({by} {number(limit)})"
+    eps = "" if info.steps_follow_gradient else " and what it leaves is below the optimizer's eps,"
     return Explanation(
-        f"Clipping{f' by {by} {number(limit)}' if limit is not None else ''} leaves {number(factor)} of the gradient, so the "
-        f"steps are a fraction of what the learning rate ({', '.join(number(rate) for rate in record.learning_rates if rate >= 0)}) implies.",
+        f"{set_to} is far below the usual size of the gradient,{eps} so the steps are a fraction of what the learning rate "
+        f"({spelled_rates(record)}) implies.",
         Remedy(
             f"Raise {knob} to {number(raised)}, {through}.",
             (Action("raise_clip", (), ((argument, raised), *where)),),

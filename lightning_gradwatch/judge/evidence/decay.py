@@ -14,7 +14,7 @@ import numpy as np
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
-from lightning_gradwatch.record.wording import number, percent
+from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.record.run_info import RunInfo
@@ -55,21 +55,20 @@ def _kind(optimizer: OptimizerInfo) -> str:
     return "added" if optimizer.name in _ADDED else ""
 
 
-def why_decayed(info: RunInfo, share: float, shrunk: float) -> Explanation:
+def why_decayed(info: RunInfo, share: float) -> Explanation:
     """Say that decay moves the weights, and by how much it is to be lowered.
 
     Args:
         info: Describes the run.
         share: That of the decay in the first steps, of the median layer.
-        shrunk: What is left of the weights.
     """
     decays = sorted({float(f"{decay:.6g}") for row in info.layer_decays for decay in row if decay > 0}, reverse=True)
     factor = float(f"{min(max(_USUAL * (1 - share) / share if share < 1 else _LEAST, _LEAST), _MOST):.0e}")
     told = ", ".join(map(number, decays))
     lowered = ", ".join(number(factor * decay) for decay in decays)
     return Explanation(
-        f"The weight decay ({told}) is too strong for these gradients: {percent(share)} of the first steps was decay, and not the "
-        f"loss, so that {percent(shrunk)} of the weights is left.",
+        f"The weight decay ({told}) is too strong for these gradients: it pulls the weights towards 0 by more than the loss holds "
+        "against it.",
         Remedy(
             f"Multiply weight_decay by {number(factor)}, to {lowered}.",
             (Action("scale_weight_decay", (), (("factor", factor),)),),

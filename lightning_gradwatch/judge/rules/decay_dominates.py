@@ -135,9 +135,9 @@ class DecayDominates(Rule):
         return Verdict({"decay": sighting})
 
     def _write(self, info: RunInfo, trend: LossTrend, share: float, left: float) -> Sentences:
-        cause, remedy, causes = why_decayed(info, share, left)
+        cause, remedy, causes = why_decayed(info, share)
         headline = (
-            f"Weight decay makes up {percent(share)} of a step's change, in the median layer, and has left {percent(left)} of the "
+            f"Weight decay made up {percent(share)} of the first steps' change, in the median layer, and has left {percent(left)} of the "
             "weights"
         )
         return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
