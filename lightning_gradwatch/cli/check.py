@@ -60,16 +60,17 @@ def find_runs(argument: str) -> list[str]:
     return [str(path) for path in sorted(folders | files, key=natural)] or [argument]
 
 
-def judge(path: str, settings: Settings, *, rules_needed: bool = True) -> RunVerdict:
+def judge(path: str, settings: Settings, *, rules_needed: bool = True, keep_run: bool = False) -> RunVerdict:
     """Judge a run, and compare it with the baseline where the settings name one.
 
     Args:
         path: A run folder or an event file.
         settings: What to judge by.
         rules_needed: Whether a run that no rule can judge can't be judged. Not so where only the comparison matters.
+        keep_run: Whether the verdict holds the run itself, for a report that shows its numbers.
     """
     try:
-        return _verdict(path, settings, rules_needed=rules_needed)
+        return _verdict(path, settings, rules_needed=rules_needed, keep_run=keep_run)
     except Exception as error:  # noqa: BLE001 - what one file holds must not take away the report on the others
         return cannot_judge(path, error, settings)
 
@@ -93,7 +94,7 @@ def _place(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
-def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict:
+def _verdict(path: str, settings: Settings, *, rules_needed: bool, keep_run: bool) -> RunVerdict:
     from lightning_gradwatch.judge.run import read_run  # noqa: PLC0415 - the other commands read no runs
 
     run = read_run(path)
@@ -115,6 +116,7 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool) -> RunVerdict
         counts=_counts(run),
         ignored=judged.ignored,
         comparison=comparison,
+        run=run if keep_run else None,
     )
     if comparison is not None and comparison.failure and not verdict.failure:
         verdict = replace(verdict, failure=comparison.failure)

@@ -23,7 +23,7 @@ from lightning_gradwatch.record.reasons import CannotJudgeError
 from lightning_gradwatch.record.wording import counted
 from lightning_gradwatch.tell.cells import wants_colour, write
 from lightning_gradwatch.tell.explain import explain_text, rules_text
-from lightning_gradwatch.tell.formats import render
+from lightning_gradwatch.tell.formats import render, shows_runs
 from lightning_gradwatch.tell.terminal import line_text, summary_text, verdict_text
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _judge_and_tell(arguments: argparse.Namespace, settings: Settings, *, rules_
     width = terminal_width()
     verdicts: list[RunVerdict] = []
     for place, run in enumerate(runs):
-        verdict = judge(run, settings, rules_needed=rules_needed)
+        verdict = judge(run, settings, rules_needed=rules_needed, keep_run=shows_runs(settings.format))
         told = (*settings.notes, *verdict.problems)
         verdicts.append(replace(verdict, settings_file=settings.file or "", problems=told))
         _complain_of_fault(verdicts[-1])
@@ -222,7 +222,7 @@ def _report_page(arguments: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from error
     if len(runs) > _MOST_SHOWN:
         return _complain(f"there are {len(runs)} runs, and a page shows {_MOST_SHOWN} at most: name those to show")
-    verdicts = [judge(run, replace(settings, baseline=None), rules_needed=False) for run in runs]
+    verdicts = [judge(run, replace(settings, baseline=None), rules_needed=False, keep_run=True) for run in runs]
     for verdict in verdicts:
         _complain_of_fault(verdict)
         if verdict.failure:

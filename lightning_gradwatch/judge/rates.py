@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_gradwatch.record.wording import number
+
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.streaks import Mask, State
     from lightning_gradwatch.record.run_info import RunInfo
@@ -91,3 +93,8 @@ def rate_factor(info: RunInfo, update: float) -> float:
 def warm_up_steps(info: RunInfo) -> int:
     """Return over how many steps a learning rate should rise: a tenth of the planned ones, 20 to 1,000."""
     return min(max((info.planned_steps or _WARM_UP) // 10, 20), 1000)
+
+
+def spelled_rates(record: StepRecord) -> str:
+    """Return the learning rates of a step, each once."""
+    return ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))

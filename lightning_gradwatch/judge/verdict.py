@@ -10,6 +10,7 @@ from lightning_gradwatch.record.finding import Severity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lightning_gradwatch.judge.run import Run
     from lightning_gradwatch.record.finding import Finding
 
 HEALTHY, FOUND, CANNOT_JUDGE = 0, 1, 2
@@ -98,6 +99,8 @@ class RunVerdict:
     comparison: Comparison | None = None
     settings_file: str = ""
     """The file that settings were read from; empty where none was."""
+    run: Run | None = field(default=None, repr=False, compare=False)
+    """The run as it was read, where its report shows the numbers."""
 
     def is_known(self, finding: Finding) -> bool:
         """Tell whether the baseline has the finding as well."""

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.rule import HEALTHY, NEAR, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.evidence.standing_loss import LOSS_FALL, Standing, count_standing, forget_standing
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -18,22 +19,8 @@ from lightning_gradwatch.record.wording import percent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOSS_FALL = 0.05
-"""Share by which the loss must have fallen since half as many steps to count as falling, as with every rule."""
 _NOT_LOOKED_FOR = cant_judge("the release that recorded the run didn't look at how it is wired")
 _NOT_SEEN = cant_judge("the forward pass isn't seen")
-
-
-class Standing(NamedTuple):
-    """What the loss has to do with what waits for it."""
-
-    falls: bool
-    broken: bool
-    """It isn't finite any more."""
-    steps: int = 0
-    """Measured steps in a row in which it hasn't fallen, up to the rule's patience."""
-    due: float = math.inf
-    """The step from which on it has stood for long enough."""
 
 
 class Urgency(NamedTuple):
@@ -45,6 +32,10 @@ class Urgency(NamedTuple):
     """It is to be told at its full severity."""
     nears: bool = False
     """It may be in the next steps."""
+
+
+_NO_LOSS = Urgency(learns=False, due=True)
+"""Of a loss that isn't finite: no net learns by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +58,6 @@ class WiringRule(Rule):
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say what is wrong, why it matters and what to do; `urgency` says what the loss has to do with it."""
         raise NotImplementedError(f"{type(self).__name__} has no words for {fact.kind} ({urgency})")
-
-    def _waits_with(self, fact: Wiring) -> bool:
-        """Whether a fact is information until the loss is seen to stand."""
-        return fact.kind in self.waiting
 
     def _learned(self, fact: Wiring, trend: LossTrend) -> bool:
         """Whether the loss shows that the net learns with a fact."""
@@ -98,9 +85,11 @@ class WiringRule(Rule):
         trend = self._trend(info, state)
         told, since = state.setdefault("told", []), state.setdefault("since", {})
         healed, findings = {}, {}
-        standing, nears = self._standing(record, trend, state), False
+        broken, nears = _is_broken(record, state), False
+        stands = not trend.unknown and (broken or not trend.learns(LOSS_FALL))
+        standing = count_standing(state, record.step, trend) if stands else forget_standing(state)
         for key, fact in facts.items():
-            urgency = self._urgency(fact, record, trend, standing)
+            urgency = _NO_LOSS if broken else self._urgency(fact, record.step, trend, standing)
             if urgency.learns and key in told:
                 told.remove(key)
                 healed[key] = "the net learns all the same, so this is information only"
@@ -128,50 +117,23 @@ class WiringRule(Rule):
             )
         return trend.sentence(LOSS_FALL)
 
-    def _standing(self, record: StepRecord, trend: LossTrend, state: State) -> Standing:
-        """Count for how long the loss hasn't fallen."""
-        if not math.isnan(record.loss):  # NaN stands for no loss, too, and infinity only for one that is
-            state["loss_known"] = True
-        broken = not math.isfinite(record.loss) and state.get("loss_known", False)
-        falls = not broken and (trend.come_down or trend.falls_by(LOSS_FALL))
-        if falls or trend.unknown:
-            state.pop("stood", None)
-            return Standing(falls=falls, broken=broken)
-        count, first = state.get(
-            "stood", (0, int(record.step))
-        )  # for some steps, as a few losses of small batches tell little
-        state["stood"] = [min(count + 1, self.patience), first]
-        # Where it is still at its start, it has stood since then, whatever a few noisy losses in between looked like.
-        since = 0 if trend.at_start(LOSS_FALL) else first
-        return Standing(falls=falls, broken=broken, steps=state["stood"][0], due=since + self.warm_up_steps)
-
-    def _urgency(self, fact: Wiring, record: StepRecord, trend: LossTrend, standing: Standing) -> Urgency:
-        """Say how urgent a fact is."""
-        learned = not standing.broken and self._learned(fact, trend)
-        if not self._waits_with(fact):
+    def _urgency(self, fact: Wiring, step: int, trend: LossTrend, standing: Standing) -> Urgency:
+        """Say how urgent a fact is, where the loss is finite."""
+        learned = self._learned(fact, trend)
+        if fact.kind not in self.waiting:
             return Urgency(learns=learned, due=not learned)
-        stands = standing.steps == self.patience and record.step >= standing.due
         return Urgency(
-            learns=standing.falls or learned,
-            due=(standing.broken or stands) and not learned,
-            nears=record.step + NEAR >= standing.due and not learned,
+            learns=learned or trend.learns(LOSS_FALL),
+            due=standing.is_due(self, step) and not learned,
+            nears=standing.nears(self, step) and not learned,
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StandingLossRule(WiringRule):
-    """One whose facts all wait, and whose users may say for how long."""
-
-    warm_up_steps: int = 50
-    patience: int = 3
-
-    def __post_init__(self) -> None:
-        self._require_count(0, "warm_up_steps")
-        self._require_count(1, "patience")
-
-    def _waits_with(self, fact: Wiring) -> bool:
-        del fact
-        return True
+def _is_broken(record: StepRecord, state: State) -> bool:
+    """Tell whether the loss isn't finite any more."""
+    if not math.isnan(record.loss):  # NaN stands for no loss, too, and infinity only for one that is
+        state["loss_known"] = True
+    return not math.isfinite(record.loss) and state.get("loss_known", False)
 
 
 def _number(fact: Wiring) -> float:

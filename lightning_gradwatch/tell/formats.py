@@ -1,7 +1,7 @@
 """The formats of a report: each is a module of this folder that bears its name, and is imported when it is asked for.
 
 `junit_report.py` is the format ``junit``: it has `IN_SHORT`, which ``gradwatch check --help`` says of it, and `junit_report`,
-which renders verdicts. So a format is one file.
+which renders verdicts; `SHOWS_RUNS`, if it needs the runs themselves beside what was found. So a format is one file.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ def render(verdicts: Sequence[RunVerdict], name: str) -> str:
     """Render verdicts in a format, by its name."""
     text: str = getattr(_module(name), f"{name}{_REPORT}")(verdicts)
     return text
+
+
+def shows_runs(name: str) -> bool:
+    """Tell whether verdicts must hold their runs to be rendered in a format."""
+    return getattr(_module(name), "SHOWS_RUNS", False)
 
 
 def in_short() -> dict[str, str]:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lightning_gradwatch.judge.verdict import RunVerdict
-    from lightning_gradwatch.record.finding import Finding
 
 IN_SHORT = "the page of gradwatch report: charts, in one file that loads nothing"
+SHOWS_RUNS = True
 
 
 class WrittenPage(NamedTuple):
@@ -30,7 +30,7 @@ class WrittenPage(NamedTuple):
 
 
 def html_report(verdicts: Sequence[RunVerdict]) -> str:
-    """Render verdicts as a page; the runs are read again, as a verdict has none of their numbers."""
+    """Render verdicts as a page."""
     return page_of(verdicts).text
 
 
@@ -70,15 +70,17 @@ def _baseline(verdicts: Sequence[RunVerdict]) -> str:
     return paths.pop() if len(paths) == 1 else ""
 
 
-def _read(path: str, name: str, findings: Sequence[Finding] | None = None) -> PageRun:
+def _read(path: str, name: str, verdict: RunVerdict | None = None) -> PageRun:
+    """Return a run as the verdict on it has it, or as it is read, where there is none or it couldn't be judged."""
     try:
-        return PageRun.of(read_run(path), name=name, findings=findings)
+        run = read_run(path) if verdict is None or verdict.run is None else verdict.run
+        return PageRun.of(run, name=name, findings=None if verdict is None else verdict.findings)
     except (CannotJudgeError, OSError, *DATA_ERRORS) as error:
         return PageRun.failed(name, reason_of(error), path=path)
 
 
 def _shown(verdict: RunVerdict, name: str) -> PageRun:
-    shown = _read(verdict.path, name, verdict.findings)
+    shown = _read(verdict.path, name, verdict)
     return replace(
         shown,
         findings=verdict.findings,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_gradwatch.judge.catalog import find_rule
-from lightning_gradwatch.judge.wiring_rule import StandingLossRule, WiringRule
+from lightning_gradwatch.judge.wiring_rule import WiringRule
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import counted, listed, number, percent
@@ -75,9 +75,7 @@ def waiting_for_the_loss(findings: Sequence[Finding], records: Sequence[StepReco
 
 def _waits_for_the_loss(code: str) -> bool:
     rule = find_rule(code)
-    return (
-        rule is not None and issubclass(rule, WiringRule) and (rule.waiting != () or issubclass(rule, StandingLossRule))
-    )
+    return rule is not None and issubclass(rule, WiringRule) and rule.waiting != ()
 
 
 def _waits(waiting: Sequence[Finding], info: RunInfo) -> str:

@@ -10,6 +10,9 @@ import pytest
 from written import make_info, write_run
 
 from lightning_gradwatch.cli import command
+from lightning_gradwatch.cli.check import judge
+from lightning_gradwatch.cli.settings import Settings
+from lightning_gradwatch.judge import run as run_module
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +116,21 @@ def test_a_check_writes_the_page_too_with_its_baseline_first():
     model = shown("c.html")
     assert [run["name"] for run in model["runs"]] == ["good (baseline)", "ill"]
     assert model["comparisons"][0]["worse"]
+
+
+@pytest.mark.parametrize(
+    "command_line", ["report logs/good logs/ill", "check logs/good logs/ill --format html --output c.html"]
+)
+def test_a_run_is_read_once_so_that_the_page_shows_what_was_judged(monkeypatch, command_line):
+    """A run that goes on would else be judged by fewer steps than its page shows."""
+    read = []
+    reader = run_module._read
+    monkeypatch.setattr(run_module, "_read", lambda path: read.append(path.name) or reader(path))
+    command.main(command_line.split())
+    assert read == ["good", "ill"]
+
+
+def test_a_report_without_numbers_holds_no_run():
+    settings = Settings()
+    assert judge("logs/ill", settings).run is None
+    assert judge("logs/ill", settings, keep_run=True).run.path == Path("logs/ill")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,6 +111,12 @@ class Fed:
     def only(self):
         (finding,) = self.evaluator.findings
         return finding
+
+    @property
+    def said_again(self):
+        """Numbers that the cause of the only finding repeats from its headline."""
+        seen, cause = (set(re.findall(r"[0-9][0-9.,e-]*[0-9]", text)) for text in (self.only.headline, self.only.cause))
+        return seen & cause
 
 
 def feed(rules, records, info):

@@ -210,7 +210,7 @@ def pace_evidence(threshold: float) -> str:
 def why_slow_pace(pace: Pace, rates: str) -> Explanation:
     """Say whether the loss is too large for such steps, or the steps are too small for the loss."""
     if pace.unscaled:
-        cause = f"The steps (learning rate {rates}) are too small for a loss of {number(pace.loss)}, which {WHY_HUGE}."
+        cause = f"The steps (learning rate {rates}) are too small for so large a loss, which {WHY_HUGE}."
         return Explanation(cause, SCALE_TARGETS, (Cause(CauseKind.UNSCALED_TARGETS),))
     wanted = 10.0 ** max(math.ceil(math.log10(_ENOUGH / pace.reach)), 1) if pace.reach > 0 else math.inf
     factor = min(wanted, pace.room)

@@ -72,6 +72,10 @@ class LossTrend(NamedTuple):
         """Whether the loss is known to be down to half of where it began, or less: the net learns."""
         return not self.unknown and self.of_first < _COME_DOWN
 
+    def learns(self, share: float) -> bool:
+        """Tell whether the loss is known to have come down, or to fall by at least that share: it doesn't stand."""
+        return self.come_down or self.falls_by(share)
+
     def at_start(self, fall: float) -> bool:
         """Tell whether the loss is known to be where it began, but for a fall by that share."""
         return not self.unknown and min(self.of_first, self.of_start) >= 1 - fall

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.branches import stronger_before
 from lightning_gradwatch.judge.evidence.initial_weights import starting_remedy
-from lightning_gradwatch.judge.rates import rate_factor
+from lightning_gradwatch.judge.rates import rate_factor, spelled_rates
 from lightning_gradwatch.judge.readings import hidden_sites, layer_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
@@ -103,9 +104,10 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
     optimizer = next((each for each in info.optimizers if names[worst] in each.layers), None)
     eps = optimizer.settings.get("eps") if optimizer is not None else None
     if optimizer is not None and isinstance(eps, float) and here < eps:
+        beside = f" ({names[best]}: {number(there)})" if there >= 0 else ""
         shrinks = (
             f"The gradient of {names[worst]} has an rms of {number(here)}, below the eps of {optimizer.name} ({number(eps)}), so "
-            f"its steps shrink with it ({names[best]}: {number(there)})."
+            f"its steps shrink with it{beside}."
         )
         if (before := stronger_before(gradient, info, worst)) is not None:
             lower = f", or lower the eps of {optimizer.name} to {here / 10:.0e}" if here >= _LEAST_SQUARED else ""
@@ -124,14 +126,8 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
         cure = Prescription(info)
         cure.initialize(only=large)
         return Explanation(cause, cure.remedy(), (Cause(CauseKind.LARGE_WEIGHTS),))
-    if here >= there:
-        cause = f"The gradient of {names[worst]} isn't weaker than that of {names[best]}: the optimizer gives it smaller steps."
-        remedy = _rounding(info) or Remedy(
-            f"Look for what holds {names[worst]} back: a clip or a limit of its own, or, under Adam and its kin, gradients that "
-            "were far larger before.",
-            (Action("trace_gradient"),),
-        )
-        return Explanation(cause, remedy, (Cause(CauseKind.LIMITED_STEPS),))
+    if not here < there:
+        return _held_back(info, (names[worst], here), (names[best], there))
     weak = f"The gradient of {names[worst]} has an rms of {number(here)}, that of {names[best]} {number(there)}"
     if (before := stronger_before(gradient, info, worst)) is not None:
         return _behind_a_factor(f"{weak}.", gradient, info, before, "")
@@ -140,6 +136,22 @@ def why_behind(record: StepRecord, info: RunInfo, worst: int, best: int) -> Expl
         _rounding(info) or _start(info),
         (Cause(CauseKind.WEAK_GRADIENT),),
     )
+
+
+def _held_back(info: RunInfo, *gradients: tuple[str, float]) -> Explanation:
+    """Say of a layer and of one that moves more, each with its gradient, that the first one's isn't weaker, or that this isn't known."""
+    (worst, _), (best, _) = gradients
+    remedy = Remedy(
+        f"Look for what holds {worst} back: a clip or a limit of its own, or, under Adam and its kin, gradients that were far larger "
+        "before.",
+        (Action("trace_gradient"),),
+    )
+    unknown = [name for name, rms in gradients if math.isnan(rms)]
+    if unknown:
+        cause = f"What holds {worst} back doesn't show, as the gradient of {' and of '.join(unknown)} wasn't measured."
+        return Explanation(cause, remedy, (Cause(CauseKind.UNKNOWN),))
+    cause = f"The gradient of {worst} isn't weaker than that of {best}: the optimizer gives it smaller steps."
+    return Explanation(cause, _rounding(info) or remedy, (Cause(CauseKind.LIMITED_STEPS),))
 
 
 def _start(info: RunInfo) -> Remedy:
@@ -159,8 +171,3 @@ def _behind_a_factor(weak: str, gradient: FloatVector, info: RunInfo, before: in
         ),
         (Cause(CauseKind.SMALL_FACTOR), Cause(CauseKind.WEAK_GRADIENT)),
     )
-
-
-def spelled_rates(record: StepRecord) -> str:
-    """Return the learning rates of a step, each once."""
-    return ", ".join(dict.fromkeys(number(rate) for rate in record.learning_rates if rate >= 0))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from lightning_gradwatch.judge.evidence.small_updates import LARGE_WEIGHTS, THROWN, spelled_rates
+from lightning_gradwatch.judge.evidence.small_updates import LARGE_WEIGHTS, THROWN
+from lightning_gradwatch.judge.rates import spelled_rates
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation

@@ -6,10 +6,11 @@ units fell silent, and too little was seen since) isn't judged any more.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_gradwatch.judge.rule import HEALTHY, Verdict
 from lightning_gradwatch.judge.streaks import columns
 from lightning_gradwatch.record.wording import listed, percent
 
@@ -25,22 +26,10 @@ _KEY = "windows"
 _ASKED = "asked"
 
 
-class Unread(NamedTuple):
-    """What can't be judged."""
-
-    reason: str = ""
-    """Why; empty where every site is judged."""
-    lapsed: bool = False
-    """Whether some site was judged before."""
-
-
-_NOTHING = Unread()
-
-
 def unread(
     record: StepRecord, info: RunInfo, state: State, *, patience: int, asks: Callable[[Activation], bool]
-) -> Unread:
-    """Say which hidden sites aren't judged.
+) -> Verdict:
+    """Say which hidden sites aren't judged; `HEALTHY` where all are.
 
     Args:
         record: The newest.
@@ -59,7 +48,7 @@ def unread(
     full = record.window_fill >= 1
     (seen,) = held.values
     if np.count_nonzero(asked & (seen != 1)) == 0 and np.count_nonzero(asked & ~full) == 0:
-        return _NOTHING
+        return HEALTHY
     seen[asked & ~full & (seen > 0)] += 1
     seen[asked & full] = 1
     held.blank = False
@@ -67,8 +56,8 @@ def unread(
     never = asked & (seen == 0)
     missing = lapsed if np.count_nonzero(lapsed) else never
     if not np.count_nonzero(missing):
-        return _NOTHING
-    return Unread(_why(record, info, missing, asked, lapsed=missing is lapsed), lapsed=missing is lapsed)
+        return HEALTHY
+    return Verdict(unjudged=_why(record, info, missing, asked, lapsed=missing is lapsed), lapsed=missing is lapsed)
 
 
 def _why(record: StepRecord, info: RunInfo, missing: Mask, asked: Mask, *, lapsed: bool) -> str:

@@ -1,4 +1,8 @@
-"""GW303: clipping takes nearly all of each step away."""
+"""GW303: clipping takes nearly all of each step away.
+
+A step in proportion to the gradient is cut as much as that is. One that is divided by the gradient's own size, as Adam's,
+isn't cut at all, until what is left of the gradient is no more than the optimizer's eps.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from lightning_gradwatch.judge.evidence.clipping import left_of_step, why_clipped
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss
-from lightning_gradwatch.judge.rates import schedule_phase
+from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss, count_standing, forget_standing
+from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
+from lightning_gradwatch.judge.rates import aimed_update, schedule_phase, spelled_rates
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
-from lightning_gradwatch.judge.streaks import State, count_hit
-from lightning_gradwatch.record.finding import ClippedAwayWarning, Severity
+from lightning_gradwatch.judge.remedies import SCALE_TARGETS
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.streaks import State
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, ClippedAwayWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import number
@@ -27,6 +32,10 @@ _HARDLY = 0.3
 """How far all planned steps together, each as large as this one, may change a layer and still get nowhere: no further."""
 _USUAL_STEPS = 1000
 """Planned steps where none are known."""
+_TWICE = 2.0
+"""A limit of twice the usual norm lets nearly every gradient through."""
+_USUAL_LIMIT = 0.1
+"""Norm from which a limit is one that suits many nets: then it is the gradient that is odd."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +87,15 @@ class ClippedAway(Rule):
             return cant_judge("what clipping leaves of the gradient isn't known") if info.clipping else HEALTHY
         if phase:
             return not_yet(phase)
-        left, top = left_of_step(record, info), self._top(record, info)
+        left, top = _left_of_step(record, info), self._top(record, info)
         if math.isnan(left) or math.isnan(top):
             return not_yet("no update of a weight layer was measured")
         trend = loss_trend(state, info).from_start()
         told = self.still_reported(state, "clipped")
         small = left < self.clip_factor and (told or top * (info.planned_steps or _USUAL_STEPS) < _HARDLY)
         if not small or trend.come_down:
-            for key in ("streak", "since"):
-                state.pop(key, None)
+            state.pop("since", None)
+            forget_standing(state)
             return Verdict(healed={"clipped": self._healed(trend, small=small)} if told else {})
         state.setdefault("since", int(record.step))
         return self._count(record, info, state, trend, left=left, top=top)
@@ -97,10 +106,10 @@ class ClippedAway(Rule):
         """Count one more step that was clipped away while the loss stood, and tell what has lasted."""
         told = self.still_reported(state, "clipped")
         if not told and trend.falls_by(self.loss_fall):  # what was told isn't over for a few odd losses
-            state.pop("streak", None)
+            forget_standing(state)
             return HEALTHY
-        count = count_hit(state.setdefault("streak", {}), "small", record.step)
-        if (waiting := awaits_standing_loss(self, record, trend, count, told=told)) is not None:
+        standing = count_standing(state, record.step)
+        if (waiting := awaits_standing_loss(self, record.step, trend, standing, told=told)) is not None:
             return waiting
         error = left * _ERROR_FACTOR < self.clip_factor
         sighting = Sighting(
@@ -123,7 +132,7 @@ class ClippedAway(Rule):
         return float(np.fmax.reduce(ratios, initial=math.nan))
 
     def _write(self, record: StepRecord, info: RunInfo, trend: LossTrend, left: float, top: float) -> Sentences:
-        cause, remedy, causes = why_clipped(record, info, top, left)
+        cause, remedy, causes = _why_clipped(record, info, top, left)
         headline = (
             f"Clipping takes nearly all of each step: it leaves {number(left)} of it, which changes no weight layer by more than "
             f"{number(top)} of itself"
@@ -133,3 +142,89 @@ class ClippedAway(Rule):
             f"after clipping. {trend.sentence(self.loss_fall)}"
         )
         return Sentences(cause, remedy, message, causes, headline)
+
+
+def _left_of_step(record: StepRecord, info: RunInfo) -> float:
+    """Return what clipping leaves of a step, 0 to 1: in the median weight layer; NaN where nothing was clipped, or it isn't known."""
+    factor = record.clip_factor
+    if math.isnan(factor) or info.steps_follow_gradient:
+        return factor
+    if len(info.optimizers) != 1:
+        return math.nan
+    eps = info.optimizers[0].settings.get("eps")
+    if not isinstance(eps, float):
+        return 1.0  # by its sign (Lion), or by what else isn't known
+    gradients = layer_values(record, info, "grad_rms")[info.weight_mask]
+    gradients = gradients[gradients > 0]
+    if not gradients.size:
+        return math.nan
+    return float(np.median(factor * (gradients + eps) / (factor * gradients + eps)))
+
+
+def _why_clipped(record: StepRecord, info: RunInfo, top: float, left: float) -> Explanation:
+    """Say that clipping takes the steps away, and how far its limit is to be raised.
+
+    Args:
+        record: One whose gradient was clipped.
+        info: Describes its columns.
+        top: The largest update ratio of a weight layer.
+        left: What `_left_of_step` gave.
+    """
+    if record.global_grad_norm * record.clip_factor >= _USUAL_LIMIT and unscaled_targets(record, info):
+        return Explanation(
+            f"The loss is so large that hardly anything of the gradient is left by clipping: it {WHY_HUGE}.",
+            SCALE_TARGETS,
+            (Cause(CauseKind.UNSCALED_TARGETS), Cause(CauseKind.TIGHT_CLIPPING)),
+        )
+    norm, factor = record.global_grad_norm, record.clip_factor
+    by, limit = _limit(info)
+    whole = top / left
+    aim = aimed_update(info)
+    free = whole <= _TWICE * aim
+    wanted = _TWICE / factor if free or not info.steps_follow_gradient else aim / top
+    now = limit if limit is not None and by == "norm" else norm * factor
+    raised = _rounded(now * wanted)
+    through = (
+        f"which lets the gradient through, whose norm is {number(norm)}"
+        if free
+        else f"which makes the largest update ratio about {number(aim)}; the whole gradient, with a norm of {number(norm)}, would make it {number(whole)}"
+    )
+    knob, argument, where = _knob(info, by)
+    if by == "value" and limit is not None:
+        raised = _rounded(limit * wanted)
+        through = through.replace("which lets the gradient through", "which lets most of the gradient through")
+    set_to = "The limit in your code" if limit is None else f"The limit ({by} {number(limit)})"
+    eps = "" if info.steps_follow_gradient else " and what it leaves is below the optimizer's eps,"
+    return Explanation(
+        f"{set_to} is far below the usual size of the gradient,{eps} so the steps are a fraction of what the learning rate "
+        f"({spelled_rates(record)}) implies.",
+        Remedy(
+            f"Raise {knob} to {number(raised)}, {through}.",
+            (Action("raise_clip", (), ((argument, raised), *where)),),
+        ),
+        (Cause(CauseKind.TIGHT_CLIPPING),),
+    )
+
+
+def _limit(info: RunInfo) -> tuple[str, float | None]:
+    """Return by what the Trainer clips, and its limit; None where it doesn't, so that the code does."""
+    by, _, limit = info.clipping.partition(" ")
+    try:
+        return by or "norm", float(limit)
+    except ValueError:
+        return "norm", None
+
+
+def _knob(info: RunInfo, by: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """Return what is to be raised, the argument that says to what, and where that is set if it isn't the Trainer's."""
+    if info.clipping:
+        return "the Trainer's gradient_clip_val", by, ()
+    return "max_norm where your code clips", by, (("where", "code"),)
+
+
+def _rounded(value: float) -> float:
+    """Return a number with one significant digit, no smaller."""
+    if not 0 < value < math.inf:
+        return value
+    digit = 10.0 ** math.floor(math.log10(value))
+    return float(f"{math.ceil(value / digit - 1e-9) * digit:.6g}")

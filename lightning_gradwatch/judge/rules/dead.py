@@ -14,7 +14,7 @@ from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, n
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import (
     Lasting,
     State,
@@ -120,17 +120,14 @@ class DeadUnits(Rule):
         missing = unread(record, info, state, patience=self.patience, asks=_can_die)
         fractions = hidden_values(record, info, "dead_fraction")
         if fractions is None:
-            return Verdict(
-                unjudged=missing.reason if missing.lapsed else why_no_fraction(record, info, "dead"),
-                lapsed=missing.lapsed,
-            )
+            return missing if missing.lapsed else Verdict(unjudged=why_no_fraction(record, info, "dead"))
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
         note_first(state, info, fractions, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not state.get("clear") and not np.count_nonzero(wrong):
-            return Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
+            return missing
         hit = fractions >= self._limits
         trend, stalled = LossTrend(), False
         if np.count_nonzero(hit[Severity.INFO]) > np.count_nonzero(hit[Severity.WARNING]):
@@ -149,7 +146,7 @@ class DeadUnits(Rule):
             most = percent(float(np.fmax.reduce(fractions)))
             return Verdict(
                 healed={"dead": f"no more than {most} of the units of an activation are dead"},
-                unjudged=missing.reason,
+                unjudged=missing.unjudged,
                 lapsed=missing.lapsed,
             )
         severity = next((each for each in _WORST_FIRST if lasting(held, self.patience, each)), None)
@@ -164,7 +161,7 @@ class DeadUnits(Rule):
         return Verdict(
             findings=findings,
             confirming=pending,
-            unjudged=self.waits if pending else missing.reason,
+            unjudged=self.waits if pending else missing.unjudged,
             lapsed=missing.lapsed,
         )
 

@@ -1,27 +1,40 @@
-"""GW304: weight decay, and not the loss, moves the weights."""
+"""GW304: weight decay, and not the loss, moves the weights.
+
+Where the optimizer adds the decay to the gradient (SGD, Adam), the shares are those of the gradient that it then uses. Where it
+takes a part of the weights away beside the step (AdamW), that part is the learning rate times the decay, and what the
+step changes is measured.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from lightning_gradwatch.judge.evidence.decay import decay_shares, why_decayed
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss
+from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss, count_standing, forget_standing
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, Verdict, not_yet
 from lightning_gradwatch.judge.streaks import State, columns, count_hit
-from lightning_gradwatch.record.finding import DecayDominatesWarning, Severity
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, DecayDominatesWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord
-from lightning_gradwatch.record.wording import percent
+from lightning_gradwatch.record.wording import number, percent
+
+if TYPE_CHECKING:
+    from lightning_gradwatch.record.step import FloatVector, OptimizerInfo
 
 _ERROR_SHRUNK = 0.1
 """By convention a decade below the threshold, as with the rules about steps."""
+_ADDED = frozenset(("SGD", "Adam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD"))
+"""Optimizers of torch that add the decay to the gradient, unless they are told to keep it apart."""
+_APART = frozenset(("AdamW", "Lion", "Adafactor", "Muon"))
+_USUAL = 0.02
+"""Share of the decay in the first steps with which nets learn."""
+_LEAST, _MOST = 1e-6, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +86,7 @@ class DecayDominates(Rule):
         if not info.decays:
             return HEALTHY
         left = self._left(record, info, state)
-        share = _median(decay_shares(record, info))
+        share = _median(_decay_shares(record, info))
         if math.isnan(left) or math.isnan(share):
             return not_yet("no gradient or weight of a layer that decays was measured")
         self._note(record, state, share)
@@ -83,7 +96,7 @@ class DecayDominates(Rule):
         told = self.still_reported(state, "decay")
         learns = not trend.unknown and (trend.come_down or (not told and trend.falls_by(self.loss_fall)))
         if learns or left > self.shrunk:
-            state.pop("stands", None)
+            forget_standing(state)
             why = trend.told_come_down() if learns else "the weights have grown again"
             return Verdict(healed={"decay": why} if told else {}, confirming=self._early(record, share), dated=True)
         return self._count(record, info, state, trend, left=left, told=told)
@@ -119,8 +132,8 @@ class DecayDominates(Rule):
         self, record: StepRecord, info: RunInfo, state: State, trend: LossTrend, *, left: float, told: bool
     ) -> Verdict:
         """Count one more step at which the loss stood with weights that have shrunk, and tell what has lasted."""
-        count = count_hit(state.setdefault("stands", {}), "decay", record.step)
-        if (waiting := awaits_standing_loss(self, record, trend, count, told=told)) is not None:
+        standing = count_standing(state, record.step)
+        if (waiting := awaits_standing_loss(self, record.step, trend, standing, told=told)) is not None:
             return waiting
         due: dict[str, Any] = state["due"]
         sighting = Sighting(
@@ -135,9 +148,9 @@ class DecayDominates(Rule):
         return Verdict({"decay": sighting})
 
     def _write(self, info: RunInfo, trend: LossTrend, share: float, left: float) -> Sentences:
-        cause, remedy, causes = why_decayed(info, share, left)
+        cause, remedy, causes = _why_decayed(info, share)
         headline = (
-            f"Weight decay makes up {percent(share)} of a step's change, in the median layer, and has left {percent(left)} of the "
+            f"Weight decay made up {percent(share)} of the first steps' change, in the median layer, and has left {percent(left)} of the "
             "weights"
         )
         return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
@@ -146,3 +159,52 @@ class DecayDominates(Rule):
 def _median(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     known = values[np.isfinite(values)]
     return float(np.median(known)) if known.size else math.nan
+
+
+def _decay_shares(record: StepRecord, info: RunInfo) -> FloatVector:
+    """Return which share of a step's change is decay, shape [L]; NaN for a layer that has none, or where it isn't known."""
+    shares = np.full(len(info.layers), np.nan)
+    weights, gradients = layer_values(record, info, "weight_rms"), layer_values(record, info, "grad_rms")
+    ratios = layer_values(record, info, "update_ratio")
+    kept = record.clip_factor if record.clip_factor >= 0 else 1.0
+    for index, (optimizer, held) in enumerate(zip(info.optimizers, info.optimizer_columns, strict=True)):
+        if index not in record.optimizers or index >= len(record.learning_rates):
+            continue
+        decays = info.layer_decays[index][held]
+        pull = decays * weights[held]
+        added = pull / (pull + kept * gradients[held])
+        apart = np.fmin(decays * record.learning_rates[index] * info.layer_rates[index][held] / ratios[held], 1.0)
+        kind = _kind(optimizer)
+        share = added if kind == "added" else apart if kind == "apart" else np.minimum(added, apart)
+        shares[held] = np.where(decays > 0, share, np.nan)
+    return np.where(info.weight_mask & np.isfinite(shares), shares, np.nan)
+
+
+def _kind(optimizer: OptimizerInfo) -> str:
+    """Say how an optimizer decays weights; empty where that isn't known."""
+    apart = optimizer.settings.get("decoupled_weight_decay")
+    if apart is True or optimizer.name in _APART:
+        return "apart"
+    return "added" if optimizer.name in _ADDED else ""
+
+
+def _why_decayed(info: RunInfo, share: float) -> Explanation:
+    """Say that decay moves the weights, and by how much it is to be lowered.
+
+    Args:
+        info: Describes the run.
+        share: That of the decay in the first steps, of the median layer.
+    """
+    decays = sorted({float(f"{decay:.6g}") for row in info.layer_decays for decay in row if decay > 0}, reverse=True)
+    factor = float(f"{min(max(_USUAL * (1 - share) / share if share < 1 else _LEAST, _LEAST), _MOST):.0e}")
+    told = ", ".join(map(number, decays))
+    lowered = ", ".join(number(factor * decay) for decay in decays)
+    return Explanation(
+        f"The weight decay ({told}) is too strong for these gradients: it pulls the weights towards 0 by more than the loss holds "
+        "against it.",
+        Remedy(
+            f"Multiply weight_decay by {number(factor)}, to {lowered}.",
+            (Action("scale_weight_decay", (), (("factor", factor),)),),
+        ),
+        (Cause(CauseKind.STRONG_DECAY),),
+    )

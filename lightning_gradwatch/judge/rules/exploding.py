@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.depth import Depth, gains_sentence, read_depths
 from lightning_gradwatch.judge.evidence.gradient_spike import Surge, note_reading, read_surge
@@ -18,7 +18,6 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
 from lightning_gradwatch.judge.evidence.loops import explain_loop, loop_evidence, loop_headline, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
-from lightning_gradwatch.judge.evidence.wreck import note_explosion, read_wreck
 from lightning_gradwatch.judge.readings import weight_layers
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
 from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
@@ -29,7 +28,7 @@ from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _READINGS = 5
 _ERROR_FACTOR = 100
@@ -38,6 +37,8 @@ _HUGE_LOSS = 1e6
 """By convention: over classes a loss starts at ln C, with targets of variance 1 at about 1."""
 _HUGE_NORM = 1e4
 """By convention: of targets that aren't scaled, the gradient grows at least as the square root of the loss."""
+_LONGEST = 20
+"""Readings after which what broke is no longer told by what came before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +149,12 @@ class ExplodingGradient(Rule):
         value = middle(sorted([reading for other, reading in readings if other == ends]))
         gain = value ** (1 / (len(depth.norms) - 1))
         if value > self.ratio and gain > self.gain and depth.attenuation > 1 and depth.steady:
-            note_explosion(state, record, ends, value)
+            _note_explosion(state, record, ends, value)
             return self._growing(record, info, depth, value)
-        past = read_wreck(state, ends, value, 1 / self.ratio)
-        return self._growing(record, info, depth, past.value, now=value, since=past.since) if past else None
+        past = _wrecked_by(state, ends)
+        if past is None or value >= 1 / self.ratio:
+            return None
+        return self._growing(record, info, depth, past["value"], now=value, since=past["since"])
 
     def _growing(
         self,
@@ -317,3 +320,28 @@ def _level(record: StepRecord, info: RunInfo) -> _Hit | None:
 
 def _layers(info: RunInfo) -> Sequence[str]:
     return weight_layers(info) or info.layer_names
+
+
+def _note_explosion(state: State, record: StepRecord, ends: str, value: float) -> None:
+    """Keep that the signal between two sites explodes in a record, with the largest reading and the first step.
+
+    Where steps are as large as the gradient, it may be over after the first of them, and which of the next ones still shows it is a
+    matter of the last bits. What it leaves behind isn't: no net goes from one end to the other and learns.
+    """
+    known = state.get("exploded", {})
+    if known.get("ends") == ends:
+        state["exploded"] = {**known, "value": max(value, known["value"]), "readings": 0}
+    else:
+        state["exploded"] = {"ends": ends, "value": value, "since": int(record.step), "readings": 0}
+
+
+def _wrecked_by(state: State, ends: str) -> Mapping[str, Any] | None:
+    """Return the explosion between two sites that a reading may be the wreck of: one of at most 20 readings ago."""
+    known: dict[str, Any] | None = state.get("exploded")
+    if not known or known["ends"] != ends:
+        return None
+    known["readings"] += 1
+    if known["readings"] > _LONGEST:
+        del state["exploded"]
+        return None
+    return known

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.constant_answer import UNKNOWN, Cost, note_answer, read_cost
 from lightning_gradwatch.judge.evidence.loss_trend import loss_trend, middle
+from lightning_gradwatch.judge.evidence.standing_loss import count_standing, forget_standing
 from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Cause, CauseKind, NoProgressWarning, Remedy, Severity
@@ -161,19 +162,18 @@ class NoProgress(Rule):
         now = middle(sorted([loss for step, loss in state["latest"] if 2 * step >= record.step]))
         bound = self._bound(cost)
         if now < bound:
-            state.pop("stood", None)
+            forget_standing(state)
             if state.pop("told", False):
                 return Verdict(
                     healed={"loss": f"the loss is {number(now)}, below the {number(cost.loss)} of a constant answer"}
                 )
             return self._below(now, cost)
-        count, since = state.get("stood", (0, int(record.step)))
-        state["stood"] = [count + 1, since]
-        if count + 1 < self.patience and not state.get("told"):
+        standing = count_standing(state, record.step)
+        if not standing.is_due(self, record.step) and not state.get("told"):
             return Verdict(confirming=True, unjudged=self.waits)
         state["told"] = True
         spent = _spent(int(record.step) + 1, info.planned_steps)
-        return self._found(Level(now, bound, cost, since, int(record.step)), info, state, f"A{spent[1:]}")
+        return self._found(Level(now, bound, cost, standing.since, int(record.step)), info, state, f"A{spent[1:]}")
 
     def _found(self, level: Level, info: RunInfo, state: State, spent: str) -> Verdict:
         trend = loss_trend(state, info).from_start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, n
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Found, Line, Rule, Seen, Sentences, Verdict
+from lightning_gradwatch.judge.rule import Found, Line, Rule, Seen, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import Mask, State
 from lightning_gradwatch.record.finding import Cause, CauseKind, SaturatedUnitsWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -79,16 +79,15 @@ class SaturatedUnits(Rule):
         """Read the saturated fraction of each hidden site whose window is full."""
         note_update(state, record, info)
         missing = unread(record, info, state, patience=self.patience, asks=_can_saturate)
-        others = Verdict(unjudged=missing.reason, lapsed=missing.lapsed) if missing.reason else HEALTHY
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
-            return others if missing.lapsed else Verdict(unjudged=why_no_fraction(record, info, "saturated"))
+            return missing if missing.lapsed else Verdict(unjudged=why_no_fraction(record, info, "saturated"))
         hit = fractions >= self.fraction
         note_first(state, info, fractions, hit)
         trend = loss_trend(state, info).from_start()
         learns = trend.falls_by(self.loss_fall) or trend.converged_to(self.converged)
         return Seen(
-            "sites", fractions, hit, self.fraction, Severity.INFO if learns else Severity.WARNING, unread=others
+            "sites", fractions, hit, self.fraction, Severity.INFO if learns else Severity.WARNING, unread=missing
         )
 
     def healed(self, seen: Seen) -> str:
@@ -107,11 +106,11 @@ class SaturatedUnits(Rule):
             f"; {counted(len(names) - 1, 'more activation')} from {percent(self.fraction)} on" if len(names) > 1 else ""
         )
         how, trend = found.facts
-        reason = _reason(found.record, found.info, found.where, how)
+        cause, causes = _reason(found.record, found.info, found.where, how)
         return Sentences(
-            cause=reason.sentence,
-            remedy=_remedy(found.info, found.where, reason, how),
-            causes=reason.causes,
+            cause=cause,
+            remedy=_remedy(found.info, found.where, causes, how),
+            causes=causes,
             headline=(
                 f"{percent(found.value)} of the units of {found.worst} are saturated: on a flat outer side for at least 95 % of the "
                 f"inputs in the window{others}"
@@ -124,19 +123,13 @@ def _can_saturate(function: Activation) -> bool:
     return function.saturates
 
 
-class _Reason(NamedTuple):
-    """Why the inputs of some units lie far outside."""
-
-    causes: tuple[Cause, ...]
-    sentence: str
-
-
-def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason:
+def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> tuple[str, tuple[Cause, ...]]:
+    """Say why the inputs of some units lie far outside, in a sentence and as data."""
     sites = [info.sites[column] for column in np.flatnonzero(due)]
     functions = " and ".join(dict.fromkeys(site.activation.module for site in sites))
     outside = f"The inputs of these {functions} units lie far outside, where the function is flat"
     if how.thrown:
-        return _Reason(how.causes, f"{outside}. {how.sentence()}")
+        return f"{outside}. {how.sentence()}", how.causes
     gains = site_values(record, info, "weight_gain")[due]
     gains = gains[np.isfinite(gains) & (gains > 0)]
     at_first = bool(due[list(info.site_paths.firsts)].any())
@@ -148,19 +141,17 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> _Reason
             f"what lies before them passes back {number(gain)} of the signal, where {method} gives {number(asked)}"
         )
         if gain >= _LARGE_FACTOR * asked:
-            return _Reason((Cause(CauseKind.LARGE_WEIGHTS),), f"{outside}: the weights are too large, {measured}.")
+            return f"{outside}: the weights are too large, {measured}.", (Cause(CauseKind.LARGE_WEIGHTS),)
         if not at_first:
-            return _Reason(
-                (Cause(CauseKind.FAR_BIASES),),
-                f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are.",
-            )
-    return _Reason(
-        (Cause(CauseKind.UNSUITED_START), *([Cause(CauseKind.UNSCALED_INPUTS)] if at_first else [])),
+            sentence = f"{outside}: the weights aren't to blame ({measured}), so biases far from 0 are."
+            return sentence, (Cause(CauseKind.FAR_BIASES),)
+    return (
         f"{outside}: inputs that aren't scaled, weights that start too large, or biases far from 0.",
+        (Cause(CauseKind.UNSUITED_START), *([Cause(CauseKind.UNSCALED_INPUTS)] if at_first else [])),
     )
 
 
-def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
+def _remedy(info: RunInfo, due: Mask, causes: tuple[Cause, ...], how: Drift) -> Remedy:
     cure = Prescription(info)
     if how.thrown:  # the start was good: what the steps have done isn't undone by another one
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
@@ -169,7 +160,7 @@ def _remedy(info: RunInfo, due: Mask, reason: _Reason, how: Drift) -> Remedy:
     if any(info.sites[column].activation.steepest < 1 for column in np.flatnonzero(due)):
         cure.replace([site for _, site in hidden_sites(info) if site.activation.steepest < 1], "fades")
     cure.initialize()
-    if Cause(CauseKind.UNSCALED_INPUTS) in reason.causes:
+    if Cause(CauseKind.UNSCALED_INPUTS) in causes:
         cure.normalize_inputs()
     cure.add_skip_connections()
     return cure.remedy()

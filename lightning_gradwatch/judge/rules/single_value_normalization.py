@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_gradwatch.judge.rule import Sentences
-from lightning_gradwatch.judge.wiring_rule import StandingLossRule
+from lightning_gradwatch.judge.wiring_rule import WiringRule
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, SingleValueNormalizationWarning
 from lightning_gradwatch.record.step import Wiring
 from lightning_gradwatch.record.wording import listed
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleValueNormalization(StandingLossRule):
+class SingleValueNormalization(WiringRule):
     """A normalisation takes its statistics from a single value, or from a single sample.
 
     What: read off the first measured steps: a layer or group normalisation over one value, or a batch normalisation whose
@@ -37,6 +37,14 @@ class SingleValueNormalization(StandingLossRule):
     name: ClassVar[str] = "single-value-normalization"
     warning: ClassVar[type[SingleValueNormalizationWarning]] = SingleValueNormalizationWarning
     kinds: ClassVar[tuple[str, ...]] = ("norm-of-one", "norm-of-sample")
+    waiting: ClassVar[tuple[str, ...]] = kinds
+
+    warm_up_steps: int = 50
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        self._require_count(0, "warm_up_steps")
+        self._require_count(1, "patience")
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
         """Say over what is normalised."""

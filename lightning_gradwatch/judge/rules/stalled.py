@@ -20,9 +20,9 @@ from lightning_gradwatch.judge.evidence.loss_decrease import (
 )
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.onset import Drift, note_update
-from lightning_gradwatch.judge.evidence.small_updates import spelled_rates, weight_size, why_behind, why_slow
+from lightning_gradwatch.judge.evidence.small_updates import weight_size, why_behind, why_slow
 from lightning_gradwatch.judge.evidence.thrown_layers import Beginning, why_thrown
-from lightning_gradwatch.judge.rates import relative_rates, schedule_phase
+from lightning_gradwatch.judge.rates import relative_rates, schedule_phase, spelled_rates
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights, weight_layers
 from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import (

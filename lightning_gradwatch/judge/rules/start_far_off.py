@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lightning_gradwatch.judge.evidence.constant_answer import UNKNOWN, Excess, note_answer, read_cost, read_excess
 from lightning_gradwatch.judge.evidence.loss_trend import loss_trend
+from lightning_gradwatch.judge.evidence.standing_loss import count_standing, forget_standing
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, NEAR, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity, StartFarOffWarning
 from lightning_gradwatch.record.run_info import RunInfo
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _FIRST_STEPS = 10
 """Steps in which a run is at its start."""
+_STAYS = "stays"
+"""Where the memory has for how long it stays there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +86,10 @@ class StartFarOff(Rule):
                 return Verdict(healed={"start": "the loss is no longer that far above what a constant answer gives"})
         else:
             state["near"] = 0
-        learns = trend.come_down or trend.falls_by(self.loss_fall)
-        stood = state["stood"] = 0 if learns or not above else state.get("stood", 0) + 1
-        due = record.step >= self.warm_up_steps and stood >= self.patience
-        nears = above and not learns and not due and record.step + NEAR >= self.warm_up_steps
+        stands = above and not trend.learns(self.loss_fall)
+        standing = count_standing(state, record.step, key=_STAYS) if stands else forget_standing(state, key=_STAYS)
+        due = standing.is_due(self, record.step)
+        nears = standing.nears(self, record.step) and not due
         return self._found(record, state, trend, standing=due)._replace(confirming=bool(nears), dated=True)
 
     def _begins(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
@@ -120,7 +123,7 @@ class StartFarOff(Rule):
         *numbers, gain = [math.nan if each is None else each for each in start["numbers"]]
         if standing:
             state["told"] = True
-        told = bool(state.get("told")) and not (trend.come_down or trend.falls_by(self.loss_fall))
+        told = bool(state.get("told")) and not trend.learns(self.loss_fall)
         excess = Excess(kind, layer, *numbers)
         return Verdict(
             {

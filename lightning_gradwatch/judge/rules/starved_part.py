@@ -2,23 +2,87 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_gradwatch.judge.evidence.parts import Contest, note_parts, told_parts, why_starved
+import numpy as np
+
+from lightning_gradwatch.judge.evidence.loss_trend import middle
 from lightning_gradwatch.judge.rule import Sentences, Sighting, Verdict, cant_judge
 from lightning_gradwatch.judge.streaks import State, has_gone
 from lightning_gradwatch.judge.wiring_rule import WiringRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity, StarvedPartWarning
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import StepRecord, Wiring
-from lightning_gradwatch.record.wording import counted, listed
+from lightning_gradwatch.record.wording import counted, listed, number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
 
 _NOT_RECORDED = cant_judge("the release that recorded the run didn't tell the losses of its optimizers apart")
 _NOT_APART = cant_judge("the losses of several optimizers are propagated back before one of them steps")
+_COMPARED = 3
+"""Readings of which the median is taken, at the start and at present."""
+_STARTING = 16
+"""Steps in which a run starts: of optimizers that take turns, one may have a single reading there."""
+_WORSE = 0.05
+"""Share of its loss at the start by which a part's loss must have risen."""
+_WON = 0.5
+"""The same by which that of one that has won has fallen."""
+_HOLD_BACK = 0.1
+"""Learning rate of what has won, over the present one: a decade, as with every other rate that is too high."""
+_EVEN = 1.5
+"""How many times the starved part's learning rate that of the other one, held back, may still be: steps that are as large as each
+other's helped most where they weren't."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is known of an optimizer's part."""
+
+    norm: float
+    """Median of the latest readings of its gradient's L2 norm."""
+    peak: float
+    """The highest such median."""
+    first: float
+    """Median of its first losses; NaN where it isn't known."""
+    last: float
+    worse: bool
+    """Whether its latest losses are all above its first ones, clearly."""
+    rate: float
+    """Its learning rate when it last stepped; NaN where that isn't known."""
+
+    @property
+    def sunk(self) -> float:
+        """The gradient's norm over its highest."""
+        return self.norm / self.peak if self.peak > 0 else math.nan
+
+    @property
+    def won(self) -> bool:
+        """Whether its loss has come far down."""
+        return self.first - self.last >= _WON * abs(self.first)
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """All parts at one record."""
+
+    parts: Mapping[int, _Part]
+    """By the optimizer's place; only those with enough readings."""
+    read: Sequence[int]
+    """Those that this record is a reading of."""
+    starved: frozenset[int]
+    known: bool
+    """Whether the optimizers' losses can be told apart."""
+
+    def layers(self, info: RunInfo, index: int) -> tuple[str, ...]:
+        """Return the layers of one part alone, along the path."""
+        return tuple(info.layer_names[column] for column in _own_columns(info)[index].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +139,7 @@ class StarvedPart(WiringRule):
         """Compare each optimizer's gradient with its own past."""
         if not record.optimizer_losses:
             return _NOT_RECORDED
-        contest = note_parts(record, info, memory, self.ratio)
+        contest = _note_parts(record, info, memory, self.ratio)
         findings: dict[str, Sighting] = {}
         healed: dict[str, str] = {}
         for index in contest.read:
@@ -98,24 +162,16 @@ class StarvedPart(WiringRule):
         return Verdict(findings, healed=healed, confirming=confirming, unjudged=unjudged)
 
     def _sighting(
-        self, record: StepRecord, info: RunInfo, contest: Contest, index: int, part: Mapping[str, Any]
+        self, record: StepRecord, info: RunInfo, contest: _Contest, index: int, part: Mapping[str, Any]
     ) -> Sighting:
-        told = told_parts(info, contest, index)
-        layers = contest.layers(info, index)
-
-        def write() -> Sentences:
-            return Sentences(
-                *why_starved(info, contest, index), told.evidence, (Cause(CauseKind.STARVED_PART),), told.headline
-            )
-
         return Sighting(
             severity=Severity.WARNING,
-            layers=layers,
+            layers=contest.layers(info, index),
             first_step=int(part["since"]),
             last_step=int(record.step),
-            value=told.sunk,
+            value=contest.parts[index].sunk,
             threshold=self.ratio,
-            write=write,
+            write=partial(_starved, info, contest, index),
         )
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
@@ -132,3 +188,107 @@ class StarvedPart(WiringRule):
             message=urgency,
             causes=(Cause(CauseKind.ZERO_FACTORS),),
         )
+
+
+def _note_parts(record: StepRecord, info: RunInfo, memory: dict[str, Any], ratio: float) -> _Contest:
+    """Take a record's numbers into the memory, plain data by optimizer, and compare each part with its own past."""
+    norms = record.values("grad_norm", len(info.layers))
+    read, parts = [], {}
+    known = any(math.isfinite(loss) for loss in record.optimizer_losses)
+    for index, columns in enumerate(_own_columns(info)):
+        held = memory.setdefault(str(index), {"norms": [], "peak": 0.0, "first": [], "last": []})
+        if index in record.optimizers and _note(held, record, index, norms[columns]):
+            read.append(index)
+        known = known or bool(held["last"])
+        if len(held["norms"]) == _COMPARED:
+            parts[index] = _read(held)
+    low = {index for index in read if (part := parts.get(index)) is not None and part.sunk <= ratio and part.worse}
+    others = [index for index in parts if index not in low and not (parts[index].worse and parts[index].sunk <= ratio)]
+    return _Contest(parts, read, frozenset(low) if others else frozenset(), known)
+
+
+def _note(held: dict[str, Any], record: StepRecord, index: int, norms: npt.NDArray[np.float64]) -> bool:
+    """Take in what one optimizer stepped by; whether it is a reading."""
+    measured = norms[~np.isnan(norms)]
+    if not measured.size or not np.isfinite(measured).all() or not record.learning_rates[index] > 0:
+        return False
+    held["norms"] = [*held["norms"], math.hypot(*measured.tolist())][-_COMPARED:]
+    held["rate"] = float(record.learning_rates[index])
+    held["peak"] = max(held["peak"], middle(sorted(held["norms"])))
+    loss = record.optimizer_losses[index]
+    if math.isfinite(loss):
+        held["last"] = [*held["last"], float(loss)][-_COMPARED:]
+        if not held["first"] or (len(held["first"]) < _COMPARED and record.step < _STARTING):
+            held["first"].append(float(loss))
+    return True
+
+
+def _read(held: Mapping[str, Any]) -> _Part:
+    first, last, rate = held["first"], held["last"], held.get("rate", math.nan)
+    if len(last) < _COMPARED:
+        return _Part(middle(sorted(held["norms"])), held["peak"], math.nan, math.nan, worse=False, rate=rate)
+    start, now = middle(sorted(first)), middle(sorted(last))
+    worse = min(last) > max(first) and now - start >= _WORSE * abs(start)
+    return _Part(middle(sorted(held["norms"])), held["peak"], start, now, worse=worse, rate=rate)
+
+
+def _own_columns(info: RunInfo) -> tuple[npt.NDArray[np.intp], ...]:
+    """Return for each optimizer the columns of the layers that it alone holds; none without a weight layer among them."""
+    columns = info.optimizer_columns
+    times = np.bincount(np.array([*chain.from_iterable(columns)], np.intp), minlength=len(info.layers))
+    own = [np.sort(held[times[held] == 1]) for held in columns]
+    return tuple(held if info.weight_mask[held].any() else held[:0] for held in own)
+
+
+def _starved(info: RunInfo, contest: _Contest, index: int) -> Sentences:
+    """Say how far the gradient of a part has sunk, and what became of its loss and of the others'."""
+    part = contest.parts[index]
+    others = [
+        f" The loss of {_named(info, other)} has gone from {number(each.first)} to {number(each.last)}."
+        for other, each in contest.parts.items()
+        if other != index and math.isfinite(each.last)
+    ]
+    cause, remedy = _why_starved(info, contest, index)
+    headline = (
+        f"The gradient of {listed(contest.layers(info, index))}, which {_named(info, index)} trains, has sunk to {number(part.sunk)} of "
+        "its highest"
+    )
+    evidence = (
+        f"Its L2 norm went from {number(part.peak)} to {number(part.norm)}, while its loss has risen from {number(part.first)} to "
+        f"{number(part.last)}.{''.join(others)}"
+    )
+    return Sentences(cause, remedy, evidence, (Cause(CauseKind.STARVED_PART),), headline)
+
+
+def _why_starved(info: RunInfo, contest: _Contest, index: int) -> tuple[str, Remedy]:
+    """Say why a part gets next to no gradient, and what to do."""
+    rest = [other for other in contest.parts if other != index]
+    won = [other for other in rest if contest.parts[other].won]
+    if won:
+        cause = (
+            f"{_named(info, won[0])[:1].upper()}{_named(info, won[0])[1:]} has won: where its part is certain of every answer it "
+            "is flat, and nothing passes back through it to what is trained against it."
+        )
+    else:
+        cause = "What it is trained by hardly depends on it any more, although its loss is worse than at the start: that is flat there."
+    layers = tuple(name for other in won or rest for name in contest.layers(info, other))
+    faster = max(contest.parts[other].rate for other in won or rest) * _HOLD_BACK / contest.parts[index].rate
+    even = ""
+    actions = [Action("set_learning_rate", layers, (("factor", _HOLD_BACK),))]
+    if _EVEN < faster < math.inf:
+        up = min(faster, 1 / _HOLD_BACK)
+        even = (
+            f", and as that is still {number(faster)} times the starved part's own, multiply this one's by {number(up)}"
+        )
+        actions.append(Action("set_learning_rate", contest.layers(info, index), (("factor", up),)))
+    return cause, Remedy(
+        f"Hold {listed(layers)} back: a tenth of the learning rate{even}. And give the starved part a loss that doesn't saturate "
+        "where it fails (a generator: minimise -log D(G(z)), as binary_cross_entropy_with_logits with targets of 1 does, and not "
+        "log(1 - D(G(z)))): where the data lie far from what it makes, only both together help. Fewer steps of the other one, noise "
+        "on what that is given, or a gradient penalty hold it back as well.",
+        tuple(actions),
+    )
+
+
+def _named(info: RunInfo, index: int) -> str:
+    return f"optimizer {index} ({info.optimizers[index].name})"

@@ -1,29 +1,41 @@
-"""GW503: parameters that the loss depends on, and that nobody trains."""
+"""GW503: parameters that the loss depends on, and that nobody trains.
+
+Which layers are trained may change in mid-run, as in fine-tuning, and is said, as no number shows it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_gradwatch.judge.evidence.trained_layers import changed_layers
-from lightning_gradwatch.judge.rule import NEAR, Sentences, Verdict
+import numpy as np
+
+from lightning_gradwatch.judge.evidence.standing_loss import LOSS_FALL
+from lightning_gradwatch.judge.rule import NEAR, Sentences, Sighting, Verdict
 from lightning_gradwatch.judge.streaks import State
-from lightning_gradwatch.judge.wiring_rule import LOSS_FALL, Standing, Urgency, WiringRule
-from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, UntrainedParameterWarning
+from lightning_gradwatch.judge.wiring_rule import Urgency, WiringRule
+from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity, UntrainedParameterWarning
 from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import StepRecord, Wiring
+from lightning_gradwatch.record.step import LayerState, StepRecord, Wiring
 from lightning_gradwatch.record.wording import listed, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
+    from lightning_gradwatch.judge.evidence.standing_loss import Standing
 
 _INITIAL = "unheld-initial"
 _UNHELD = "unheld "
 """The key of what is found of layers that no optimizer holds, whatever else is known of them."""
 _SMALL_FALL = 0.2
 """Share of the loss at the start: by less, if not to half, it falls for a head that learns of layers that are left to chance."""
+_TRAINED = "trained-layers"
+_LASTING = 3
+"""Measured steps for which a change must last."""
+_SHOWN = 4
+"""Changes that are told one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +83,16 @@ class UntrainedParameter(WiringRule):
             )
         return super()._urgency_of(fact, trend)
 
-    def _urgency(self, fact: Wiring, record: StepRecord, trend: LossTrend, standing: Standing) -> Urgency:
+    def _urgency(self, fact: Wiring, step: int, trend: LossTrend, standing: Standing) -> Urgency:
         """Say how urgent a fact is: layers that are left as they were initialised wait for a loss that is far from its start."""
-        if fact.kind != _INITIAL or standing.broken:
-            return super()._urgency(fact, record, trend, standing)
-        learns = trend.come_down or (standing.falls and not trend.at_start(_SMALL_FALL))
+        if fact.kind != _INITIAL:
+            return super()._urgency(fact, step, trend, standing)
+        learns = trend.learns(LOSS_FALL) and not trend.at_start(_SMALL_FALL)
         open_ = not learns and not trend.unknown
         return Urgency(
             learns=learns,
-            due=open_ and record.step >= self.warm_up_steps,
-            nears=open_ and record.step + NEAR >= self.warm_up_steps,
+            due=open_ and step >= self.warm_up_steps,
+            nears=open_ and step + NEAR >= self.warm_up_steps,
         )
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
@@ -88,7 +100,7 @@ class UntrainedParameter(WiringRule):
         verdict = super().look(record, info, state)
         if verdict.unjudged:
             return verdict
-        changed = changed_layers(record, info, state)
+        changed = _changed_layers(record, info, state)
         return verdict._replace(findings={**verdict.findings, **changed}) if changed else verdict
 
     def write(self, fact: Wiring, urgency: str) -> Sentences:
@@ -123,3 +135,64 @@ class UntrainedParameter(WiringRule):
             message=urgency,
             causes=(Cause(CauseKind.UNREGISTERED_PARAMETERS),),
         )
+
+
+def _changed_layers(record: StepRecord, info: RunInfo, state: State) -> dict[str, Sighting]:
+    """Return as information which layers were thawed or frozen since the run began, and stayed so.
+
+    Those that change more than once are trained by turns, as the networks of a GAN are: that is no change of the run.
+    """
+    memory: dict[str, Any] = state.setdefault("trained", {"seen": 0, "as": None, "frozen": {}, "changes": {}})
+    columns = np.flatnonzero(record.layer_state == int(LayerState.FROZEN)).tolist()
+    memory["seen"] += 1
+    if memory["as"] != [info.layout, columns]:
+        _note(memory, info, set(columns), int(record.step))
+        memory["as"] = [info.layout, columns]
+    if not memory["changes"]:
+        return {}
+    changes: dict[tuple[int, bool], list[str]] = {}
+    for name, (step, seen, times) in memory["changes"].items():
+        if times == 1 and memory["seen"] - seen >= _LASTING:
+            changes.setdefault((step, memory["frozen"][name]), []).append(name)
+    if not changes:
+        return {}
+    names = tuple(name for each in changes.values() for name in each)
+    sighting = Sighting(
+        severity=Severity.INFO,
+        layers=names,
+        first_step=min(step for step, _ in changes),
+        last_step=int(record.step),
+        value=float(len(names)),
+        threshold=0.0,
+        write=partial(_write, changes),
+    )
+    return {_TRAINED: sighting}
+
+
+def _note(memory: dict[str, Any], info: RunInfo, columns: set[int], step: int) -> None:
+    """Note what changed: a layer that comes later was frozen before, as those that train are known from the first step on."""
+    frozen: dict[str, bool] = memory["frozen"]
+    first = memory["as"] is None
+    for column, name in enumerate(info.layer_names):
+        before, now = frozen.get(name, not first), column in columns
+        if before != now and not (first and now):
+            times = memory["changes"].get(name, (0, 0, 0))[2] + 1
+            memory["changes"][name] = [step, memory["seen"], times]
+        frozen[name] = now
+
+
+def _write(changes: Mapping[tuple[int, bool], list[str]]) -> Sentences:
+    told = [
+        f"by step {step} {listed(names)} {'was' if len(names) == 1 else 'were'} {'frozen' if now else 'thawed'}"
+        for (step, now), names in sorted(changes.items())
+    ]
+    rest = len(told) - _SHOWN
+    said = "; ".join([*told[:_SHOWN], *([f"and {rest} further changes"] if rest > 0 else [])])
+    return Sentences(
+        cause="requires_grad was changed in mid-run, as callbacks for fine-tuning do.",
+        remedy=Remedy(
+            "Nothing, where it is meant: a rate that suits the head alone may be too high for what is trained from then on."
+        ),
+        headline=f"{said[:1].upper()}{said[1:]}",
+        message="",
+    )

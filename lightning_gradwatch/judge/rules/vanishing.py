@@ -15,6 +15,7 @@ from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_ev
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
 from lightning_gradwatch.judge.evidence.onset import Drift, note_update
+from lightning_gradwatch.judge.evidence.standing_loss import count_standing, forget_standing
 from lightning_gradwatch.judge.evidence.starved_input import STARVED, explain_starved, read_input, starved_headline
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
 from lightning_gradwatch.judge.readings import layer_values
@@ -45,6 +46,8 @@ _STRONGER = 10.0
 """How many times stronger a layer's gradient is than that of the first branch, where what fades is the branches'."""
 _HARMED = 2.0
 """Loss over that at the start from which the steps have done harm."""
+_STARVES = "starves"
+"""Where the memory has for how long the first layer gets too little while the loss stands."""
 _WHATEVER_THE_STEPS = {CauseKind.SMALL_SLOPE, CauseKind.DEAD_LAYER}
 """What takes the signal away however the weights were changed."""
 
@@ -258,11 +261,11 @@ class VanishingGradient(Rule):
         """Judge what the first layer gets, while the loss stands."""
         starved = read_input(record, info, min(STARVED, self.threshold_for(info)))
         trend = loss_trend(state, info).from_start()
-        if starved is None or trend.unknown or trend.falls_by(self.loss_fall) or trend.come_down:
-            state.pop("input", None)
+        if starved is None or trend.unknown or trend.learns(self.loss_fall):
+            forget_standing(state, key=_STARVES)
             return None
-        streaks = state.setdefault("input", {})
-        if count_hit(streaks, "starves", record.step) < self.patience:
+        standing = count_standing(state, record.step, key=_STARVES)
+        if standing.steps < self.patience:
             return None
         state["starved"] = True
 
@@ -273,7 +276,7 @@ class VanishingGradient(Rule):
         return Sighting(
             severity=Severity.WARNING,
             layers=(starved.layer,),
-            first_step=streaks["starves"]["since"],
+            first_step=standing.since,
             last_step=int(record.step),
             value=starved.ratio,
             threshold=starved.threshold,
@@ -282,7 +285,7 @@ class VanishingGradient(Rule):
 
     def _fed_again(self, state: State) -> dict[str, str]:
         """Return that the first layer has a gradient again, or learns all the same."""
-        if state.get("input") or not state.pop("starved", False):
+        if _STARVES in state or not state.pop("starved", False):
             return {}
         return {"input": "the first layer gets more of the gradient, or the loss falls"}
 

@@ -146,3 +146,26 @@ def test_a_loss_that_falls_for_a_while_leaves_the_first_step_as_it_was(runs):
     fed = clipped(runs, losses=losses, steps=(*STEPS, *range(30, 42)))
     assert fed.only.first_step == 0
     assert [len(told) for told in fed.told][:8] == [0] * 8
+
+
+@pytest.mark.parametrize(
+    ("told", "cause"),
+    [
+        ({}, "The limit (norm 0.01) is far below the usual size of the gradient, so the steps are a fraction of what"),
+        ({"clipping": "value 1e-06", "ratio": 2e-6}, "The limit (value 1e-6) is far below"),
+        ({"clipping": ""}, "The limit in your code is far below"),
+        (
+            {"optimizers": ("Adam",), "eps": 1e-4, "factor": 1e-4},
+            "of the gradient, and what it leaves is below the optimizer's eps, so the steps",
+        ),
+        (
+            {"losses": [1e6] * 8, "norm": 1e5, "factor": 1e-5, "ratio": 1e-6, "clipping": "norm 1.0"},
+            "The loss is so large that hardly anything of the gradient is left by clipping",
+        ),
+    ],
+    ids=["norm", "value", "in-code", "adam", "targets"],
+)
+def test_the_cause_adds_to_the_headline_and_repeats_none_of_its_numbers(runs, told, cause):
+    fed = clipped(runs, **told)
+    assert cause in fed.only.cause
+    assert not fed.said_again

@@ -62,6 +62,13 @@ def test_it_is_told_from_step_24_on_with_the_share_of_the_first_steps(runs):
     assert fed.evaluator.warning_for(finding) is DecayDominatesWarning
 
 
+def test_the_cause_adds_to_the_headline_and_repeats_none_of_its_numbers(runs):
+    fed = decayed(runs)
+    assert "made up 95 % of the first steps' change, in the median layer, and has left 25 % of" in fed.only.headline
+    assert fed.only.cause.startswith("The weight decay (0.1) is too strong for these gradients")
+    assert not fed.said_again
+
+
 def test_the_remedy_makes_decay_a_fiftieth_of_the_first_gradient(runs):
     (action,) = decayed(runs).only.remedy.actions
     assert (action.kind, dict(action.arguments)) == ("scale_weight_decay", {"factor": 0.001})

@@ -106,6 +106,29 @@ class TestBehind:
         assert not judged(runs, behind, grad_rms={NAMES[0]: 0.0}).findings
         assert judged(runs, behind, grad_rms={NAMES[0]: 1e-40}).only.layers == NAMES[:1]
 
+    @pytest.mark.parametrize(
+        ("gradient", "of"),
+        [
+            ({"net.0": float("nan")}, "net.0"),
+            ({name: float("nan") for name in NAMES[2:]}, "net.4"),
+            (float("nan"), "net.0 and of net.4"),
+        ],
+        ids=["of-the-layer", "of-the-others", "of-all"],
+    )
+    def test_of_a_gradient_that_wasnt_measured_the_cause_says_so(self, runs, gradient, of):
+        finding = judged(runs, ratios(), grad_rms=gradient).only
+        assert finding.cause == f"What holds net.0 back doesn't show, as the gradient of {of} wasn't measured."
+        assert finding.cause_kind is CauseKind.UNKNOWN
+
+    @pytest.mark.parametrize(("there", "told"), [(1e-3, " (net.4: 0.001)"), (float("nan"), "")])
+    def test_a_gradient_below_eps_needs_no_other_beside_it(self, runs, there, told):
+        info = runs.stack(optimizers=("Adam",))
+        optimizer = dataclasses.replace(info.optimizers[0], settings={"lr": 0.1, "eps": 1e-8})
+        info = dataclasses.replace(info, optimizers=(optimizer,))
+        gradient = dict.fromkeys(NAMES, there) | {"net.0": 1e-9, "net.2": 1e-9}
+        finding = judged(runs, ratios(), info=info, grad_rms=gradient).only
+        assert f"below the eps of Adam (1e-8), so its steps shrink with it{told}." in finding.cause
+
     def test_a_layer_is_not_compared_with_itself(self, runs):
         """All but the last are dead, and that one doesn't move: no other layer is there to be behind."""
         assert not judged(runs, 0.0, states=dict.fromkeys(NAMES[:-1], LayerState.ZERO)).findings
