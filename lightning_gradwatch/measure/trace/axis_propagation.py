@@ -23,6 +23,7 @@ from lightning_gradwatch.measure.trace.tensor_state import (
     Tags,
     unit_axis,
 )
+from lightning_gradwatch.measure.trace.turned import note_turned
 from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED
 from lightning_gradwatch.measure.trace.written_out import STARTS, WrittenOut
 
@@ -115,7 +116,7 @@ class Flow:
         plainly = kind is not None and kind.is_layer and self._is_plain(sources)
         for each in results:
             if isinstance(each, Tensor) and plainly:
-                self._make(op, func, sources, each)
+                self._make(op, func, sources, arguments, each)
             elif isinstance(each, Tensor):
                 self._hand_on(op, func, sources, arguments, each)
 
@@ -129,10 +130,13 @@ class Flow:
         tags = self._tags
         return sources.user is not None and sources.formula is None and not (tags.pieces and tags.apart)
 
-    def _make(self, op: Op, func: Callable[..., Any], sources: Sources, result: Tensor) -> None:
+    def _make(
+        self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
+    ) -> None:
         """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
         axis = axis_after(op, func, sources.tensor, None, result)
         new = Tag(result, axis, sources.user)
+        self._note_turned(func, sources, arguments)
         new.weights_only = sources.weights_only
         self._tags.put(result, new)
         self._note_weights(sources, result)
@@ -157,6 +161,7 @@ class Flow:
         new.weights_only = sources.weights_only
         if sources.user is not None and op in MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
             self._turn(new, arguments, result)
+            self._note_turned(func, sources, arguments)
         elif tag is not None and tag.columns:
             new.columns = op not in MAKES_FEATURES and op not in MOVES
         # Before the result has its tag: it may be an argument, changed in place.
@@ -265,6 +270,12 @@ class Flow:
         for site in gating:
             self._activations.gates(site)
         return calls
+
+    @staticmethod
+    def _note_turned(func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor]) -> None:
+        """Note which way round a layer's matrix is, at its first product with data."""
+        if sources.user is not None and sources.user.turned is None and not sources.weights_only:
+            note_turned(sources.user, func, arguments)
 
     def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
         """Find the features of a product of weights and data where its form says that they aren't last."""
