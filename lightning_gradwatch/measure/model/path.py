@@ -58,6 +58,8 @@ class Layer:
     """Where its gradient is lost, if that was seen."""
     turned: bool | None = None
     """Whether its matrix has a column, not a row, for each output, as a product with data has shown; None: no product was seen."""
+    followed_from: int = 0
+    """The first measured step in which a cube of its output was followed to what takes it; 0: none."""
     followed: int = 0
     """In how many steps that was looked for since it last had one."""
 

@@ -136,7 +136,8 @@ class Flow:
         """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
         axis = axis_after(op, func, sources.tensor, None, result)
         new = Tag(result, axis, sources.user)
-        self._note_turned(func, sources, arguments)
+        if sources.user is not None and sources.user.turned is None:
+            self._note_turned(func, sources, arguments)
         new.weights_only = sources.weights_only
         self._tags.put(result, new)
         self._note_weights(sources, result)
