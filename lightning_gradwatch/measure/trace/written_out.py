@@ -11,7 +11,7 @@ from lightning_gradwatch.measure.trace.formulas import (
     POINTS,
     WHOLE,
     evaluate,
-    is_cube,
+    is_unknown,
     may_start,
     recognise,
     wants_layer,
@@ -87,8 +87,11 @@ class WrittenOut:
         tag = self._tags.get(z)
         if tag is None or z is None or tag.call is not None or not self._activations.are_features(z):
             return None
-        unknown = is_cube(name, given)
-        if unknown and not self._looks_on(tag.layer):
+        unknown = is_unknown(name, given)
+        root = tag.root if name != "pow" else None  # both factors are functions of it: no mask, nor a step of another
+        if unknown and not (
+            (root is None or all(self._tags.is_of(each, root) for each in given)) and self._looks_on(tag.layer)
+        ):
             return None
         direct = self._activations.are_of_layer(z)
         named = direct or self._activations.are_of_two(z)
