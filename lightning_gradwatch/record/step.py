@@ -154,6 +154,10 @@ class Wiring:
         return self.kind, self.names, self.operation
 
 
+TURNED_KIND = "Conv1D"
+"""The linear layer of transformers whose matrix has a column, not a row, for each output."""
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """One column of a layer metric."""
@@ -175,13 +179,16 @@ class LayerInfo:
     """The first site on the path that its output reaches through no other; empty where it reaches none, or none is known."""
     place: int | None = None
     """How many layers were known when it first was, which its curves are numbered by; None: as many as its column says."""
+    turned: bool | None = None
+    """Whether its matrix has a column, not a row, for each output, as in ``x @ W``; None: as its kind has it."""
 
     @property
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
         own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
         lost = () if self.lost is None else (self.lost.told,)
-        return (*own, *lost) if not self.feeds and self.place is None else (*own, *lost, self.feeds, self.place)
+        own = (*own, *lost) if self.turned is None else (*own, *lost, self.turned)
+        return own if not self.feeds and self.place is None else (*own, self.feeds, self.place)
 
     @property
     def holder(self) -> str:
@@ -202,8 +209,9 @@ class LayerInfo:
         if self.kind.startswith("ConvTranspose"):
             return math.nan  # its stride decides
         units = entries = 0.0
+        turned = self.kind == TURNED_KIND if self.turned is None else self.turned
         for shape in self._matrices:
-            if self.kind == "Conv1D":  # a linear layer of transformers, the other way round
+            if turned:
                 inputs = math.prod(shape[:-1])
             else:
                 # A bare parameter may be a table of positions or a mixing matrix: what is added up is its last axis.

@@ -134,7 +134,11 @@ _LAYER: Mapping[str, Callable[[Any], bool]] = {
     "weight": _is_flag,
     "used": _is_flag_or_none,
 }
-_LAYER_LATER: Mapping[str, Callable[[Any], bool]] = {"feeds": _is_name, "place": _is_count_or_none}
+_LAYER_LATER: Mapping[str, Callable[[Any], bool]] = {
+    "feeds": _is_name,
+    "place": _is_count_or_none,
+    "turned": _is_flag_or_none,
+}
 _SITE: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_name,
     "function": _is_name,

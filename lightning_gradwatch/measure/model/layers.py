@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_gradwatch.measure.model.call_site import qualified_name
-from lightning_gradwatch.measure.model.path import _OTHER_WAY_ROUND, Layer, Path, is_lazy, is_matrix
+from lightning_gradwatch.measure.model.path import Layer, Path, is_lazy, is_matrix
 from lightning_gradwatch.measure.model.shards import placed
-from lightning_gradwatch.record.step import PARAMETRIZED, NotCovered
+from lightning_gradwatch.record.step import PARAMETRIZED, TURNED_KIND, NotCovered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -147,7 +147,7 @@ class Layers:
                 _describe(layer, name, modules)
                 self._frozen[name] = layer
             if is_matrix(parameter):
-                layer.outputs = layer.outputs or parameter.shape[-1 if layer.kind == _OTHER_WAY_ROUND else 0]
+                layer.outputs = layer.outputs or parameter.shape[-1 if layer.kind == TURNED_KIND else 0]
             of_frozen[id(parameter)] = weakref.ref(parameter), layer
         self._of_frozen = of_frozen
 

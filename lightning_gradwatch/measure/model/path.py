@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_gradwatch.measure.model.call_site import spelled
 from lightning_gradwatch.measure.model.number_sets import EMPTY, among, members, single, union
 from lightning_gradwatch.record.segments import path_order, segment_starts
-from lightning_gradwatch.record.step import LayerInfo
+from lightning_gradwatch.record.step import TURNED_KIND, LayerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.call_site import Location
     from lightning_gradwatch.measure.model.number_sets import Span
     from lightning_gradwatch.record.step import LostGradient, Role
-
-_OTHER_WAY_ROUND = "Conv1D"
-"""The linear layer of transformers whose matrix has a column, not a row, for each output."""
 
 
 @dataclass(eq=False)
@@ -59,6 +56,10 @@ class Layer:
     """Whether a step was followed for that."""
     lost: LostGradient | None = None
     """Where its gradient is lost, if that was seen."""
+    turned: bool | None = None
+    """Whether its matrix has a column, not a row, for each output, as a product with data has shown; None: no product was seen."""
+    followed_from: int = 0
+    """The first measured step in which a cube of its output was followed to what takes it; 0: none."""
     followed: int = 0
     """In how many steps that was looked for since it last had one."""
 
@@ -86,7 +87,7 @@ class Layer:
     @property
     def features(self) -> int:
         """How many output features it makes, as its first matrix has it; 0 without one."""
-        axis = -1 if self.kind == _OTHER_WAY_ROUND else 0
+        axis = -1 if (self.kind == TURNED_KIND if self.turned is None else self.turned) else 0
         return next((each.shape[axis] for each in self.parameters if is_matrix(each)), self.outputs)
 
     def info(self, column: int, *, seen: bool) -> LayerInfo:
@@ -102,6 +103,7 @@ class Layer:
             lost=self.lost,
             feeds=self.feeds.name if self.feeds is not None else "",
             place=self.place if self.place != column else None,
+            turned=None if self.turned is None or self.turned == (self.kind == TURNED_KIND) else self.turned,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
@@ -139,19 +140,28 @@ class Sites:
         return none
 
 
+@dataclass(eq=False)
+class Awaited:
+    """A function by hand that is none of those known, and shows by what takes its output whether it is the net's."""
+
+    function: str
+    reason: str
+    place: Location
+
+
 class Roles:
     """What the forward pass showed of the consumers of each new site's output."""
 
     def __init__(self) -> None:
         self._gates: set[Site] = set()
-        self._nodes: dict[Node, Site] = {}
+        self._nodes: dict[Node, Site | Awaited] = {}
         self._consumers: list[Node] = []
-        self._unseen: list[Site] = []
+        self._unseen: list[Site | Awaited] = []
         """Sites whose output has no node (recomputed by a reentrant checkpoint), in the order of their calls."""
-        self._followed: set[Site] = set()
-        self._hidden: set[Site] | None = None
+        self._followed: set[Site | Awaited] = set()
+        self._hidden: set[Site | Awaited] | None = None
 
-    def called(self, site: Site, node: Node | None) -> None:
+    def called(self, site: Site | Awaited, node: Node | None) -> None:
         """Note the node of a site's output."""
         if node is None:
             self._unseen.append(site)
@@ -169,7 +179,7 @@ class Roles:
         self._followed.update(self._unseen)
         self._unseen.clear()
 
-    def of(self, site: Site) -> Role:
+    def of(self, site: Site | Awaited) -> Role:
         """Return the role of a site, once the forward pass is complete."""
         if site in self._gates or look_up(site.function).gating == "itself":
             return "gate"
@@ -177,7 +187,7 @@ class Roles:
             self._hidden = self._find_hidden()
         return "hidden" if site in self._hidden or site in self._followed else "output"
 
-    def _find_hidden(self) -> set[Site]:
+    def _find_hidden(self) -> set[Site | Awaited]:
         """Return the sites from whose output gradient-carrying values flow into an operation that takes a parameter."""
         walk = Walk()
         before = (earlier for node in self._consumers for earlier, _ in edges(node) if earlier is not None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.measure.model.call_site import Location, inside_function, locate
-from lightning_gradwatch.measure.model.sites import Roles
+from lightning_gradwatch.measure.model.sites import Awaited, Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.trace.axes import as_flattened, as_units, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
@@ -67,6 +67,8 @@ class Activations:
         self.roles = Roles()
         self._unfinished: list[tuple[Site, Start]] = []
         """New sites whose argument is a function that isn't known, with its first step."""
+        self._awaited: list[Awaited] = []
+        """Functions by hand that are named if a layer takes what they make."""
         self._pieces: dict[Site, int] = {}
         """Which of a layer's units a site's first call in this pass took."""
         self._unseen = unseen
@@ -88,6 +90,10 @@ class Activations:
             if not site.part and site.composite is None and site.role != "output":
                 self.leaves_out_at(start)
         self._unfinished.clear()
+        for each in self._awaited:
+            if self.roles.of(each) != "output":
+                self._unseen.call(each.place, each.function, each.reason)
+        self._awaited.clear()
         self.roles = Roles()
         self._pieces.clear()
         self._tags.clear()
@@ -170,11 +176,19 @@ class Activations:
         seen.of = seen.origin = formula.of
         self.after(seen, output)
 
-    def are_pieces(self, calls: Sequence[SiteCall]) -> None:
-        """Leave out calls whose sum is another function of what they are given, and name it."""
+    def are_pieces(self, calls: Sequence[SiteCall], result: Tensor) -> None:
+        """Leave out calls that make another function of what they are given, and name it if a layer takes it."""
         self.are_steps(calls)
         if all(call.site.part for call in calls):
-            self._unseen.call(locate(self._names, above=5), calls[0].site.function, BY_HAND)
+            self.may_leave_out(calls[0].site.function, BY_HAND, result)
+
+    def may_leave_out(self, function: str, reason: str, result: Tensor) -> None:
+        """Note what a function by hand has made, that is named with a reason once it shows to be the net's: no loss."""
+        place = self.place()
+        if result.grad_fn is not None and not self._unseen.knows(place, function):
+            awaited = Awaited(function, reason, place)
+            self._awaited.append(awaited)
+            self.roles.called(awaited, result.grad_fn)
 
     def are_steps(self, calls: Iterable[SiteCall]) -> None:
         """Leave out calls of new sites that turned out to be steps of another function."""
@@ -242,7 +256,7 @@ class Activations:
         """Note the output of an operation that takes parameters of some layers."""
         self._last_layer = layers[0] if layers else None
         self._connections.uses(layers, output.grad_fn)
-        if self._sites.unsettled:
+        if self._sites.unsettled or self._awaited:
             self.roles.parameterised(output.grad_fn)
 
     def takes_gradients(self, of: object) -> None:
@@ -264,7 +278,7 @@ class Activations:
 
     def leaves_out(self, function: str, reason: str) -> None:
         """Note a call that may be an activation function, and isn't known to be one."""
-        self._unseen.call(locate(self._names, above=3), function, reason)
+        self._unseen.call(self.place(), function, reason)
 
     def hides(self, function: str, *, trained: bool) -> None:
         """Note a torch call that holds activation functions of its own, out of sight."""

@@ -390,7 +390,7 @@ def axis_of_data(name: str, arguments: Sequence[Tensor], axes: Sequence[Axis], r
     added up, as in attention's scores, there are new ones along the last axis.
     """
     if isinstance(arguments, Einsum):
-        labels = _labels(arguments.equation, [each.dim() for each in arguments])
+        labels = label_axes(arguments.equation, [each.dim() for each in arguments])
     else:
         arguments, axes = arguments[-2:], axes[-2:]
         if name == "__rmatmul__":
@@ -413,7 +413,8 @@ def _labels_of_matrices(one: int, other: int) -> _Labels:
     return left, right, (*batch, *(("row",) if one > 1 else ()), *(("column",) if other > 1 else ()))
 
 
-def _labels(equation: str, ranks: Sequence[int]) -> _Labels | None:
+def label_axes(equation: str, ranks: Sequence[int]) -> _Labels | None:
+    """Return the labels of the axes of each operand of an ``einsum`` and of its output; None for one without an output."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if not arrow or len(terms) != len(ranks):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.trace import gates, pieces
 from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, axis_of_data, split_of
+from lightning_gradwatch.measure.trace.cuts import PIECES
 from lightning_gradwatch.measure.trace.handwritten import Composite, chain_of, combine, inner_call, steps_of
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
@@ -23,6 +24,7 @@ from lightning_gradwatch.measure.trace.tensor_state import (
     Tags,
     unit_axis,
 )
+from lightning_gradwatch.measure.trace.turned import note_turned
 from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED
 from lightning_gradwatch.measure.trace.written_out import STARTS, WrittenOut
 
@@ -75,6 +77,8 @@ class Flow:
         self._activations = activations
         self._tags = tags
         self._written_out = WrittenOut(activations=activations, tags=tags, is_weight=self.is_weight)
+        self._puts_together: tuple[str, str] | None = None
+        """The function whose pieces the call that is running puts together, and why it isn't counted."""
         self._kept: Tensor | None = None
         """The argument of an error function that is being computed in place."""
 
@@ -83,6 +87,15 @@ class Flow:
         for argument in arguments:
             self._tags.root(argument)
         self._kept = arguments[0].detach().clone() if op is _ERF and arguments else None
+
+    def leaves_out(self, function: str, reason: str, arguments: Iterable[Any]) -> None:
+        """Note a call about to run that may be an activation function, and isn't known; with the calls whose outputs it puts together."""
+        if reason is not PIECES:
+            self._activations.leaves_out(function, reason)
+            return
+        calls = (inner_call(self._tags.get(each)) for each in arguments)
+        self._activations.are_steps(each for call in calls if call is not None for each in chain_of(call))
+        self._puts_together = function, reason
 
     def use(self, arguments: Iterable[Any]) -> list[Layer]:
         """Note the layers whose parameters are among arguments, and return them."""
@@ -115,7 +128,7 @@ class Flow:
         plainly = kind is not None and kind.is_layer and self._is_plain(sources)
         for each in results:
             if isinstance(each, Tensor) and plainly:
-                self._make(op, func, sources, each)
+                self._make(op, func, sources, arguments, each)
             elif isinstance(each, Tensor):
                 self._hand_on(op, func, sources, arguments, each)
 
@@ -129,10 +142,14 @@ class Flow:
         tags = self._tags
         return sources.user is not None and sources.formula is None and not (tags.pieces and tags.apart)
 
-    def _make(self, op: Op, func: Callable[..., Any], sources: Sources, result: Tensor) -> None:
+    def _make(
+        self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], result: Tensor
+    ) -> None:
         """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
         axis = axis_after(op, func, sources.tensor, None, result)
         new = Tag(result, axis, sources.user)
+        if sources.user is not None and sources.user.turned is None:
+            self._note_turned(func, sources, arguments)
         new.weights_only = sources.weights_only
         self._tags.put(result, new)
         self._note_weights(sources, result)
@@ -152,11 +169,11 @@ class Flow:
         tag = sources.tag
         axis, piece = self._units(op, func, sources, arguments, result)
         new = Tag(result, axis, sources.user or (None if tag is None else tag.layer))
-        if piece:
-            new.piece = piece
+        new.piece = piece
         new.weights_only = sources.weights_only
         if sources.user is not None and op in MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
             self._turn(new, arguments, result)
+            self._note_turned(func, sources, arguments)
         elif tag is not None and tag.columns:
             new.columns = op not in MAKES_FEATURES and op not in MOVES
         # Before the result has its tag: it may be an argument, changed in place.
@@ -167,10 +184,13 @@ class Flow:
         if done is None and (
             sources.formula is not None
             or (op in STARTS and result.dim() > 1)
-            or (op is _MULTIPLY and len(arguments) == 2 and arguments[0] is arguments[1])
+            or (op is _MULTIPLY and len(arguments) == 2 and new.root is not None and new.factor is None)
         ):
             known = self._written_out.follow(op, func, sources, arguments, new)
         self._tags.put(result, new)
+        if self._puts_together is not None:
+            self._activations.may_leave_out(*self._puts_together, result)
+            self._puts_together = None
         if sources.user is not None or sources.weights_only:
             self._note_weights(sources, result)
         if known is not None and new.formula is not None:
@@ -246,13 +266,13 @@ class Flow:
             new.u_factor = 1.0 if tag is None else tag.factor
             new.within = inner_call(tag)
         elif isinstance(arguments, Operands):
-            if op is _SHIFT and len(arguments) == 2 and (steps := steps_of(arguments, self._tags)):
-                self._activations.are_pieces(steps)
+            if op is _SHIFT and len(arguments) > 1 and (steps := steps_of(arguments, self._tags)):
+                self._activations.are_pieces(steps, result)
             if (ended := self._awaits(op, arguments)) is None:
                 done = combine(op, arguments, new, self._tags)
                 if done is None or done.function or done.call is None:
                     return done
-                self._activations.are_pieces(chain_of(done.call))
+                self._activations.are_pieces(chain_of(done.call), result)
                 return None
             self._activations.extend(ended, result)
         return None
@@ -265,6 +285,12 @@ class Flow:
         for site in gating:
             self._activations.gates(site)
         return calls
+
+    @staticmethod
+    def _note_turned(func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor]) -> None:
+        """Note which way round a layer's matrix is, at its first product with data."""
+        if sources.user is not None and sources.user.turned is None and not sources.weights_only:
+            note_turned(sources.user, func, arguments)
 
     def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
         """Find the features of a product of weights and data where its form says that they aren't last."""

@@ -36,7 +36,8 @@ class _Mask(NamedTuple):
     """The tensor that was compared."""
     version: int
     """Which state of it: one that is changed in place afterwards is another."""
-    where: Region
+    where: Region | None
+    """None for what was made of masks and numbers, as the slopes of several pieces."""
 
 
 class Comparisons:
@@ -68,10 +69,14 @@ class Comparisons:
             self.masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, where)  # noqa: SLF001 - it has no public name
 
     def cast(self, func: Callable[..., Any], source: object, result: object) -> None:
-        """Note that a mask has become another tensor of the same entries."""
+        """Note that a mask has become another tensor of the same entries, or one that is made of its entries."""
         mask = self.masks.get(id(source))
-        if mask is not None and mask.ref() is source and isinstance(result, Tensor) and func.__name__ in _CASTS:
+        if mask is None or mask.ref() is not source or not isinstance(result, Tensor):
+            return
+        if func.__name__ in _CASTS:
             self.masks[id(result)] = mask._replace(ref=weakref.ref(result))
+        elif isinstance(source, Tensor) and result.shape == source.shape and not result.requires_grad:
+            self.masks[id(result)] = mask._replace(ref=weakref.ref(result), where=None)
 
     def made_zeros(self, result: object) -> None:
         """Note a tensor that was made of zeros."""
@@ -89,6 +94,11 @@ class Comparisons:
         """Whether a mask was made by comparing a tensor, whatever has been written into that since."""
         found = self.masks.get(id(mask))
         return found is not None and found.ref() is mask and found.of() is z
+
+    def makes_slopes(self, mask: object) -> bool:
+        """Whether a tensor is made of a mask and of numbers, and is none itself."""
+        found = self.masks.get(id(mask))
+        return found is not None and found.ref() is mask and found.where is None
 
     def compared_in(self, mask: object) -> Tensor | None:
         """Return the tensor that was compared to make a mask; None where it isn't known, or isn't there any more."""

@@ -127,12 +127,15 @@ class Connections:
 
     def made_by_two(self, node: Node | None) -> bool:
         """Whether a tensor is the sum or the difference of what two layers or activation functions have made, likewise."""
-        while node is not None and type(node).__name__.startswith(_MOVES):
-            node = node.next_functions[0][0]
-        if node is None or not type(node).__name__.startswith(_SUMS):
-            return False
-        both = [each for each, _ in node.next_functions if each is not None]
-        return len(both) == 2 and all(self._ends_near(each) for each in both)
+        for _ in range(_NEAR):
+            if node is None or _REDUCES.match(type(node).__name__):
+                return False
+            both = [each for each, _ in node.next_functions if each is not None and not isinstance(each, _Leaf)]
+            if len(both) != 1:
+                summed = len(both) == 2 and type(node).__name__.startswith(_SUMS)
+                return summed and all(self._ends_near(each) for each in both)
+            (node,) = both
+        return False
 
     def _ends_near(self, node: Node | None) -> Literal["", "layer", "call"]:
         """Say what has made a tensor, entry by entry; ``""`` for anything else than a layer or an activation function."""

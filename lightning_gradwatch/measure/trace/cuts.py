@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.model.path import Site
+    from lightning_gradwatch.measure.signal import Origin
     from lightning_gradwatch.measure.trace.tensor_state import Tags
 
 _OPPOSITE: Mapping[Comparison, Comparison] = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
@@ -73,7 +74,7 @@ def _may_gate(site: Site) -> bool:
 
 
 _CUT_OFF = frozenset(("hardtanh", "relu6"))
-_PIECES = "a function of two pieces that isn't known: its units aren't counted"
+PIECES = "a function of two pieces that isn't known: its units aren't counted"
 _Found: TypeAlias = "tuple[Zones, Tensor] | str | None"
 
 
@@ -119,7 +120,7 @@ def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags, *, small
         if _slope(bound, z, tags) not in (None, 0.0, 1.0):
             return Zones("leaky_relu"), z
     if one.requires_grad and other.requires_grad:  # of two that are trained, or of two pieces of one function
-        return _PIECES if tags.root(one) is tags.root(other) and _judged(one, tags) else None
+        return PIECES if argument_of(one, tags) is argument_of(other, tags) and _judged(one, tags) else None
     return _unknown(one if one.requires_grad else other, tags)
 
 
@@ -146,7 +147,23 @@ def _where(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Found
         if region is not None and isinstance(z, Tensor):
             off = region._replace(comparison=_OPPOSITE[region.comparison]) if taken else region
             return _off(z, off, constant, tags)
-    return None
+    z = tags.comparisons.compared_in(mask)
+    pieces = [each for each in (one, other) if isinstance(each, Tensor) and each.requires_grad]
+    if z is None or not pieces or not _judged(z, tags):
+        return None
+    # Neither is the tensor that was compared, but functions of it.
+    return PIECES if all(argument_of(each, tags) is tags.root(z) for each in pieces) else None
+
+
+def argument_of(value: Tensor, tags: Tags) -> Origin:
+    """Return the origin of the value of which a tensor is a function, entry by entry; of itself, where of none."""
+    tag = tags.get(value)
+    call = None if tag is None else tag.call or tag.within
+    if call is not None and call.of is not None:
+        return call.of
+    if tag is not None and tag.u is not None and tag.of is not None:
+        return tag.of
+    return tag.formula.of if tag is not None and tag.formula is not None else tags.root(value)
 
 
 def _masked_fill(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Found:
@@ -163,6 +180,10 @@ def _product(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Fou
         region = tags.comparisons.of(mask, z)
         if region is not None and isinstance(z, Tensor):
             return _off(z, region._replace(comparison=_OPPOSITE[region.comparison]), 0.0, tags)
+        if tags.comparisons.makes_slopes(mask) and isinstance(z, Tensor):
+            compared = tags.comparisons.compared_in(mask)
+            alike = compared is not None and tags.root(compared) is tags.root(z)
+            return PIECES if alike and _judged(z, tags) else None
     return None
 
 
@@ -172,7 +193,7 @@ def _off(z: Tensor, off: Region, constant: object, tags: Tags) -> _Found:
         slope = _slope(constant, z, tags)
         if slope and off.bound == 0:
             return Zones("leaky_relu"), z
-        return _PIECES if _judged(z, tags) else None
+        return PIECES if _judged(z, tags) else None
     below = off.comparison in ("<", "<=")
     if tags.comparisons.number(constant) == off.bound == 0:
         return Zones("relu", (off,)), z

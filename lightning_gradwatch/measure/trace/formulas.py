@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from lightning_gradwatch.measure.trace.unknown_functions import UNKNOWN_FUNCTIONS
 from lightning_gradwatch.record.activations import ROWS, look_up
@@ -69,6 +70,7 @@ STARTS = frozenset(
         "pow",
         "mul",
         "multiply",
+        "rmul",
         "erf",
         "rpow",
         "sinh",
@@ -113,17 +115,22 @@ class Known(NamedTuple):
 
 
 def may_start(name: str, given: Sequence[Any]) -> bool:
-    """Whether a call may be the first step of a function: of powers not the first, of products that of a tensor with itself."""
+    """Whether a call may be the first step of a function: of powers not the first, of products that of two tensors."""
     if name not in STARTS:
         return False
     if name == "pow":
         return len(given) == 2 and given[1].__class__ in (int, float) and given[1] != 1
-    return name not in ("mul", "multiply") or (len(given) == 2 and given[0] is given[1])
+    return name not in ("mul", "multiply", "rmul") or (
+        len(given) == 2 and all(isinstance(each, Tensor) for each in given)
+    )
 
 
-def is_cube(name: str, given: Sequence[Any]) -> bool:
-    """Whether a call is the first step of no known function but of a GELU, whose tanh hides what it is of: nobody evaluates it."""
-    return name == "pow" and given[1] == 3
+def is_unknown(name: str, given: Sequence[Any]) -> bool:
+    """Whether a call is the first step of no known function but of a GELU, whose tanh hides what it is of: nobody evaluates it.
+
+    So are cubes, and products of two multiples of one tensor: ``x * (1 - x)``.
+    """
+    return (name == "pow" and given[1] == 3) or (name in ("mul", "multiply", "rmul") and given[0] is not given[1])
 
 
 def wants_layer(name: str) -> bool:

@@ -100,14 +100,18 @@ def steps_of(arguments: Sequence[Tensor], tags: Tags) -> Sequence[SiteCall]:
 
     Where z is less than 0 in all observations the one is flat and the other isn't, so neither tells of dead units.
     """
-    one, other = tags.get(arguments[0]), tags.get(arguments[1])
-    first, second = inner_call(one), inner_call(other)
-    if first is None or second is None:
-        call = first or second
-        rest = arguments[0] if first is None else arguments[1]
-        alone = call is not None and call.of is not None and rest.dim() and tags.is_of(rest, call.of)
-        return (call,) if call is not None and alone else ()
-    return () if first is second or first.of is not second.of else (first, second)
+    one, *others = arguments
+    first = inner_call(tags.get(one))
+    for other in others:
+        second = inner_call(tags.get(other))
+        if first is not None and second is not None:
+            if first is not second and first.of is second.of:
+                return first, second
+        elif (call := first or second) is not None and call.of is not None:
+            rest = one if first is None else other
+            if rest.dim() and tags.is_of(rest, call.of):
+                return (call,)
+    return ()
 
 
 def chain_of(call: SiteCall) -> Sequence[SiteCall]:
@@ -225,7 +229,7 @@ def _has_cube(call: SiteCall) -> bool:
         return True
     values = call.formula.values
     if values is None:
-        return call.formula.start.name == "pow"
+        return call.formula.start.name in ("pow", "mul")
     return bool(np.allclose(np.abs(values), np.abs(_OF_GELU), rtol=_NEARLY))
 
 

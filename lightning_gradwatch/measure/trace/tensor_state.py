@@ -89,7 +89,8 @@ _NAMES: dict[Op, str] = {
     "ones empty rand randn full arange ones_like empty_like rand_like randn_like "
     "_set_grad_enabled is_grad_enabled set_grad_enabled _record_function_enter_new _record_function_exit "
     "new_ones new_empty new_full is_tensor is_storage manual_seed _assert",
-    Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__",
+    Op.SHIFT: "add sub rsub subtract add_ sub_ __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ "
+    "lerp lerp_ addcmul addcmul_ addcdiv addcdiv_",
     Op.POWER: "pow square pow_ square_ __pow__ __ipow__ __rtruediv__ __rdiv__ reciprocal reciprocal_",
     Op.FUNCTION: "exp exp2 expm1 abs absolute __abs__ sqrt rsqrt log log1p sinh cosh exp_ exp2_ expm1_ abs_ absolute_ sqrt_ "
     "rsqrt_ log_ log1p_ sinh_ cosh_ __rpow__ logaddexp sign sign_ "

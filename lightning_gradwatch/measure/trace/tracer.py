@@ -290,7 +290,7 @@ class Tracer(TorchFunctionMode):
             if op is _CUT or (op is _MULTIPLY and self._tags.comparisons.masks):
                 found = cut(func, args, kwargs, self._tags)
                 if isinstance(found, str):
-                    self._activations.leaves_out(func.__name__.rstrip("_"), found)
+                    self._flow.leaves_out(func.__name__.rstrip("_"), found, args)
                 elif found is not None:
                     self._flow.use(args)
                     return self._activations.before(found)

@@ -113,6 +113,10 @@ class Unseen:
             self._notes[key] = note
             self.changes += 1
 
+    def knows(self, location: Location, function: str) -> bool:
+        """Whether a call was noted."""
+        return (location, function) in self._notes
+
     def call(self, location: Location, function: str, reason: str) -> None:
         """Note an activation function, or a torch call that holds one, at its place."""
         inside = location.place is None or location.leaf

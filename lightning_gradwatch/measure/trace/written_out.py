@@ -11,7 +11,7 @@ from lightning_gradwatch.measure.trace.formulas import (
     POINTS,
     WHOLE,
     evaluate,
-    is_cube,
+    is_unknown,
     may_start,
     recognise,
     wants_layer,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.trace.activation_calls import Activations
     from lightning_gradwatch.measure.trace.formulas import Known
 
@@ -86,6 +87,12 @@ class WrittenOut:
         tag = self._tags.get(z)
         if tag is None or z is None or tag.call is not None or not self._activations.are_features(z):
             return None
+        unknown = is_unknown(name, given)
+        root = tag.root if name != "pow" else None  # both factors are functions of it: no mask, nor a step of another
+        if unknown and not (
+            (root is None or all(self._tags.is_of(each, root) for each in given)) and self._looks_on(tag.layer)
+        ):
+            return None
         direct = self._activations.are_of_layer(z)
         named = direct or self._activations.are_of_two(z)
         if not named and wants_layer(name):
@@ -98,11 +105,19 @@ class WrittenOut:
             of, factor = Origin(z), 1.0
         start = Start(z, factor, tag, name=name, place=self._activations.place(), direct=direct, named=named)
         self._tags.hold(start)
-        if is_cube(name, given):
+        if unknown:
             return Formula(of, start, None)
         return Formula(
             of, start, evaluate(name, [start.factor * POINTS if each is z else each for each in given], of, self._tags)
         )
+
+    @staticmethod
+    def _looks_on(layer: Layer | None) -> bool:
+        """Whether to follow what is made of a layer's output that can only turn out to be unknown: told once, in its first step."""
+        if layer is None:
+            return False
+        layer.followed_from = layer.followed_from or layer.step
+        return layer.followed_from == layer.step
 
     def _step(self, op: Op, name: str, formula: Formula, arguments: Operands, new: Tag) -> Known | None:
         """Take one step of arithmetic."""

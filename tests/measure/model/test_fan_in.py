@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 from lightning_gradwatch.measure.probe import Probe
+from lightning_gradwatch.record.run_info import RunInfo
 
 
 class Conv1D(nn.Module):
@@ -72,6 +74,81 @@ def test_fan_in(make, fan_in, kind):
 def test_fan_in_of_weight_norm_in_its_old_form():
     net = nn.Sequential(weight_norm(nn.Linear(5, 12)))
     assert [layer.fan_in for layer in described(net)] == [5]
+
+
+class Own(nn.Module):
+    """A layer of one's own, whose matrix `way` takes one way round or the other."""
+
+    def __init__(self, shape, way):
+        super().__init__()
+        self.weight, self.way = nn.Parameter(torch.randn(shape)), way
+
+    def forward(self, x):
+        return self.way(x, self.weight)
+
+
+def named(name, layer):
+    layer.__class__ = type(name, (type(layer),), {})
+    return layer
+
+
+WAYS = {
+    "x @ W": lambda x, w: x @ w,
+    "x.matmul(W)": lambda x, w: x.matmul(w),
+    "mm": torch.mm,
+    "addmm": lambda x, w: torch.addmm(torch.zeros(12), x, w),
+    "linear(x, W.t())": lambda x, w: F.linear(x, w.t()),
+    "(W.T @ x.T).T": lambda x, w: (w.T @ x.T).T,
+    "einsum": lambda x, w: torch.einsum("bi,io->bo", x, w),
+    "einsum, the matrix first": lambda x, w: torch.einsum("io, ...i -> ...o", w, x),
+    "baddbmm": lambda x, w: torch.baddbmm(torch.zeros(12), x[None], w[None])[0],
+}
+
+
+def described_of(layer, inputs=5):
+    net = nn.Sequential(layer, nn.ReLU(), nn.LazyLinear(1))
+    x = torch.randn(7, inputs)
+    net(x)
+    with Probe(net, optimizer := torch.optim.SGD(net.parameters(), lr=0.1)) as probe:
+        net(x).sum().backward()
+        optimizer.step()
+    return probe.info.layers[0], probe._sites.ordered[0].features
+
+
+@pytest.mark.parametrize("kind", ["Dense", "Linear", "Conv1D"])
+@pytest.mark.parametrize("name", WAYS)
+def test_a_layer_of_ones_own_adds_up_what_its_product_does(name, kind):
+    layer, outputs = described_of(named(kind, Own((5, 12), WAYS[name])))
+    assert (layer.kind, layer.fan_in, outputs) == (kind, 5, 12)
+    layer, outputs = described_of(named(kind, Own((12, 5), lambda x, w: WAYS[name](x, w.mT))))
+    assert (layer.fan_in, outputs) == (5, 12)
+
+
+def test_several_matrices_of_one_layer_are_the_same_way_round():
+    class LowRank(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(2, 12))
+
+        def forward(self, x):
+            return x @ self.down @ self.up
+
+    layer, _ = described_of(LowRank())
+    assert layer.fan_in == pytest.approx((10 + 24) / (10 / 5 + 24 / 2))
+
+
+def test_a_convolution_that_is_called_conv1d_is_one():
+    net = nn.Sequential(nn.Unflatten(1, (5, 6)), named("Conv1D", nn.Conv1d(5, 12, 3)), nn.Flatten(), nn.Linear(48, 1))
+    with Probe(net, optimizer := torch.optim.SGD(net.parameters(), lr=0.1)) as probe:
+        net(torch.randn(7, 30)).sum().backward()
+        optimizer.step()
+    assert (probe.info.layers[0].kind, probe.info.layers[0].fan_in) == ("Conv1D", 15)
+
+
+def test_which_way_round_it_is_is_stored():
+    layer, _ = described_of(Own((5, 12), WAYS["x @ W"]))
+    info = RunInfo(layers=(layer,), sites=(), optimizers=(), coverage=())
+    assert RunInfo.from_dict(info.to_dict()).layers[0].fan_in == 5
 
 
 def test_a_parametrized_embedding_is_no_weight_layer():

@@ -214,6 +214,13 @@ UNKNOWN = {
     "leaky, of two masks": (lambda x: x * (x > 0).float() + 0.1 * x * (x <= 0).float(), ":relu"),
     "x - tanh(x)": (lambda x: x - torch.tanh(x), ":tanh"),
     "sigmoid(x) + x": (lambda x: torch.sigmoid(x) + x, ":sigmoid"),
+    "exp(x + x)": (lambda x: torch.exp((x + x) / 9), ":exp"),
+    "the exponential of a difference": (lambda x: torch.exp((x - x.roll(1, 0)) / 9), ":exp"),
+    "x (1 - x)": (lambda x: x * (1 - x), ":mul"),
+    "a square, interpolated": (lambda x: torch.lerp(torch.zeros_like(x), x * x, 0.5), ":mul"),
+    "leaky, interpolated": (lambda x: torch.lerp(x, F.relu(x), 0.9), ":relu"),
+    "leaky, by addcmul": (lambda x: torch.addcmul(x, F.relu(x), torch.full_like(x, 9.0)), ":relu"),
+    "leaky, by alpha": (lambda x: torch.add(x, F.relu(x), alpha=9), ":relu"),
     "PReLU": (PReLU(lambda x, a: F.relu(x) - a * F.relu(-x)), "act:relu"),
     "PReLU, the other way round": (PReLU(lambda x, a: -a * F.relu(-x) + F.relu(x)), "act:relu"),
     "PReLU of clamp": (PReLU(lambda x, a: x.clamp(min=0) + a * x.clamp(max=0)), "act:relu"),
@@ -230,6 +237,31 @@ def test_what_is_not_known_is_named_where_it_is(name):
     (entry,) = probe.info.coverage
     assert (entry.name, entry.sites) == (place, 1)
     assert entry.reason == "an activation function by hand that isn't counted: which one it is isn't known"
+
+
+PIECES = {
+    "where(x > 0, x, 0.1 elu(x))": (lambda x: torch.where(x > 0, x, 0.1 * F.elu(x)), ":where"),
+    "where(x > 0, tanh(x), 0.1 x)": (lambda x: torch.where(x > 0, torch.tanh(x), 0.1 * x), ":where"),
+    "where(x > 0, relu(x), sigmoid(x))": (lambda x: torch.where(x > 0, F.relu(x), torch.sigmoid(x)), ":where"),
+    "where in where": (lambda x: torch.where(x > 1, 1.0, torch.where(x < 0, 0.0, x)), ":where"),
+    "min(relu6(x), x)": (lambda x: torch.minimum(F.relu6(x), x), ":minimum"),
+    "max(relu(x), gelu(x))": (lambda x: torch.maximum(F.relu(x), F.gelu(x)), ":maximum"),
+    "max(erf(x), x)": (lambda x: torch.maximum(torch.erf(x), x), ":maximum"),
+    "max(|x|, x + 1)": (lambda x: torch.maximum(x.abs(), x + 1), ":maximum"),
+    "slopes of two masks": (lambda x: ((x > 0) + 0.1 * (x <= 0)) * x, ":mul"),
+    "slopes of where": (lambda x: torch.where(x > 0, 1.0, 0.1).mul(x), ":mul"),
+    "a mask the other way round": (lambda x: x * ~(x <= 0), ":mul"),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_what_has_other_pieces_is_named_where_they_are_put_together(name):
+    act, place = PIECES[name]
+    _, probe, _ = measured(act, steps=2)
+    assert not probe.info.sites
+    (entry,) = probe.info.coverage
+    assert (entry.name, entry.sites) == (place, 1)
+    assert "isn't known" in entry.reason
 
 
 def test_a_module_of_its_own_is_named_by_its_name():
@@ -325,6 +357,13 @@ LOSSES = {
     "cubes": lambda y: (y**3).abs().mean(),
     "Huber's": lambda y: F.huber_loss(y, torch.ones(64, 12)),
     "Huber's, weighed": lambda y: (F.huber_loss(y, torch.ones(64, 12), reduction="none") * torch.rand(64, 12)).sum(),
+    "expectiles": lambda y: (torch.where(y > 0, 0.9, 0.1) * y**2).mean(),
+    "of two pieces": lambda y: torch.where(y > 0, y.square(), 0.1 * y.square()).mean(),
+    "binary, by softplus": lambda y: (F.softplus(y) - y).mean(),
+    "binary, by hand": lambda y: (F.relu(y) - 0.3 * y + torch.log1p(torch.exp(-y.abs()))).mean(),
+    "log cosh": lambda y: (y + F.softplus(-2 * y)).mean(),
+    "like a swish": lambda y: (y * torch.sigmoid(y + 1)).mean(),
+    "y (1 - y)": lambda y: (y * (1 - y)).mean(),
     "inverse": lambda y: (1 / (y + 1000)).mean(),
     "root": lambda y: (y + 1000).sqrt().log().mean(),
     "Gaussian": lambda y: (y.square() * torch.exp(-y / 99) + y).mean(),
