@@ -102,8 +102,9 @@ class StalledUpdate(Rule):
     has fallen below ``eps``, or the weights are too large; in bfloat16, the change is lost in rounding. Targets that aren't
     scaled make a loss that Adam's steps, whatever its size, need thousands of steps for.
 
-    What to do: for single layers, fix what weakens their gradient (GW101), or start from smaller weights; for all of
-    them, raise the learning rate; keep the weights in float32 (``precision="bf16-mixed"``); scale the targets.
+    What to do: for single layers, fix what weakens their gradient (GW101), start from smaller weights, or lower the
+    learning rate where steps that were too large have left them there; for all of them, raise the learning rate; keep the
+    weights in float32 (``precision="bf16-mixed"``); scale the targets.
 
     Attributes:
         ratio: update ratio below which a layer is stalled.
