@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
-from lightning_gradwatch.judge.readings import site_values
+from lightning_gradwatch.judge.readings import layer_values, of_full_weights, site_values
 from lightning_gradwatch.judge.streaks import columns
 from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import number, percent
@@ -76,15 +76,29 @@ def note_update(state: State, record: StepRecord, info: RunInfo) -> None:
     if seen >= _WATCHED:
         return
     state["seen"] = seen + 1
+    if not seen:  # a loss that is huge later on may be what the steps have made of it
+        state["huge"] = info.steps_follow_gradient and unscaled_targets(record, info)
     ratios = record.metrics.get("update_ratio")
     if ratios is not None:
         known = ratios[list(info.weight_columns)]
         known = known[np.isfinite(known)]
         if len(known):
             update = float(np.median(known))
-            if update > _OVERSIZED and "unscaled" not in state:
-                state["unscaled"] = info.steps_follow_gradient and unscaled_targets(record, info)
+            if np.count_nonzero(_full(record, info) > _OVERSIZED):
+                state["swings"] = state.get("swings", 0) + 1
+            if update > _OVERSIZED:
+                state["unscaled"] = state.get("huge", False)
             state["update"] = max(state.get("update", 0.0), update)
+
+
+def _full(record: StepRecord, info: RunInfo) -> FloatVector:
+    """Return the update ratios of the weight layers; of those that start near 0, by a full start."""
+    return of_full_weights(layer_values(record, info, "update_ratio"), record, info)[info.weight_mask]
+
+
+def swings(state: State) -> bool:
+    """Tell whether most of these updates changed some layer by too much, be it the head alone."""
+    return bool(2 * state.get("swings", 0) > state.get("seen", 0))
 
 
 def note_first(state: State, record: StepRecord, info: RunInfo, fractions: FloatVector, wrong: Mask) -> None:

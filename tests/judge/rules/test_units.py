@@ -318,6 +318,9 @@ class TestWhyDead:
         assert "changed the weights by 20 times their size: the loss is so large" in finding.cause
         assert "targets that aren't scaled" in finding.cause
         assert list(kinds(finding)) == ["replace_activation", "normalize_targets"]
+        # What steps have made of the loss is no fault of the targets.
+        records = [runs.measure(info, step, loss=1e6 if step else 2.3, **metrics) for step in range(4)]
+        assert "the learning rate is too high" in runs.feed(DeadUnits(), records, info).only.cause
         # Adam's steps have the same size whatever the loss.
         info = runs.stack(function="relu", optimizers=("Adam",))
         finding = runs.feed(DeadUnits(), [runs.measure(info, 0, loss=1e6, **metrics) for _ in range(3)], info).only
