@@ -74,8 +74,7 @@ def _driven(unreached: Unreached, followed: Explanation | None, info: RunInfo) -
     cure.lower_learning_rate(float("nan"))
     slower = cure.remedy()
     return Explanation(
-        f"{followed.cause} These layers had a gradient before step {unreached.since}, so most likely a step that was too large drove "
-        "what the softmax is given so far apart.",
+        f"{followed.cause} It began at step {unreached.since}, most likely by a step that was too large.",
         Remedy(
             f"{slower.text} If it stays so: {followed.remedy.text[:1].lower()}{followed.remedy.text[1:]}",
             slower.actions,

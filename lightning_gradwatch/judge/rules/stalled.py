@@ -256,8 +256,8 @@ class StalledUpdate(Rule):
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
             thrown = why_thrown(record, info, worst=worst, best=best, beginning=beginning, trend=trend)
             cause, remedy, causes = thrown or why_behind(record, info, worst, best)
-            names = due.names()
-            who = f" (as slow: {listed(names)})" if len(names) > 1 else ""
+            others = tuple(name for name in due.names() if name != info.layers[worst].name)
+            who = f" (as slow: {listed(others)})" if others else ""
             headline = (
                 f"{info.layers[worst].name} hardly moves: a step changes it by {number(value)} of itself, and {info.layers[best].name} by "
                 f"{number(reading.top)}{who}"
