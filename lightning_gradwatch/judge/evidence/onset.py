@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
+from lightning_gradwatch.judge.readings import layer_values, of_full_weights, site_values
 from lightning_gradwatch.judge.streaks import columns
 from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import number, percent
@@ -21,6 +22,10 @@ _WATCHED = 16
 """Records whose updates are looked at: what ails a net from the start shows in them, and each costs time."""
 _OVERSIZED = 0.1
 """The threshold of GW302: ten such steps replace a layer."""
+_AT_START = 4
+"""Steps whose first record shows how a site started."""
+_PASSED = 0.75
+"""Share of a function's usual gain from which on fewer than half of its units were saturated, and not all of them dead."""
 
 
 class Drift(NamedTuple):
@@ -71,18 +76,32 @@ def note_update(state: State, record: StepRecord, info: RunInfo) -> None:
     if seen >= _WATCHED:
         return
     state["seen"] = seen + 1
+    if not seen:  # a loss that is huge later on may be what the steps have made of it
+        state["huge"] = info.steps_follow_gradient and unscaled_targets(record, info)
     ratios = record.metrics.get("update_ratio")
     if ratios is not None:
         known = ratios[list(info.weight_columns)]
         known = known[np.isfinite(known)]
         if len(known):
             update = float(np.median(known))
-            if update > _OVERSIZED and "unscaled" not in state:
-                state["unscaled"] = info.steps_follow_gradient and unscaled_targets(record, info)
+            if np.count_nonzero(_full(record, info) > _OVERSIZED):
+                state["swings"] = state.get("swings", 0) + 1
+            if update > _OVERSIZED:
+                state["unscaled"] = state.get("huge", False)
             state["update"] = max(state.get("update", 0.0), update)
 
 
-def note_first(state: State, info: RunInfo, fractions: FloatVector, wrong: Mask) -> None:
+def _full(record: StepRecord, info: RunInfo) -> FloatVector:
+    """Return the update ratios of the weight layers; of those that start near 0, by a full start."""
+    return of_full_weights(layer_values(record, info, "update_ratio"), record, info)[info.weight_mask]
+
+
+def swings(state: State) -> bool:
+    """Tell whether most of these updates changed some layer by too much, be it the head alone."""
+    return bool(2 * state.get("swings", 0) > state.get("seen", 0))
+
+
+def note_first(state: State, record: StepRecord, info: RunInfo, fractions: FloatVector, wrong: Mask) -> None:
     """Remember of each site's first reading whether anything was wrong in it.
 
     Sites don't fill their windows at the same step, so that one of them has been read says nothing of the others.
@@ -92,14 +111,39 @@ def note_first(state: State, info: RunInfo, fractions: FloatVector, wrong: Mask)
     if np.count_nonzero(new):
         np.copyto(first.values[0], wrong, where=new)
         first.blank = False
+        if record.step < _AT_START:  # the reading itself shows how the units started
+            np.copyto(_started(state, info).values[0], 0.0, where=new)
 
 
-def drift(state: State, info: RunInfo, where: Mask) -> Drift:
-    """Return what the memory tells of the units of some sites."""
-    later = not np.count_nonzero(_first(state, info).values[0][where] == 1)
+def note_passed(state: State, record: StepRecord, info: RunInfo) -> None:
+    """Remember what each site passes back when it is first measured: with small batches a window is full long after that."""
+    if record.step >= _AT_START:
+        return
+    gains = _started(state, info)
+    np.copyto(gains.values[0], site_values(record, info, "activation_gain"), where=np.isnan(gains.values[0]))
+    gains.blank = False
+
+
+def drift(state: State, info: RunInfo, where: Mask, whole: Mask) -> Drift:
+    """Return what the memory tells of the units of some sites.
+
+    Args:
+        state: The memory, which the functions above fill.
+        info: Describes its columns.
+        where: The sites.
+        whole: Sites of which so many units are wrong that next to nothing passes: if much did at first, they weren't then.
+    """
+    usual = np.array([site.activation.usual_gain for site in info.sites])
+    fine = whole & (_started(state, info).values[0] >= _PASSED * usual)
+    later = not np.count_nonzero(where & ~fine & (_first(state, info).values[0] == 1))
     return Drift(state.get("update", 0.0), later, state.get("unscaled", False))
 
 
 def _first(state: State, info: RunInfo) -> Columns:
     """Return of each site whether anything was wrong in its first reading: 1, 0, or NaN before it."""
     return columns(state, "first", info, "sites", rows=1, fill=math.nan)
+
+
+def _started(state: State, info: RunInfo) -> Columns:
+    """Return what each site passed back when it was first measured; NaN where that isn't known."""
+    return columns(state, "started", info, "sites", rows=1, fill=math.nan)

@@ -37,6 +37,13 @@ class Starved(NamedTuple):
     threshold: float
 
 
+def first_share(record: StepRecord, info: RunInfo) -> float | None:
+    """Return the gradient norm of the first layer on the path over the largest of the others; None where it can't be told."""
+    norms = layer_values(record, info, "grad_norm")
+    there = norms[(record.layer_state == _OK) & np.isfinite(norms) & (norms > 0)]
+    return float(there[0]) / float(there[1:].max()) if len(there) > 1 else None
+
+
 def read_input(record: StepRecord, info: RunInfo, threshold: float) -> Starved | None:
     """Return how little the first layer on the path gets, if that is below a threshold; one that gets exactly 0 is GW104's."""
     norms = layer_values(record, info, "grad_norm")

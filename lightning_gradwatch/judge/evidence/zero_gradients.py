@@ -55,7 +55,7 @@ def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> 
     if unreached.reason == "none":
         return _detached(names)
     if unreached.reason != "zero":
-        return output or _rounded_away(followed, record, info) or followed or _unknown()
+        return output or _rounded_away(followed, record, info) or _driven(unreached, followed, info) or _unknown()
     return (
         output
         or _dead(unreached, record, info)
@@ -63,6 +63,23 @@ def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> 
         or _flat(record, info)
         or _half(record, info)
         or _unknown()
+    )
+
+
+def _driven(unreached: Unreached, followed: Explanation | None, info: RunInfo) -> Explanation | None:
+    """Add to a softmax that has become certain that steps have made it so; return what else was followed as it is."""
+    if followed is None or unreached.since == 0 or followed.causes[0].kind is not CauseKind.CERTAIN_SOFTMAX:
+        return followed
+    cure = Prescription(info)
+    cure.lower_learning_rate(float("nan"))
+    slower = cure.remedy()
+    return Explanation(
+        f"{followed.cause} It began at step {unreached.since}, most likely by a step that was too large.",
+        Remedy(
+            f"{slower.text} If it stays so: {followed.remedy.text[:1].lower()}{followed.remedy.text[1:]}",
+            slower.actions,
+        ),
+        (*followed.causes, Cause(CauseKind.HIGH_LEARNING_RATE)),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.loss_decrease import note_start, wakes_up
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
+from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_passed, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
@@ -116,6 +116,7 @@ class DeadUnits(Rule):
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the dead fraction of each hidden site whose window is full."""
         note_update(state, record, info)
+        note_passed(state, record, info)
         note_start(record, state.setdefault("pace", {}))
         missing = unread(record, info, state, patience=self.patience, asks=_can_die)
         fractions = hidden_values(record, info, "dead_fraction")
@@ -124,7 +125,7 @@ class DeadUnits(Rule):
         readings = columns(state, "readings", info, "sites", rows=_READINGS, fill=float("nan"))
         shift_in(readings, fractions)
         wrong = fractions >= self.inform
-        note_first(state, info, fractions, wrong)
+        note_first(state, record, info, fractions, wrong)
         held = streaks(state, "streaks", info, "sites", levels=len(Severity))
         if held.blank and not state.get("clear") and not np.count_nonzero(wrong):
             return missing
@@ -153,7 +154,13 @@ class DeadUnits(Rule):
         due = None if severity is None else lasting(held, self.patience, min(severity, Severity.WARNING))
         if severity is not None and due is not None:
             findings["dead"] = self._sighting(
-                record, info, fractions, due, severity=severity, trend=trend, how=drift(state, info, due.where)
+                record,
+                info,
+                fractions,
+                due,
+                severity=severity,
+                trend=trend,
+                how=drift(state, info, due.where, whole=fractions == 1),
             )
             state["worst"] = max(worst, int(severity))
         reported = max(self.reported(state).get("dead", -1), -1 if severity is None or due is None else severity)

@@ -93,6 +93,8 @@ class OversizedUpdate(Rule):
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Count for each weight layer how many measured steps in a row changed it by too much."""
+        if "unscaled" not in state:  # a loss that is huge later on may be what these steps have made of it
+            state["unscaled"] = unscaled_targets(record, info)
         ratios = record.metrics.get("update_ratio")
         if ratios is None:
             return Verdict(unjudged=_NOTHING_MEASURED)
@@ -120,7 +122,6 @@ class OversizedUpdate(Rule):
             hit = np.zeros_like(hit)
         if held.blank and np.count_nonzero(hit):
             # What the learning rate does to these weights shows at first; later steps act on what it has made of them.
-            state["unscaled"] = unscaled_targets(record, info)
             sizes = layer_values(record, info, "weight_rms") / info.default_rms
             state["at_first"] = min(_usual_change(ratios[hit] * np.fmax(sizes[hit], 1.0)), _MOST)
         count_hits(held, hit, judged > hit, record.step)

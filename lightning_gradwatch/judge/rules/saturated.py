@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from lightning_gradwatch.judge.evidence.initial_weights import log_passed
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_update
+from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, note_passed, note_update
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_sites, hidden_values, site_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _LARGE_FACTOR = 2.0
 """Chance and depth move a gain by tens of per cent: twice what the initialisation gives isn't chance."""
+_FADES = math.log(3e-3)
+"""Share of the signal, as a logarithm, below which SGD leaves the early layers where they are: the threshold of GW101."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +82,13 @@ class SaturatedUnits(Rule):
     def check(self, record: StepRecord, info: RunInfo, state: State) -> Seen | Verdict:
         """Read the saturated fraction of each hidden site whose window is full."""
         note_update(state, record, info)
+        note_passed(state, record, info)
         missing = unread(record, info, state, patience=self.patience, asks=_can_saturate)
         fractions = hidden_values(record, info, "saturated_fraction")
         if fractions is None:
             return missing if missing.lapsed else Verdict(unjudged=why_no_fraction(record, info, "saturated"))
         hit = fractions >= self.fraction
-        note_first(state, info, fractions, hit)
+        note_first(state, record, info, fractions, hit)
         trend = loss_trend(state, info).from_start()
         learns = trend.falls_by(self.loss_fall) or trend.converged_to(self.converged)
         return Seen(
@@ -97,7 +102,7 @@ class SaturatedUnits(Rule):
 
     def facts(self, info: RunInfo, state: State, where: Mask) -> tuple[Drift, LossTrend]:
         """Return what is known of the way there, and of the loss."""
-        return drift(state, info, where), loss_trend(state, info).from_start()
+        return drift(state, info, where, whole=where), loss_trend(state, info).from_start()
 
     def words(self, found: Found) -> Sentences:
         """Say what keeps the units there."""
@@ -153,12 +158,16 @@ def _reason(record: StepRecord, info: RunInfo, due: Mask, how: Drift) -> tuple[s
 
 def _remedy(info: RunInfo, due: Mask, causes: tuple[Cause, ...], how: Drift) -> Remedy:
     cure = Prescription(info)
+    sites = [site for _, site in hidden_sites(info)]
+    shrinking = [site for site in sites if site.activation.steepest < 1]
     if how.thrown:  # the start was good: what the steps have done isn't undone by another one
+        if shrinking and log_passed(sites) < _FADES:
+            cure.replace(shrinking, "fades")  # so many of them learn at no rate
         cure.take_smaller_steps(how.update, unscaled=how.unscaled)
         return cure.remedy()
     # A function that shrinks the signal in any case has no good start, at no site.
     if any(info.sites[column].activation.steepest < 1 for column in np.flatnonzero(due)):
-        cure.replace([site for _, site in hidden_sites(info) if site.activation.steepest < 1], "fades")
+        cure.replace(shrinking, "fades")
     cure.initialize()
     if Cause(CauseKind.UNSCALED_INPUTS) in causes:
         cure.normalize_inputs()

@@ -102,8 +102,9 @@ class StalledUpdate(Rule):
     has fallen below ``eps``, or the weights are too large; in bfloat16, the change is lost in rounding. Targets that aren't
     scaled make a loss that Adam's steps, whatever its size, need thousands of steps for.
 
-    What to do: for single layers, fix what weakens their gradient (GW101), or start from smaller weights; for all of
-    them, raise the learning rate; keep the weights in float32 (``precision="bf16-mixed"``); scale the targets.
+    What to do: for single layers, fix what weakens their gradient (GW101), start from smaller weights, or lower the
+    learning rate where steps that were too large have left them there; for all of them, raise the learning rate; keep the
+    weights in float32 (``precision="bf16-mixed"``); scale the targets.
 
     Attributes:
         ratio: update ratio below which a layer is stalled.
@@ -255,8 +256,8 @@ class StalledUpdate(Rule):
             best = int(np.argmax(np.where(reading.judged, reading.ratios, -1.0)))
             thrown = why_thrown(record, info, worst=worst, best=best, beginning=beginning, trend=trend)
             cause, remedy, causes = thrown or why_behind(record, info, worst, best)
-            names = due.names()
-            who = f" (as slow: {listed(names)})" if len(names) > 1 else ""
+            others = tuple(name for name in due.names() if name != info.layers[worst].name)
+            who = f" (as slow: {listed(others)})" if others else ""
             headline = (
                 f"{info.layers[worst].name} hardly moves: a step changes it by {number(value)} of itself, and {info.layers[best].name} by "
                 f"{number(reading.top)}{who}"

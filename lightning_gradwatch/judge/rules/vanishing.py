@@ -14,9 +14,15 @@ from lightning_gradwatch.judge.evidence.depth import Depth, read_depths
 from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_evidence, loop_headline, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
-from lightning_gradwatch.judge.evidence.onset import Drift, note_update
+from lightning_gradwatch.judge.evidence.onset import Drift, note_update, swings
 from lightning_gradwatch.judge.evidence.standing_loss import count_standing, forget_standing
-from lightning_gradwatch.judge.evidence.starved_input import STARVED, explain_starved, read_input, starved_headline
+from lightning_gradwatch.judge.evidence.starved_input import (
+    STARVED,
+    explain_starved,
+    first_share,
+    read_input,
+    starved_headline,
+)
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
@@ -123,17 +129,20 @@ class VanishingGradient(Rule):
 
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Judge the signal by its ratio, and what is judged beside it."""
+        note_update(state, record, info)
+        if "fed" not in state:
+            state["fed"] = [int(record.step), first_share(record, info)]
         findings, by_floor, judged = self._look_beside(record, info, state)
         signal = self._read(record, info)
         if isinstance(signal, str):
             pending = bool(state.get("loops")) and "loop" not in findings
             healed = {} if "input" in findings else self._fed_again(state)
             return Verdict(findings, healed=healed, confirming=pending, unjudged="" if judged else signal)
-        _note_start(record, info, state, signal)
+        _note_start(record, state, signal)
         if record.step < self.warm_up_steps:
             return Verdict(findings) if by_floor else self.warms_up()._replace(findings=findings)
         found = self._judge_ratio(record, info, state, signal)
-        if state["streak"]:
+        if state["streak"] or "signal" in self.reported(state):
             findings.pop("input", None)  # the signal over depth says more
         healed = {} if "input" in findings else self._fed_again(state)
         gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)
@@ -247,15 +256,16 @@ class VanishingGradient(Rule):
         """Return what is known of the steps that weakened a signal which didn't vanish at first; None where it did, or may have.
 
         That it didn't says little alone: a deep net on its way to nothing passes many a threshold. The steps are to blame
-        where they are seen to be too large, or the loss lies far above its start.
+        where they are seen to be too large, or the loss lies far above its start; or above it, while a layer is thrown about.
         """
         step, attenuation, gain = state["first"]
         fine = attenuation >= self.threshold_for(info) or gain >= self.gain
-        harmed = not trend.unknown and trend.of_first >= _HARMED
-        if not fine or step >= self.warm_up_steps:
+        how = _harmful_steps(state, trend) if fine and step < self.warm_up_steps else None
+        if how is None:
             return None
-        how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
-        return _Weakened(step, attenuation, how) if how.oversized or harmed else None
+        return _Weakened(
+            f"At step {step} the signal at the first activation was {number(attenuation)} of that at the last", how
+        )
 
     def _judge_input(self, record: StepRecord, info: RunInfo, state: State) -> Sighting | None:
         """Judge what the first layer gets, while the loss stands."""
@@ -268,9 +278,15 @@ class VanishingGradient(Rule):
         if standing.steps < self.patience:
             return None
         state["starved"] = True
+        step, share = state["fed"]
+        fed = step < self.warm_up_steps and share is not None and share >= starved.threshold
+        how = _harmful_steps(state, trend) if fed else None
 
         def write() -> Sentences:
             cause, remedy, causes = explain_starved(starved)
+            if how is not None:
+                steps = _Weakened(f"At step {step} it got {number(share)} of what others got", how)
+                cause, remedy, causes = steps.cause, steps.remedy(info), how.causes
             return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, starved_headline(starved))
 
         return Sighting(
@@ -347,29 +363,31 @@ def _passed_by(record: StepRecord, info: RunInfo, depth: Depth) -> bool:
     return weakest is not None and on_weak_branches(record, info, [weakest], _STRONGER)
 
 
-def _note_start(record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> None:
-    """Remember the signal of the first record, and how large the first steps are."""
+def _note_start(record: StepRecord, state: State, signal: _Signal) -> None:
+    """Remember the signal of the first record."""
     if "first" not in state:
         state["first"] = [int(record.step), min(signal.attenuation, _MOST), min(signal.gain, _MOST)]
-    note_update(state, record, info)
+
+
+def _harmful_steps(state: State, trend: LossTrend) -> Drift | None:
+    """Return what is known of the first steps, where they are seen to be too large, or to have done harm."""
+    how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
+    harmed = not trend.unknown and trend.of_first >= (1 if swings(state) else _HARMED)
+    return how if how.oversized or harmed else None
 
 
 class _Weakened(NamedTuple):
     """A signal that didn't vanish in the first measured step: no start of the weights is to blame."""
 
-    step: int
-    attenuation: float
-    """In that step."""
+    at_first: str
+    """What that step showed."""
     how: Drift
 
     @property
     def cause(self) -> str:
         """Say so."""
         rate = self.how.sentence() if self.how.oversized else "Most likely the learning rate is too high."
-        return (
-            f"At step {self.step} the signal at the first activation was {number(self.attenuation)} of that at the last: not the "
-            f"start, but what the steps since have done to the net takes it away. {rate}"
-        )
+        return f"{self.at_first}: not the start, but what the steps since have done to the net takes it away. {rate}"
 
     def remedy(self, info: RunInfo) -> Remedy:
         """Say how to take smaller steps."""

@@ -53,13 +53,13 @@ def test_branches_that_start_small_beside_a_trunk_that_carries_the_gradient_are_
 class TestAGoodStart:
     """A signal that was there in the first steps: the steps have weakened it, and another start wouldn't help."""
 
-    def fed(self, runs, first, *, update=1e-3, gain=(0.2, 1.0), function="relu", loss=9.0):
+    def fed(self, runs, first, *, update=1e-3, gain=(0.2, 1.0), function="relu", loss=9.0, weight_rms=0.3):
         info = runs.stack(depth=8, function=function)
-        before = runs.measure(info, 0, **runs.gains(info, *first), update_ratio=update)
-        records = [
-            runs.measure(info, step, loss=loss, **runs.gains(info, *gain), update_ratio=update)
-            for step in range(10, 16)
-        ]
+        if isinstance(update, dict):
+            update = dict.fromkeys(layers(info), 1e-3) | update
+        steps = {"update_ratio": update, "weight_rms": weight_rms}
+        before = runs.measure(info, 0, **runs.gains(info, *first), **steps)
+        records = [runs.measure(info, step, loss=loss, **runs.gains(info, *gain), **steps) for step in range(10, 16)]
         return runs.feed(VanishingGradient(), [before, *records], info).only
 
     def test_asks_for_a_lower_rate(self, runs):
@@ -78,6 +78,15 @@ class TestAGoodStart:
     def test_says_little_where_neither_the_steps_nor_the_loss_are_large(self, runs):
         """As of a deep net without skip connections, whose signal is on its way to nothing from the start."""
         assert "initialize" in actions(self.fed(runs, (0.7, ROOT), loss=2.3))
+
+    @pytest.mark.parametrize(("head", "loss", "blamed"), [(0.5, 3.0, True), (0.5, 2.2, False), (0.05, 3.0, False)])
+    def test_of_a_head_alone_that_is_thrown_about_while_the_loss_is_above_its_start(self, runs, head, loss, blamed):
+        last = layers(runs.stack(depth=8, function="relu"))[-1]
+        finding = self.fed(runs, (0.7, ROOT), update={last: head}, loss=loss)
+        assert ("set_learning_rate" in actions(finding), "initialize" in actions(finding)) == (blamed, not blamed)
+        # A layer that starts at next to nothing is changed by much of itself, and by little of what it will be.
+        small = self.fed(runs, (0.7, ROOT), update={last: head}, loss=loss, weight_rms=1e-3)
+        assert "initialize" in actions(small)
 
     def test_is_none_where_the_signal_faded_at_once_or_the_function_is_to_blame(self, runs):
         assert "initialize" in actions(self.fed(runs, (0.2, 1.0)))

@@ -47,6 +47,27 @@ def test_of_what_is_no_recurrent_layer_nothing_is_guessed(runs):
     assert only.remedy.actions[0].kind == "trace_gradient"
 
 
+@pytest.mark.parametrize(
+    ("share", "loss", "update", "blamed"),
+    [(2.0, 5.0, 1e-3, True), (2.0, 0.7, 0.8, True), (2.0, 0.7, 1e-3, False), (1e-9, 5.0, 1e-3, False)],
+)
+def test_what_the_first_layer_got_at_first_was_taken_away_by_steps_that_did_harm(runs, share, loss, update, blamed):
+    info = net("Mystery")
+    records = [
+        runs.measure(
+            info,
+            step,
+            grad_norm={"emb": 1e-9 if step else share, "inner": 1.0, "head": 4.0},
+            loss=loss if step else 0.69,
+            update_ratio=update,
+        )
+        for step in STEPS
+    ]
+    only = runs.feed(VanishingGradient(), records, info).only
+    assert ("set_learning_rate" in [action.kind for action in only.remedy.actions]) is blamed
+    assert ("At step 0 it got 0.5 of what others got: not the start" in only.cause) is blamed
+
+
 @pytest.mark.parametrize("ratio", [1.0, 1e-3, 1e-5, 0.0])
 def test_what_a_layers_own_scale_explains_is_quiet_and_exactly_zero_is_another_rules(runs, ratio):
     assert fed(runs, net(), ratio).findings == ()
@@ -79,3 +100,15 @@ def test_it_is_told_too_where_the_signal_over_depth_is_fine_and_not_beside_one_t
         ]
         state = runs.feed(VanishingGradient(), records, info).evaluator.state_dict()
         assert list(state["rules"]["GW101"]["findings"]) == codes
+
+
+def test_one_cause_is_one_finding_where_the_signal_comes_and_goes(runs):
+    info = runs.stack()
+    first = info.layer_names[0]
+    fades = [1e-9] * 8 + [0.5] * 12
+    records = [
+        runs.measure(info, 10 + place, signal_norm=runs.fading(info, fade), grad_norm={first: 1e-12}, loss=2.3)
+        for place, fade in enumerate(fades)
+    ]
+    state = runs.feed(VanishingGradient(), records, info).evaluator.state_dict()
+    assert list(state["rules"]["GW101"]["findings"]) == ["signal"]

@@ -42,6 +42,14 @@ def test_the_first_steps_count_and_are_told_from_step_24_on(runs):
     assert fed.evaluator.warning_for(finding) is OversizedUpdateWarning
 
 
+@pytest.mark.parametrize(("first", "kind"), [(1.4, "HIGH_LEARNING_RATE"), (3e4, "UNSCALED_TARGETS")])
+def test_a_loss_that_steps_have_made_huge_says_nothing_of_the_targets(runs, first, kind):
+    """The streak ends and begins anew, when the loss is far up: only the first one shows what the run was given."""
+    losses = [first, 1.5, 2.0, 4e4, 4e4, 4e4, 4e4, 4e4]
+    fed = judged(runs, 0.5, 0.5, 1e-3, 0.5, steps=(0, 1, 2, 3, 4, 5, 6, 24), losses=losses)
+    assert fed.only.cause_kind is CauseKind[kind]
+
+
 def test_two_steps_are_left_alone(runs):
     assert not judged(runs, 0.9, 0.6, 0.09).findings
     assert not judged(runs, 1.6, 0.6, 0.09, losses=[2.3, 7.4, 5.1, 2.9, 2.0, 1.2]).findings

@@ -60,6 +60,7 @@ class TestBehind:
         assert fed.confirming == [True, True, False, False, False, False]
         finding = fed.only
         assert finding.layers == ("net.0", "net.2")
+        assert finding.headline.endswith("and net.4 by 0.001 (as slow: net.2)")
         assert (finding.severity, finding.value, finding.threshold) == (Severity.WARNING, 9e-6, 1e-5)
         assert (finding.first_step, finding.last_step) == (10, 15)
         assert fed.evaluator.warning_for(finding) is StalledUpdateWarning

@@ -277,6 +277,29 @@ class TestWhyDead:
         assert "At first they weren't there: most likely a step that was too large" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.1}
 
+    @pytest.mark.parametrize(("passed", "thrown"), [(0.6, True), (0.5, False), (0.0, False), (np.nan, False)])
+    def test_what_was_alive_before_the_window_was_full_was_killed_by_a_step(self, runs, passed, thrown):
+        """Batches of 4: the first full window comes after the step. A ReLU at its start passes back 0.71 of the signal."""
+        info = runs.stack(function="relu")
+        records = [
+            runs.measure(
+                info,
+                step,
+                dead_fraction=1.0 if step > 60 else np.nan,
+                activation_gain=0.0 if step else passed,
+            )
+            for step in (0, 1, 2, 61, 62, 63)
+        ]
+        finding = runs.feed(DeadUnits(), records, info).only
+        assert ("At first they weren't there: most likely a step that was too large" in finding.cause) is thrown
+        assert ("set_learning_rate" in kinds(finding), "initialize" in kinds(finding)) == (thrown, not thrown)
+        # Where the first steps fill the window, it says so itself.
+        early = [runs.measure(info, step, dead_fraction=1.0, activation_gain=passed) for step in range(3)]
+        assert "since the first full window" in runs.feed(DeadUnits(), early, info).only.cause
+        # A run that goes on shows no start.
+        late = [runs.measure(info, 500 + record.step, dead_fraction=1.0, activation_gain=0.7) for record in records]
+        assert "since the first full window" in runs.feed(DeadUnits(), late, info).only.cause
+
     def test_a_window_that_fills_later_than_another_shows_no_step_that_threw_its_units(self, runs):
         """Sites fill their windows at steps of their own: that the second is well at first says nothing of the first."""
         info = runs.stack(function="hardtanh")
@@ -295,6 +318,9 @@ class TestWhyDead:
         assert "changed the weights by 20 times their size: the loss is so large" in finding.cause
         assert "targets that aren't scaled" in finding.cause
         assert list(kinds(finding)) == ["replace_activation", "normalize_targets"]
+        # What steps have made of the loss is no fault of the targets.
+        records = [runs.measure(info, step, loss=1e6 if step else 2.3, **metrics) for step in range(4)]
+        assert "the learning rate is too high" in runs.feed(DeadUnits(), records, info).only.cause
         # Adam's steps have the same size whatever the loss.
         info = runs.stack(function="relu", optimizers=("Adam",))
         finding = runs.feed(DeadUnits(), [runs.measure(info, 0, loss=1e6, **metrics) for _ in range(3)], info).only
@@ -356,6 +382,32 @@ class TestWhySaturated:
         finding = self.finding(runs, self.THIRD, update_ratio=2.0)
         assert "changed the weights by 2 times their size" in finding.cause
         assert kinds(finding)["set_learning_rate"] == {"factor": 0.005}
+
+    @pytest.mark.parametrize(("passed", "thrown"), [(0.2, True), (0.1, False)])
+    def test_what_passed_the_signal_at_first_was_thrown_before_the_window_was_full(self, runs, passed, thrown):
+        """Sigmoid passes back at most 0.25."""
+        info = runs.stack(function="sigmoid")
+        records = [
+            runs.measure(
+                info,
+                step,
+                saturated_fraction=1.0 if step > 60 else np.nan,
+                activation_gain=1e-3 if step else passed,
+                weight_gain=9.0,
+            )
+            for step in (0, 1, 2, 61, 62, 63)
+        ]
+        finding = runs.feed(SaturatedUnits(), records, info).only
+        assert ("At first they weren't there" in finding.cause) is thrown
+        assert ("set_learning_rate" in kinds(finding), "initialize" in kinds(finding)) == (thrown, not thrown)
+        # Six of them pass back too little at any rate.
+        assert kinds(finding)["replace_activation"] == {"with": "ReLU"}
+
+    def test_two_that_were_thrown_need_no_other_function(self, runs):
+        info = runs.stack(function="sigmoid", depth=2)
+        records = [runs.measure(info, step, saturated_fraction=1.0 if step > 60 else 0.0) for step in (8, 61, 62, 63)]
+        finding = runs.feed(SaturatedUnits(), records, info).only
+        assert list(kinds(finding)) == ["set_learning_rate"]
 
     def test_a_function_without_a_good_start_is_replaced_everywhere(self, runs):
         finding = self.finding(runs, self.THIRD, function="sigmoid")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
-from lightning_gradwatch.record.finding import Severity, UnreachedLayerWarning
+from lightning_gradwatch.record.finding import CauseKind, Severity, UnreachedLayerWarning
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import LayerInfo, LayerState, LostGradient, OptimizerInfo, SiteInfo
 
@@ -244,6 +244,18 @@ class TestFollowed:
         assert said in finding.cause[:1].lower() + finding.cause[1:]
         assert do in finding.remedy.text[:1].lower() + finding.remedy.text[1:]
         assert "initialize" not in kinds(finding)
+
+    def test_a_softmax_that_became_certain_asks_for_smaller_steps_first(self, runs):
+        info = lost(runs.stack(), **{"net.2": ("softmax-certain", "softmax", "net")})
+        finding = judged(runs, [{}, *[{"net.2": ZERO}] * 3], info=info).only
+        assert finding.cause.endswith(" It began at step 1, most likely by a step that was too large.")
+        assert finding.remedy.text.startswith(
+            "Multiply the learning rate by 0.1, or warm it up. If it stays so: look at the mask"
+        )
+        assert [cause.kind for cause in finding.causes] == [CauseKind.CERTAIN_SOFTMAX, CauseKind.HIGH_LEARNING_RATE]
+        finding = judged(runs, [{"net.2": ZERO}] * 3, info=info).only
+        assert finding.first_step == 0
+        assert finding.remedy.text.startswith("Look at the mask")
 
     def test_a_gradient_that_is_thrown_away_in_every_layer_is_an_error(self, runs):
         info = runs.stack()
