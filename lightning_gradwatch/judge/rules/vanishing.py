@@ -26,7 +26,6 @@ from lightning_gradwatch.record.finding import (
     Action,
     Cause,
     CauseKind,
-    Remedy,
     Severity,
     VanishingGradientWarning,
 )
@@ -217,14 +216,14 @@ class VanishingGradient(Rule):
             return None
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
-        steps = self._steps_since_a_good_start(info, state, trend)
+        how, first = self._steps_since_a_good_start(info, state, trend), state["first"][:2]
 
         def write() -> Sentences:
             found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
             ended = underflow(record, info) if signal.attenuation == 0 else None
             why = explain_fading(info, found)
-            if steps is not None and not any(blame.kind in _WHATEVER_THE_STEPS for blame in found.blamed):
-                why = Explanation(steps.cause, steps.remedy(info), steps.how.causes)
+            if how is not None and not any(blame.kind in _WHATEVER_THE_STEPS for blame in found.blamed):
+                why = _weakened(info, first, how)
             return Sentences(
                 cause=" ".join([why.cause, *([ended.sentence()] if ended else [])]),
                 remedy=why.remedy,
@@ -243,7 +242,7 @@ class VanishingGradient(Rule):
             write=write,
         )
 
-    def _steps_since_a_good_start(self, info: RunInfo, state: State, trend: LossTrend) -> _Weakened | None:
+    def _steps_since_a_good_start(self, info: RunInfo, state: State, trend: LossTrend) -> Drift | None:
         """Return what is known of the steps that weakened a signal which didn't vanish at first; None where it did, or may have.
 
         That it didn't says little alone: a deep net on its way to nothing passes many a threshold. The steps are to blame
@@ -255,7 +254,7 @@ class VanishingGradient(Rule):
         if not fine or step >= self.warm_up_steps:
             return None
         how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
-        return _Weakened(step, attenuation, how) if how.oversized or harmed else None
+        return how if how.oversized or harmed else None
 
     def _judge_input(self, record: StepRecord, info: RunInfo, state: State) -> Sighting | None:
         """Judge what the first layer gets, while the loss stands."""
@@ -354,29 +353,19 @@ def _note_start(record: StepRecord, info: RunInfo, state: State, signal: _Signal
     note_update(state, record, info)
 
 
-class _Weakened(NamedTuple):
-    """A signal that didn't vanish in the first measured step: no start of the weights is to blame."""
-
-    step: int
-    attenuation: float
-    """In that step."""
-    how: Drift
-
-    @property
-    def cause(self) -> str:
-        """Say so."""
-        rate = self.how.sentence() if self.how.oversized else "Most likely the learning rate is too high."
-        return (
-            f"At step {self.step} the signal at the first activation was {number(self.attenuation)} of that at the last: not the "
-            f"start, but what the steps since have done to the net takes it away. {rate}"
-        )
-
-    def remedy(self, info: RunInfo) -> Remedy:
-        """Say how to take smaller steps."""
-        cure = Prescription(info)
-        cure.take_smaller_steps(self.how.update, unscaled=self.how.unscaled)
-        cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
-        return cure.remedy()
+def _weakened(info: RunInfo, first: tuple[int, float], how: Drift) -> Explanation:
+    """Say of a signal that didn't vanish in the first measured step, what it was there, and that no start of the weights is to blame."""
+    step, attenuation = first
+    rate = how.sentence() if how.oversized else "Most likely the learning rate is too high."
+    cure = Prescription(info)
+    cure.take_smaller_steps(how.update, unscaled=how.unscaled)
+    cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
+    return Explanation(
+        f"At step {step} the signal at the first activation was {number(attenuation)} of that at the last: not the start, but what "
+        f"the steps since have done to the net takes it away. {rate}",
+        cure.remedy(),
+        how.causes,
+    )
 
 
 def _depth_limit(gain: float, threshold: float) -> int:
