@@ -69,7 +69,6 @@ REMOVING = {
     "Patch.remove",
     "Patch.removed",
     "Patch.put_back",
-    "patches.is_own",
     "patches._patch_of",
     "patches._clear",
     "Tracer.stop",

@@ -30,7 +30,7 @@ from lightning_gradwatch.tell.coverage import columns_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.cli.settings import LayerIgnore, Settings, Threshold
+    from lightning_gradwatch.cli.settings import Settings, Threshold
     from lightning_gradwatch.judge.rule import Rule
     from lightning_gradwatch.judge.run import Run
     from lightning_gradwatch.record.finding import Finding
@@ -99,7 +99,7 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool, keep_run: boo
 
     run = read_run(path)
     judged = _judge_run(run, settings)
-    told = confirm(run, judged.findings, judged.in_force, settings, judged.ignored)
+    unconfirmed, told = confirm(run, judged.findings, judged.in_force, settings, judged.ignored)
     comparison = None
     if settings.baseline is not None:
         comparison = _compare(run, judged, settings)
@@ -109,8 +109,8 @@ def _verdict(path: str, settings: Settings, *, rules_needed: bool, keep_run: boo
         unjudged=judged.unjudged,
         judged=len(judged.rules),
         measured=_measured(run),
-        problems=(*(str(problem) for problem in run.problems), *judged.notes, *told.notes),
-        failure=told.failure or (judged.failure if rules_needed else ""),
+        problems=(*(str(problem) for problem in run.problems), *judged.notes, *told),
+        failure=unconfirmed or (judged.failure if rules_needed else ""),
         fail_on=settings.fail_on,
         rules={rule.code: rule.settings() for rule in judged.rules},
         counts=_counts(run),
@@ -262,10 +262,10 @@ def _only_run(path: str) -> str:
     raise CannotJudgeError(f"there are {len(runs)} runs below {path}, the last of them {runs[-1]}: name one")
 
 
-def _match(run: Run, ignore: LayerIgnore) -> IgnoredLayers:
+def _match(run: Run, ignore: IgnoredLayers) -> IgnoredLayers:
     names = dict.fromkeys((*run.names("grad_norm"), *run.names("dead_fraction")))
     matched = tuple(name for name in names if fnmatchcase(name, ignore.pattern))
-    return IgnoredLayers(rule=ignore.rule, pattern=ignore.pattern, reason=ignore.reason, names=matched)
+    return replace(ignore, names=matched)
 
 
 def _by_ignored(

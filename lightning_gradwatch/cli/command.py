@@ -229,13 +229,13 @@ def _report_page(arguments: argparse.Namespace) -> int:
             _complain(verdict.failure)
     if all(verdict.failure for verdict in verdicts):
         return CANNOT_JUDGE
-    page = page_of(verdicts, redact=arguments.redact)
-    Path(arguments.output).write_text(page.text, encoding="utf-8")
-    size = len(page.text) / 1e6
+    page, gives_away = page_of(verdicts, redact=arguments.redact)
+    Path(arguments.output).write_text(page, encoding="utf-8")
+    size = len(page) / 1e6
     _say(f"{escape(arguments.output)}: {size:.1f} MB, {counted(len(runs), 'run')}")
-    for each in page.gives_away:
+    for each in gives_away:
         _say(f"  it gives away {escape(each)}")
-    if page.gives_away:
+    if gives_away:
         _say("  --redact leaves these out")
     return CANNOT_JUDGE if any(verdict.failure for verdict in verdicts) else HEALTHY
 

@@ -20,7 +20,6 @@ from lightning_gradwatch.cli.settings import (
     KEYS,
     SCALARS,
     ConfigError,
-    LayerIgnore,
     Settings,
     Threshold,
     nearest,
@@ -36,6 +35,8 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lightning_gradwatch.judge.verdict import IgnoredLayers
 
 PREFIX = "GRADWATCH_"
 _MOST_BYTES = 1 << 20
@@ -63,7 +64,7 @@ def load_settings(
     places = [_from_command_line(given), _from_environment(environment), _from_file(path)]
     chosen: dict[str, Any] = {}
     thresholds: dict[str, dict[str, Threshold]] = {}
-    ignores: list[LayerIgnore] = []
+    ignores: list[IgnoredLayers] = []
     for values in places:
         for key, (value, where) in values.items():
             if key == "rules":

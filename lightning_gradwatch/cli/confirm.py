@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lightning_gradwatch.judge.evaluator import replay
 from lightning_gradwatch.judge.selection import rules_from_settings
@@ -21,18 +21,10 @@ if TYPE_CHECKING:
 _NAMED = 3
 
 
-class Unconfirmed(NamedTuple):
-    """Findings of the live run that its records don't show."""
-
-    failure: str
-    """Why the run can't be judged because of them; empty where it can."""
-    notes: tuple[str, ...]
-
-
 def confirm(
     run: Run, found: Sequence[Finding], codes: Iterable[str], settings: Settings, ignored: Sequence[IgnoredLayers]
-) -> Unconfirmed:
-    """Look for what the live run reported among what its records show.
+) -> tuple[str, tuple[str, ...]]:
+    """Look for what the live run reported among what its records show; say why the run can't be judged without it, and the rest.
 
     A run that is whole shows what it reported, by construction, and nothing is to be done. Otherwise records are lost;
     or it was resumed in another folder, whose records are before its own; or another release judged it by other rules.
@@ -59,9 +51,7 @@ def confirm(
         more = f", and {len(spelled) - _NAMED} findings more" if len(spelled) > _NAMED else ""
         failure = f"the live run reported {'; '.join(spelled[:_NAMED])}{more}, which what is left of it can't confirm"
     others = dict.fromkeys(_told(each) for each in open_ if each not in failing)
-    return Unconfirmed(
-        failure, tuple(f"the live run reported {each}, which its records here don't show" for each in others)
-    )
+    return failure, tuple(f"the live run reported {each}, which its records here don't show" for each in others)
 
 
 def told_by_others(run: Run, codes: Iterable[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.judge.catalog import find_rule
 from lightning_gradwatch.judge.selection import check_prefixes, code_of, nearest_rule
+from lightning_gradwatch.judge.verdict import IgnoredLayers
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.tell.formats import FORMATS
 
@@ -29,17 +30,6 @@ _IGNORE_KEYS = ("rules", "layers", "reason")
 
 class ConfigError(ValueError):
     """A setting that can't be used; the message says which, and where it came from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerIgnore:
-    """Layers and sites to leave out of some rules."""
-
-    rule: str
-    """A code or the beginning of codes."""
-    pattern: str
-    """As in a shell: ``*`` is any text, dots included."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class Settings:
     baseline: str | None = None
     thresholds: Mapping[str, Mapping[str, Threshold]] = field(default_factory=dict)
     """By code and field."""
-    ignore_layers: tuple[LayerIgnore, ...] = ()
+    ignore_layers: tuple[IgnoredLayers, ...] = ()
     file: str | None = None
     """The file that some of it was read from."""
     notes: tuple[str, ...] = ()
@@ -181,7 +171,7 @@ def _number(value: Any, where: str) -> float | None:
     return value
 
 
-def read_ignores(value: Any, where: str) -> list[LayerIgnore]:
+def read_ignores(value: Any, where: str) -> list[IgnoredLayers]:
     """Read tables from a file, or texts such as ``GW201:head.*``."""
     if not isinstance(value, list):
         raise ConfigError(f"{where}: must be an array of tables, [[tool.gradwatch.ignore-layers]]")
@@ -195,16 +185,16 @@ def read_ignores(value: Any, where: str) -> list[LayerIgnore]:
     return found
 
 
-def _read_ignore_text(text: str, where: str) -> list[LayerIgnore]:
+def _read_ignore_text(text: str, where: str) -> list[IgnoredLayers]:
     # At the first colon: a site such as `block.2:relu` has one of its own.
     code, _, pattern = text.partition(":")
     if not pattern:
         raise ConfigError(f"{where} {text}: must be CODE:PATTERN, such as GW201:head.*")
     (rule,) = _read_codes([code], f"{where} {text}")
-    return [LayerIgnore(rule=rule, pattern=pattern, reason=f"given by {where}")]
+    return [IgnoredLayers(rule=rule, pattern=pattern, reason=f"given by {where}")]
 
 
-def _read_ignore_table(table: Any, where: str) -> list[LayerIgnore]:
+def _read_ignore_table(table: Any, where: str) -> list[IgnoredLayers]:
     if not isinstance(table, dict):
         raise ConfigError(f"{where}: must be a table with {', '.join(_IGNORE_KEYS)}")
     for key in table:
@@ -221,7 +211,7 @@ def _read_ignore_table(table: Any, where: str) -> list[LayerIgnore]:
             raise ConfigError(f"{where}: {key} may have {_LONGEST:,} characters at most")
     reason = " ".join(reason.split())
     return [
-        LayerIgnore(rule=rule, pattern=pattern, reason=reason)
+        IgnoredLayers(rule=rule, pattern=pattern, reason=reason)
         for rule in _read_codes(rules, f"{where}.rules")
         for pattern in patterns
     ]

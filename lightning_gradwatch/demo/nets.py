@@ -13,6 +13,8 @@ Initialize: TypeAlias = Callable[[Tensor], Tensor]
 _VGG16 = (1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8, 0)
 """Channels of the 13 convolutions in units of the first's; 0 is a max-pooling."""
 _CLASSES = 10
+_WIDTH = 64
+"""Numbers of an example, and units of a hidden layer."""
 
 
 class Skip(nn.Module):
@@ -37,8 +39,6 @@ def fully_connected(
     initialize: Initialize | None,
     bias: float = 0.0,
     skip_scale: float | None = None,
-    inputs: int = 64,
-    width: int = 64,
 ) -> nn.Sequential:
     """Build `hidden` layers of one width and an output layer.
 
@@ -48,25 +48,21 @@ def fully_connected(
         initialize: Fills the weights; None: PyTorch's default for weights and biases.
         bias: What the hidden layers' biases start from; not with PyTorch's default.
         skip_scale: Weight of each layer beside its skip connection; None: no skip connections.
-        inputs: Size of an example.
-        width: Units of a hidden layer.
     """
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(inputs, width), activation()]
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(_WIDTH, _WIDTH), activation()]
     for _ in range(hidden - 1):
         if skip_scale is None:
-            layers += [nn.Linear(width, width), activation()]
+            layers += [nn.Linear(_WIDTH, _WIDTH), activation()]
         else:
-            layers.append(Skip(width, activation(), scale=skip_scale))
-    net = nn.Sequential(*layers, nn.Linear(width, _CLASSES))
+            layers.append(Skip(_WIDTH, activation(), scale=skip_scale))
+    net = nn.Sequential(*layers, nn.Linear(_WIDTH, _CLASSES))
     if initialize is not None:
         start(net, initialize, bias=bias)
         nn.init.zeros_(net[-1].bias)  # type: ignore[arg-type]  # a Linear's own
     return net
 
 
-def vgg16(
-    *, normalized: bool, initialize: Initialize | None = None, channels: int = 16, classes: int = 10
-) -> nn.Module:
+def vgg16(*, normalized: bool, initialize: Initialize | None = None, channels: int = 16) -> nn.Module:
     """Build VGG-16 (Simonyan and Zisserman 2015, configuration D) for 32x32 images of one channel.
 
     The paper has 64 channels in the first convolution and 4,096 units in the dense layers; both are scaled alike.
@@ -89,7 +85,7 @@ def vgg16(
         if normalized:
             layers.append(nn.BatchNorm1d(dense))
         layers += [nn.ReLU(), nn.Dropout(0.5)]
-    net = nn.Sequential(*layers, nn.Linear(dense, classes))
+    net = nn.Sequential(*layers, nn.Linear(dense, _CLASSES))
     if initialize is not None:
         start(net, initialize)
     return net

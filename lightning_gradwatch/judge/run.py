@@ -23,6 +23,7 @@ from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, re
 from lightning_gradwatch.record.remote import is_remote, local_path
 from lightning_gradwatch.record.run_end import RunEnd
 from lightning_gradwatch.record.run_files import Problems, Written, read_files, tell_missing_fits
+from lightning_gradwatch.record.run_folders import is_event_file
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.showing import contents_text, shown
 from lightning_gradwatch.record.step import FloatVector, StepRecord
@@ -282,8 +283,9 @@ def _event_files(path: Path) -> list[Path]:
 
 def _named_events(paths: Any) -> list[Path]:
     # TensorBoard's own test; `is_file` leaves out pipes, which would block, and broken links.
-    found = [path for path in paths if "tfevents" in path.name and path.is_file()]
-    return sorted(found, key=lambda path: [int(part) for part in re.findall(r"[0-9]{1,18}", path.name)])
+    return sorted(
+        filter(is_event_file, paths), key=lambda path: [int(part) for part in re.findall(r"[0-9]{1,18}", path.name)]
+    )
 
 
 def _hint(path: Path, files: Iterable[Path]) -> str:

@@ -18,14 +18,15 @@ HEALTHY, FOUND, CANNOT_JUDGE = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class IgnoredLayers:
-    """Layers and sites that a rule was told to leave out."""
+    """Layers and sites that some rules were told to leave out."""
 
     rule: str
     """A code or the beginning of codes."""
     pattern: str
+    """As in a shell: ``*`` is any text, dots included."""
     reason: str
     names: tuple[str, ...] = ()
-    """Layers and sites of the run that the pattern matches."""
+    """Layers and sites of the run that the pattern matches; none as long as no run is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)

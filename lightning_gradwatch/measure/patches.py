@@ -74,14 +74,6 @@ def beneath(function: Any) -> Any:
     return function
 
 
-def is_own(owner: Any, name: str) -> bool:
-    """Whether an object's function is that of its class, but for what we have put in its place."""
-    function = owner.__dict__.get(name)
-    while (patch := _patch_of(function)) is not None:
-        function = patch.earlier
-    return function is None
-
-
 def _patch_of(function: Any) -> Patch | None:
     patch = getattr(function, "__dict__", {}).get("patch")
     return patch if isinstance(patch, Patch) else None

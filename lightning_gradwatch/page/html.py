@@ -22,12 +22,11 @@ _MOST_ROWS = 200
 DATA_ID = "gradwatch-data"
 
 
-def html_page(model: dict[str, Any], *, title: str = "", host: str = "host_file.js") -> str:
+def html_page(model: dict[str, Any], *, host: str = "host_file.js") -> str:
     """Return a document that shows a model.
 
     Args:
         model: What `page_model` gave.
-        title: Of the document; empty: the model's.
         host: The module that it starts with.
     """
     script, style = bundle(host), (STATIC / "page.css").read_text(encoding="utf-8")
@@ -47,7 +46,7 @@ def html_page(model: dict[str, Any], *, title: str = "", host: str = "host_file.
             '<meta name="referrer" content="no-referrer">',
             '<meta name="color-scheme" content="light dark">',
             f'<meta name="generator" content="lightning_gradwatch {_escaped(model["tool"])}">',
-            f"<title>{_escaped(title or model['title'])}</title>",
+            f"<title>{_escaped(model['title'])}</title>",
             '<link rel="icon" href="data:,">',
             f"<style>{style}</style>",
             "</head>",

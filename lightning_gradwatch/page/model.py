@@ -48,22 +48,19 @@ _ALARMS = (LayerState.NONE, LayerState.ZERO, LayerState.NON_FINITE)
 _SCALARS = (("loss", "loss"), ("global_grad_norm", "global gradient norm"))
 
 
-def page_model(
-    runs: Sequence[PageRun], *, redact: bool = False, max_columns: int = MAX_COLUMNS, title: str = "GradWatch"
-) -> dict[str, Any]:
+def page_model(runs: Sequence[PageRun], *, redact: bool = False, max_columns: int = MAX_COLUMNS) -> dict[str, Any]:
     """Return what the page shows of some runs; the first is the one that the others are compared with.
 
     Args:
         runs: As they were read, watched or handed over.
         redact: Leave out paths, host names and settings, and call the runs by numbers.
         max_columns: Columns that the steps of a run are thinned to; fewer where there are many layers.
-        title: Of the page.
     """
     most = _columns_for(runs, max_columns)
     model = {
         "version": MODEL_VERSION,
         "tool": __version__,
-        "title": title,
+        "title": "GradWatch",
         "redacted": redact,
         "metrics": _metrics(),
         "states": {str(state.value): state.name.lower().replace("_", " ") for state in LayerState},

@@ -54,9 +54,7 @@ _DECADES = 16
 """Colours span at most so many."""
 
 
-def heatmap_png(
-    steps: npt.NDArray[np.int64], values: Vector, names: Sequence[str], title: str, *, quantity: str = "gradient norm"
-) -> bytes:
+def heatmap_png(steps: npt.NDArray[np.int64], values: Vector, names: Sequence[str], title: str) -> bytes:
     """Draw log10 of a metric, one row a layer and one column a measured step.
 
     Zeros, values that aren't finite and values that weren't measured have colours of their own. Where there are more
@@ -67,7 +65,6 @@ def heatmap_png(
         values: Shape [S, N], positive or 0; NaN where not measured.
         names: N names, along the path, the first at the top.
         title: Above the image.
-        quantity: What the colours mean.
 
     Raises:
         ValueError: there is nothing to draw, or the shapes don't fit.
@@ -100,7 +97,7 @@ def heatmap_png(
         draw.line((left - 5, middle, left - 2, middle), fill=_QUIET)
         draw.text((left - 9, middle), label, fill=_TEXT, anchor="rm")
     _draw_steps(draw, steps[columns].tolist(), left, top + height)
-    _draw_legend(draw, cells, (low, high), quantity, (left + _WIDTH + 24, top, height))
+    _draw_legend(draw, cells, (low, high), (left + _WIDTH + 24, top, height))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
@@ -194,7 +191,6 @@ def _draw_legend(
     draw: ImageDraw.ImageDraw,
     cells: Vector,
     ends: tuple[float, float],
-    quantity: str,
     place: tuple[int, int, int],
 ) -> None:
     left, top, height = place
@@ -206,7 +202,7 @@ def _draw_legend(
         )
         if found
     ]
-    draw.text((left, top - 4), quantity, fill=_TEXT)
+    draw.text((left, top - 4), "gradient norm", fill=_TEXT)
     first = top + 20
     length = min(220, height - 20 - 20 * len(present) - 8)
     for offset, colour in enumerate(_colours(np.linspace(1, 0, length)).tolist()):

@@ -17,17 +17,13 @@ _MOST_ENTRIES = 200_000
 _DEEPEST = 32
 
 
-class TooManyFoldersError(CannotJudgeError):
-    """A folder has more below it than is looked through."""
-
-
 def runs_below(folder: Path) -> list[Path]:
     """Return the runs below a folder that is none itself, in natural order.
 
     Hidden folders are left out. One that can't be listed is taken for a run, so that reading it says so.
 
     Raises:
-        TooManyFoldersError: there is more below it than is looked through.
+        CannotJudgeError: there is more below it than is looked through.
     """
     found: list[Path] = []
     left = [(folder, 0)]
@@ -41,7 +37,7 @@ def runs_below(folder: Path) -> list[Path]:
                 for entry in entries:
                     seen += 1
                     if seen > _MOST_ENTRIES:
-                        raise TooManyFoldersError(
+                        raise CannotJudgeError(
                             f"there are more than {_MOST_ENTRIES:,} files and folders below {folder}: name a run, or a "
                             "folder nearer to it"
                         )

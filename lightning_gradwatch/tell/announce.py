@@ -60,15 +60,14 @@ def announce(info: RunInfo, where: str) -> None:
     _inform(coverage_line(info, where=where))
 
 
-def conclude(verdict: RunVerdict, path: str, notes: Sequence[str] = ()) -> None:
+def conclude(verdict: RunVerdict, path: str) -> None:
     """Say in one line what came out: healthy or not, how many rules judged, and what says more.
 
     Args:
         verdict: What a check of the run would say.
         path: Its folder; empty where nothing is written.
-        notes: What must be known beside it.
     """
-    line = f"GradWatch: {'; '.join((ending(verdict), *notes))}"
+    line = f"GradWatch: {ending(verdict)}"
     _inform(f"{line}. More: {check_command(path)}" if path else line)
 
 

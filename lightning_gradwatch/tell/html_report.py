@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lightning_gradwatch.judge.run import read_run
 from lightning_gradwatch.page.html import html_page
@@ -22,20 +22,13 @@ IN_SHORT = "the page of gradwatch report: charts, in one file that loads nothing
 SHOWS_RUNS = True
 
 
-class WrittenPage(NamedTuple):
-    """A page, and what it tells of where its runs were made."""
-
-    text: str
-    gives_away: list[str]
-
-
 def html_report(verdicts: Sequence[RunVerdict]) -> str:
     """Render verdicts as a page."""
-    return page_of(verdicts).text
+    return page_of(verdicts)[0]
 
 
-def page_of(verdicts: Sequence[RunVerdict], *, redact: bool = False) -> WrittenPage:
-    """Return the page of some runs that were judged.
+def page_of(verdicts: Sequence[RunVerdict], *, redact: bool = False) -> tuple[str, list[str]]:
+    """Return the page of some runs that were judged, and what it tells of where they were made.
 
     Args:
         verdicts: The first is of the run that the others are compared with.
@@ -47,7 +40,7 @@ def page_of(verdicts: Sequence[RunVerdict], *, redact: bool = False) -> WrittenP
     if base:
         runs.insert(0, _read(base, f"{named[0]} (baseline)"))
     model = page_model(runs, redact=redact)
-    return WrittenPage(html_page(model), given_away(model))
+    return html_page(model), given_away(model)
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -32,8 +32,7 @@ from lightning_gradwatch.record.step import StepRecord
 from lightning_gradwatch.record.wording import counted
 from lightning_gradwatch.tell.training import training_text, waiting_for_the_loss
 from lightning_gradwatch.testing.restoring import generators_restored, module_restored
-from lightning_gradwatch.testing.trial_text import trial_text
-from lightning_gradwatch.testing.trials import Prepared, RemedyTrial, end_loss, trial_of
+from lightning_gradwatch.testing.trials import Prepared, RemedyTrial, end_loss, trial_of, trial_text
 from lightning_gradwatch.testing.watch import Watch
 
 _PACKAGES = ("pytorch_lightning", "lightning.pytorch")

@@ -10,8 +10,9 @@ import pytest
 
 from lightning_gradwatch.cli.config import load_settings
 from lightning_gradwatch.cli.schemas import config_schema_text, read_schema
-from lightning_gradwatch.cli.settings import KEYS, ConfigError, LayerIgnore, Settings
+from lightning_gradwatch.cli.settings import KEYS, ConfigError, Settings
 from lightning_gradwatch.judge.catalog import RULE_BY_CODE, RULES
+from lightning_gradwatch.judge.verdict import IgnoredLayers
 from lightning_gradwatch.record.finding import Severity
 
 WHOLE = """
@@ -66,8 +67,8 @@ def test_a_file_above_is_read_whole(load, tmp_path):
     assert values(settings.thresholds) == {"GW101": {"ratio": 0.01, "min_grad_rms": None, "patience": 5}}
     reason = "a small head, dead on purpose"
     assert settings.ignore_layers == (
-        LayerIgnore(rule="GW2", pattern="head.*", reason=reason),
-        LayerIgnore(rule="GW2", pattern="neck", reason=reason),
+        IgnoredLayers(rule="GW2", pattern="head.*", reason=reason),
+        IgnoredLayers(rule="GW2", pattern="neck", reason=reason),
     )
 
 

@@ -8,10 +8,11 @@ from written import make_info, make_record
 
 from lightning_gradwatch.cli import command
 from lightning_gradwatch.cli.check import judge
-from lightning_gradwatch.cli.settings import LayerIgnore, Settings, Threshold
+from lightning_gradwatch.cli.settings import Settings, Threshold
 from lightning_gradwatch.judge.catalog import DEFAULT_RULES
 from lightning_gradwatch.judge.evaluator import Evaluator
 from lightning_gradwatch.judge.run import evaluate, read_run
+from lightning_gradwatch.judge.verdict import IgnoredLayers
 from lightning_gradwatch.record.events.file import EventFile
 from lightning_gradwatch.record.events.step_events import findings_event, step_event
 from lightning_gradwatch.record.finding import Severity
@@ -95,8 +96,8 @@ def test_a_worse_finding_than_what_is_left_shows_is_not_confirmed(tmp_path):
         ({"select": ("GW104",)}, 0),
         ({"select": ("GW103", "GW104")}, 2),
         ({"thresholds": {"GW103": {"skipped_steps": Threshold(5, "--set")}}}, 0),
-        ({"ignore_layers": (LayerIgnore(rule="GW1", pattern="net.*", reason="x"),)}, 0),
-        ({"ignore_layers": (LayerIgnore(rule="GW1", pattern="net.0", reason="x"),)}, 2),
+        ({"ignore_layers": (IgnoredLayers(rule="GW1", pattern="net.*", reason="x"),)}, 0),
+        ({"ignore_layers": (IgnoredLayers(rule="GW1", pattern="net.0", reason="x"),)}, 2),
     ],
 )
 def test_only_what_is_asked_for_is_missed(tmp_path, settings, exit_code):

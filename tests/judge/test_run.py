@@ -6,53 +6,17 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from record.small_runs import make_info, make_record, steps_of, write
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from lightning_gradwatch.judge.run import RunError, evaluate, read_run
 from lightning_gradwatch.record.events.file import MAX_EVENT_BYTES, EventFile, masked_crc32c
 from lightning_gradwatch.record.events.step_events import findings_event, step_event
 from lightning_gradwatch.record.finding import Finding, Remedy, Severity
-from lightning_gradwatch.record.metrics import METRICS, is_over_layers
-from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
-
-
-def make_info(layers=2, sites=1, first=0):
-    return RunInfo(
-        layers=tuple(LayerInfo(f"net.{2 * i}", "Linear", ((4, 4),), 16, weight=True) for i in range(first, layers)),
-        sites=tuple(SiteInfo(f"net.{2 * i + 1}", "relu", "hidden", 4) for i in range(sites)),
-    )
-
-
-def make_record(info, step, fill=0.0):
-    layers, sites = len(info.layers), len(info.sites)
-    return StepRecord(
-        step=step,
-        layout=info.layout,
-        metrics={name: np.full(layers if is_over_layers(name) else sites, fill + step) for name in METRICS},
-        layer_state=np.ones(layers, np.uint8),
-        window_fill=np.ones(sites),
-        forward_rms=np.ones(sites),
-    )
 
 
 def make_finding(code="GW101"):
     return Finding(code, "x", Severity.ERROR, ("net.0",), 1, 2, 0.5, 1e-3, "c", Remedy("r"), "m")
-
-
-def write(folder, steps=(0, 1, 2), *, info=None, fill=0.0):
-    """Write a run and return the file and where each record starts in it."""
-    info = info or make_info()
-    starts = []
-    with EventFile(folder) as file:
-        for number, step in enumerate(steps):
-            starts.append(file.path.stat().st_size)
-            file.write(step_event(make_record(info, step, fill), info, describe=number == 0))
-    return file.path, starts
-
-
-def steps_of(run):
-    return [record.step for record in run.records]
 
 
 def test_a_series_matches_columns_by_name_over_layouts(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.patches import Patch, beneath, is_own
+from lightning_gradwatch.measure.patches import Patch, beneath
 
 
 class Owner:
@@ -124,21 +124,9 @@ def test_an_objects_own_attribute_comes_back():
     owner.step = mine = lambda value: value
     placed = [patch(owner, 0), patch(owner, 1)]
     assert beneath(owner.step) is mine
-    assert not is_own(owner, "step")
     for each in placed:
         each.remove()
     assert owner.step is mine
-
-
-def test_a_function_of_the_class_is_known_below_ours():
-    owner = Owner()
-    assert is_own(owner, "step")
-    placed = patch(owner, 0)
-    assert is_own(owner, "step")
-    assert beneath(owner.step).__func__ is Owner.step
-    Others(owner, 1)
-    assert not is_own(owner, "step")
-    assert not placed.removed
 
 
 def test_one_that_is_removed_keeps_nothing_alive_though_another_stands_on_it():

@@ -50,7 +50,7 @@ def page_with(name):
     info = make_info()
     info = replace(info, layers=(replace(info.layers[0], name=name), *info.layers[1:]))
     finding = replace(FINDING, layers=(name,), message=name, cause=name)
-    return html_page(page_model([shown([make_record(info, 0)], info, findings=(finding,), name=name)], title=name))
+    return html_page(page_model([shown([make_record(info, 0)], info, findings=(finding,), name=name)]))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
+from record.small_runs import make_info, make_record, steps_of, write
 
 from lightning_gradwatch.judge.run import RunError, read_run
-from lightning_gradwatch.record.events.file import EventFile
-from lightning_gradwatch.record.events.step_events import step_event
-from lightning_gradwatch.record.metrics import METRICS, RECORD_VECTORS, is_over_layers
-from lightning_gradwatch.record.run_info import RunInfo
-from lightning_gradwatch.record.step import LayerInfo, SiteInfo, StepRecord
+from lightning_gradwatch.record.metrics import RECORD_VECTORS
 
 NOISE = np.random.default_rng(0).bytes((1 << 20) + 77)
 
@@ -18,40 +15,6 @@ def bits(record):
     data = dict(vars(record))
     arrays = {name: data.pop(name) for name in RECORD_VECTORS} | data.pop("metrics")
     return repr(data), {name: (str(vector.dtype), vector.tobytes()) for name, vector in arrays.items()}
-
-
-def make_info(layers=2, sites=1, first=0):
-    return RunInfo(
-        layers=tuple(LayerInfo(f"net.{2 * i}", "Linear", ((4, 4),), 16, weight=True) for i in range(first, layers)),
-        sites=tuple(SiteInfo(f"net.{2 * i + 1}", "relu", "hidden", 4) for i in range(sites)),
-    )
-
-
-def make_record(info, step, fill=0.0):
-    layers, sites = len(info.layers), len(info.sites)
-    return StepRecord(
-        step=step,
-        layout=info.layout,
-        metrics={name: np.full(layers if is_over_layers(name) else sites, fill + step) for name in METRICS},
-        layer_state=np.ones(layers, np.uint8),
-        window_fill=np.ones(sites),
-        forward_rms=np.ones(sites),
-    )
-
-
-def write(folder, steps=(0, 1, 2), *, info=None, fill=0.0):
-    """Write a run and return the file and where each record starts in it."""
-    info = info or make_info()
-    starts = []
-    with EventFile(folder) as file:
-        for number, step in enumerate(steps):
-            starts.append(file.path.stat().st_size)
-            file.write(step_event(make_record(info, step, fill), info, describe=number == 0, max_curves=0))
-    return file.path, starts
-
-
-def steps_of(run):
-    return [record.step for record in run.records]
 
 
 def test_a_file_cut_anywhere_in_its_last_record_keeps_the_others(tmp_path):

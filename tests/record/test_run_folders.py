@@ -10,7 +10,8 @@ from written import write_run
 from lightning_gradwatch.cli import command
 from lightning_gradwatch.cli.check import find_runs
 from lightning_gradwatch.record import run_folders
-from lightning_gradwatch.record.run_folders import TooManyFoldersError, runs_below
+from lightning_gradwatch.record.reasons import CannotJudgeError
+from lightning_gradwatch.record.run_folders import runs_below
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_the_baseline_may_be_the_folder_that_it_lies_in(logs, capsys):
 
 def test_the_search_has_a_limit(logs, monkeypatch, capsys):
     monkeypatch.setattr(run_folders, "_MOST_ENTRIES", 20)
-    with pytest.raises(TooManyFoldersError, match="more than 20 files and folders"):
+    with pytest.raises(CannotJudgeError, match="more than 20 files and folders"):
         runs_below(logs)
     assert command.main(["check", str(logs), "--no-config"]) == 2
     assert "name a run" in capsys.readouterr().err

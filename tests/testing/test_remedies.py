@@ -17,8 +17,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_gradwatch import NotApplicableError, apply_action, check_training
 from lightning_gradwatch.record.finding import Action, Remedy, Severity
-from lightning_gradwatch.testing.trial_text import trial_text
-from lightning_gradwatch.testing.trials import Prepared, trial_of
+from lightning_gradwatch.testing.trials import Prepared, trial_of, trial_text
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + 2 * (X[:, 1] > 0).long()

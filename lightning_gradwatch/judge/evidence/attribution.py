@@ -54,11 +54,6 @@ class Attribution(NamedTuple):
     weight_share: float
     """Share of the fading that isn't the functions'; below 0 where the weights make up for a part of it."""
 
-    @property
-    def step_gain(self) -> float:
-        """Share of the signal that is left after one site and the weights before it."""
-        return self.gain * self.weight_gain
-
 
 def attribute(record: StepRecord, info: RunInfo, hidden: npt.NDArray[np.intp]) -> Attribution | None:
     """Split up the fading over some hidden sites, along the path.

@@ -32,7 +32,6 @@ from lightning_gradwatch.record.finding import (
     Action,
     Cause,
     CauseKind,
-    Remedy,
     Severity,
     VanishingGradientWarning,
 )
@@ -226,14 +225,18 @@ class VanishingGradient(Rule):
             return None
         severity = Severity.ERROR if signal.attenuation < threshold / _ERROR_FACTOR else Severity.WARNING
 
-        steps = self._steps_since_a_good_start(info, state, trend)
+        how, first = self._steps_since_a_good_start(info, state, trend), state["first"][:2]
 
         def write() -> Sentences:
             found = diagnose(record, info, signal.depth.columns, signal.gain, alone=signal.depth.several)
             ended = underflow(record, info) if signal.attenuation == 0 else None
             why = explain_fading(info, found)
-            if steps is not None and not any(blame.kind in _WHATEVER_THE_STEPS for blame in found.blamed):
-                why = Explanation(steps.cause, steps.remedy(info), steps.how.causes)
+            if how is not None and not any(blame.kind in _WHATEVER_THE_STEPS for blame in found.blamed):
+                step, attenuation = first
+                at_first = (
+                    f"At step {step} the signal at the first activation was {number(attenuation)} of that at the last"
+                )
+                why = _weakened(info, at_first, how)
             return Sentences(
                 cause=" ".join([why.cause, *([ended.sentence()] if ended else [])]),
                 remedy=why.remedy,
@@ -252,7 +255,7 @@ class VanishingGradient(Rule):
             write=write,
         )
 
-    def _steps_since_a_good_start(self, info: RunInfo, state: State, trend: LossTrend) -> _Weakened | None:
+    def _steps_since_a_good_start(self, info: RunInfo, state: State, trend: LossTrend) -> Drift | None:
         """Return what is known of the steps that weakened a signal which didn't vanish at first; None where it did, or may have.
 
         That it didn't says little alone: a deep net on its way to nothing passes many a threshold. The steps are to blame
@@ -260,12 +263,7 @@ class VanishingGradient(Rule):
         """
         step, attenuation, gain = state["first"]
         fine = attenuation >= self.threshold_for(info) or gain >= self.gain
-        how = _harmful_steps(state, trend) if fine and step < self.warm_up_steps else None
-        if how is None:
-            return None
-        return _Weakened(
-            f"At step {step} the signal at the first activation was {number(attenuation)} of that at the last", how
-        )
+        return _harmful_steps(state, trend) if fine and step < self.warm_up_steps else None
 
     def _judge_input(self, record: StepRecord, info: RunInfo, state: State) -> Sighting | None:
         """Judge what the first layer gets, while the loss stands."""
@@ -285,8 +283,9 @@ class VanishingGradient(Rule):
         def write() -> Sentences:
             cause, remedy, causes = explain_starved(starved)
             if how is not None:
-                steps = _Weakened(f"At step {step} it got {number(share)} of what others got", how)
-                cause, remedy, causes = steps.cause, steps.remedy(info), how.causes
+                cause, remedy, causes = _weakened(
+                    info, f"At step {step} it got {number(share)} of what others got", how
+                )
             return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, starved_headline(starved))
 
         return Sighting(
@@ -376,25 +375,17 @@ def _harmful_steps(state: State, trend: LossTrend) -> Drift | None:
     return how if how.oversized or harmed else None
 
 
-class _Weakened(NamedTuple):
-    """A signal that didn't vanish in the first measured step: no start of the weights is to blame."""
-
-    at_first: str
-    """What that step showed."""
-    how: Drift
-
-    @property
-    def cause(self) -> str:
-        """Say so."""
-        rate = self.how.sentence() if self.how.oversized else "Most likely the learning rate is too high."
-        return f"{self.at_first}: not the start, but what the steps since have done to the net takes it away. {rate}"
-
-    def remedy(self, info: RunInfo) -> Remedy:
-        """Say how to take smaller steps."""
-        cure = Prescription(info)
-        cure.take_smaller_steps(self.how.update, unscaled=self.how.unscaled)
-        cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
-        return cure.remedy()
+def _weakened(info: RunInfo, at_first: str, how: Drift) -> Explanation:
+    """Say of a signal that was there in the first measured step what that showed, and that no start of the weights is to blame."""
+    rate = how.sentence() if how.oversized else "Most likely the learning rate is too high."
+    cure = Prescription(info)
+    cure.take_smaller_steps(how.update, unscaled=how.unscaled)
+    cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
+    return Explanation(
+        f"{at_first}: not the start, but what the steps since have done to the net takes it away. {rate}",
+        cure.remedy(),
+        how.causes,
+    )
 
 
 def _depth_limit(gain: float, threshold: float) -> int:

@@ -40,7 +40,7 @@ ERF: frozenset[Any] = frozenset((torch.erf, torch.erf_, torch.Tensor.erf, torch.
 """The inner function that is no activation function by itself."""
 
 
-def composite(name: str, inner: Inner, u: Tensor, *, in_place: bool = False) -> Call:
+def composite(name: str, inner: Inner, u: Tensor) -> Call:
     """Return the call of a function that was written out by hand, judged at its inner function's argument.
 
     Raises:
@@ -49,4 +49,4 @@ def composite(name: str, inner: Inner, u: Tensor, *, in_place: bool = False) -> 
     if (zones := COMPOSITES.get((name, inner))) is None:
         known = ", ".join(f"{outer} of {argument}" for outer, argument in COMPOSITES)
         raise ValueError(f"name={name!r}, inner={inner!r} is no known composite; there are {known}")
-    return Call(zones, u, in_place)
+    return Call(zones, u, in_place=False)

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from lightning_gradwatch.record.events.encoding import PLUGIN
 from lightning_gradwatch.record.events.reader import EventReader
 from lightning_gradwatch.record.events.tags import STEP_TAG, Stamp, check_of
+from lightning_gradwatch.record.run_folders import is_event_file
 
 if TYPE_CHECKING:
     import os
@@ -61,7 +62,7 @@ def _last_fit(folder: Path) -> int:
     last, room = -1, _MOST_BYTES
     try:
         for path in sorted(folder.iterdir(), reverse=True):
-            if "tfevents" in path.name and path.is_file() and room > 0:
+            if is_event_file(path) and room > 0:
                 stamp = _first_stamp(path)
                 last = last if stamp is None else max(last, stamp.fit)
                 room -= min(path.stat().st_size, _FIRST_BYTES)
