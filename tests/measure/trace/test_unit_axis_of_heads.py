@@ -171,6 +171,16 @@ def test_channels_in_groups_are_channels():
         judged(measured(model, torch.randn(B, 2, 7, 7)), model.made.movedim(1, -1))
 
 
+def test_patches_have_each_channel_at_each_of_their_places():
+    torch.manual_seed(0)
+    model = Net(lambda y: F.unfold(y, 2, stride=2), nn.Conv2d(2, FEATURES, 3))
+    probe = measured(model, torch.randn(B, 2, 8, 8))
+    patches = F.unfold(model.made.detach(), 2, stride=2).movedim(1, -1).flatten(0, 1)
+    (site,) = probe.info.sites
+    assert site.units == patches.shape[1] == 4 * FEATURES
+    assert probe.record.metrics["dead_fraction"][0] == (patches <= 0).all(0).double().mean().item() >= len(DEAD) / 12
+
+
 def test_features_that_become_an_image_are_the_layers():
     torch.manual_seed(0)
     model = Net(lambda y: y.view(B, 3, 2, 2))
