@@ -240,6 +240,20 @@ def test_what_is_not_known_is_named_where_it_is(name):
     assert entry.reason == "an activation function by hand that isn't counted: which one it is isn't known"
 
 
+def test_what_becomes_a_piece_in_a_later_step_is_named_then():
+    class Late(nn.Module):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += 1
+            a = F.relu(x)
+            return a if self.steps < 3 else a - 0.1 * F.relu(-x)
+
+    _, probe, _ = measured(Late(), steps=4)
+    assert [site.function for site in probe.info.sites] == ["relu"]  # it was one
+    assert [entry.name for entry in probe.info.coverage] == ["act"]
+
+
 PIECES = {
     "where(x > 0, x, 0.1 elu(x))": (lambda x: torch.where(x > 0, x, 0.1 * F.elu(x)), ":where"),
     "where(x > 0, tanh(x), 0.1 x)": (lambda x: torch.where(x > 0, torch.tanh(x), 0.1 * x), ":where"),
