@@ -184,7 +184,7 @@ class Activations:
     def may_leave_out(self, function: str, reason: str, result: Tensor) -> None:
         """Note what a function by hand has made, that is named with a reason once it shows to be the net's: no loss."""
         place = self.place()
-        if result.grad_fn is not None and not self._unseen.knows(place, function):
+        if not self._unseen.knows(place, function):
             awaited = Awaited(function, reason, place)
             self._awaited.append(awaited)
             self.roles.called(awaited, result.grad_fn)

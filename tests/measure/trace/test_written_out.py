@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from measure import one_activation
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch.measure.probe import Probe
 
@@ -252,6 +253,28 @@ def test_what_becomes_a_piece_in_a_later_step_is_named_then():
     _, probe, _ = measured(Late(), steps=4)
     assert [site.function for site in probe.info.sites] == ["relu"]  # it was one
     assert [entry.name for entry in probe.info.coverage] == ["act"]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_recomputed_is_named_as_well(reentrant):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+        def leaky(self, x):
+            z = self.b(x)
+            return 0.1 * z + 0.9 * F.relu(z)
+
+        def forward(self, x):
+            return self.c(checkpoint(self.leaky, self.a(x), use_reentrant=reentrant))
+
+    torch.manual_seed(0)
+    with Probe(model := Net(), optimizer := torch.optim.SGD(model.parameters(), 0.1)) as probe:
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+    assert probe.info.sites == ()
+    assert [entry.name for entry in probe.info.coverage] == [":relu"]
 
 
 PIECES = {
