@@ -179,13 +179,12 @@ class Activations:
     def are_pieces(self, calls: Sequence[SiteCall], result: Tensor) -> None:
         """Leave out calls that make another function of what they are given, and name it if a layer takes it."""
         self.are_steps(calls)
-        if all(call.site.part for call in calls):
-            self.may_leave_out(calls[0].site.function, BY_HAND, result)
+        self.may_leave_out(calls[0].site.function, BY_HAND, result)
 
     def may_leave_out(self, function: str, reason: str, result: Tensor) -> None:
         """Note what a function by hand has made, that is named with a reason once it shows to be the net's: no loss."""
         place = self.place()
-        if result.grad_fn is not None and not self._unseen.knows(place, function):
+        if not self._unseen.knows(place, function):
             awaited = Awaited(function, reason, place)
             self._awaited.append(awaited)
             self.roles.called(awaited, result.grad_fn)

@@ -207,6 +207,8 @@ class Flow:
             new.call, new.picked = tag.call, tag.picked
         elif getattr(func, "__name__", "") in _PICKS and not tag.shifted and tag.scale == 1:
             new.picked = tag.call or tag.picked
+        elif "dropout" in getattr(func, "__name__", ""):
+            new.within = tag.call
 
     def _note_weights(self, sources: Sources, result: Tensor) -> None:
         """Note what parameters have a part in."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.measure.model.call_site import inside_function
 from lightning_gradwatch.measure.trace.gates import may_gate
+from lightning_gradwatch.measure.trace.handwritten import chain_of, inner_call
 from lightning_gradwatch.measure.trace.tensor_state import is_in_place
 from lightning_gradwatch.measure.units.activations import Call
 from lightning_gradwatch.record.zones import Comparison, Region, Zones
@@ -120,7 +121,8 @@ def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags, *, small
         if _slope(bound, z, tags) not in (None, 0.0, 1.0):
             return Zones("leaky_relu"), z
     if one.requires_grad and other.requires_grad:  # of two that are trained, or of two pieces of one function
-        return PIECES if argument_of(one, tags) is argument_of(other, tags) and _judged(one, tags) else None
+        alike = argument_of(one, tags) is argument_of(other, tags)
+        return PIECES if alike and (_judged(one, tags) or _judged(other, tags)) else None
     return _unknown(one if one.requires_grad else other, tags)
 
 
@@ -158,9 +160,8 @@ def _where(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Found
 def argument_of(value: Tensor, tags: Tags) -> Origin:
     """Return the origin of the value of which a tensor is a function, entry by entry; of itself, where of none."""
     tag = tags.get(value)
-    call = None if tag is None else tag.call or tag.within
-    if call is not None and call.of is not None:
-        return call.of
+    if (call := inner_call(tag)) is not None and (first := chain_of(call)[-1]).of is not None:
+        return first.of
     if tag is not None and tag.u is not None and tag.of is not None:
         return tag.of
     return tag.formula.of if tag is not None and tag.formula is not None else tags.root(value)

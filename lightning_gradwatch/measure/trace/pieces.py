@@ -79,6 +79,8 @@ def taken(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: Te
     tag = tags.get(source)
     before = 0 if tag is None else tag.piece
     of_weights = tag is None or tag.weights_only
+    if not of_weights and _takes_units_of_each(result, arguments, unit_axis(source, tag)):
+        return LOST, before
     tags.apart = tags.apart or of_weights
     units = split_of(source.shape, range(source.dim())) if of_weights else unit_axis(source, tag)
     if isinstance(units, Split) and not of_weights:
@@ -98,6 +100,26 @@ def taken(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: Te
     # A copy, as of what an index tensor picks: another one picks otherwise.
     picked = tuple(_identity(tags, each) for each in arguments[1:]) or len(tags.pieces)
     return axis, _number(tags, (before, picked))
+
+
+def _takes_units_of_each(result: Tensor, arguments: Sequence[Tensor], units: Axis) -> bool:
+    """Whether each sample has other units in each place: sorted along their axis, or picked by an index of its own."""
+    node = result.grad_fn
+    saved = getattr(node, "_saved_dim", None)
+    if saved is None or not type(node).__name__.startswith(_PER_SAMPLE):
+        return False
+    # A negative one is kept as an unsigned number.
+    along = (saved if saved < _WRAPS // 2 else saved - _WRAPS) % arguments[0].dim()
+    if len(arguments) > 1:
+        index = arguments[1]
+        others = [axis for axis, size in enumerate(index.shape) if axis != along and size > 1]
+        if not any(index.stride(axis) for axis in others):
+            return False  # the same ones of each
+    return along == units if isinstance(units, int) else along in units.with_units
+
+
+_PER_SAMPLE = ("SortBackward", "TopkBackward", "GatherBackward")
+_WRAPS = 1 << 64
 
 
 def _identity(tags: Tags, index: Tensor) -> int:

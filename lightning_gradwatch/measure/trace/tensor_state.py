@@ -111,7 +111,7 @@ _NAMES: dict[Op, str] = {
     Op.COMPARE: "gt ge lt le greater greater_equal less less_equal",
     Op.ZEROS: "zeros zeros_like new_zeros",
     Op.PIECE: "split chunk tensor_split split_with_sizes unsafe_chunk unsafe_split hsplit vsplit dsplit unbind narrow select "
-    "index_select gather take_along_dim __getitem__",
+    "index_select gather take_along_dim __getitem__ sort msort topk",
     Op.JOIN: "cat concat concatenate stack vstack row_stack hstack dstack column_stack",
     Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
 }

@@ -171,6 +171,16 @@ def test_channels_in_groups_are_channels():
         judged(measured(model, torch.randn(B, 2, 7, 7)), model.made.movedim(1, -1))
 
 
+def test_patches_have_each_channel_at_each_of_their_places():
+    torch.manual_seed(0)
+    model = Net(lambda y: F.unfold(y, 2, stride=2), nn.Conv2d(2, FEATURES, 3))
+    probe = measured(model, torch.randn(B, 2, 8, 8))
+    patches = F.unfold(model.made.detach(), 2, stride=2).movedim(1, -1).flatten(0, 1)
+    (site,) = probe.info.sites
+    assert site.units == patches.shape[1] == 4 * FEATURES
+    assert probe.record.metrics["dead_fraction"][0] == (patches <= 0).all(0).double().mean().item() >= len(DEAD) / 12
+
+
 def test_features_that_become_an_image_are_the_layers():
     torch.manual_seed(0)
     model = Net(lambda y: y.view(B, 3, 2, 2))
@@ -297,8 +307,29 @@ def test_turns_of_a_loop_that_are_stacked_are_positions():
 
 LOST = {
     "pieces that cross the layer's features": lambda y: y.reshape(B, 6, 14),
+    "sorted": lambda y: y.sort(-1).values,
+    "the largest": lambda y: torch.topk(y, 5, dim=2)[0],
+    "sorted in pairs": lambda y: y.view(B, T, 6, 2).sort(-1).values.flatten(2),
+    "picked by each sample": lambda y: y.gather(-1, torch.arange(B * T * D).view(B, T, D) % FEATURES),
+    "in an order of each sample": lambda y: torch.take_along_dim(y, y.argsort(2), dim=2),
     "a part of what was merged": lambda y: y.view(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)[:4],
 }
+
+
+KEPT = {
+    "positions, sorted": lambda y: y.sort(1).values,
+    "positions, picked by each sample": lambda y: y.gather(
+        1, torch.arange(B * 3).view(B, 3, 1).expand(B, 3, FEATURES) % T
+    ),
+    "another order, of all": lambda y: y.gather(2, torch.arange(FEATURES).flip(0).expand(B, T, FEATURES)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_units_stay_where_samples_or_positions_are_picked(name):
+    torch.manual_seed(0)
+    model = Net(KEPT[name])
+    judged(measured(model, torch.randn(B, T, WIDTH)), KEPT[name](model.made.detach()))
 
 
 @pytest.mark.parametrize("name", LOST)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from measure import one_activation
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gradwatch.measure.probe import Probe
 
@@ -220,6 +221,7 @@ UNKNOWN = {
     "a square, interpolated": (lambda x: torch.lerp(torch.zeros_like(x), x * x, 0.5), ":mul"),
     "leaky, interpolated": (lambda x: torch.lerp(x, F.relu(x), 0.9), ":relu"),
     "leaky, by addcmul": (lambda x: torch.addcmul(x, F.relu(x), torch.full_like(x, 9.0)), ":relu"),
+    "around dropout": (lambda x: x + F.dropout(F.relu(x), 0.1), ":relu"),
     "leaky, by alpha": (lambda x: torch.add(x, F.relu(x), alpha=9), ":relu"),
     "PReLU": (PReLU(lambda x, a: F.relu(x) - a * F.relu(-x)), "act:relu"),
     "PReLU, the other way round": (PReLU(lambda x, a: -a * F.relu(-x) + F.relu(x)), "act:relu"),
@@ -239,6 +241,42 @@ def test_what_is_not_known_is_named_where_it_is(name):
     assert entry.reason == "an activation function by hand that isn't counted: which one it is isn't known"
 
 
+def test_what_becomes_a_piece_in_a_later_step_is_named_then():
+    class Late(nn.Module):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += 1
+            a = F.relu(x)
+            return a if self.steps < 3 else a - 0.1 * F.relu(-x)
+
+    _, probe, _ = measured(Late(), steps=4)
+    assert [site.function for site in probe.info.sites] == ["relu"]  # it was one
+    assert [entry.name for entry in probe.info.coverage] == ["act"]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_recomputed_is_named_as_well(reentrant):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+        def leaky(self, x):
+            z = self.b(x)
+            return 0.1 * z + 0.9 * F.relu(z)
+
+        def forward(self, x):
+            return self.c(checkpoint(self.leaky, self.a(x), use_reentrant=reentrant))
+
+    torch.manual_seed(0)
+    with Probe(model := Net(), optimizer := torch.optim.SGD(model.parameters(), 0.1)) as probe:
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+    assert probe.info.sites == ()
+    assert [entry.name for entry in probe.info.coverage] == [":relu"]
+
+
 PIECES = {
     "where(x > 0, x, 0.1 elu(x))": (lambda x: torch.where(x > 0, x, 0.1 * F.elu(x)), ":where"),
     "where(x > 0, tanh(x), 0.1 x)": (lambda x: torch.where(x > 0, torch.tanh(x), 0.1 * x), ":where"),
@@ -246,6 +284,8 @@ PIECES = {
     "where in where": (lambda x: torch.where(x > 1, 1.0, torch.where(x < 0, 0.0, x)), ":where"),
     "min(relu6(x), x)": (lambda x: torch.minimum(F.relu6(x), x), ":minimum"),
     "max(relu(x), gelu(x))": (lambda x: torch.maximum(F.relu(x), F.gelu(x)), ":maximum"),
+    "max(hardsigmoid(x), x)": (lambda x: torch.maximum(F.hardsigmoid(x), x), ":maximum"),
+    "min(sin(relu(x)), x)": (lambda x: torch.minimum(torch.sin(F.relu(x)), x), ":minimum"),
     "max(erf(x), x)": (lambda x: torch.maximum(torch.erf(x), x), ":maximum"),
     "max(|x|, x + 1)": (lambda x: torch.maximum(x.abs(), x + 1), ":maximum"),
     "slopes of two masks": (lambda x: ((x > 0) + 0.1 * (x <= 0)) * x, ":mul"),
