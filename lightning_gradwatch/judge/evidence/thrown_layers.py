@@ -26,8 +26,8 @@ _MOVED = 1e-4
 """Update ratio with which a layer didn't start as one that hardly moves: ten times the threshold."""
 _OVERSIZED = 0.1
 """The threshold of GW302: ten such steps replace a layer."""
-_HARMED = 2.0
-"""Loss over that at the start from which the steps have done harm."""
+_HARMED, _CLEARLY = 2.0, 1.25
+"""Loss over that at the start from which the steps have done harm; and where most of the first ones were seen to be too large."""
 
 
 class Beginning(NamedTuple):
@@ -39,6 +39,8 @@ class Beginning(NamedTuple):
     """The largest update ratio of each layer in the first steps, shape [L]; NaN where none was measured."""
     how: Drift
     """How large these steps were."""
+    swings: bool = False
+    """Whether most of them changed some layer by too much, be it the head alone."""
 
 
 def why_thrown(
@@ -71,8 +73,9 @@ def why_thrown(
     if trend.unknown or trend.of_first < 1 or not gradient[worst] < gradient[best]:
         return None
     moved = float(beginning.updates[worst])
+    harm = _CLEARLY if beginning.swings else _HARMED
     too_large = beginning.how.oversized or top > _OVERSIZED
-    if not too_large or not (moved >= _MOVED or (trend.of_first >= _HARMED and top > _OVERSIZED)):
+    if not too_large or not (moved >= _MOVED or (trend.of_first >= harm and top > _OVERSIZED)):
         return None
     weak = f"The gradient of {name} has an rms of {number(gradient[worst])}, that of {other} {number(gradient[best])}."
     at_first = (
@@ -83,10 +86,10 @@ def why_thrown(
         if beginning.how.oversized
         else f"Steps that change {other} by {number(top)} of itself are too large: the learning rate ({spelled_rates(record)}) is too high."
     )
-    harmed = trend.of_first >= _HARMED and not trend.discounted  # a fall that is discounted says where it leads
-    harm = f" The loss is {number(trend.of_first)} times what it was at first." if harmed else ""
+    harmed = trend.of_first >= harm and not trend.discounted  # a fall that is discounted says where it leads
+    level = f" The loss is {number(trend.of_first)} times what it was at first." if harmed else ""
     return Explanation(
-        f"{weak}{at_first} {how}{harm}",
+        f"{weak}{at_first} {how}{level}",
         _smaller_steps(info, beginning.how, top),
         (*beginning.how.causes, Cause(CauseKind.WEAK_GRADIENT)),
     )

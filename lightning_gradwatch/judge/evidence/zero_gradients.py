@@ -35,6 +35,8 @@ class Unreached(NamedTuple):
     """First step without one."""
     everything: bool = False
     """Whether no layer at all has one."""
+    lost: bool = False
+    """Whether they had one before, in a record of this run: what goes on with another may begin without."""
 
 
 def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> Explanation:
@@ -68,7 +70,7 @@ def unreached_cause(unreached: Unreached, record: StepRecord, info: RunInfo) -> 
 
 def _driven(unreached: Unreached, followed: Explanation | None, info: RunInfo) -> Explanation | None:
     """Add to a softmax that has become certain that steps have made it so; return what else was followed as it is."""
-    if followed is None or unreached.since == 0 or followed.causes[0].kind is not CauseKind.CERTAIN_SOFTMAX:
+    if followed is None or not unreached.lost or followed.causes[0].kind is not CauseKind.CERTAIN_SOFTMAX:
         return followed
     cure = Prescription(info)
     cure.lower_learning_rate(float("nan"))
@@ -139,7 +141,7 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> Explanatio
         return None
     cure = Prescription(info)
     cure.replace(blocking, "dies")
-    if unreached.since > 0:
+    if unreached.lost:
         cure.lower_learning_rate(float("nan"))
     else:
         cure.initialize()
@@ -148,7 +150,7 @@ def _dead(unreached: Unreached, record: StepRecord, info: RunInfo) -> Explanatio
     lasts = any(not dead[info.site_names.index(site.name)] < 1 for site in blocking)
     died = (
         f" It had a gradient before step {unreached.since}, so most likely a step that was too large killed it."
-        if unreached.since > 0 and lasts
+        if unreached.lost and lasts
         else ""
     )
     causes = [Cause(CauseKind.DEAD_LAYER, tuple(site.name for site in blocking))]

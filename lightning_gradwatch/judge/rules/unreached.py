@@ -85,6 +85,7 @@ class UnreachedLayer(Rule):
     def look(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
         """Count for each layer how many measured steps in a row left it without a gradient."""
         codes = record.layer_state
+        begins = state.setdefault("begins", int(record.step))
         lacking = _LACKING[codes]
         held = streaks(state, "streaks", info, "layers")
         if held.blank and not state.get("clear") and not np.count_nonzero(lacking):
@@ -110,7 +111,7 @@ class UnreachedLayer(Rule):
                 if (unsure or root.reason == _FEW) and longest < _MANY:
                     waiting = "not yet: so few samples may be where a derivative is 0 by chance"
                 else:
-                    findings[_key(root.number)] = self._sighting(record, info, held, root, unsure=unsure)
+                    findings[_key(root.number)] = self._sighting(record, info, held, root, unsure=unsure, begins=begins)
         pending = bool(np.count_nonzero(hit & (groups.values[_NUMBER] == 0)))
         judged = bool(findings) or bool(np.count_nonzero(_REACHED[codes]))
         why = waiting or (self.waits if pending else _NOTHING_MEASURED)
@@ -136,7 +137,9 @@ class UnreachedLayer(Rule):
             if has_gone(state, key, holds=key in missing, patience=self.patience)
         }
 
-    def _sighting(self, record: StepRecord, info: RunInfo, held: Columns, root: _Root, *, unsure: bool) -> Sighting:
+    def _sighting(
+        self, record: StepRecord, info: RunInfo, held: Columns, root: _Root, *, unsure: bool, begins: int
+    ) -> Sighting:
         members, since, _ = root.members
         longest = int(np.maximum.reduce(counts(held)[0][members]))
         reached = bool(np.count_nonzero(_REACHED[record.layer_state]))
@@ -148,7 +151,7 @@ class UnreachedLayer(Rule):
 
         def write() -> Sentences:
             names = root.members.names()
-            unreached = Unreached(root.reason, names, since, everything=not reached)
+            unreached = Unreached(root.reason, names, since, everything=not reached, lost=since > begins)
             cause, remedy, causes = unreached_cause(unreached, record, info)
             headline = f"{form.format(layers=listed(names))} in {counted(longest, 'measured step')} in a row"
             return Sentences(cause, remedy, "", causes, headline)

@@ -141,7 +141,7 @@ class VanishingGradient(Rule):
         if record.step < self.warm_up_steps:
             return Verdict(findings) if by_floor else self.warms_up()._replace(findings=findings)
         found = self._judge_ratio(record, info, state, signal)
-        if state["streak"] or "signal" in self.reported(state):
+        if state["streak"] or self.still_reported(state, "signal"):
             findings.pop("input", None)  # the signal over depth says more
         healed = {} if "input" in findings else self._fed_again(state)
         gone = has_gone(state, "signal", holds=state["streak"] > 0, patience=self.patience)

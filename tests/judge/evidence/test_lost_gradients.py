@@ -85,6 +85,11 @@ def test_a_softmax_that_became_certain_asks_for_smaller_steps_first(runs):
     finding = judged(runs, [{"net.2": ZERO}] * 3, info=info).only
     assert finding.first_step == 0
     assert finding.remedy.text.startswith("Look at the mask")
+    # A run that goes on from another's weights begins so at any step.
+    late = [runs.measure(info, step, states={"net.2": ZERO}) for step in range(500, 503)]
+    finding = runs.feed(UnreachedLayer(), late, info).only
+    assert finding.first_step == 500
+    assert finding.remedy.text.startswith("Look at the mask")
 
 
 def test_a_gradient_that_is_thrown_away_in_every_layer_is_an_error(runs):

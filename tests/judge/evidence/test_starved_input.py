@@ -105,7 +105,7 @@ def test_it_is_told_too_where_the_signal_over_depth_is_fine_and_not_beside_one_t
 def test_one_cause_is_one_finding_where_the_signal_comes_and_goes(runs):
     info = runs.stack()
     first = info.layer_names[0]
-    fades = [1e-9] * 8 + [0.5] * 12
+    fades = [1e-9] * 8 + [0.5] * 4
     records = [
         runs.measure(info, 10 + place, signal_norm=runs.fading(info, fade), grad_norm={first: 1e-12}, loss=2.3)
         for place, fade in enumerate(fades)

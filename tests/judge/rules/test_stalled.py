@@ -317,6 +317,11 @@ class TestWhy:
         assert "The loss is 5 times what it was at first." in finding.cause
         finding = thrown(runs, **given, losses=lambda step: 1.2 if step < 3 else 1.8).only
         assert finding.cause_kind is CauseKind.WEAK_GRADIENT
+        # Where most of the first steps threw it about, less of a rise is needed.
+        given["update"] = given["now"]
+        for level, blamed in ((1.8, True), (1.4, False)):
+            finding = thrown(runs, **given, losses=lambda step, level=level: 1.2 if step < 3 else level).only
+            assert (finding.cause_kind is CauseKind.HIGH_LEARNING_RATE) is blamed
 
     @pytest.mark.parametrize(
         "given",
