@@ -172,10 +172,6 @@ def commands(page):
     return shown
 
 
-class _Usage(Exception):
-    pass
-
-
 def parsed(command):
     """Parse a command as the program does."""
     parser = build_parser(dict.fromkeys(COMMANDS, lambda _: 0))

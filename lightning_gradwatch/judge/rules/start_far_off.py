@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FIRST_STEPS = 10
 """Steps in which a run is at its start."""
 _STAYS = "stays"
-"""Where the memory has for how long it stays there."""
+"""Where the memory has for how long it stays there; what an earlier release left in a checkpoint has a bare number at ``stood``."""
 
 
 @dataclass(frozen=True, kw_only=True)
