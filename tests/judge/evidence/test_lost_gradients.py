@@ -8,6 +8,7 @@ import pytest
 from judge.unreached import NONE, ZERO, judged, kinds, lost
 
 from lightning_gradwatch.judge.evidence.lost_gradients import Lost, lost_cause, reason
+from lightning_gradwatch.judge.rules.unreached import UnreachedLayer
 from lightning_gradwatch.record.finding import CauseKind, Severity
 from lightning_gradwatch.record.step import LayerState, LostGradient
 
