@@ -12,7 +12,7 @@ import torch
 
 from lightning_gradwatch.fit.copies import Kin
 from lightning_gradwatch.fit.packages import AnyCallback
-from lightning_gradwatch.fit.results import Handover, Outcome
+from lightning_gradwatch.fit.results import Outcome, SpawnResult
 from lightning_gradwatch.measure.faults import Faults, GivenUp
 from lightning_gradwatch.measure.garbage import collecting_later
 from lightning_gradwatch.record.finding import Finding, GradWatchError, GradWatchWarning
@@ -36,7 +36,7 @@ class Telling(AnyCallback):
         self._faults = Faults()
         self._fit: Fit | None = None
         self._live = self._outside = False
-        self._handover = Handover()
+        self._handover = SpawnResult()
         self._received = Outcome()
         """What came from a fit in other processes; it counts where there is none in this one."""
         self._kin = Kin().belong_to(self)

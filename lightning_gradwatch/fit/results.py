@@ -101,7 +101,7 @@ _CLASSES = (
 )
 
 
-class Handover:
+class SpawnResult:
     """Where the processes that train for a callback leave their outcome for the process that it was made in."""
 
     def __init__(self) -> None:
@@ -111,8 +111,8 @@ class Handover:
         self._choose_name()
         weakref.finalize(self, _remove, self._names, self._maker)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Handover:
-        return Handover()
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpawnResult:
+        return SpawnResult()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_maker": self._maker, "_path": self._path, "_names": []}  # its maker takes them away

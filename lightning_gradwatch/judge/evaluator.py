@@ -31,7 +31,7 @@ from lightning_gradwatch.record.reasons import DATA_ERRORS, CannotJudgeError, re
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.judge.rule import Rule, Sighting, Verdict
+    from lightning_gradwatch.judge.rule import LazyFinding, Rule, Verdict
     from lightning_gradwatch.judge.streaks import State
     from lightning_gradwatch.record.run_end import RunEnd
     from lightning_gradwatch.record.run_info import RunInfo
@@ -74,7 +74,7 @@ class _Entry:
             )
         return self.take(verdict, int(record.step))
 
-    def _with_onset(self, key: str, seen: Finding | Sighting, info: RunInfo) -> Finding | Sighting:
+    def _with_onset(self, key: str, seen: Finding | LazyFinding, info: RunInfo) -> Finding | LazyFinding:
         """Say where what was found began: as it was said at first, for as long as it is the same."""
         if isinstance(seen, Finding) or seen.first_bad is not None:
             return seen

@@ -14,7 +14,7 @@ from lightning_gradwatch.record.finding import CauseKind, Finding, Severity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning_gradwatch.judge.rule import Rule, Sighting
+    from lightning_gradwatch.judge.rule import LazyFinding, Rule
 
 
 class Kept:
@@ -22,7 +22,7 @@ class Kept:
 
     __slots__ = ("_finding", "first_step", "healed", "held", "last_step", "seen", "told")
 
-    def __init__(self, seen: Finding | Sighting, *, told: Severity | None = None) -> None:
+    def __init__(self, seen: Finding | LazyFinding, *, told: Severity | None = None) -> None:
         self.seen = seen
         self.first_step = seen.first_step
         self.last_step = seen.last_step
@@ -51,7 +51,7 @@ class Kept:
         self.seen = seen._replace(layers=layers)
         return layers
 
-    def take(self, new: Finding | Sighting) -> bool:
+    def take(self, new: Finding | LazyFinding) -> bool:
         """Take in a later one; return whether it is worse than any before."""
         if self.healed is not None:  # it is back: what it was before is over
             self.seen, self.first_step, self.healed = new, new.first_step, None
@@ -110,7 +110,7 @@ class Kept:
         return kept
 
 
-def _written(rule: Rule, seen: Sighting, layers: tuple[str, ...]) -> Finding:
+def _written(rule: Rule, seen: LazyFinding, layers: tuple[str, ...]) -> Finding:
     cause, remedy, message, causes, headline = seen.write()
     evidence = " ".join(part for part in (message, "" if seen.first_bad is None else seen.first_bad.sentence) if part)
     message = " ".join(part for part in (f"{headline}." if headline else "", evidence) if part)

@@ -72,7 +72,7 @@ class Sentences(NamedTuple):
     """What is wrong, where and by which number, in one sentence without a full stop: the first line that a user reads."""
 
 
-class Sighting(NamedTuple):
+class LazyFinding(NamedTuple):
     """A finding whose sentences aren't written yet: a failing run has one at each record, and only the last is read."""
 
     severity: Severity
@@ -102,7 +102,7 @@ class Line(NamedTuple):
 class Verdict(NamedTuple):
     """What a rule says about one record."""
 
-    findings: Mapping[str, Finding | Sighting] = MappingProxyType({})
+    findings: Mapping[str, Finding | LazyFinding] = MappingProxyType({})
     """What holds at this record, by root cause: a key that stays the same as long as the cause does."""
     withdrawn: tuple[str, ...] = ()
     """Keys of earlier findings that those of `findings` which are new have taken in: they aren't news then."""
@@ -324,7 +324,7 @@ def _note_reported(state: State, verdict: Verdict) -> None:
         reported[key] = [max(worst, int(finding.severity)), True]
 
 
-def _sighting(rule: Rule, record: StepRecord, info: RunInfo, seen: Seen, due: Lasting, *, facts: Any) -> Sighting:
+def _sighting(rule: Rule, record: StepRecord, info: RunInfo, seen: Seen, due: Lasting, *, facts: Any) -> LazyFinding:
     """Return what has lasted as a finding, told by the number that is furthest beyond the threshold."""
     column = int(np.argmax(np.where(due.where, np.abs(seen.values - seen.threshold), -1.0)))
     value = float(seen.values[column])
@@ -333,7 +333,7 @@ def _sighting(rule: Rule, record: StepRecord, info: RunInfo, seen: Seen, due: La
         worst = due.columns[column]
         return rule.words(Found(record, info, seen, due.names(), worst, value, due.where, facts))
 
-    return Sighting(
+    return LazyFinding(
         severity=seen.severity,
         layers=due.names,
         first_step=due.since,

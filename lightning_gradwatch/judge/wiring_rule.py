@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.standing_loss import LOSS_FALL, Standing, count_standing, forget_standing
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Rule, Sentences, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -97,7 +97,7 @@ class WiringRule(Rule):
             if urgency.due and key not in told:
                 told.append(key)
             nears = nears or (urgency.nears and key not in told)
-            findings[key] = Sighting(
+            findings[key] = LazyFinding(
                 severity=self.urgent if key in told else Severity.INFO,
                 layers=fact.names,
                 first_step=since.setdefault(key, int(record.step)),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lightning_gradwatch.measure.measured import Measured
-    from lightning_gradwatch.measure.totals import Columns, Tally
+    from lightning_gradwatch.measure.totals import Columns, Totals
     from lightning_gradwatch.measure.transfer.host import Values
     from lightning_gradwatch.measure.units.window import Window
     from lightning_gradwatch.measure.units.windows import Windows
@@ -44,7 +44,7 @@ class StepFacts:
     """How many optimizers the run has."""
 
 
-def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts: StepFacts) -> StepRecord:
+def assemble(tally: Totals, layout: str, windows: Sequence[Window | None], facts: StepFacts) -> StepRecord:
     """Build the record of a step; the windows, one a site with units, must hold the step already."""
     norms = tally.layers[:, OfLayer.GRADIENT]
     sums = _sums(tally, windows)
@@ -72,7 +72,7 @@ def assemble(tally: Tally, layout: str, windows: Sequence[Window | None], facts:
     )
 
 
-def _states(tally: Tally) -> npt.NDArray[np.uint8]:
+def _states(tally: Totals) -> npt.NDArray[np.uint8]:
     columns = tally.layers.T
     untouched = columns[OfLayer.NONZERO] == 0
     # The first that holds, decided by the entries; so the last one is set first.
@@ -86,7 +86,7 @@ def _states(tally: Tally) -> npt.NDArray[np.uint8]:
     return state
 
 
-def _sums(tally: Tally, windows: Sequence[Window | None]) -> StepSums:
+def _sums(tally: Totals, windows: Sequence[Window | None]) -> StepSums:
     """Return what the metrics follow from."""
     dead, saturated = fractions(windows)
     judged = [_NAN if chunk is None else chunk.observations * chunk.inactive.size for chunk in tally.chunks]
@@ -101,7 +101,7 @@ def _sums(tally: Tally, windows: Sequence[Window | None]) -> StepSums:
     )
 
 
-def _loops(tally: Tally) -> dict[str, FloatVector]:
+def _loops(tally: Totals) -> dict[str, FloatVector]:
     """Return what is known of sites that a pass called several times; nothing where there is none."""
     columns = tally.sites.T
     loops = np.where(columns[OfSite.INCOMPLETE] + columns[OfSite.NOT_COMBINABLE] == 0, columns[OfSite.LOOPS], 0)
@@ -113,7 +113,7 @@ def _loops(tally: Tally) -> dict[str, FloatVector]:
     }
 
 
-def _forward_rms(tally: Tally) -> FloatVector:
+def _forward_rms(tally: Totals) -> FloatVector:
     columns = tally.sites.T
     entries = np.where(columns[OfSite.NOT_COMBINABLE] > 0, 0, columns[OfSite.OUTPUT_ENTRIES])
     rms = ratio(columns[OfSite.OUTPUT], np.sqrt(entries))
@@ -149,7 +149,7 @@ class PendingRecord:
         windows = self.windows.take(self.columns.sites, step.chunks, due=not self.activations_only)
         return None if self.activations_only else assemble(step, self.info.layout, windows, self.facts)
 
-    def read(self) -> Tally:
+    def read(self) -> Totals:
         """Wait for the numbers; where they show at which operation a layer's gradient is lost, or that it wasn't emptied, `info` knows it from now on."""
         values = self.measured.pending.wait()
         step = tally(self.measured, values, self.columns, self.facts.optimizers)
@@ -161,7 +161,7 @@ class PendingRecord:
             self._explain(values, _states(step))
         return step
 
-    def _zero_factors(self, values: Values, step: Tally) -> Sequence[LostGradient]:
+    def _zero_factors(self, values: Values, step: Totals) -> Sequence[LostGradient]:
         """Return the products of parameters that are all 0, where the layers of each get a gradient by other parameters."""
         partly = (step.layers[:, OfLayer.GRADIENTS] > step.layers[:, OfLayer.NONZERO]) & (
             step.layers[:, OfLayer.NONZERO] > 0

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.call_site import CallSite
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.sites import Sites
-    from lightning_gradwatch.measure.trace.uncovered import Note, Unseen
+    from lightning_gradwatch.measure.trace.uncovered import Note, Uncovered
 
 _SCRIPTED = "scripted: its activations aren't seen"
 NOT_CALLED = "not called in a measured step"
@@ -38,7 +38,7 @@ def not_covered(
     layers: Layers,
     sites: Sites,
     optimizers: Sequence[Optimizer],
-    unseen: Unseen,
+    unseen: Uncovered,
     *,
     estimated: bool,
     eager: bool,
@@ -153,7 +153,7 @@ def _told(
             yield note
 
 
-def _is_part(location: Location, owners: Collection[str]) -> bool:
+def _is_part(location: CallSite, owners: Collection[str]) -> bool:
     """Whether a place belongs to the net: a metric has no parameters, and what the training step calls is no module's."""
     name = location.module
     outer = name.rpartition(".")[0] if location.leaf else ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.sites import Sites
-    from lightning_gradwatch.measure.trace.uncovered import Unseen
+    from lightning_gradwatch.measure.trace.uncovered import Uncovered
     from lightning_gradwatch.measure.wiring.facts import Facts
 
 
@@ -31,7 +31,7 @@ def describe(
     layers: Layers,
     sites: Sites,
     optimizers: Sequence[Optimizer],
-    unseen: Unseen,
+    unseen: Uncovered,
     *,
     facts: Facts,
     estimated: bool,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.layers import Owned
     from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.model.shards import Shards
-    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot, Values
     from lightning_gradwatch.record.step import FloatVector
 
 _WIDE = (torch.float64, torch.complex128)
@@ -46,7 +46,7 @@ class Gradients(NamedTuple):
 class OptimizerGradients:
     """The gradients of one optimizer's parameters at one step: measured on the device, read after the transfer."""
 
-    def __init__(self, owned: list[Owned], pack: Pack, *, shards: Shards = ALONE) -> None:
+    def __init__(self, owned: list[Owned], pack: HostTransfer, *, shards: Shards = ALONE) -> None:
         """Measure the gradients of the parameters that the optimizer trains: one that is frozen may still hold an old one."""
         self.unreadable = {layer.name: why for layer, parameter in owned if (why := shards.why_unreadable(parameter))}
         """Why a layer's gradients can't be measured, by its name; nothing of such a layer is read."""

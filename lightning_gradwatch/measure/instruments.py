@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.path import Path
     from lightning_gradwatch.measure.model.shards import Shards
     from lightning_gradwatch.measure.model.sites import Sites
-    from lightning_gradwatch.measure.trace.uncovered import Unseen
-    from lightning_gradwatch.measure.units.batched_reductions import Staging
+    from lightning_gradwatch.measure.trace.uncovered import Uncovered
+    from lightning_gradwatch.measure.units.batched_reductions import BatchedReductions
     from lightning_gradwatch.measure.updates import Snapshots
     from lightning_gradwatch.measure.wiring.watch import WiringWatch
 
@@ -29,11 +29,11 @@ class Instruments:
     names: ModuleNames
     shards: Shards
     """What this process holds of the model."""
-    staging: Staging
+    staging: BatchedReductions
     """Memory of what is reduced together."""
     snapshots: Snapshots
     """Takes the weights before a step."""
-    unseen: Unseen
+    unseen: Uncovered
     """What isn't measured, and why."""
     wiring: WiringWatch
     faults: Faults

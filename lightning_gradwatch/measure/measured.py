@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.path import Site
     from lightning_gradwatch.measure.trace.lost_gradients import Trail
     from lightning_gradwatch.measure.transfer.host import Pending, Slot, Values
-    from lightning_gradwatch.measure.units.site_stats import SiteSums
+    from lightning_gradwatch.measure.units.site_stats import SiteStatistics
     from lightning_gradwatch.measure.updates import WeightSnapshot
     from lightning_gradwatch.measure.wiring.watch import Unwatched
 
@@ -52,7 +52,7 @@ class Measured:
     """By the optimizer's place."""
     activations_only: bool
     """Whether it is for the windows only, and makes no record."""
-    sums: Sequence[SiteSums]
+    sums: Sequence[SiteStatistics]
     losses: Sequence[Slot]
     scale: Slot | None
     """What the signals are multiplied by."""

@@ -26,9 +26,9 @@ from lightning_gradwatch.measure.step import StepMeter
 from lightning_gradwatch.measure.totals import Columns
 from lightning_gradwatch.measure.trace.compiled import is_compiled
 from lightning_gradwatch.measure.trace.lost_gradients import MOST_STEPS, MOST_TRIES
-from lightning_gradwatch.measure.trace.opaque import need_space
-from lightning_gradwatch.measure.trace.uncovered import BY_GRAD, Note, Unseen
-from lightning_gradwatch.measure.units.batched_reductions import Staging
+from lightning_gradwatch.measure.trace.opaque import find_opaque
+from lightning_gradwatch.measure.trace.uncovered import BY_GRAD, Note, Uncovered
+from lightning_gradwatch.measure.units.batched_reductions import BatchedReductions
 from lightning_gradwatch.measure.units.mask import Mask, Masks
 from lightning_gradwatch.measure.units.windows import Windows
 from lightning_gradwatch.measure.unobserved import unobserved
@@ -138,7 +138,7 @@ class Probe:
         self._layers = Layers(model, self._path)
         self._names = ModuleNames(self._model)
         self._sites = Sites(self._path)
-        self._unseen = Unseen()
+        self._unseen = Uncovered()
         self._wiring = WiringWatch(self._model, self._layers, self._names, self.faults)
         self._instruments = Instruments(
             layers=self._layers,
@@ -146,7 +146,7 @@ class Probe:
             path=self._path,
             names=self._names,
             shards=self._shards,
-            staging=Staging(),
+            staging=BatchedReductions(),
             snapshots=Snapshots(Limits()),
             unseen=self._unseen,
             wiring=self._wiring,
@@ -275,8 +275,8 @@ class Probe:
         self.trained_by(self._optimizers if optimizers is None else optimizers)
         self._names.begin_step()
         # Looked for in each step, as a module may be compiled, or put in, at any time.
-        spacious = need_space(self._model)
-        self._compiled = sum(map(is_compiled, spacious))
+        opaque_modules = find_opaque(self._model)
+        self._compiled = sum(map(is_compiled, opaque_modules))
         self._layers.step += 1
         suspects = () if activations_only else self._suspects()
         audited = not activations_only and not suspects and self._audited != len(self._sites.ordered)
@@ -284,7 +284,7 @@ class Probe:
             self._instruments,
             measure_early=self._measure_early,
             optimizers=lambda: self._optimizers,
-            spacious=spacious,
+            opaque_modules=opaque_modules,
             activations_only=activations_only,
             audited=audited,
             suspects=suspects,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from lightning_gradwatch.measure.faults import Faults
-    from lightning_gradwatch.measure.units.site_stats import SiteSums
+    from lightning_gradwatch.measure.units.site_stats import SiteStatistics
 
 Grads: TypeAlias = "tuple[Tensor | None, ...]"
 
@@ -80,7 +80,7 @@ class SignalHooks:
             self.ignoring, self.doubling = before
 
     def watch(
-        self, sums: SiteSums, output: Tensor, node: Node | None, origin: Origin, *, turn: int
+        self, sums: SiteStatistics, output: Tensor, node: Node | None, origin: Origin, *, turn: int
     ) -> list[RemovableHandle]:
         """Add ‖δ‖ and ‖dL/da‖ of a call to `sums` when the backward pass gets there.
 
@@ -89,7 +89,7 @@ class SignalHooks:
             output: What the activation function returned.
             node: That the call made (see `node_of`).
             origin: Of its argument z, made before the call (an in-place function changes it).
-            turn: The call's number (`SiteSums.turn`).
+            turn: The call's number (`SiteStatistics.turn`).
 
         Returns:
             The handles, for a call that turns out to be a step inside a larger function.
@@ -114,7 +114,7 @@ class SignalHooks:
         self._handles += handles
         return handles
 
-    def _arriving_hook(self, sums: SiteSums) -> Callable[[Grads, Grads], None]:
+    def _arriving_hook(self, sums: SiteStatistics) -> Callable[[Grads, Grads], None]:
         """Return the hook of the last of several nodes; whether they fire twice is for the others to see."""
 
         def hook(grad_inputs: Grads, grad_outputs: Grads) -> None:
@@ -177,7 +177,7 @@ class _Single:
 
     __slots__ = ("_faults", "_fired", "_hooks", "_sums", "_turn")
 
-    def __init__(self, hooks: SignalHooks, faults: Faults, sums: SiteSums, turn: int) -> None:
+    def __init__(self, hooks: SignalHooks, faults: Faults, sums: SiteStatistics, turn: int) -> None:
         self._hooks = hooks
         self._faults = faults
         self._sums = sums
@@ -209,7 +209,7 @@ class _Single:
 class _Parts:
     """The gradients that a call's nodes pass on to z, until all of them came."""
 
-    def __init__(self, sums: SiteSums, nodes: int, turn: int) -> None:
+    def __init__(self, sums: SiteStatistics, nodes: int, turn: int) -> None:
         self._sums = sums
         self._turn = turn
         self._missing = nodes

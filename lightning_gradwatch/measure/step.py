@@ -21,11 +21,11 @@ from lightning_gradwatch.measure.trace.connections import Connections
 from lightning_gradwatch.measure.trace.hidden_ops import Audit, AuditedTracer
 from lightning_gradwatch.measure.trace.lost_gradients import Trail, TrailedTracer
 from lightning_gradwatch.measure.trace.manual_gradients import Held
-from lightning_gradwatch.measure.trace.opaque import stepping_aside
+from lightning_gradwatch.measure.trace.opaque import tracing_suspended_for
 from lightning_gradwatch.measure.trace.own_functions import watching
-from lightning_gradwatch.measure.trace.tensor_state import Tags
+from lightning_gradwatch.measure.trace.tensor_state import TensorStates
 from lightning_gradwatch.measure.trace.tracer import Tracer
-from lightning_gradwatch.measure.transfer.host import Pack, Slot
+from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot
 from lightning_gradwatch.measure.units.site_stats import Collected
 from lightning_gradwatch.measure.unobserved import is_opaque, unobserved
 from lightning_gradwatch.measure.wiring.watch import Unwatched
@@ -95,7 +95,7 @@ class StepMeter:
         *,
         measure_early: EarlyMeasuring,
         optimizers: Callable[[], Sequence[Optimizer]],
-        spacious: Sequence[nn.Module] = (),
+        opaque_modules: Sequence[nn.Module] = (),
         activations_only: bool = False,
         audited: bool = False,
         suspects: Sequence[Layer] = (),
@@ -106,7 +106,7 @@ class StepMeter:
             run: What the run's steps are measured with.
             measure_early: Measures what an optimizer is going to use before it begins to step.
             optimizers: Returns those that train the model now.
-            spacious: Modules of the model that are let alone by what watches calls.
+            opaque_modules: Modules of the model that are let alone by what watches calls.
             activations_only: Count the units' observations, and measure nothing else.
             audited: Compare the graph of each pass with the calls that were seen.
             suspects: Layers whose gradient was missing, and is looked for.
@@ -121,7 +121,7 @@ class StepMeter:
         self._clipped_by_hand: set[int] = set()
         self.scaled_losses = False
         """Whether the losses are multiplied by the scale."""
-        self.pack = Pack()
+        self.pack = HostTransfer()
         self._staging = run.staging
         run.staging.begin(self.pack)
         self.collected = Collected(run.staging)
@@ -138,10 +138,10 @@ class StepMeter:
         self._repeats = Repeats(optimizers)
         self._layers = run.layers
         self._snapshots = run.snapshots
-        self._spacious = spacious
+        self._spacious = opaque_modules
         self._eager = run.eager
         self._shards = run.shards
-        self._tags = Tags()
+        self._tags = TensorStates()
         self.hooks = SignalHooks(faults, off=activations_only)
         self._connections = Connections(run.path, off=activations_only)
         self.activations = Activations(
@@ -207,7 +207,9 @@ class StepMeter:
     def _watch(self, stack: ExitStack) -> None:
         if self._eager:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(stepping_aside(self._spacious, self.tracer, eager=self._eager, untrained=self._runs_unseen))
+        stack.enter_context(
+            tracing_suspended_for(self._spacious, self.tracer, eager=self._eager, untrained=self._runs_unseen)
+        )
         stack.enter_context(watching(self.tracer))
         self.tracer.start()
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.measured import Measured
     from lightning_gradwatch.measure.model.path import Layer, Site
     from lightning_gradwatch.measure.transfer.host import Slot, Values
-    from lightning_gradwatch.measure.units.silence import Chunk
-    from lightning_gradwatch.measure.units.site_stats import SiteSums
+    from lightning_gradwatch.measure.units.silence import WindowEntry
+    from lightning_gradwatch.measure.units.site_stats import SiteStatistics
     from lightning_gradwatch.measure.updates import WeightSnapshot
     from lightning_gradwatch.record.step import FloatVector
 
@@ -31,14 +31,14 @@ Rows: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass
-class Tally:
+class Totals:
     """The numbers of one step, by columns of layers and sites."""
 
     layers: npt.NDArray[np.float64]
     """Shape [L, len(OfLayer)]."""
     sites: npt.NDArray[np.float64]
     """Shape [S, len(OfSite)]."""
-    chunks: Sequence[Chunk | None]
+    chunks: Sequence[WindowEntry | None]
     """The counts of each site's units; None for one without, or that wasn't called."""
     starts: Sequence[int | None]
     """The column of the site at which the segment starts that a site's weight gain is of; None without one."""
@@ -79,7 +79,7 @@ class Columns:
         }
 
 
-def tally(measured: Measured, values: Values, columns: Columns, optimizers: int) -> Tally:
+def tally(measured: Measured, values: Values, columns: Columns, optimizers: int) -> Totals:
     """Read a step's numbers off the transferred values; the run has so many `optimizers`."""
     of_layers = np.zeros((len(columns.layers), len(OfLayer)))
     of_layers[:, OfLayer.TRAINED] = [not frozen for frozen in columns.frozen]
@@ -95,7 +95,7 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
         if step.snapshot is not None:
             _add_moves(of_layers, step.snapshot, values, columns, taken=step.taken(values))
     of_sites = np.zeros((len(columns.sites), len(OfSite)))
-    chunks: list[Chunk | None] = [None] * len(columns.sites)
+    chunks: list[WindowEntry | None] = [None] * len(columns.sites)
     starts: list[int | None] = [None] * len(columns.sites)
     # A step inside a hand-written function is no site.
     seen = [(place, sums) for sums in measured.sums if (place := columns.place.get(sums.site)) is not None]
@@ -106,7 +106,7 @@ def tally(measured: Measured, values: Values, columns: Columns, optimizers: int)
         if (place := columns.place.get(site)) is not None:
             starts[place] = columns.place.get(start)
     scale = 1.0 if measured.scale is None else float(values[measured.scale][0])
-    return Tally(
+    return Totals(
         layers=of_layers,
         sites=of_sites,
         chunks=chunks,
@@ -179,7 +179,10 @@ def _add_moves(rows: Rows, snapshot: WeightSnapshot, values: Values, columns: Co
 
 
 def _add_sites(
-    rows: Rows, seen: Sequence[tuple[int, SiteSums]], values: Values, chains: Mapping[Site, Sequence[Sequence[int]]]
+    rows: Rows,
+    seen: Sequence[tuple[int, SiteStatistics]],
+    values: Values,
+    chains: Mapping[Site, Sequence[Sequence[int]]],
 ) -> None:
     places = [place for place, _ in seen]
     complete = [(place, sums) for place, sums in seen if sums.signal_complete]

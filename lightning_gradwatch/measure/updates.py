@@ -20,7 +20,7 @@ from lightning_gradwatch.measure.model.layers import by_device
 from lightning_gradwatch.measure.model.path import is_matrix
 from lightning_gradwatch.measure.model.shards import ALONE
 from lightning_gradwatch.measure.norms import l2_norms, l2_norms_of_rows
-from lightning_gradwatch.measure.transfer.stacks import Copies
+from lightning_gradwatch.measure.transfer.stacks import StackedCopies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.layers import Owned
     from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.model.shards import Shards
-    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot, Values
     from lightning_gradwatch.record.step import FloatVector
 
 _NARROW = (torch.float16, torch.bfloat16)
@@ -62,18 +62,20 @@ class Snapshots:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._copies: dict[int, Copies] = {}
+        self._copies: dict[int, StackedCopies] = {}
 
-    def take(self, optimizer: int, owned: list[Owned], pack: Pack, *, shards: Shards = ALONE) -> WeightSnapshot:
+    def take(self, optimizer: int, owned: list[Owned], pack: HostTransfer, *, shards: Shards = ALONE) -> WeightSnapshot:
         """Remember the weights of one optimizer, given by its place, instead of those it had the last time."""
-        copies = self._copies.setdefault(optimizer, Copies())
+        copies = self._copies.setdefault(optimizer, StackedCopies())
         return WeightSnapshot(owned, pack, self._limits, copies, shards)
 
 
 class WeightSnapshot:
     """The weights of one optimizer before a step, and, once it has stepped, how far they moved."""
 
-    def __init__(self, owned: list[Owned], pack: Pack, limits: Limits, copies: Copies, shards: Shards) -> None:
+    def __init__(
+        self, owned: list[Owned], pack: HostTransfer, limits: Limits, copies: StackedCopies, shards: Shards
+    ) -> None:
         compared = [
             each
             for each in owned
@@ -82,7 +84,7 @@ class WeightSnapshot:
         self._groups = [_Group(members, limits, pack, copies, shards) for members in by_device(compared)]
         self.estimated = any(group.estimated for group in self._groups)
 
-    def measure(self, pack: Pack) -> None:
+    def measure(self, pack: HostTransfer) -> None:
         """Compare with the weights as they are now, after the step."""
         for group in self._groups:
             group.measure(pack)
@@ -96,7 +98,9 @@ class WeightSnapshot:
 class _Group:
     """The weights of one optimizer on one device."""
 
-    def __init__(self, members: list[Owned], limits: Limits, pack: Pack, copies: Copies, shards: Shards) -> None:
+    def __init__(
+        self, members: list[Owned], limits: Limits, pack: HostTransfer, copies: StackedCopies, shards: Shards
+    ) -> None:
         self._members = members
         self._shards = shards
         self._steps: list[int] | None = None
@@ -133,7 +137,7 @@ class _Group:
             return parts
         return [part if step == 1 else _part(part, step) for part, step in zip(parts, self._steps, strict=True)]
 
-    def measure(self, pack: Pack) -> None:
+    def measure(self, pack: HostTransfer) -> None:
         if self._moved:
             return
         views = self._views()
@@ -142,7 +146,7 @@ class _Group:
         self._moved = self._measured(pack)
         self._before, self._stacks = [], []
 
-    def _measured(self, pack: Pack) -> list[Slot]:
+    def _measured(self, pack: HostTransfer) -> list[Slot]:
         slots = [pack.add(l2_norms_of_rows(stack)) for stack in self._stacks]
         if self._alone:
             slots.append(pack.add(l2_norms(self._before[-self._alone :])))

@@ -26,7 +26,7 @@ from record.test_run_round_trip import INFOS, NAMES, bits, runs
 from sent import sent
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from lightning_gradwatch.fit.results import _CLASSES, Handover, Outcome
+from lightning_gradwatch.fit.results import _CLASSES, Outcome, SpawnResult
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Finding, Remedy, Severity
 from lightning_gradwatch.record.first_bad_step import FirstBadStep
 from lightning_gradwatch.record.step import NotCovered
@@ -130,7 +130,7 @@ def test_what_is_no_outcome_is_refused():
 
 
 def test_it_is_left_in_a_private_folder_taken_once_and_nothing_stays(shared):
-    handover = Handover()
+    handover = SpawnResult()
     assert handover.take() is None
     assert list(shared.iterdir()) == []
     handover.leave(Outcome(judged=1))
@@ -150,11 +150,11 @@ def test_it_is_left_in_a_private_folder_taken_once_and_nothing_stays(shared):
 def test_the_mode_is_private_whatever_the_umask(shared):
     before = os.umask(0)
     try:
-        Handover().leave(Outcome())
+        SpawnResult().leave(Outcome())
     finally:
         os.umask(before)
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in shared.iterdir()] == []  # gone with its handover
-    handover = Handover()
+    handover = SpawnResult()
     before = os.umask(0)
     try:
         handover.leave(Outcome())
@@ -164,7 +164,7 @@ def test_the_mode_is_private_whatever_the_umask(shared):
 
 
 def test_a_name_that_could_be_seen_is_never_looked_at_again(shared):
-    handover = Handover()
+    handover = SpawnResult()
     handover.leave(Outcome(judged=1))
     (seen,) = shared.iterdir()
     assert handover.take() == Outcome(judged=1)
@@ -174,14 +174,14 @@ def test_a_name_that_could_be_seen_is_never_looked_at_again(shared):
 
 
 def test_two_fits_of_one_callback_leave_an_outcome_each(shared):
-    handover = Handover()
+    handover = SpawnResult()
     for judged in (1, 2):
         handover.leave(Outcome(judged=judged))
         assert handover.take() == Outcome(judged=judged)
 
 
 def test_what_a_rank_leaves_too_late_is_not_taken_and_does_not_stay(shared):
-    handover = Handover()
+    handover = SpawnResult()
     late = sent(handover)
     handover.leave(Outcome(judged=1))
     assert handover.take() == Outcome(judged=1)
@@ -193,7 +193,7 @@ def test_what_a_rank_leaves_too_late_is_not_taken_and_does_not_stay(shared):
 
 
 def test_this_process_and_strangers_want_none():
-    handover = Handover()
+    handover = SpawnResult()
     assert not handover.wanted
     stranger = sent(handover)
     stranger._maker = os.getppid()
@@ -271,7 +271,7 @@ def test_what_others_put_there_is_neither_run_nor_believed(plant, content, share
 
 @pytest.mark.parametrize("plant", [each for each in PLANTED if each not in (link_inside, file_of_another_user_inside)])
 def test_nothing_is_left_where_others_could_read_or_change_it(plant, shared):
-    handover = Handover()
+    handover = SpawnResult()
     plant(handover._path, b"")
     with pytest.raises(PermissionError, match="isn't a private folder of this user"):
         handover.leave(Outcome())
@@ -296,7 +296,7 @@ def trains(handover):
 
 def test_another_user_who_sees_the_name_gets_nothing_run(shared, tmp_path):
     """As on a shared machine: the name shows in /tmp, and something is put there once it is free again."""
-    handover = Handover()
+    handover = SpawnResult()
     worker = multiprocessing.get_context("fork").Process(target=trains, args=(handover,))
     worker.start()
     worker.join(30)

@@ -63,7 +63,7 @@ def fit_with_fault(rank, *, where, of_ranks=(1,), at_call=1, **settings):
 
 FAULTS = {
     "counting": (counting.Counter, "count"),
-    "signal": (site_stats.SiteSums, "add_signal"),
+    "signal": (site_stats.SiteStatistics, "add_signal"),
     "gradients": (gradients, "l2_norms"),
     "updates": (updates, "_copy"),
     "schedule": (Schedule, "due"),

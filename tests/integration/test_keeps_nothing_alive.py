@@ -70,12 +70,12 @@ def test_no_tensor_attribute_reaches_a_saved_batch(tmp_path):
 
 def test_a_graph_that_the_user_keeps_has_no_hook_of_ours(tmp_path, monkeypatch):
     """A second backward pass through it, after its batch, runs nothing of ours."""
-    from lightning_gradwatch.measure.units.site_stats import SiteSums  # noqa: PLC0415 - only this test goes below the callback
+    from lightning_gradwatch.measure.units.site_stats import SiteStatistics  # noqa: PLC0415 - only this test goes below the callback
 
     calls = []
     for name in ("add_signal", "add_arriving"):
-        add = getattr(SiteSums, name)
-        monkeypatch.setattr(SiteSums, name, lambda *args, add=add: calls.append(1) or add(*args))
+        add = getattr(SiteStatistics, name)
+        monkeypatch.setattr(SiteStatistics, name, lambda *args, add=add: calls.append(1) or add(*args))
     kept = []
 
     class Keeps(Classifier):

@@ -242,7 +242,7 @@ def test_a_trainers_module_can_be_copied_in_mid_fit(copied, tmp_path):
     """With the monitor in the Trainer, whose module is being measured; as averages of weights and distillation do."""
     copies = []
 
-    class Copies(pl.Callback):
+    class StackedCopies(pl.Callback):
         def on_before_zero_grad(self, trainer, module, optimizer):  # within a measured step
             copies.append(copied(module.net))
 
@@ -250,7 +250,7 @@ def test_a_trainers_module_can_be_copied_in_mid_fit(copied, tmp_path):
             copies.append(copied(module.net))
 
     watch = GradWatch(every_n_steps=1)
-    trainer(tmp_path, watch, Copies(), max_steps=3).fit(Classifier(Everything()), batches())
+    trainer(tmp_path, watch, StackedCopies(), max_steps=3).fit(Classifier(Everything()), batches())
     assert len(copies) == 6
     assert all(vars(each).keys() == vars(Everything()).keys() for each in copies)
     assert steps(watch) == [0, 1, 2]

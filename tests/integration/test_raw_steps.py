@@ -13,7 +13,7 @@ from lightning_gradwatch.measure import faults
 pytestmark = pytest.mark.judges
 
 
-class Unseen:
+class Uncovered:
     """Steps, and is nothing that torch knows."""
 
     def __init__(self, parameters):
@@ -41,7 +41,7 @@ class Raw(pl.LightningModule):
         before = [each.detach().clone() for each in self.net.parameters() if each.dim() > 1]
         norm = torch.stack([each.grad.norm() for each in self.net.parameters()]).norm().item()
         if self.way == "unseen":
-            Unseen(self.net.parameters()).step()
+            Uncovered(self.net.parameters()).step()
         else:
             optimizer.step()
         after = [each.detach() for each in self.net.parameters() if each.dim() > 1]

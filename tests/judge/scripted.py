@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_gradwatch.judge.rule import Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import LazyFinding, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.rules.stalled import StalledUpdate
 from lightning_gradwatch.judge.rules.vanishing import VanishingGradient
 from lightning_gradwatch.record.finding import Action, Remedy, Severity, StalledUpdateWarning, VanishingGradientWarning
@@ -36,7 +36,7 @@ class Scripted(Rule):
         )
         step = int(record.step)
         since = step if self.since is None else self.since
-        return Verdict({"it": Sighting(now, self.layers, since, step, 1e-3, 0.1, lambda: words)})
+        return Verdict({"it": LazyFinding(now, self.layers, since, step, 1e-3, 0.1, lambda: words)})
 
     def settings(self):
         return {}

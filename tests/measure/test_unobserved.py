@@ -248,7 +248,7 @@ def test_observations_of_a_pass_that_is_only_traced_do_not_count(measure):
 
 def test_a_fault_beside_a_mode_is_told_once(monkeypatch):
     monkeypatch.setattr(faults, "RAISE", False)
-    monkeypatch.setattr("lightning_gradwatch.measure.units.site_stats.SiteSums.add_signal", None)
+    monkeypatch.setattr("lightning_gradwatch.measure.units.site_stats.SiteStatistics.add_signal", None)
     with pytest.warns(GradWatchWarning, match="signal off"):
         train(made(), probed=True, mode=Dispatched, around=True)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_gradwatch.measure.model.layers import Layers
 from lightning_gradwatch.measure.probe import Probe
-from lightning_gradwatch.measure.transfer.host import Pack
+from lightning_gradwatch.measure.transfer.host import HostTransfer
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 
 OPTIMIZERS = {
@@ -151,7 +151,7 @@ def test_two_optimizers_of_one_layer_give_the_ratio_of_all_its_matrices(result_o
 
 
 def snapshot_of(model, optimizer, limits):
-    layers, pack = Layers(model), Pack()
+    layers, pack = Layers(model), HostTransfer()
     layers.list_unused()
     return Snapshots(limits).take(0, layers.trained_by(optimizer), pack), pack
 

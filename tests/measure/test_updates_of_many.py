@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_gradwatch.measure.model.layers import Layers
 from lightning_gradwatch.measure.model.shards import Shards
-from lightning_gradwatch.measure.transfer.host import Pack
+from lightning_gradwatch.measure.transfer.host import HostTransfer
 from lightning_gradwatch.measure.updates import Limits, Snapshots
 
 
@@ -60,7 +60,7 @@ def test_weights_that_are_compared_side_by_side_keep_their_own_numbers():
     layers, snapshots = Layers(model), Snapshots(Limits())
     layers.list_unused()
     for left in (False, False, True, False):
-        pack = Pack()
+        pack = HostTransfer()
         snapshot = snapshots.take(0, layers.trained_by(optimizer), pack)
         assert [len(stack) for stack in snapshot._groups[0]._stacks] == [4, 7]
         expected = move(model, generator, [*model.parameters()])
@@ -79,7 +79,7 @@ class ByRows(Shards):
 def test_each_weight_is_shared_out_by_its_own_replicas():
     """Which the order in which they are compared must not mix up."""
     model = Narrow()
-    layers, pack = Layers(model), Pack()
+    layers, pack = Layers(model), HostTransfer()
     layers.list_unused()
     trained = layers.trained_by(torch.optim.SGD(model.parameters(), lr=0.1))
     snapshot = Snapshots(Limits()).take(0, trained, pack, shards=ByRows())
@@ -91,7 +91,7 @@ def test_each_weight_is_shared_out_by_its_own_replicas():
 def test_two_optimizers_within_each_other_have_copies_of_their_own():
     torch.manual_seed(0)
     model, generator = nn.Sequential(Narrow(), Narrow()), torch.Generator().manual_seed(0)
-    layers, snapshots, pack = Layers(model), Snapshots(Limits()), Pack()
+    layers, snapshots, pack = Layers(model), Snapshots(Limits()), HostTransfer()
     layers.list_unused()
     halves = [[*half.parameters()] for half in model]
     optimizers = [torch.optim.SGD(half, lr=0.1) for half in halves]

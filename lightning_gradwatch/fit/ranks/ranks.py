@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.fit.ranks.exchange import Exchange
     from lightning_gradwatch.measure.assemble import PendingRecord
     from lightning_gradwatch.measure.faults import Faults, Part
-    from lightning_gradwatch.measure.totals import Tally
+    from lightning_gradwatch.measure.totals import Totals
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import StepRecord
 
@@ -62,7 +62,7 @@ class Ranks:
         """Make one of a step that no optimizer of this rank took, though it may have been taken elsewhere."""
         return SharedRecord(self, self.batches, step, None)
 
-    def combine(self, pending: PendingRecord) -> Tally | None:
+    def combine(self, pending: PendingRecord) -> Totals | None:
         """Return the tally of all ranks, by the columns of `info`; None for a step that not all of them took.
 
         Raises:
@@ -108,7 +108,7 @@ class Ranks:
         self._exchange.close()
 
     def _exchange_step(
-        self, step: int, pending: PendingRecord | None = None, tally: Tally | None = None
+        self, step: int, pending: PendingRecord | None = None, tally: Totals | None = None
     ) -> tuple[Parts, Layout]:
         news = b"" if pending is None else self._news(pending)
         rank = self._exchange.rank

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_gradwatch.measure.totals import Tally
-from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.totals import Totals
+from lightning_gradwatch.measure.units.silence import WindowEntry
 from lightning_gradwatch.record.metrics import OfLayer, OfSite
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Parts:
     units: npt.NDArray[np.float64]
 
 
-def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
+def fill(parts: Parts, layout: Layout, rank: int, tally: Totals) -> None:
     """Put a rank's tally into a vector; what the table doesn't know yet is left out."""
     head, table = parts.head[rank], layout.table
     head[Head.SCALE], head[Head.LOSS], head[Head.CLIPPED] = tally.scale, tally.loss, tally.clipped
@@ -179,7 +179,7 @@ def fill(parts: Parts, layout: Layout, rank: int, tally: Tally) -> None:
             units[1, mine] = 0 if chunk.saturated is None else chunk.saturated
 
 
-def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
+def read(parts: Parts, layout: Layout) -> tuple[Totals, list[int]]:
     """Return the tally of all ranks, by the table's columns, and the columns of sites that can't be combined.
 
     Every strategy that is measured averages over the parts of the data (see `fit.strategies`), so that the loss that is
@@ -196,7 +196,7 @@ def read(parts: Parts, layout: Layout) -> tuple[Tally, list[int]]:
     losses = head[:, Head.LOSS]
     losses = losses[~np.isnan(losses)]
     of_optimizers = head[:, len(Head) :].reshape(layout.ranks, layout.optimizers, _OPTIMIZER)
-    tally = Tally(
+    tally = Totals(
         layers=parts.layers,
         sites=sites[:, : len(OfSite)],
         chunks=[_chunk(row, units) for row, units in zip(sites, (units for _, units in joined), strict=True)],
@@ -220,7 +220,7 @@ def _answer(head: npt.NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(answers.mean(axis=0).tolist()) if len(answers) and not np.isnan(answers[:, 0]).any() else ()
 
 
-def leave_out(tally: Tally, parts: Iterable[Part]) -> None:
+def leave_out(tally: Totals, parts: Iterable[Part]) -> None:
     """Make the numbers absent that some rank couldn't measure: those of the others are no number of all."""
     for part in parts:
         if part in {"gradients", "updates"}:
@@ -257,11 +257,11 @@ _SAME = 1e-6
 """Ranks that do the same work get the same numbers to rounding; those that have different positions never so many digits."""
 
 
-def _chunk(row: FloatVector, units: FloatVector | None) -> Chunk | None:
+def _chunk(row: FloatVector, units: FloatVector | None) -> WindowEntry | None:
     if units is None or not units.size or row[OfSite.NOT_COMBINABLE] or not row[_More.CHUNKS]:
         return None
     inactive, saturated = np.rint(units).astype(np.int64)
-    return Chunk(
+    return WindowEntry(
         inactive=inactive,
         saturated=saturated if row[_More.SATURABLE] else None,
         observations=round(row[_More.OBSERVATIONS]),

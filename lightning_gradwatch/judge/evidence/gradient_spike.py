@@ -35,7 +35,7 @@ _QUARTILE = 1.1503
 _TINIEST = 5e-324
 
 
-class Surge(NamedTuple):
+class GradientSpike(NamedTuple):
     """A step beside the readings before it."""
 
     growth: float
@@ -50,7 +50,7 @@ class Surge(NamedTuple):
     """Whether the norm lies beyond the run's scatter as well, and the loss where the run began."""
 
 
-def read_surge(state: State, record: StepRecord, growth: float, *, lasting: bool) -> Surge | None:
+def read_surge(state: State, record: StepRecord, growth: float, *, lasting: bool) -> GradientSpike | None:
     """Compare a record with the readings before it; None where it is like them.
 
     It isn't where its norm is `growth` times their median and its loss twice theirs; where a loss isn't known, its norm must
@@ -84,7 +84,7 @@ def read_surge(state: State, record: StepRecord, growth: float, *, lasting: bool
     if not (lasting or begins):
         return None
     least = max(growth, math.exp(min(_SCATTERS * _scatter(norms), 700.0)))
-    return Surge(
+    return GradientSpike(
         norm / past,
         least,
         past,

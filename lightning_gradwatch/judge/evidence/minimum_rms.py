@@ -8,7 +8,7 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.attenuation import diagnose, fading_causes, fading_remedy
 from lightning_gradwatch.judge.readings import early_mask
-from lightning_gradwatch.judge.rule import Sentences, Sighting
+from lightning_gradwatch.judge.rule import LazyFinding, Sentences
 from lightning_gradwatch.judge.streaks import State, columns
 from lightning_gradwatch.record.finding import Severity
 from lightning_gradwatch.record.step import LayerState, StepRecord
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _RMS, _SINCE = 0, 1
 
 
-def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -> tuple[bool, Sighting | None]:
+def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -> tuple[bool, LazyFinding | None]:
     """Hold the early weight layers to a least root mean square of the gradient.
 
     A gradient that is exactly 0 isn't judged here: that is GW104's, which says what keeps it away.
@@ -65,4 +65,4 @@ def judge_floor(record: StepRecord, info: RunInfo, state: State, least: float) -
         )
 
     since = int(np.nanmin(kept[_SINCE]))
-    return True, Sighting(Severity.WARNING, names, since, int(record.step), value, least, write)
+    return True, LazyFinding(Severity.WARNING, names, since, int(record.step), value, least, write)

@@ -19,7 +19,16 @@ from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscal
 from lightning_gradwatch.judge.rates import aimed_update, schedule_phase, spelled_rates
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import (
+    HEALTHY,
+    Explanation,
+    LazyFinding,
+    Rule,
+    Sentences,
+    Verdict,
+    cant_judge,
+    not_yet,
+)
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, ClippedAwayWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -112,7 +121,7 @@ class ClippedAway(Rule):
         if (waiting := awaits_standing_loss(self, record.step, trend, standing, told=told)) is not None:
             return waiting
         error = left * _ERROR_FACTOR < self.clip_factor
-        sighting = Sighting(
+        sighting = LazyFinding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layers=weight_layers(info),
             first_step=state["since"],

@@ -14,7 +14,7 @@ from lightning_gradwatch.judge.evidence.onset import Drift, drift, note_first, n
 from lightning_gradwatch.judge.evidence.window_fill import unread
 from lightning_gradwatch.judge.readings import hidden_values, why_no_fraction
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import Line, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import (
     Lasting,
     State,
@@ -188,7 +188,7 @@ class DeadUnits(Rule):
         severity: Severity,
         trend: LossTrend,
         how: Drift,
-    ) -> Sighting:
+    ) -> LazyFinding:
         value = float(np.maximum.reduce(fractions[due.where]))
 
         def write() -> Sentences:
@@ -202,7 +202,7 @@ class DeadUnits(Rule):
                 message="" if value >= self.warn else trend.sentence(self.loss_fall),
             )
 
-        return Sighting(
+        return LazyFinding(
             severity=severity,
             layers=due.names,
             first_step=due.since,

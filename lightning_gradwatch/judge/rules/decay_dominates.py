@@ -17,7 +17,7 @@ import numpy as np
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.standing_loss import awaits_standing_loss, count_standing, forget_standing
 from lightning_gradwatch.judge.readings import layer_values, weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Rule, Sentences, Sighting, Verdict, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, LazyFinding, Rule, Sentences, Verdict, not_yet
 from lightning_gradwatch.judge.streaks import State, columns, count_hit
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, DecayDominatesWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -136,7 +136,7 @@ class DecayDominates(Rule):
         if (waiting := awaits_standing_loss(self, record.step, trend, standing, told=told)) is not None:
             return waiting
         due: dict[str, Any] = state["due"]
-        sighting = Sighting(
+        sighting = LazyFinding(
             severity=Severity.ERROR if left < _ERROR_SHRUNK * self.shrunk else Severity.WARNING,
             layers=weight_layers(info),
             first_step=due["since"],

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lightning_gradwatch.judge.evidence.depth import Depth, gains_sentence, read_depths
-from lightning_gradwatch.judge.evidence.gradient_spike import Surge, note_reading, read_surge
+from lightning_gradwatch.judge.evidence.gradient_spike import GradientSpike, note_reading, read_surge
 from lightning_gradwatch.judge.evidence.initial_weights import (
     read_start,
     starting_cause,
@@ -20,7 +20,7 @@ from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend,
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
 from lightning_gradwatch.judge.readings import weight_layers
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State, count_hit
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, ExplodingGradientWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -121,7 +121,7 @@ class ExplodingGradient(Rule):
             )
         return self._told(record, info, state, hits)
 
-    def _surge(self, record: StepRecord, state: State, *, lasting: bool) -> Surge | None:
+    def _surge(self, record: StepRecord, state: State, *, lasting: bool) -> GradientSpike | None:
         """Compare norm and loss with the readings before, and keep them if they are like those."""
         judged = record.step >= self.warm_up_steps
         surge = read_surge(state, record, self.growth, lasting=lasting) if judged else None
@@ -214,7 +214,7 @@ class ExplodingGradient(Rule):
 
         return _Hit(worst.attenuation, self.ratio, (worst.site.name,), write)
 
-    def _over_time(self, record: StepRecord, info: RunInfo, surge: Surge) -> _Hit:
+    def _over_time(self, record: StepRecord, info: RunInfo, surge: GradientSpike) -> _Hit:
         """Tell how the gradient norm and the loss have grown from step to step."""
         norm, threshold, risen = record.global_grad_norm, surge.least, surge.loss_growth
 
@@ -267,7 +267,7 @@ class ExplodingGradient(Rule):
             severity = Severity.ERROR if hit.value > _ERROR_FACTOR * hit.threshold else Severity.WARNING
             # Of a wreck, the loss may fall from far above chance to chance: that is no learning.
             calm = hit.since is None and trend.falls_by(self.loss_fall)
-            findings[kind] = Sighting(
+            findings[kind] = LazyFinding(
                 severity=Severity.INFO if kind == "level" or calm else severity,
                 layers=tuple(hit.layers),
                 first_step=streaks[kind]["since"] if hit.since is None else hit.since,

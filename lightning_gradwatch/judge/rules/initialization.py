@@ -18,7 +18,7 @@ from lightning_gradwatch.judge.evidence.initial_weights import (
     starting_remedy,
 )
 from lightning_gradwatch.judge.readings import hidden_values
-from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import InitializationWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -114,7 +114,7 @@ class Initialization(Rule):
         low, high = self._limits(info)
         return low / depth.attenuation if depth.attenuation < 1 else depth.attenuation / high
 
-    def _sighting(self, record: StepRecord, info: RunInfo, depth: Depth) -> Sighting | None:
+    def _sighting(self, record: StepRecord, info: RunInfo, depth: Depth) -> LazyFinding | None:
         value = depth.attenuation
         low = value < 1
         limit = self._limits(info)[0 if low else 1]
@@ -130,7 +130,7 @@ class Initialization(Rule):
         def write() -> Sentences:
             return _sentences(record, info, depth, start)
 
-        return Sighting(severity, depth.layers(info), step, step, value, limit, write)
+        return LazyFinding(severity, depth.layers(info), step, step, value, limit, write)
 
     def _limits(self, info: RunInfo) -> tuple[float, float]:
         """Return the attenuation below which, and above which, this run's signal can't be trained by."""

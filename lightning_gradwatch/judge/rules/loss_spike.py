@@ -11,7 +11,7 @@ from lightning_gradwatch.judge.evidence.first_bad_step import first_bad_step
 from lightning_gradwatch.judge.evidence.loss_jump import WINDOW, read_jump
 from lightning_gradwatch.judge.evidence.loss_trend import middle
 from lightning_gradwatch.judge.readings import weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Rule, Sentences, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, LossSpikeWarning, Remedy, Severity
 from lightning_gradwatch.record.first_bad_step import FirstBadStep
@@ -111,11 +111,11 @@ class LossSpike(Rule):
             state["latest"] = [loss]
         return HEALTHY
 
-    def _sighting(self, info: RunInfo, state: State, spike: dict[str, Any]) -> Sighting:
+    def _sighting(self, info: RunInfo, state: State, spike: dict[str, Any]) -> LazyFinding:
         begun = first_bad_step(state, info, spike["step"])
         layers = (begun.layer,) if begun is not None and begun.layer else weight_layers(info) or info.layer_names
         write = partial(_sentences, dict(spike), state["count"], begun)
-        return Sighting(
+        return LazyFinding(
             severity=Severity.INFO,
             layers=layers,
             first_step=spike["step"],

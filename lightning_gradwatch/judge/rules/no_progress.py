@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from lightning_gradwatch.judge.evidence.constant_answer import UNKNOWN, Cost, note_answer, read_cost
 from lightning_gradwatch.judge.evidence.loss_trend import loss_trend, middle
 from lightning_gradwatch.judge.evidence.standing_loss import count_standing, forget_standing
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Rule, Sentences, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Cause, CauseKind, NoProgressWarning, Remedy, Severity
 from lightning_gradwatch.record.run_end import RunEnd
@@ -180,7 +180,7 @@ class NoProgress(Rule):
         falls = not trend.unknown and trend.falls_by(self.loss_fall)
         return Verdict(
             {
-                "loss": Sighting(
+                "loss": LazyFinding(
                     severity=Severity.INFO if falls else Severity.WARNING,
                     layers=info.weight_names or info.layer_names,
                     first_step=level.first_step,

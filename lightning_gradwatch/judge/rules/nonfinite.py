@@ -21,7 +21,7 @@ from lightning_gradwatch.judge.evidence.gradient_scale import (
 )
 from lightning_gradwatch.judge.evidence.overflow import find_beginning, note_heading, write_beginning, write_skipped
 from lightning_gradwatch.judge.readings import broken_layers, masking_sites
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Rule, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import NonFiniteGradientWarning, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -94,7 +94,7 @@ class NonFiniteGradient(Rule):
         first = state["first"]
         value = max(1, first["layers"][0] + first["sites"][0])
         write = partial(write_beginning, first, info)
-        found = Sighting(Severity.ERROR, (first["name"],), first["step"], int(record.step), value, 1, write)
+        found = LazyFinding(Severity.ERROR, (first["name"],), first["step"], int(record.step), value, 1, write)
         return Verdict({"non-finite": found})
 
     def _judge_scaled(self, record: StepRecord, info: RunInfo, state: State) -> Verdict | None:
@@ -111,7 +111,7 @@ class NonFiniteGradient(Rule):
                 continue
             if key == "sunk" and record.skipped and (state.get("skips") or facts)["since"] < facts["since"]:
                 continue  # no step at all is taken, since before that
-            found = Sighting(
+            found = LazyFinding(
                 severity=Severity.ERROR,
                 layers=(facts["name"],),
                 first_step=min(facts["since"], state.get("near", facts["since"])),  # when it was first told
@@ -132,7 +132,7 @@ class NonFiniteGradient(Rule):
             )
         since = state.setdefault("near", int(record.step))
         write = partial(write_near, halved, near, float(record.gradient_scale))
-        found = Sighting(Severity.WARNING, (near[0],), since, int(record.step), halved, SURELY, write)
+        found = LazyFinding(Severity.WARNING, (near[0],), since, int(record.step), halved, SURELY, write)
         return Verdict({"near": found}, confirming=True)
 
     def _judge_skipped(self, record: StepRecord, info: RunInfo, state: State) -> Verdict:
@@ -144,7 +144,7 @@ class NonFiniteGradient(Rule):
         layers = broken_layers(record)
         column = int(np.flatnonzero(layers)[-1]) if np.count_nonzero(layers) else -1
         write = partial(write_skipped, count, info.layer_names[column], info)
-        found = Sighting(
+        found = LazyFinding(
             severity=Severity.ERROR,
             layers=(info.layer_names[column],),
             first_step=skips["since"],

@@ -15,7 +15,7 @@ import numpy as np
 
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
 from lightning_gradwatch.judge.evidence.standing_loss import LOSS_FALL, count_standing
-from lightning_gradwatch.judge.rule import HEALTHY, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.judge.wiring_rule import WiringRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OutputAppliedTwiceWarning, Remedy, Severity
@@ -196,7 +196,7 @@ def _saturated_outputs(
         if standing.steps >= rule.patience if stuck else standing.is_due(rule, record.step):
             if name not in told:
                 told.append(name)
-            findings[f"saturated-output {name}"] = Sighting(
+            findings[f"saturated-output {name}"] = LazyFinding(
                 severity=Severity.ERROR,
                 layers=(name,),
                 first_step=standing.since,

@@ -13,7 +13,7 @@ from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscal
 from lightning_gradwatch.judge.rates import rate_factor, rates_of, warm_up_steps
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, State, count_hits, lasting, streaks
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OversizedUpdateWarning, Remedy, Severity
 from lightning_gradwatch.record.run_info import RunInfo
@@ -205,7 +205,7 @@ class OversizedUpdate(Rule):
         del state["due"], state["warned"]
         return Verdict(healed={"oversized": trend.told_come_down()})
 
-    def _sighting(self, info: RunInfo, due: dict[str, Any], severity: Severity, urgency: str) -> Sighting:
+    def _sighting(self, info: RunInfo, due: dict[str, Any], severity: Severity, urgency: str) -> LazyFinding:
         seen = _Seen(
             tuple(due["names"]),
             due["worst"],
@@ -218,7 +218,7 @@ class OversizedUpdate(Rule):
             tuple(due["rates"]),
             tuple(rate for rate in due["other_rates"] if rate not in due["rates"]),
         )
-        return Sighting(
+        return LazyFinding(
             severity=severity,
             layers=seen.names,
             first_step=due["since"],

@@ -24,7 +24,7 @@ from lightning_gradwatch.judge.evidence.small_updates import weight_size, why_be
 from lightning_gradwatch.judge.evidence.thrown_layers import Beginning, why_thrown
 from lightning_gradwatch.judge.rates import relative_rates, schedule_phase, spelled_rates
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights, weight_layers
-from lightning_gradwatch.judge.rule import HEALTHY, Line, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import (
     Lasting,
     State,
@@ -224,7 +224,7 @@ class StalledUpdate(Rule):
 
         return Verdict(
             {
-                "pace": Sighting(
+                "pace": LazyFinding(
                     self._severity(pace.reach / self.reach, trend),
                     weight_layers(info),
                     hits["slow"]["since"],
@@ -242,7 +242,7 @@ class StalledUpdate(Rule):
             return Severity.INFO
         return Severity.ERROR if part * _ERROR_FACTOR < 1 else Severity.WARNING
 
-    def _stalled(self, reading: _Reading, due: Lasting, trend: LossTrend, beginning: Beginning) -> Sighting:
+    def _stalled(self, reading: _Reading, due: Lasting, trend: LossTrend, beginning: Beginning) -> LazyFinding:
         """Tell of layers that are behind the others."""
         record, info = reading.record, reading.info
         where = due.where
@@ -264,9 +264,9 @@ class StalledUpdate(Rule):
             )
             return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
-        return Sighting(severity, due.names, due.since, int(record.step), value, self.ratio, write)
+        return LazyFinding(severity, due.names, due.since, int(record.step), value, self.ratio, write)
 
-    def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend, at_first: float) -> Sighting:
+    def _slow(self, reading: _Reading, due: Lasting, trend: LossTrend, at_first: float) -> LazyFinding:
         """Tell of a net that doesn't move, whose weights had the size `at_first` in the first measured step."""
         record, value = reading.record, reading.top
 
@@ -277,7 +277,7 @@ class StalledUpdate(Rule):
             cause, remedy, causes = why_slow(record, reading.info, reading.judged, reading.top, at_first=at_first)
             return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, headline)
 
-        return Sighting(
+        return LazyFinding(
             self._severity(value / self.ratio, trend), due.names, due.since, int(record.step), value, self.ratio, write
         )
 

@@ -11,7 +11,7 @@ from lightning_gradwatch.judge.evidence.constant_answer import UNKNOWN, Excess, 
 from lightning_gradwatch.judge.evidence.loss_trend import loss_trend
 from lightning_gradwatch.judge.evidence.standing_loss import count_standing, forget_standing
 from lightning_gradwatch.judge.remedies import SCALE_TARGETS
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict, cant_judge, not_yet
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Rule, Sentences, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity, StartFarOffWarning
 from lightning_gradwatch.record.run_info import RunInfo
@@ -127,7 +127,7 @@ class StartFarOff(Rule):
         excess = Excess(kind, layer, *numbers)
         return Verdict(
             {
-                "start": Sighting(
+                "start": LazyFinding(
                     severity=Severity.WARNING if told else Severity.INFO,
                     layers=(layer,),
                     first_step=start["step"],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.loss_trend import middle
-from lightning_gradwatch.judge.rule import Sentences, Sighting, Verdict, cant_judge
+from lightning_gradwatch.judge.rule import LazyFinding, Sentences, Verdict, cant_judge
 from lightning_gradwatch.judge.streaks import State, has_gone
 from lightning_gradwatch.judge.wiring_rule import WiringRule, at
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity, StarvedPartWarning
@@ -140,7 +140,7 @@ class StarvedPart(WiringRule):
         if not record.optimizer_losses:
             return _NOT_RECORDED
         contest = _note_parts(record, info, memory, self.ratio)
-        findings: dict[str, Sighting] = {}
+        findings: dict[str, LazyFinding] = {}
         healed: dict[str, str] = {}
         for index in contest.read:
             part, key = memory[str(index)], f"part {index}"
@@ -163,8 +163,8 @@ class StarvedPart(WiringRule):
 
     def _sighting(
         self, record: StepRecord, info: RunInfo, contest: _Contest, index: int, part: Mapping[str, Any]
-    ) -> Sighting:
-        return Sighting(
+    ) -> LazyFinding:
+        return LazyFinding(
             severity=Severity.WARNING,
             layers=contest.layers(info, index),
             first_step=int(part["since"]),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lightning_gradwatch.judge.evidence.lost_gradients import may_be_meant, reason
 from lightning_gradwatch.judge.evidence.zero_gradients import Unreached, may_be_chance, unreached_cause
-from lightning_gradwatch.judge.rule import HEALTHY, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import (
     Columns,
     Lasting,
@@ -124,7 +124,7 @@ class UnreachedLayer(Rule):
         )
 
     def _healed(
-        self, state: State, held: Columns, groups: Columns, findings: Mapping[str, Sighting]
+        self, state: State, held: Columns, groups: Columns, findings: Mapping[str, LazyFinding]
     ) -> Mapping[str, str]:
         """Return the findings whose layers all have a gradient again."""
         keys = set(findings) | set(state.get("clear", ()))
@@ -139,7 +139,7 @@ class UnreachedLayer(Rule):
 
     def _sighting(
         self, record: StepRecord, info: RunInfo, held: Columns, root: _Root, *, unsure: bool, begins: int
-    ) -> Sighting:
+    ) -> LazyFinding:
         members, since, _ = root.members
         longest = int(np.maximum.reduce(counts(held)[0][members]))
         reached = bool(np.count_nonzero(_REACHED[record.layer_state]))
@@ -156,7 +156,7 @@ class UnreachedLayer(Rule):
             headline = f"{form.format(layers=listed(names))} in {counted(longest, 'measured step')} in a row"
             return Sentences(cause, remedy, "", causes, headline)
 
-        return Sighting(
+        return LazyFinding(
             severity=Severity.INFO if meant or unsure else Severity.ERROR,
             layers=root.members.names,
             first_step=since,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lightning_gradwatch.judge.evidence.standing_loss import LOSS_FALL
-from lightning_gradwatch.judge.rule import NEAR, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import NEAR, LazyFinding, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.judge.wiring_rule import Urgency, WiringRule
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy, Severity, UntrainedParameterWarning
@@ -137,7 +137,7 @@ class UntrainedParameter(WiringRule):
         )
 
 
-def _changed_layers(record: StepRecord, info: RunInfo, state: State) -> dict[str, Sighting]:
+def _changed_layers(record: StepRecord, info: RunInfo, state: State) -> dict[str, LazyFinding]:
     """Return as information which layers were thawed or frozen since the run began, and stayed so.
 
     Those that change more than once are trained by turns, as the networks of a GAN are: that is no change of the run.
@@ -157,7 +157,7 @@ def _changed_layers(record: StepRecord, info: RunInfo, state: State) -> dict[str
     if not changes:
         return {}
     names = tuple(name for each in changes.values() for name in each)
-    sighting = Sighting(
+    sighting = LazyFinding(
         severity=Severity.INFO,
         layers=names,
         first_step=min(step for step, _ in changes),

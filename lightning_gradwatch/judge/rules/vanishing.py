@@ -26,7 +26,7 @@ from lightning_gradwatch.judge.evidence.starved_input import (
 from lightning_gradwatch.judge.evidence.zero_signal import underflow
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
-from lightning_gradwatch.judge.rule import HEALTHY, Explanation, Line, Rule, Sentences, Sighting, Verdict
+from lightning_gradwatch.judge.rule import HEALTHY, Explanation, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State, count_hit, has_gone
 from lightning_gradwatch.record.finding import (
     Action,
@@ -155,13 +155,15 @@ class VanishingGradient(Rule):
             return HEALTHY
         return Verdict(findings, healed=healed, confirming=pending, unjudged=self.waits if pending else "")
 
-    def _look_beside(self, record: StepRecord, info: RunInfo, state: State) -> tuple[dict[str, Sighting], bool, bool]:
+    def _look_beside(
+        self, record: StepRecord, info: RunInfo, state: State
+    ) -> tuple[dict[str, LazyFinding], bool, bool]:
         """Judge by the plain threshold, where it is asked for, the loops, and what the first layer gets.
 
         Returns:
             The findings; whether the threshold could be judged by, and whether anything was.
         """
-        findings: dict[str, Sighting] = {}
+        findings: dict[str, LazyFinding] = {}
         by_floor = False
         if self.min_grad_rms is not None:
             by_floor, low = judge_floor(record, info, state, self.min_grad_rms)
@@ -201,7 +203,7 @@ class VanishingGradient(Rule):
             signals, key=lambda each: (each.attenuation >= threshold or each.gain >= self.gain, each.attenuation)
         )
 
-    def _judge_ratio(self, record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> Sighting | None:
+    def _judge_ratio(self, record: StepRecord, info: RunInfo, state: State, signal: _Signal) -> LazyFinding | None:
         # Steps of different optimizers (a GAN's) see different sites: only like is compared with like.
         ends = signal.depth.ends(info)
         readings = state.setdefault("readings", [])
@@ -245,7 +247,7 @@ class VanishingGradient(Rule):
                 message=self._evidence(signal, threshold, trend),
             )
 
-        return Sighting(
+        return LazyFinding(
             severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
             layers=partial(_faded_layers, info, signal, threshold),
             first_step=state["since"],
@@ -265,7 +267,7 @@ class VanishingGradient(Rule):
         fine = attenuation >= self.threshold_for(info) or gain >= self.gain
         return _harmful_steps(state, trend) if fine and step < self.warm_up_steps else None
 
-    def _judge_input(self, record: StepRecord, info: RunInfo, state: State) -> Sighting | None:
+    def _judge_input(self, record: StepRecord, info: RunInfo, state: State) -> LazyFinding | None:
         """Judge what the first layer gets, while the loss stands."""
         starved = read_input(record, info, min(STARVED, self.threshold_for(info)))
         trend = loss_trend(state, info).from_start()
@@ -288,7 +290,7 @@ class VanishingGradient(Rule):
                 )
             return Sentences(cause, remedy, trend.sentence(self.loss_fall), causes, starved_headline(starved))
 
-        return Sighting(
+        return LazyFinding(
             severity=Severity.WARNING,
             layers=(starved.layer,),
             first_step=standing.since,
@@ -304,7 +306,7 @@ class VanishingGradient(Rule):
             return {}
         return {"input": "the first layer gets more of the gradient, or the loss falls"}
 
-    def _judge_loops(self, record: StepRecord, info: RunInfo, state: State, loops: list[Loop]) -> Sighting | None:
+    def _judge_loops(self, record: StepRecord, info: RunInfo, state: State, loops: list[Loop]) -> LazyFinding | None:
         """Judge the signal over the calls of the loop in which it fades most."""
         threshold = self.threshold_for(info)
         worst = min(loops, key=lambda loop: loop.gain)
@@ -322,7 +324,7 @@ class VanishingGradient(Rule):
             message = f"{loop_evidence(worst, threshold, self.loop_gain)} {trend.sentence(self.loss_fall)}"
             return Sentences(cause, remedy, message, causes, loop_headline(worst))
 
-        return Sighting(
+        return LazyFinding(
             severity=Severity.INFO if trend.falls_by(self.loss_fall) else severity,
             layers=(worst.site.name,),
             first_step=streaks["fades"]["since"],

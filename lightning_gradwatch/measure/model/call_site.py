@@ -95,7 +95,7 @@ class ModuleNames:
         return self.of(module)
 
 
-class Location(NamedTuple):
+class CallSite(NamedTuple):
     """Where an activation function is called."""
 
     module: str
@@ -108,7 +108,7 @@ class Location(NamedTuple):
     """For a leaf that the user wrote: the line inside it."""
 
 
-def locate(names: ModuleNames, *, above: int = 1) -> Location:
+def locate(names: ModuleNames, *, above: int = 1) -> CallSite:
     """Find the innermost known module and the nearest line that isn't torch's, Lightning's or ours.
 
     Args:
@@ -141,7 +141,7 @@ def locate(names: ModuleNames, *, above: int = 1) -> Location:
         if outer is None:
             break
         frame = outer
-    return Location(module or "", leaf, place, inner)
+    return CallSite(module or "", leaf, place, inner)
 
 
 def spelled(place: Place | None) -> str:

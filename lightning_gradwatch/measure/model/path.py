@@ -22,7 +22,7 @@ from lightning_gradwatch.record.step import TURNED_KIND, LayerInfo
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.call_site import CallSite
     from lightning_gradwatch.measure.model.number_sets import Span
     from lightning_gradwatch.record.step import LostGradient, Role
 
@@ -126,7 +126,7 @@ _MOST_SIZES = 4
 class Site:
     """One place where an activation function is called."""
 
-    location: Location
+    location: CallSite
     function: str
     units: int
     """Size of the unit axis; 0 without unit fractions."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import Node
 
-    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.call_site import CallSite
     from lightning_gradwatch.measure.model.path import Layer
 
 
@@ -77,7 +77,7 @@ class Sites:
         return bool(self._fresh)
 
     def find(
-        self, location: Location, function: str, layer: Layer | None, units: int, *, before: Layer | None = None
+        self, location: CallSite, function: str, layer: Layer | None, units: int, *, before: Layer | None = None
     ) -> Site:
         """Return the site of a call, a new one at its first call; `before` is the layer that was used last.
 
@@ -146,7 +146,7 @@ class Awaited:
 
     function: str
     reason: str
-    place: Location
+    place: CallSite
 
 
 class Roles:

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
-from lightning_gradwatch.measure.model.call_site import Location, inside_function, locate
+from lightning_gradwatch.measure.model.call_site import CallSite, inside_function, locate
 from lightning_gradwatch.measure.model.sites import Awaited, Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.trace.axes import as_flattened, as_units, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
-from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, Tag, Tags, tensors_in, unit_axis
+from lightning_gradwatch.measure.trace.tensor_state import (
+    LOST,
+    Ended,
+    SiteCall,
+    TensorState,
+    TensorStates,
+    tensors_in,
+    unit_axis,
+)
 from lightning_gradwatch.measure.trace.uncovered import (
     BY_HAND,
     FUSED,
@@ -37,11 +45,11 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.sites import Sites
     from lightning_gradwatch.measure.trace.connections import Connections
     from lightning_gradwatch.measure.trace.formulas import Known
-    from lightning_gradwatch.measure.trace.handwritten import Composite
+    from lightning_gradwatch.measure.trace.handwritten import HandWritten
     from lightning_gradwatch.measure.trace.tensor_state import Axis, Formula, Start
-    from lightning_gradwatch.measure.trace.uncovered import Unseen
+    from lightning_gradwatch.measure.trace.uncovered import Uncovered
     from lightning_gradwatch.measure.units.mask import Samples
-    from lightning_gradwatch.measure.units.site_stats import Collected, SiteSums
+    from lightning_gradwatch.measure.units.site_stats import Collected, SiteStatistics
     from lightning_gradwatch.record.activations import Inner
     from lightning_gradwatch.record.zones import Zones
 
@@ -58,9 +66,9 @@ class Activations:
         collected: Collected,
         hooks: SignalHooks,
         connections: Connections,
-        tags: Tags,
+        tags: TensorStates,
         names: ModuleNames,
-        unseen: Unseen,
+        unseen: Uncovered,
     ) -> None:
         self.hooks = hooks
         self._last_layer: Layer | None = None
@@ -131,7 +139,7 @@ class Activations:
         return tag is not None and tag.layer is not None and not tag.weights_only
 
     def _seen(
-        self, call: Call, location: Location, tag: Tag | None, alone: Literal["", "checkpoint", "function"]
+        self, call: Call, location: CallSite, tag: TensorState | None, alone: Literal["", "checkpoint", "function"]
     ) -> SiteCall:
         """Count the units of a call's argument, of which the tag is known."""
         z = call.z
@@ -158,7 +166,7 @@ class Activations:
                 self._count_as_inner_step(seen, z, axis, judged=counts.judges)
         return seen
 
-    def _takes_turns(self, site: Site, tag: Tag | None) -> bool:
+    def _takes_turns(self, site: Site, tag: TensorState | None) -> bool:
         """Whether a site's calls in a pass take the units of a layer piece by piece, and so have other units each time."""
         if tag is not None and tag.layer is not None and self._pieces.setdefault(site, tag.piece) != tag.piece:
             self._sites.take_apart(site)
@@ -198,7 +206,7 @@ class Activations:
                 for handle in call.handles:
                     handle.remove()
 
-    def place(self) -> Location:
+    def place(self) -> CallSite:
         """Return where the call is that is looked at."""
         return locate(self._names, above=1)
 
@@ -225,7 +233,7 @@ class Activations:
         """Measure a call's output and ask for its signal."""
         site = seen.site
         origin, seen.origin = seen.origin, None
-        tag = Tag(output, seen.axis, seen.layer)
+        tag = TensorState(output, seen.axis, seen.layer)
         tag.call, tag.of, tag.columns = seen, seen.of, seen.columns
         tag.gate = (seen,) if may_gate(site) else ()
         if seen.piece:
@@ -286,11 +294,11 @@ class Activations:
 
     def runs_unseen(self, module: nn.Module) -> None:
         """Note a module of torch's that runs out of sight, as nothing of it is trained."""
-        location = Location(self._names.of(module) or "", leaf=False, place=None, inner=None)
+        location = CallSite(self._names.of(module) or "", leaf=False, place=None, inner=None)
         inside = sum(isinstance(each, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for each in module.modules())
         self._unseen.note(location, Note(location.module, UNTRAINED, inside, location))
 
-    def complete(self, done: Composite, output: Tensor, axis: Axis, layer: Layer | None) -> None:
+    def complete(self, done: HandWritten, output: Tensor, axis: Axis, layer: Layer | None) -> None:
         """Measure a function written by hand, at its last step."""
         if done.call is None:
             self._complete_without_site(done, output, axis, layer)
@@ -300,7 +308,7 @@ class Activations:
             self._rename(site, done)
         done.call.ended = self._end(site, self._collected.of(site), done, output, axis)
 
-    def _complete_without_site(self, done: Composite, output: Tensor, axis: Axis, layer: Layer | None) -> None:
+    def _complete_without_site(self, done: HandWritten, output: Tensor, axis: Axis, layer: Layer | None) -> None:
         assert done.u is not None
         call = composite(done.function, "erf", done.u)
         zones, u, along = _along_one_axis(call.zones, done.u, axis)
@@ -314,7 +322,7 @@ class Activations:
         sums.count(counts, u, along, self._samples(site, u, along))
         self._end(site, sums, done, output, axis)
 
-    def _end(self, site: Site, sums: SiteSums, done: Composite, output: Tensor, axis: Axis) -> Ended:
+    def _end(self, site: Site, sums: SiteStatistics, done: HandWritten, output: Tensor, axis: Axis) -> Ended:
         ended = Ended(site, sums, done.root, axis, done.missing)
         self._read(ended, output)
         tag = self._tags.get(output)
@@ -341,7 +349,7 @@ class Activations:
         if site.role is None:
             self.roles.called(site, node)
 
-    def _rename(self, site: Site, done: Composite) -> None:
+    def _rename(self, site: Site, done: HandWritten) -> None:
         """Turn a new site into what it computes, counted by that function's intervals."""
         assert done.call is not None
         site.composite = done.function
@@ -358,13 +366,13 @@ class Activations:
             for handle in inner.handles:
                 handle.remove()
 
-    def _site(self, location: Location, call: Call, layer: Layer | None, units: int) -> Site:
+    def _site(self, location: CallSite, call: Call, layer: Layer | None, units: int) -> Site:
         site = self._sites.find(location, call.zones.name, layer, units, before=self._last_layer)
         if call.zones.supposed and site.role is None:
             site.supposed = True
         return site
 
-    def _add_output(self, sums: SiteSums, output: Tensor, axis: Axis) -> None:
+    def _add_output(self, sums: SiteStatistics, output: Tensor, axis: Axis) -> None:
         if self.masks.given:
             output, along = as_units(output, fitted(axis, output.shape))
             sums.add_output(output, along, self._samples(sums.site, output, along))

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_gradwatch.measure.trace import gates, pieces
 from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, axis_of_data, split_of
 from lightning_gradwatch.measure.trace.cuts import PIECES
-from lightning_gradwatch.measure.trace.handwritten import Composite, chain_of, combine, inner_call, steps_of
+from lightning_gradwatch.measure.trace.handwritten import HandWritten, chain_of, combine, inner_call, steps_of
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
     MOVES,
@@ -20,8 +20,8 @@ from lightning_gradwatch.measure.trace.tensor_state import (
     Op,
     Operands,
     Sources,
-    Tag,
-    Tags,
+    TensorState,
+    TensorStates,
     unit_axis,
 )
 from lightning_gradwatch.measure.trace.turned import note_turned
@@ -69,10 +69,10 @@ class Compared(list[Any]):
     """The tensor and the number of a comparison; empty for one of two tensors."""
 
 
-class Flow:
+class AxisPropagation:
     """The tags of one step's tensors, call by call."""
 
-    def __init__(self, *, layers: Layers, activations: Activations, tags: Tags) -> None:
+    def __init__(self, *, layers: Layers, activations: Activations, tags: TensorStates) -> None:
         self._layers = layers
         self._activations = activations
         self._tags = tags
@@ -147,7 +147,7 @@ class Flow:
     ) -> None:
         """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
         axis = axis_after(op, func, sources.tensor, None, result)
-        new = Tag(result, axis, sources.user)
+        new = TensorState(result, axis, sources.user)
         if sources.user is not None and sources.user.turned is None:
             self._note_turned(func, sources, arguments)
         new.weights_only = sources.weights_only
@@ -168,7 +168,7 @@ class Flow:
     ) -> None:
         tag = sources.tag
         axis, piece = self._units(op, func, sources, arguments, result)
-        new = Tag(result, axis, sources.user or (None if tag is None else tag.layer))
+        new = TensorState(result, axis, sources.user or (None if tag is None else tag.layer))
         new.piece = piece
         new.weights_only = sources.weights_only
         if sources.user is not None and op in MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
@@ -201,7 +201,7 @@ class Flow:
             self._keep_call(op, func, tag, new, result)
 
     @staticmethod
-    def _keep_call(op: Op, func: Callable[..., Any], tag: Tag, new: Tag, result: Tensor) -> None:
+    def _keep_call(op: Op, func: Callable[..., Any], tag: TensorState, new: TensorState, result: Tensor) -> None:
         """Note that a result is an activation function's output all the same, or a choice of its entries."""
         if op in MOVES or (op in _KEEPS and result._is_view()):  # noqa: SLF001 - the documented test for a view has no public name
             new.call, new.picked = tag.call, tag.picked
@@ -259,7 +259,7 @@ class Flow:
         ]
         return axis_of_data(name, arguments, axes, result)
 
-    def _computes(self, op: Op, arguments: Sequence[Tensor], new: Tag, result: Tensor) -> Composite | None:
+    def _computes(self, op: Op, arguments: Sequence[Tensor], new: TensorState, result: Tensor) -> HandWritten | None:
         """Note what arithmetic makes of one tensor; return the hand-written function of which it is the last step."""
         if op is _ERF:
             kept, self._kept = self._kept, None
@@ -294,7 +294,7 @@ class Flow:
         if sources.user is not None and sources.user.turned is None and not sources.weights_only:
             note_turned(sources.user, func, arguments)
 
-    def _turn(self, new: Tag, arguments: Sequence[Tensor], result: Tensor) -> None:
+    def _turn(self, new: TensorState, arguments: Sequence[Tensor], result: Tensor) -> None:
         """Find the features of a product of weights and data where its form says that they aren't last."""
         weights = [self._layers.owner(each) is not None or self._made_of_weights(each) for each in arguments]
         axes = axes_of_products(arguments, weights, result)
@@ -324,7 +324,7 @@ class Flow:
     def _sources(self, arguments: Sequence[Tensor], *, weights: bool) -> Sources:
         """Return where arguments come from, which may be `weights` alone."""
         users: dict[Layer, None] = {}
-        found: Tag | None = None
+        found: TensorState | None = None
         tensor: Tensor | None = None
         gates, formula = False, None
         weights_only = weights and bool(arguments)

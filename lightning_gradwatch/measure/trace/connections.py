@@ -53,7 +53,7 @@ class _Call(NamedTuple):
     span: Span
     """The site's number, as a set; of a site that is called several times, a number of the call's own."""
     turn: int
-    """The call's number among the site's (`SiteSums.turn`); 0 for one of a pass before, whose graph is still there."""
+    """The call's number among the site's (`SiteStatistics.turn`); 0 for one of a pass before, whose graph is still there."""
     argument: Node | None
     """The node that made z; None for a leaf."""
     whole: bool

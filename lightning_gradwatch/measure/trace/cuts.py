@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.path import Site
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.trace.tensor_state import Tags
+    from lightning_gradwatch.measure.trace.tensor_state import TensorStates
 
 _OPPOSITE: Mapping[Comparison, Comparison] = {">": "<=", ">=": "<", "<": ">=", "<=": ">"}
 _LARGEST = 1e3
@@ -39,7 +39,9 @@ _ENDS = frozenset({"softmax", "log_softmax", "softmin", "logsigmoid"})
 """Functions whose output is clamped against the logarithm of 0, or a division by it, as that of those is that may gate."""
 
 
-def cut(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> Call | str | None:
+def cut(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates
+) -> Call | str | None:
     """Return which activation function a call computes that may cut its argument off; None if it is none.
 
     A text says why it isn't known, where it may be one.
@@ -55,7 +57,7 @@ def cut(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     return Call(zones, z, is_in_place(func) or kwargs.get("out") is not None) if _judged(z, tags) else None
 
 
-def _judged(z: Tensor, tags: Tags) -> bool:
+def _judged(z: Tensor, tags: TensorStates) -> bool:
     """Whether a tensor is one of features that are trained, and not of weights, of one number a sample, or guarded."""
     if z.dim() < 2 or not z.is_floating_point() or isinstance(z, nn.Parameter):
         return False
@@ -98,7 +100,11 @@ def _bounded(lower: float | None, upper: float | None, z: Tensor) -> _Found:
 
 
 def _clamp(
-    args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags, *, names: Sequence[str] = ("input", "min", "max")
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    tags: TensorStates,
+    *,
+    names: Sequence[str] = ("input", "min", "max"),
 ) -> _Found:
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     lower, upper = given.get("min"), given.get("max")
@@ -110,7 +116,7 @@ def _clamp(
     return _bounded(bounds[0], bounds[1], z) if known else _unknown(z, tags)
 
 
-def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags, *, smaller: bool = False) -> _Found:
+def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates, *, smaller: bool = False) -> _Found:
     given = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
     one, other = given.get("input"), given.get("other")
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
@@ -126,11 +132,11 @@ def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags, *, small
     return _unknown(one if one.requires_grad else other, tags)
 
 
-def _unknown(z: Tensor, tags: Tags) -> str | None:
+def _unknown(z: Tensor, tags: TensorStates) -> str | None:
     return "its bound is a tensor, whose values aren't read: its units aren't counted" if _judged(z, tags) else None
 
 
-def _where(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Found:
+def _where(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates) -> _Found:
     # A method's own tensor comes first, a function's condition.
     given = dict(kwargs)
     mask, one, other = (given.get(key) for key in ("condition", "input", "other"))
@@ -157,7 +163,7 @@ def _where(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Found
     return PIECES if all(argument_of(each, tags) is tags.root(z) for each in pieces) else None
 
 
-def argument_of(value: Tensor, tags: Tags) -> Origin:
+def argument_of(value: Tensor, tags: TensorStates) -> Origin:
     """Return the origin of the value of which a tensor is a function, entry by entry; of itself, where of none."""
     tag = tags.get(value)
     if (call := inner_call(tag)) is not None and (first := chain_of(call)[-1]).of is not None:
@@ -167,14 +173,14 @@ def argument_of(value: Tensor, tags: Tags) -> Origin:
     return tag.formula.of if tag is not None and tag.formula is not None else tags.root(value)
 
 
-def _masked_fill(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Found:
+def _masked_fill(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates) -> _Found:
     given = dict(zip(("input", "mask", "value"), args, strict=False)) | dict(kwargs)
     z = given.get("input")
     region = tags.comparisons.of(given.get("mask"), z)
     return None if region is None or not isinstance(z, Tensor) else _off(z, region, given.get("value"), tags)
 
 
-def _product(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Found:
+def _product(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates) -> _Found:
     given = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
     one, other = given.get("input"), given.get("other")
     for z, mask in ((one, other), (other, one)):
@@ -188,7 +194,7 @@ def _product(args: Sequence[Any], kwargs: Mapping[str, Any], tags: Tags) -> _Fou
     return None
 
 
-def _off(z: Tensor, off: Region, constant: object, tags: Tags) -> _Found:
+def _off(z: Tensor, off: Region, constant: object, tags: TensorStates) -> _Found:
     """Judge a function that is z but for a region, in which it is something else."""
     if isinstance(constant, Tensor) and constant.requires_grad:
         slope = _slope(constant, z, tags)
@@ -203,7 +209,7 @@ def _off(z: Tensor, off: Region, constant: object, tags: Tags) -> _Found:
     return Zones("hardtanh", (off,), (off,)), z
 
 
-def _slope(value: object, z: Tensor, tags: Tags) -> float | None:
+def _slope(value: object, z: Tensor, tags: TensorStates) -> float | None:
     """Return of what multiple of z a tensor is; None where it is something else."""
     if not isinstance(value, Tensor) or value is z:
         return None
@@ -215,7 +221,7 @@ def _slope(value: object, z: Tensor, tags: Tags) -> float | None:
     return slope if math.isfinite(slope) else None
 
 
-_Reader: TypeAlias = "Callable[[Sequence[Any], Mapping[str, Any], Tags], _Found]"
+_Reader: TypeAlias = "Callable[[Sequence[Any], Mapping[str, Any], TensorStates], _Found]"
 _READERS: Mapping[str, _Reader] = {
     "clamp": _clamp,
     "clip": _clamp,

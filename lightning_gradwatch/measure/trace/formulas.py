@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.signal import Origin
-    from lightning_gradwatch.measure.trace.tensor_state import Formula, SiteCall, Tag, Tags
+    from lightning_gradwatch.measure.trace.tensor_state import Formula, SiteCall, TensorState, TensorStates
     from lightning_gradwatch.record.step import FloatVector
     from lightning_gradwatch.record.zones import Zones
 
@@ -138,7 +138,7 @@ def wants_layer(name: str) -> bool:
     return name in _DIRECT
 
 
-def evaluate(name: str, given: Sequence[Any], of: Origin, tags: Tags) -> FloatVector | None:
+def evaluate(name: str, given: Sequence[Any], of: Origin, tags: TensorStates) -> FloatVector | None:
     """Return the values of a call's result, a function of `of`; None where they aren't known."""
     inputs = [_values(each, of, tags) for each in given]
     if any(each is None for each in inputs):
@@ -153,7 +153,7 @@ def evaluate(name: str, given: Sequence[Any], of: Origin, tags: Tags) -> FloatVe
     return values if np.isfinite(values).all() else None
 
 
-def _values(given: Any, of: Origin, tags: Tags) -> Any:
+def _values(given: Any, of: Origin, tags: TensorStates) -> Any:
     if isinstance(given, np.ndarray):
         return given
     number = tags.comparisons.number(given)
@@ -170,7 +170,7 @@ def _values(given: Any, of: Origin, tags: Tags) -> Any:
     return None if factor is None else factor * POINTS
 
 
-def _of_call(tag: Tag, call: SiteCall) -> Any:
+def _of_call(tag: TensorState, call: SiteCall) -> Any:
     """Return the values of a multiple of what an activation function has made; None where they aren't known."""
     formula = None if call.site.composite is not None or tag.shifted else look_up(call.site.function).formula
     return None if formula is None or call.factor is None else tag.scale * formula(POINTS, call.factor * POINTS)

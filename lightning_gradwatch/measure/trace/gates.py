@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_gradwatch.measure.model.path import Site
-    from lightning_gradwatch.measure.trace.handwritten import Composite
-    from lightning_gradwatch.measure.trace.tensor_state import SiteCall, Tag, Tags
+    from lightning_gradwatch.measure.trace.handwritten import HandWritten
+    from lightning_gradwatch.measure.trace.tensor_state import SiteCall, TensorState, TensorStates
 
 _DIVISIONS = frozenset(
     ["div", "true_divide", "divide", "div_", "divide_", "__truediv__", "__itruediv__", "__rtruediv__", "__div__"]
@@ -57,13 +57,13 @@ def _gates(function: str) -> bool:
     return look_up(function).gating not in ("never", "itself")
 
 
-def of_hand_written(done: Composite) -> tuple[SiteCall, ...]:
+def of_hand_written(done: HandWritten) -> tuple[SiteCall, ...]:
     """Return the call whose output may gate, as of what a hand-written function has made of it."""
     return (done.call,) if done.call is not None and _gates(done.function) else ()
 
 
 def follow(
-    op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], tags: Tags, result: Tensor
+    op: Op, func: Callable[..., Any], arguments: Sequence[Tensor], tags: TensorStates, result: Tensor
 ) -> tuple[list[Site], tuple[SiteCall, ...]]:
     """Follow the outputs of activation calls through a call.
 
@@ -138,5 +138,5 @@ def _multiplies(op: Op, name: str, pair: tuple[int, int], arguments: Sequence[Te
     )
 
 
-def _is_weight(tensor: Tensor, tag: Tag | None) -> bool:
+def _is_weight(tensor: Tensor, tag: TensorState | None) -> bool:
     return isinstance(tensor, nn.Parameter) or (tag is not None and tag.weights_only)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from lightning_gradwatch.measure.trace.formulas import POINTS
-from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, SiteCall, Tag, Tags
+from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, SiteCall, TensorState, TensorStates
 from lightning_gradwatch.record.activations import look_up
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.signal import Origin
 
 
-class Composite(NamedTuple):
+class HandWritten(NamedTuple):
     """A hand-written activation function whose last step was just done."""
 
     function: str
@@ -41,7 +41,7 @@ class Composite(NamedTuple):
     """The constant that the function's own formula still wants: 1/2 where a GELU's is multiplied last; NaN: not known."""
 
 
-def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | None:
+def combine(op: Op, arguments: Operands, tag: TensorState, tags: TensorStates) -> HandWritten | None:
     """Complete the tag of an arithmetic result; return the activation function that it completes, if it does."""
     operands = [argument for argument in arguments if argument.dim() > 0]
     if not operands:
@@ -65,8 +65,12 @@ def combine(op: Op, arguments: Operands, tag: Tag, tags: Tags) -> Composite | No
 
 
 def _product(
-    operands: Sequence[Tensor], known: Sequence[Tag | None], roots: Sequence[Origin], tag: Tag, tags: Tags
-) -> Composite | None:
+    operands: Sequence[Tensor],
+    known: Sequence[TensorState | None],
+    roots: Sequence[Origin],
+    tag: TensorState,
+    tags: TensorStates,
+) -> HandWritten | None:
     """Return the function that a product of two tensors completes, or note what is known of it."""
     for factor, other, root in zip(known, reversed(known), reversed(roots), strict=True):
         if factor is None:
@@ -74,7 +78,7 @@ def _product(
         if factor.of is root and (done := _completed(factor, other, root)) is not None:
             return done
         if (factor.call or factor.within) is not None and (call := _gates_its_own(factor, root)) is not None:
-            return Composite("", call, None, root)
+            return HandWritten("", call, None, root)
     for operand, own, other in zip(operands, known, reversed(known), strict=True):
         if isinstance(operand, nn.Parameter) or (own is not None and own.weights_only):
             tag.within = inner_call(other)  # each unit's own slope, as in a PReLU
@@ -83,19 +87,19 @@ def _product(
     return None
 
 
-def _masked(operands: Sequence[Tensor], roots: Sequence[Origin], tag: Tag, tags: Tags) -> None:
+def _masked(operands: Sequence[Tensor], roots: Sequence[Origin], tag: TensorState, tags: TensorStates) -> None:
     """Note that what a mask leaves of a tensor is a function of it, where the mask was made by comparing that, or a multiple."""
     for mask, root in zip(operands, reversed(roots), strict=True):
         if (z := tags.comparisons.compared_in(mask)) is not None and tags.is_of(z, root):
             tag.root, tag.factor = root, None
 
 
-def inner_call(tag: Tag | None) -> SiteCall | None:
+def inner_call(tag: TensorState | None) -> SiteCall | None:
     """Return the activation call whose output a tensor is, or is a function of, entry by entry."""
     return None if tag is None else tag.call or tag.within
 
 
-def steps_of(arguments: Sequence[Tensor], tags: Tags) -> Sequence[SiteCall]:
+def steps_of(arguments: Sequence[Tensor], tags: TensorStates) -> Sequence[SiteCall]:
     """Return the activation calls of one z whose sum is made, with another or with z: ``relu(x) + exp(-relu(-x)) - 1``, ``x - tanh(x)``.
 
     Where z is less than 0 in all observations the one is flat and the other isn't, so neither tells of dead units.
@@ -127,7 +131,7 @@ _LONGEST = 8
 """Calls of one function that is written by hand."""
 
 
-def _gates_its_own(factor: Tag, root: Origin) -> SiteCall | None:
+def _gates_its_own(factor: TensorState, root: Origin) -> SiteCall | None:
     """Return the activation call that makes a factor of a function of z, where that is no known function: ``x * tanh(x)``.
 
     Alone it would be taken for a gate, or for a function of its own inside of another: ``x * erf(softplus(x))``.
@@ -140,7 +144,7 @@ def _gates_its_own(factor: Tag, root: Origin) -> SiteCall | None:
     return call if call.of is root or call.source is root else None
 
 
-def _completed(factor: Tag, other: Tag | None, root: Origin) -> Composite | None:
+def _completed(factor: TensorState, other: TensorState | None, root: Origin) -> HandWritten | None:
     """Return what a multiple of z times a function of z computes; None where it is something else."""
     multiple = 1.0 if other is None else other.factor
     function = _function(factor)
@@ -149,24 +153,24 @@ def _completed(factor: Tag, other: Tag | None, root: Origin) -> Composite | None
     inner = "erf" if factor.call is None else factor.call.site.function
     height = math.nan if factor.call is None or inner == "hardsigmoid" else factor.call.height
     constant = 1 / height if height > 0 else _CONSTANTS.get((function, inner), 1.0)
-    return Composite(function, factor.call, factor.u, root, constant / (multiple * factor.scale or math.nan))
+    return HandWritten(function, factor.call, factor.u, root, constant / (multiple * factor.scale or math.nan))
 
 
-def _hard_sigmoid(constant: float, known: Tag | None) -> Composite | None:
+def _hard_sigmoid(constant: float, known: TensorState | None) -> HandWritten | None:
     """Return what a constant makes of a function that is cut off at both sides: ``relu6(x + 3) / 6``."""
     call = None if known is None else known.call
     if known is None or call is None or not call.centred or known.shifted or known.scale != 1.0 or known.of is None:
         return None
     if call.site.composite not in _MAYBE or not math.isclose(constant, 1 / call.height, rel_tol=1e-3):
         return None
-    return Composite("hardsigmoid", call, None, known.of)
+    return HandWritten("hardsigmoid", call, None, known.of)
 
 
 _MAYBE = (None, "hardsigmoid")
 """What a site may be taken for that turns out to be a hard sigmoid, or a step of a hard swish."""
 
 
-def _carry(op: Op, arguments: Operands, known: Tag | None, tag: Tag) -> None:
+def _carry(op: Op, arguments: Operands, known: TensorState | None, tag: TensorState) -> None:
     """Hand on what is known of the one argument of a shift or a multiplication with a constant."""
     constant = arguments.constant
     multiple = 1.0 if known is None else known.factor
@@ -194,7 +198,7 @@ _CONSTANTS = {("gelu", "tanh"): 0.5, ("gelu", "erf"): 0.5}
 """What the product of z and the inner function's output is multiplied by; 1 where nothing is said."""
 
 
-def _function(factor: Tag) -> str | None:
+def _function(factor: TensorState) -> str | None:
     """Name what a tensor times this function of the same tensor computes."""
     call = factor.call
     if call is None:
@@ -210,7 +214,7 @@ def _function(factor: Tag) -> str | None:
     return "hardswish" if call.height > 0 else {"sigmoid": "silu", "hardsigmoid": "hardswish"}.get(site.function)
 
 
-def _of_tanh(call: SiteCall, factor: Tag) -> str | None:
+def _of_tanh(call: SiteCall, factor: TensorState) -> str | None:
     if factor.shifted:
         # Of a plain multiple it would be a SiLU: GELU's has a cube in it.
         return "gelu" if call.factor is None and call.within is None and _adds_one(factor) and _has_cube(call) else None
@@ -236,6 +240,6 @@ def _has_cube(call: SiteCall) -> bool:
 _OF_GELU = math.sqrt(2 / math.pi) * (POINTS + 0.044715 * POINTS**3)
 
 
-def _adds_one(factor: Tag) -> bool:
+def _adds_one(factor: TensorState) -> bool:
     """Whether 1 was added to an inner function's output, up to a scale of both; or what only a device knows."""
     return factor.shifted and not abs(factor.offset - 1) > _NEARLY

@@ -20,7 +20,7 @@ from lightning_gradwatch.measure.trace.compiled import COMPILED
 from lightning_gradwatch.measure.trace.identify import is_activation
 from lightning_gradwatch.measure.trace.tensor_state import Op, classify, tensors_in
 from lightning_gradwatch.measure.trace.tracer import Tracer
-from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Unseen
+from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Uncovered
 from lightning_gradwatch.record.activations import function_of_node
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _NUMBER = re.compile(r"[0-9]+$")
 class Audit:
     """The torch calls of one step that made nodes, until the graphs of its passes were compared with them."""
 
-    def __init__(self, unseen: Unseen, layers: Layers) -> None:
+    def __init__(self, unseen: Uncovered, layers: Layers) -> None:
         self._unseen = unseen
         self._layers = layers
         self._ends: list[int] = []

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.signal import Grads, SignalHooks
-    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot, Values
     from lightning_gradwatch.record.activations import Activation
     from lightning_gradwatch.record.step import LostGradient
 
@@ -82,7 +82,7 @@ class Trail:
         suspects: Collection[Layer],
         *,
         layers: Layers,
-        pack: Pack,
+        pack: HostTransfer,
         names: ModuleNames,
         hooks: SignalHooks,
         faults: Faults,

@@ -34,8 +34,8 @@ _MISSING = object()
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
-def need_space(model: nn.Module) -> list[nn.Module]:
-    """Return the modules of a model that are of a kind which `stepping_aside` is for."""
+def find_opaque(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a model that are of a kind which `tracing_suspended_for` is for."""
     found: list[nn.Module] = []
     waiting = [model]  # not `model.modules()`, which makes a name for each: this runs in every measured step
     seen = {id(model)}
@@ -56,7 +56,7 @@ def need_space(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def stepping_aside(
+def tracing_suspended_for(
     modules: Sequence[nn.Module], tracer: Tracer, *, eager: bool, untrained: Callable[[nn.Module], None]
 ) -> Iterator[None]:
     """Step aside for those of the modules that need it while the block runs.

@@ -16,14 +16,14 @@ from lightning_gradwatch.measure.trace.axes import (
     put_together,
     split_of,
 )
-from lightning_gradwatch.measure.trace.tensor_state import LOST, Op, Split, Tag, tensors_in, unit_axis
+from lightning_gradwatch.measure.trace.tensor_state import LOST, Op, Split, TensorState, tensors_in, unit_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.trace.tensor_state import Axis, Sources, Tags
+    from lightning_gradwatch.measure.trace.tensor_state import Axis, Sources, TensorStates
 
 
 class Joined(list["Tensor"]):
@@ -53,11 +53,11 @@ def joined_by(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
     return tensors
 
 
-def _number(tags: Tags, key: Hashable) -> int:
+def _number(tags: TensorStates, key: Hashable) -> int:
     return tags.pieces.setdefault(key, len(tags.pieces) + 1)
 
 
-def made(tags: Tags, arguments: Sequence[Tensor], sources: Sources) -> int:
+def made(tags: TensorStates, arguments: Sequence[Tensor], sources: Sources) -> int:
     """Return the number of what a call makes of weights, or makes features of: that of the weights, or of all its data."""
     known = [tags.get(each) for each in arguments]
     found = tuple(
@@ -66,7 +66,9 @@ def made(tags: Tags, arguments: Sequence[Tensor], sources: Sources) -> int:
     return _number(tags, found) if any(found) else 0
 
 
-def taken(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: Tensor) -> tuple[Axis | None, int]:
+def taken(
+    tags: TensorStates, arguments: Sequence[Tensor], axis: Axis | None, result: Tensor
+) -> tuple[Axis | None, int]:
     """Return where the units lie in what was taken from the first of a call's arguments, and its number.
 
     Args:
@@ -122,7 +124,7 @@ _PER_SAMPLE = ("SortBackward", "TopkBackward", "GatherBackward")
 _WRAPS = 1 << 64
 
 
-def _identity(tags: Tags, index: Tensor) -> int:
+def _identity(tags: TensorStates, index: Tensor) -> int:
     """Return a number of an index tensor, which stays alive for as long as pieces are told apart."""
     return tags.pieces.setdefault(_Index(index), len(tags.pieces) + 1)
 
@@ -140,7 +142,9 @@ class _Index:
         return isinstance(other, _Index) and other._tensor is self._tensor
 
 
-def joined(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: Tensor) -> tuple[Axis | None, int]:
+def joined(
+    tags: TensorStates, arguments: Sequence[Tensor], axis: Axis | None, result: Tensor
+) -> tuple[Axis | None, int]:
     """Return where the units lie in what tensors were put together to, and its number.
 
     Args:
@@ -172,7 +176,7 @@ def joined(tags: Tags, arguments: Sequence[Tensor], axis: Axis | None, result: T
     return put_together(units, first, len(own), along, new=stacked) if apart else LOST, number
 
 
-def assigned(tags: Tags, func: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
+def assigned(tags: TensorStates, func: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
     """Note what is known of a tensor to a part of which another one was assigned.
 
     Args:
@@ -187,7 +191,7 @@ def assigned(tags: Tags, func: Callable[..., Any], arguments: Sequence[Tensor]) 
     units = unit_axis(value, tag)
     if before is None:
         axis = axis_after(Op.KEEP, func, value, units, buffer)
-        before = Tag(buffer, LOST if axis is None else axis, tag.layer)
+        before = TensorState(buffer, LOST if axis is None else axis, tag.layer)
         before.buffer, before.piece = True, tag.piece
         tags.put(buffer, before)
         return

@@ -1,7 +1,7 @@
 """What is remembered of a tensor between the call that made it and the call that takes it.
 
 The unit axis is decided by the operation that produced a tensor (shapes alone can't tell [batch, channel, position] from
-[batch, position, feature]), so each result inherits or changes what its argument had. Tags live in a table of the
+[batch, position, feature]), so each result inherits or changes what its argument had. They live in a table of the
 tracer and die with the step: an attribute on a user's tensor would outlive it, in a checkpoint for instance.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
-    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.call_site import CallSite
     from lightning_gradwatch.measure.model.path import Layer, Site
     from lightning_gradwatch.measure.transfer.host import Slot
     from lightning_gradwatch.measure.units.mask import Samples
-    from lightning_gradwatch.measure.units.site_stats import SiteSums
+    from lightning_gradwatch.measure.units.site_stats import SiteStatistics
     from lightning_gradwatch.record.step import FloatVector
 
 
@@ -179,7 +179,7 @@ class Ended:
     handles: Sequence[RemovableHandle]
     node: Node | None
 
-    def __init__(self, site: Site, sums: SiteSums, root: Origin, axis: Axis, missing: float) -> None:
+    def __init__(self, site: Site, sums: SiteStatistics, root: Origin, axis: Axis, missing: float) -> None:
         self.site = site
         self.sums = sums
         self.root = root
@@ -211,7 +211,9 @@ class SiteCall:
     height = math.nan
     """Its upper bound, for a function that is 0 below 0 and constant from some bound on; NaN for any other."""
 
-    def __init__(self, site: Site, sums: SiteSums, axis: Axis, tag: Tag | None, *, in_place: bool) -> None:
+    def __init__(
+        self, site: Site, sums: SiteStatistics, axis: Axis, tag: TensorState | None, *, in_place: bool
+    ) -> None:
         self.site = site
         self.sums = sums
         self.axis = axis
@@ -241,7 +243,15 @@ class Start:
     __slots__ = ("argument", "direct", "factor", "name", "named", "place", "tag", "version")
 
     def __init__(
-        self, argument: Tensor, factor: float, tag: Tag, *, name: str, place: Location, direct: bool, named: bool
+        self,
+        argument: Tensor,
+        factor: float,
+        tag: TensorState,
+        *,
+        name: str,
+        place: CallSite,
+        direct: bool,
+        named: bool,
     ) -> None:
         self.argument: Tensor | None = argument.detach()
         """None once there are newer ones."""
@@ -267,7 +277,7 @@ class Formula(NamedTuple):
     """At `POINTS`; None where something came in that isn't known, as a bias or a residual."""
 
 
-class Tag:
+class TensorState:
     """What is known of one tensor.
 
     Most of it is the rule for nearly all tensors, and so an attribute of the class: there are hundreds of these a step.
@@ -325,7 +335,7 @@ class Sources(NamedTuple):
     """The first layer that one of them is a parameter of, or made from parameters of alone."""
     users: Sequence[Layer]
     """All such layers."""
-    tag: Tag | None
+    tag: TensorState | None
     """Of the first other argument of which something is known."""
     tensor: Tensor | None
     """That argument."""
@@ -337,11 +347,11 @@ class Sources(NamedTuple):
     """Of the first that is a function of another tensor."""
 
 
-class Tags:
+class TensorStates:
     """The tags of one forward pass."""
 
     def __init__(self) -> None:
-        self._tags: dict[int, Tag] = {}
+        self._tags: dict[int, TensorState] = {}
         self._untagged: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         """Origins of tensors of which nothing else is known."""
         self.comparisons = Comparisons()
@@ -351,12 +361,12 @@ class Tags:
         """Whether some of them are pieces of weights."""
         self._starts: deque[Start] = deque()
 
-    def get(self, tensor: object) -> Tag | None:
+    def get(self, tensor: object) -> TensorState | None:
         """Return what is known of a tensor; an id that was reused by another tensor is not it."""
         tag = self._tags.get(id(tensor))
         return tag if tag is not None and tag.ref() is tensor else None
 
-    def put(self, tensor: Tensor, tag: Tag) -> None:
+    def put(self, tensor: Tensor, tag: TensorState) -> None:
         """Remember a tag."""
         self._tags[id(tensor)] = tag
 
@@ -391,7 +401,7 @@ class Tags:
         """
         return self.root_of(tensor, self.get(tensor))
 
-    def root_of(self, tensor: Tensor, tag: Tag | None, origin: Origin | None = None) -> Origin:
+    def root_of(self, tensor: Tensor, tag: TensorState | None, origin: Origin | None = None) -> Origin:
         """Return `root` of a tensor whose tag is known, and whose origin may be."""
         if tag is not None:
             if tag.root is None:
@@ -407,7 +417,7 @@ class Tags:
         return unit_axis(tensor, self.get(tensor))
 
 
-def unit_axis(tensor: Tensor, tag: Tag | None) -> Axis:
+def unit_axis(tensor: Tensor, tag: TensorState | None) -> Axis:
     """Return where the units of a tensor lie whose tag is known."""
     rank = tensor.dim()
     axis = None if tag is None else tag.axis

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from lightning_gradwatch.measure.trace.axis_propagation import Compared, Flow
+from lightning_gradwatch.measure.trace.axis_propagation import AxisPropagation, Compared
 from lightning_gradwatch.measure.trace.comparisons import bound_of
 from lightning_gradwatch.measure.trace.cuts import cut
 from lightning_gradwatch.measure.trace.identify import FLOATS, identify, is_activation
@@ -22,7 +22,7 @@ from lightning_gradwatch.measure.trace.manual_gradients import UNSCALES, changes
 from lightning_gradwatch.measure.trace.pieces import joined_by
 from lightning_gradwatch.measure.trace.tensor_state import (
     Op,
-    Tags,
+    TensorStates,
     classify,
     einsum_of,
     is_in_place,
@@ -79,7 +79,7 @@ class Tracer(TorchFunctionMode):
         *,
         layers: Layers,
         activations: Activations,
-        tags: Tags,
+        tags: TensorStates,
         faults: Faults,
         before_backward: Callable[[Any, bool], None],
         gradients: OnGradients,
@@ -91,7 +91,7 @@ class Tracer(TorchFunctionMode):
         self._thread = 0
         self._activations = activations
         self._tags = tags
-        self._flow = Flow(layers=layers, activations=activations, tags=tags)
+        self._flow = AxisPropagation(layers=layers, activations=activations, tags=tags)
         self._faults = faults
         self.harmless = faults.guard("activations")
         """A block in which an exception is a fault of ours."""

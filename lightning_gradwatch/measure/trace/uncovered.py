@@ -13,9 +13,9 @@ from lightning_gradwatch.measure.unobserved import is_opaque
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
 
-    from lightning_gradwatch.measure.model.call_site import Location
+    from lightning_gradwatch.measure.model.call_site import CallSite
     from lightning_gradwatch.measure.model.path import Site
-    from lightning_gradwatch.measure.units.site_stats import SiteSums
+    from lightning_gradwatch.measure.units.site_stats import SiteStatistics
 
 FUSED: Mapping[str, str] = {
     "lstm": "the gates inside torch's fused LSTM aren't seen; its parameters are",
@@ -59,7 +59,7 @@ class Note(NamedTuple):
     reason: str
     sites: int
     """Known activation sites that it stands for."""
-    location: Location | None = None
+    location: CallSite | None = None
 
 
 def out_of_reach(z: Tensor) -> str:
@@ -83,7 +83,7 @@ def _of_class(z: Tensor) -> str:
     return "its argument is complex: it isn't measured" if z.is_complex() else ""
 
 
-class Unseen:
+class Uncovered:
     """The notes of a run."""
 
     def __init__(self) -> None:
@@ -113,11 +113,11 @@ class Unseen:
             self._notes[key] = note
             self.changes += 1
 
-    def knows(self, location: Location, function: str) -> bool:
+    def knows(self, location: CallSite, function: str) -> bool:
         """Whether a call was noted."""
         return (location, function) in self._notes
 
-    def call(self, location: Location, function: str, reason: str) -> None:
+    def call(self, location: CallSite, function: str, reason: str) -> None:
         """Note an activation function, or a torch call that holds one, at its place."""
         inside = location.place is None or location.leaf
         name = location.module if inside and location.module else f"{location.module}:{function}"
@@ -137,7 +137,7 @@ class Unseen:
         for name, reason in layers.items():
             self.note((name, reason), Note(name, reason, 0))
 
-    def take_signals(self, measured: Iterable[SiteSums]) -> None:
+    def take_signals(self, measured: Iterable[SiteStatistics]) -> None:
         """Note the sites without a signal in a step that had a backward pass, until they have one."""
         for sums in measured:
             site = sums.site

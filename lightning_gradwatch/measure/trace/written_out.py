@@ -24,8 +24,8 @@ from lightning_gradwatch.measure.trace.tensor_state import (
     Operands,
     Sources,
     Start,
-    Tag,
-    Tags,
+    TensorState,
+    TensorStates,
     is_in_place,
 )
 
@@ -47,13 +47,13 @@ _DIVIDES = frozenset(("div", "true_divide", "divide", "truediv"))
 class WrittenOut:
     """The formulas of one step's tensors."""
 
-    def __init__(self, *, activations: Activations, tags: Tags, is_weight: Callable[[Tensor], bool]) -> None:
+    def __init__(self, *, activations: Activations, tags: TensorStates, is_weight: Callable[[Tensor], bool]) -> None:
         self._activations = activations
         self._tags = tags
         self._is_weight = is_weight
 
     def follow(
-        self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], new: Tag
+        self, op: Op, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor], new: TensorState
     ) -> Known | None:
         """Follow one through a call, or begin one; return which function it is, where this was the last step.
 
@@ -119,7 +119,7 @@ class WrittenOut:
         layer.followed_from = layer.followed_from or layer.step
         return layer.followed_from == layer.step
 
-    def _step(self, op: Op, name: str, formula: Formula, arguments: Operands, new: Tag) -> Known | None:
+    def _step(self, op: Op, name: str, formula: Formula, arguments: Operands, new: TensorState) -> Known | None:
         """Take one step of arithmetic."""
         if any(
             each.dim()

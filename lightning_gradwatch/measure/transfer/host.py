@@ -25,7 +25,7 @@ Slot: TypeAlias = int
 Sent: TypeAlias = "tuple[list[Slot], Tensor, torch.cuda.Event | None]"
 
 
-class Pack:
+class HostTransfer:
     """Device tensors of one step, in the order of their slots."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ def new_stack(rows: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.empty((rows, *shape), dtype=dtype, device="cpu")
 
 
-class Copies:
+class StackedCopies:
     """Stacks of copies, one for each shape and dtype of which there are several."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lightning_gradwatch.measure.transfer.host import Pack, Slot
+    from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot
     from lightning_gradwatch.measure.units.counting import Counter
 
 _STACK = 1 << 16
@@ -61,7 +61,7 @@ class _Stack:
         self.came += 1
 
 
-class Staging:
+class BatchedReductions:
     """What measures one tensor of a step after the other."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Staging:
         """Rows that the last steps could have filled."""
         self._error: Exception | None = None
 
-    def begin(self, pack: Pack) -> None:
+    def begin(self, pack: HostTransfer) -> None:
         """Start a step, whose numbers go into `pack`."""
         self.pack = pack
         self._error = None

@@ -35,7 +35,7 @@ UnitCounts = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
-class Chunk:
+class WindowEntry:
     """The observations of one measured step (of a few, where steps are tiny); those in a window never change."""
 
     inactive: UnitCounts
@@ -44,7 +44,7 @@ class Chunk:
     batch_elements: int
     _silent: int | None = None
 
-    def is_like(self, other: Chunk) -> bool:
+    def is_like(self, other: WindowEntry) -> bool:
         """Whether it is of as many units, and they can be saturated or can't, too; a checkpoint's may be of another function."""
         return len(self.inactive) == len(other.inactive) and (self.saturated is None) is (other.saturated is None)
 
@@ -67,16 +67,16 @@ class Chunk:
         """Batch elements per observation."""
         return self.batch_elements / self.observations if self.observations else math.inf
 
-    def joined(self, other: Chunk) -> Chunk:
+    def joined(self, other: WindowEntry) -> WindowEntry:
         """Return a chunk of the observations of both."""
-        return Chunk(
+        return WindowEntry(
             self.inactive + other.inactive,
             None if self.saturated is None or other.saturated is None else self.saturated + other.saturated,
             self.observations + other.observations,
             self.batch_elements + other.batch_elements,
         )
 
-    def add(self, other: Chunk) -> None:
+    def add(self, other: WindowEntry) -> None:
         """Add another chunk's counts, in place."""
         self.inactive += other.inactive
         if self.saturated is not None and other.saturated is not None:
@@ -84,7 +84,7 @@ class Chunk:
         self.observations += other.observations
         self.batch_elements += other.batch_elements
 
-    def remove(self, other: Chunk) -> None:
+    def remove(self, other: WindowEntry) -> None:
         """Take another chunk's counts away, in place."""
         self.inactive -= other.inactive
         if self.saturated is not None and other.saturated is not None:
@@ -207,7 +207,7 @@ class Suspicion:
         """Whether it is about more than a few of the units."""
         return bool(np.count_nonzero(self.silent) > FEW * self.silent.size)
 
-    def date_from(self, chunks: Sequence[Chunk]) -> None:
+    def date_from(self, chunks: Sequence[WindowEntry]) -> None:
         """Take it that units died in front of these chunks, the newest ones: a suspicion of its own."""
         active = np.add.reduce([chunk.observations - chunk.flat for chunk in chunks])
         self.chunks, self.silent = len(chunks), active == 0
@@ -215,7 +215,7 @@ class Suspicion:
         self.batch_elements = sum(chunk.batch_elements for chunk in chunks)
         self.looks = 0
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: WindowEntry) -> None:
         """Take in the next chunk."""
         self.chunks += 1
         self.silent &= chunk.flat == chunk.observations
@@ -235,7 +235,7 @@ class MostEvidence:
 
     def __init__(
         self,
-        windows: Sequence[Sequence[Chunk]],
+        windows: Sequence[Sequence[WindowEntry]],
         density: Sequence[float],
         seen: npt.NDArray[np.int64],
         active: npt.NDArray[np.int64],
@@ -256,7 +256,7 @@ class MostEvidence:
         return most
 
 
-def died_later(chunks: Sequence[Chunk], height: float) -> int:
+def died_later(chunks: Sequence[WindowEntry], height: float) -> int:
     """Return how many of the chunks, the newest, were seen since further units died; 0 where none seem to have.
 
     Args:
@@ -276,7 +276,7 @@ def died_later(chunks: Sequence[Chunk], height: float) -> int:
     return len(chunks) - 1 - place
 
 
-def usual_evidence(chunks: Sequence[Chunk], active: UnitCounts, seen: UnitCounts) -> float:
+def usual_evidence(chunks: Sequence[WindowEntry], active: UnitCounts, seen: UnitCounts) -> float:
     """Return how much evidence steps before would have been, taken for the newest: the most but one, which came by chance.
 
     Units that follow each other are silent together: forty that go by one feature of the inputs are no more than one.
@@ -289,8 +289,8 @@ def usual_evidence(chunks: Sequence[Chunk], active: UnitCounts, seen: UnitCounts
     return max(float(np.sort(found)[-min(2, len(found))]), 0.0)
 
 
-def stacked_flat(chunks: Sequence[Chunk]) -> UnitCounts:
-    """Return `Chunk.flat` of chunks of one function or its like, shape [S, U]."""
+def stacked_flat(chunks: Sequence[WindowEntry]) -> UnitCounts:
+    """Return `WindowEntry.flat` of chunks of one function or its like, shape [S, U]."""
     inactive: UnitCounts = np.array([chunk.inactive for chunk in chunks])
     if chunks[0].saturated is None:
         return inactive
@@ -298,8 +298,8 @@ def stacked_flat(chunks: Sequence[Chunk]) -> UnitCounts:
     return flat
 
 
-def note_silent(chunks: Sequence[Chunk]) -> None:
-    """Work out `Chunk.silent` of chunks of as many units each."""
+def note_silent(chunks: Sequence[WindowEntry]) -> None:
+    """Work out `WindowEntry.silent` of chunks of as many units each."""
     observations = np.array([[chunk.observations] for chunk in chunks])
     for chunk, silent in zip(chunks, bits(stacked_flat(chunks) == observations), strict=True):
         chunk._silent = silent  # noqa: SLF001 - its own class's
@@ -322,7 +322,7 @@ def unpacked(rows: Sequence[int], units: int) -> Mask:
     return mask
 
 
-def active_counts(totals: Sequence[Chunk]) -> UnitCounts:
+def active_counts(totals: Sequence[WindowEntry]) -> UnitCounts:
     """Return how often each unit was neither inactive nor saturated, shape [S, U].
 
     It is 0 for a unit that counts as saturated: what a window says already is no news.

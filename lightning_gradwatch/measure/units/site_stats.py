@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.units.silence import WindowEntry
 from lightning_gradwatch.measure.unobserved import is_opaque
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.path import Site
     from lightning_gradwatch.measure.transfer.host import Slot, Values
-    from lightning_gradwatch.measure.units.batched_reductions import Staging
+    from lightning_gradwatch.measure.units.batched_reductions import BatchedReductions
     from lightning_gradwatch.measure.units.counting import Counter
     from lightning_gradwatch.measure.units.mask import Samples
     from lightning_gradwatch.measure.units.silence import UnitCounts
@@ -45,7 +45,7 @@ Mark: TypeAlias = tuple[tuple[int, int, int, int, int], tuple[int, int, int]]
 _NOTHING: Mark = ((0, 0, 0, 0, 0), (0, 0, 0))
 
 
-class SiteSums:
+class SiteStatistics:
     """One site over the calls and micro-batches of a step.
 
     Each tensor is measured, or copied, when it is there, and here are the slots of what is measured. No tensor is kept, so
@@ -76,7 +76,7 @@ class SiteSums:
     masked: Masked | None = None
     """Of calls under a mask; None until there is one."""
 
-    def __init__(self, site: Site, staging: Staging) -> None:
+    def __init__(self, site: Site, staging: BatchedReductions) -> None:
         self.site = site
         self.staging = staging
 
@@ -210,7 +210,7 @@ class SiteSums:
 
     # -- after the transfer
 
-    def chunk(self, values: Values) -> Chunk | None:
+    def chunk(self, values: Values) -> WindowEntry | None:
         """Return the step's counts for the site's window; None for a site without unit fractions."""
         if not self.counts or self.units != self.site.units:
             return None
@@ -222,7 +222,7 @@ class SiteSums:
             for place in counter.saturated:
                 saturated = _plus(saturated, values[slots[place]])
         masked = self.masked
-        return Chunk(
+        return WindowEntry(
             inactive=np.zeros(self.site.units, dtype=np.int64) if inactive is None else inactive,
             saturated=saturated,
             observations=self.observations + (0 if masked is None else _entries(masked.observations, values)),
@@ -255,27 +255,27 @@ class SiteSums:
 class Collected:
     """The sums of a step by site."""
 
-    def __init__(self, staging: Staging) -> None:
+    def __init__(self, staging: BatchedReductions) -> None:
         self._staging = staging
-        self.sites: dict[Site, SiteSums] = {}
-        self._supposed: dict[tuple[Site, str], SiteSums] = {}
+        self.sites: dict[Site, SiteStatistics] = {}
+        self._supposed: dict[tuple[Site, str], SiteStatistics] = {}
         self._marks: dict[Site, Mark] = {}
         """At the end of the last micro-batch."""
         self._before: dict[Site, Mark] = {}
         """At the end of the one before it."""
 
-    def of(self, site: Site) -> SiteSums:
+    def of(self, site: Site) -> SiteStatistics:
         """Return a site's sums, empty ones at its first call and for a step inside a hand-written function."""
         if site.part:
-            return SiteSums(site, self._staging)
+            return SiteStatistics(site, self._staging)
         sums = self.sites.get(site)
         if sums is None:
-            sums = self.sites[site] = SiteSums(site, self._staging)
+            sums = self.sites[site] = SiteStatistics(site, self._staging)
         return sums
 
-    def supposed(self, site: Site, function: str) -> SiteSums:
+    def supposed(self, site: Site, function: str) -> SiteStatistics:
         """Return the sums of a new site in case that it turns out to compute that function, until the micro-batch ends."""
-        return self._supposed.setdefault((site, function), SiteSums(site, self._staging))
+        return self._supposed.setdefault((site, function), SiteStatistics(site, self._staging))
 
     def end_pass(self) -> None:
         """Close a micro-batch."""

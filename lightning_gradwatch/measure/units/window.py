@@ -25,9 +25,9 @@ from lightning_gradwatch.measure.units.silence import (
     RECENT,
     SATURATED_PERCENT,
     STEPS_SINCE,
-    Chunk,
     Mask,
     Suspicion,
+    WindowEntry,
     active_counts,
     died_later,
     evidence,
@@ -67,8 +67,8 @@ class Window:
         self._observations = observations
         self._batch_elements = batch_elements
         self._least = observations if least is None else min(least, observations)
-        self._chunks: list[Chunk] = []
-        self._total: Chunk | None = None
+        self._chunks: list[WindowEntry] = []
+        self._total: WindowEntry | None = None
         self.density = 0.0
         """Batch elements per observation, at most, of what it holds and has held since it began anew."""
         self.suspicion: Suspicion | None = None
@@ -79,7 +79,7 @@ class Window:
         self._trial = 0
         """Steps until it is."""
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: WindowEntry) -> None:
         """Take in a measured step and let go of the oldest ones that aren't wanted any more."""
         total = self._total
         if total is None or not total.is_like(chunk):
@@ -102,17 +102,17 @@ class Window:
         ):
             total.remove(chunks.pop(0))
 
-    def _restart(self, chunks: list[Chunk], like: Chunk) -> Chunk:
+    def _restart(self, chunks: list[WindowEntry], like: WindowEntry) -> WindowEntry:
         """Hold these chunks alone, which have as many units as another one; return their sum."""
         saturated = None if like.saturated is None else np.zeros_like(like.saturated)
-        total = Chunk(np.zeros_like(like.inactive), saturated, 0, 0)
+        total = WindowEntry(np.zeros_like(like.inactive), saturated, 0, 0)
         for chunk in chunks:
             total.add(chunk)
         self.density = max([chunk.density for chunk in chunks], default=0.0)
         self._chunks, self._total, self.suspicion, self._believed = chunks, total, None, None
         return total
 
-    def _try_belief(self, believed: Mask, chunk: Chunk) -> None:
+    def _try_belief(self, believed: Mask, chunk: WindowEntry) -> None:
         """See in a step whether units that were taken for dead are active again, most of them."""
         self._trial -= 1
         active = np.count_nonzero(believed & (chunk.flat < chunk.observations))
@@ -134,7 +134,7 @@ class Window:
             self.suspicion.chunks -= place > since
         self._chunks[place - 1 : place + 1] = [self._chunks[place - 1].joined(self._chunks[place])]
 
-    def _suffices(self, seen: Chunk | Suspicion) -> bool:
+    def _suffices(self, seen: WindowEntry | Suspicion) -> bool:
         """Whether so much would fill it."""
         return seen.observations >= self._least and seen.batch_elements >= self._batch_elements
 
@@ -148,12 +148,12 @@ class Window:
         return self._suffices(suspicion) and suspicion.chunks >= STEPS_SINCE
 
     @property
-    def chunks(self) -> Sequence[Chunk]:
+    def chunks(self) -> Sequence[WindowEntry]:
         """What it holds, the oldest first."""
         return self._chunks
 
     @property
-    def total(self) -> Chunk | None:
+    def total(self) -> WindowEntry | None:
         """All that it holds, full or not; None before the first step."""
         return self._total
 
@@ -168,7 +168,7 @@ class Window:
         return self.whole is not None
 
     @property
-    def whole(self) -> Chunk | None:
+    def whole(self) -> WindowEntry | None:
         """All that it holds; None until it is full, and while units are suspected to have died since it was."""
         return self._total if self.suspicion is None and self.filled else None
 
@@ -270,7 +270,7 @@ class Window:
             StateError: it isn't what that gives.
         """
         chunks = [
-            Chunk(
+            WindowEntry(
                 np.asarray(saved["inactive"], dtype=np.int64),
                 None if saved["saturated"] is None else np.asarray(saved["saturated"], dtype=np.int64),
                 int(saved["observations"]),
@@ -297,7 +297,7 @@ def fractions(windows: Sequence[Window | None]) -> tuple[FloatVector, FloatVecto
     isn't dead.
     """
     dead, saturated = np.full((2, len(windows)), math.nan)
-    alike: dict[tuple[int, bool], list[tuple[int, Chunk]]] = {}
+    alike: dict[tuple[int, bool], list[tuple[int, WindowEntry]]] = {}
     for place, window in enumerate(windows):
         if window is not None and (whole := window.whole) is not None and whole.inactive.size:
             alike.setdefault((whole.inactive.size, whole.saturated is None), []).append((place, whole))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from lightning_gradwatch.measure.model.path import Site
-    from lightning_gradwatch.measure.units.silence import Chunk
+    from lightning_gradwatch.measure.units.silence import WindowEntry
     from lightning_gradwatch.record.step import SiteInfo
 
 
@@ -53,7 +53,7 @@ class Windows:
         return self._full
 
     def take(
-        self, sites: Sequence[Site | SiteInfo], chunks: Sequence[Chunk | None], *, due: bool = True
+        self, sites: Sequence[Site | SiteInfo], chunks: Sequence[WindowEntry | None], *, due: bool = True
     ) -> list[Window | None]:
         """Add a step's counts, and see whether units seem to have died; return the window of each site.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lightning_gradwatch.measure.model.call_site import ModuleNames
-    from lightning_gradwatch.measure.trace.tensor_state import Tags
+    from lightning_gradwatch.measure.trace.tensor_state import TensorStates
     from lightning_gradwatch.measure.wiring.facts import Facts
     from lightning_gradwatch.record.step import WiringKind
 
@@ -33,7 +33,7 @@ _TRAINED_SHARE = 0.5
 class Calls:
     """Looks at the calls of one forward pass, one by one, before they run."""
 
-    def __init__(self, model: nn.Module, facts: Facts, tags: Tags, names: ModuleNames) -> None:
+    def __init__(self, model: nn.Module, facts: Facts, tags: TensorStates, names: ModuleNames) -> None:
         self._model = model
         self._facts = facts
         self._tags = tags

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.path import Layer
-    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot, Values
 
 _DEEPEST = 3
 _MOST_ENTRIES = 1000
@@ -100,7 +100,12 @@ class InitialValues:
         """By name, the extreme values of a layer's parameters when it was looked at first."""
 
     def look(
-        self, unheld: Sequence[Layer], layers: Layers, model: nn.Module, optimizers: Sequence[Optimizer], pack: Pack
+        self,
+        unheld: Sequence[Layer],
+        layers: Layers,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        pack: HostTransfer,
     ) -> list[tuple[Layer, Slot]]:
         """Take along what tells it of layers that no optimizer holds, that are in training mode and lie before one that is held."""
         held = {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}

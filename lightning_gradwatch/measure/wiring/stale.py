@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot, Values
 
 _MOST_ENTRIES = 1_000_000
 """Entries of gradients that are looked at, from the first parameter on: one that wasn't emptied stands for all."""
@@ -58,7 +58,7 @@ class StaleGradients:
         self._used: dict[int, _Used] = {}
         """By the optimizer's place."""
 
-    def begin(self, pack: Pack) -> StaleStep:
+    def begin(self, pack: HostTransfer) -> StaleStep:
         """Begin a step, whose numbers go into `pack`."""
         return StaleStep(self._used, pack)
 
@@ -66,7 +66,7 @@ class StaleGradients:
 class StaleStep:
     """One measured step."""
 
-    def __init__(self, used: dict[int, _Used], pack: Pack) -> None:
+    def __init__(self, used: dict[int, _Used], pack: HostTransfer) -> None:
         self._used = used
         self._pack = pack
         self._left: dict[int, _Left] = {}

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.call_site import ModuleNames
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.path import Layer
-    from lightning_gradwatch.measure.trace.tensor_state import Tags
-    from lightning_gradwatch.measure.transfer.host import Pack, Slot, Values
+    from lightning_gradwatch.measure.trace.tensor_state import TensorStates
+    from lightning_gradwatch.measure.transfer.host import HostTransfer, Slot, Values
     from lightning_gradwatch.record.step import LostGradient, Wiring
 
 FIRST_STEPS = 4
@@ -95,7 +95,7 @@ class WiringWatch:
         self._names = names
         self._steps = 0
 
-    def begin(self, pack: Pack, tags: Tags, optimizers: Callable[[], Sequence[Optimizer]]) -> Unwatched:
+    def begin(self, pack: HostTransfer, tags: TensorStates, optimizers: Callable[[], Sequence[Optimizer]]) -> Unwatched:
         """Begin a step, whose numbers go into `pack`; one that isn't watched once enough were."""
         if self._steps >= FIRST_STEPS:
             return Unwatched()
@@ -129,7 +129,7 @@ class StepWiring(Unwatched):
         self,
         watch: WiringWatch,
         calls: Calls,
-        pack: Pack,
+        pack: HostTransfer,
         optimizers: Callable[[], Sequence[Optimizer]],
         *,
         compares: bool,

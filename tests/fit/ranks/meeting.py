@@ -11,8 +11,8 @@ import numpy as np
 from lightning_gradwatch.fit.ranks.ranks import Ranks
 from lightning_gradwatch.measure.assemble import StepFacts
 from lightning_gradwatch.measure.faults import Faults
-from lightning_gradwatch.measure.totals import Tally
-from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.totals import Totals
+from lightning_gradwatch.measure.units.silence import WindowEntry
 from lightning_gradwatch.measure.units.windows import Windows
 from lightning_gradwatch.record.metrics import OfLayer, OfSite
 from lightning_gradwatch.record.run_info import RunInfo
@@ -119,7 +119,7 @@ def tally_of(layers, sites, *, of_layers=None, of_sites=None, chunks=None, start
     of[:, [OfSite.SEEN, OfSite.SIGNALS, OfSite.GRAD_OUTPUTS]] = 1
     for column, values in (of_sites or {}).items():
         of[:, column] = values
-    return Tally(
+    return Totals(
         layers=rows,
         sites=of,
         chunks=chunks or [None] * sites,
@@ -132,4 +132,6 @@ def tally_of(layers, sites, *, of_layers=None, of_sites=None, chunks=None, start
 
 def chunk(inactive, observations=4, saturated=None):
     counts = np.array(inactive, dtype=np.int64)
-    return Chunk(counts, None if saturated is None else np.array(saturated, dtype=np.int64), observations, observations)
+    return WindowEntry(
+        counts, None if saturated is None else np.array(saturated, dtype=np.int64), observations, observations
+    )

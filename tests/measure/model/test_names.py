@@ -3,7 +3,7 @@
 import pytest
 from lines import lines_run
 
-from lightning_gradwatch.measure.model.call_site import Location
+from lightning_gradwatch.measure.model.call_site import CallSite
 from lightning_gradwatch.measure.model.names import FreeNames
 from lightning_gradwatch.measure.model.sites import Roles, Sites
 
@@ -21,8 +21,8 @@ class Counted(str):
     __hash__ = str.__hash__
 
 
-FUNCTIONAL = Location("net", False, None, None)
-SHARED = Location(Counted("act"), True, None, None)
+FUNCTIONAL = CallSite("net", False, None, None)
+SHARED = CallSite(Counted("act"), True, None, None)
 
 
 def settle(location, count):

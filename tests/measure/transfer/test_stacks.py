@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_gradwatch.measure.transfer import stacks
-from lightning_gradwatch.measure.transfer.stacks import Copies
+from lightning_gradwatch.measure.transfer.stacks import StackedCopies
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -13,7 +13,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 def test_rows_are_copies_of_the_tensors_at_their_places(dtype):
     tensors = [torch.randn(shape).to(dtype) for shape in [(3, 4), (5,), (3, 4), (3, 4), (5,), (3, 4), (5,), (5,), (5,)]]
     before = [tensor.clone() for tensor in tensors]
-    found = Copies().take(tensors)
+    found = StackedCopies().take(tensors)
     assert [places for places, _ in found] == [[0, 2, 3, 5], [1, 4, 6, 7, 8]]
     for places, stack in found:
         assert stack.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -31,7 +31,7 @@ def test_any_layout_in_memory_is_copied_right():
         torch.randn(1, 6).expand(4, 6),
         torch.randn(4, 1).expand(4, 6),
     ]
-    ((places, stack),) = Copies().take(tensors)
+    ((places, stack),) = StackedCopies().take(tensors)
     assert places == [0, 1, 2, 3, 4]
     assert torch.equal(stack, torch.stack(tensors))
 
@@ -49,19 +49,19 @@ def test_any_layout_in_memory_is_copied_right():
     ids=["long", "empty", "complex", "integers", "elsewhere", "sparse"],
 )
 def test_what_is_not_small_real_dense_and_here_stays_out(make):
-    assert Copies().take([make() for _ in range(9)]) == []
-    ((places, _),) = Copies().take([tensor for _ in range(9) for tensor in (make(), torch.ones(2))])
+    assert StackedCopies().take([make() for _ in range(9)]) == []
+    ((places, _),) = StackedCopies().take([tensor for _ in range(9) for tensor in (make(), torch.ones(2))])
     assert places == [*range(1, 18, 2)]
 
 
 def test_a_few_of_a_kind_stay_out():
     tensors = [torch.ones(2)] * (stacks.FEWEST - 1) + [torch.ones(2, dtype=torch.float64)] * (stacks.FEWEST - 1)
-    assert Copies().take(tensors) == []
-    assert len(Copies().take([*tensors, torch.ones(2)])) == 1
+    assert StackedCopies().take(tensors) == []
+    assert len(StackedCopies().take([*tensors, torch.ones(2)])) == 1
 
 
 def test_memory_is_kept_for_as_long_as_as_many_come():
-    kept = Copies()
+    kept = StackedCopies()
 
     def memory(count, size=3):
         found = kept.take([torch.full((size,), float(place)) for place in range(count)])
@@ -80,11 +80,11 @@ def test_memory_is_kept_for_as_long_as_as_many_come():
 def test_memory_stays_within_its_limit(monkeypatch):
     monkeypatch.setattr(stacks, "KEPT", 100)
     tensors = [torch.ones(shape) for shape in [(10,)] * 8 + [(9,)] * 4 + [(5,)] * 4]
-    assert [len(stack) for _, stack in Copies().take(tensors)] == [8, 4]  # 80 entries and 20; 36 are too many
+    assert [len(stack) for _, stack in StackedCopies().take(tensors)] == [8, 4]  # 80 entries and 20; 36 are too many
 
 
 def test_memory_made_in_inference_mode_is_good_outside_it():
-    kept = Copies()
+    kept = StackedCopies()
     tensors = [torch.ones(3) for _ in range(4)]
     with torch.inference_mode():
         kept.take(tensors)

@@ -12,9 +12,9 @@ from measure.recount import CASES, DTYPES, NoReadBack, near_the_bounds, recount
 from torch import nn
 
 from lightning_gradwatch.measure.trace.identify import identify
-from lightning_gradwatch.measure.transfer.host import Pack
+from lightning_gradwatch.measure.transfer.host import HostTransfer
 from lightning_gradwatch.measure.units import batched_reductions
-from lightning_gradwatch.measure.units.batched_reductions import Staging
+from lightning_gradwatch.measure.units.batched_reductions import BatchedReductions
 from lightning_gradwatch.measure.units.counting import counter
 
 
@@ -24,7 +24,7 @@ def counter_of(name, z, axis):
 
 def step(measured, put):
     """Run a step and return its values and what `put` returned, which puts in what the step has."""
-    pack = Pack()
+    pack = HostTransfer()
     measured.begin(pack)
     found = put(measured)
     measured.end()
@@ -33,7 +33,7 @@ def step(measured, put):
 
 def staged(put):
     """Run a step that measures as the second of two alike does, and see that it had stacks."""
-    measured = Staging()
+    measured = BatchedReductions()
     step(measured, put)
     assert not measured._stacks  # nothing was known of what would come
     values, found = step(measured, put)
@@ -158,10 +158,10 @@ def test_numbers_are_right_whatever_comes_in_which_step(data):
         patch.setattr(batched_reductions, "KEPT", data.draw(st.integers(0, 400), "kept"))
         patch.setattr(batched_reductions, "SMALL", data.draw(st.sampled_from([11, 8192]), "small"))
         patch.setattr(batched_reductions, "FEWEST", data.draw(st.integers(1, 4), "fewest"))
-        measured = Staging()
+        measured = BatchedReductions()
         for number in range(4):
             kinds = data.draw(st.lists(st.sampled_from(["relu6", "sigmoid", "norm"]), max_size=25), f"step {number}")
-            pack, expected = Pack(), []
+            pack, expected = HostTransfer(), []
             measured.begin(pack)
             for seed, kind in enumerate(kinds):
                 shape = shapes[data.draw(st.integers(0, 3))]
@@ -205,7 +205,7 @@ class Named(torch.Tensor):
 )  # fmt: skip
 def test_every_kind_of_tensor_has_its_norm(make):
     tensors = [make() for _ in range(5)]
-    measured = Staging()
+    measured = BatchedReductions()
     for _ in range(2):
         values, found = step(measured, lambda to: [to.norm(tensor) for tensor in tensors])
     dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
@@ -216,7 +216,7 @@ def test_every_kind_of_tensor_has_its_norm(make):
 def test_tensors_made_in_inference_mode_are_measured_in_and_outside_it():
     with torch.inference_mode():
         tensors = [torch.ones(3) for _ in range(4)]
-    measured = Staging()
+    measured = BatchedReductions()
     for inside in (True, True, False, True, False):
         with torch.inference_mode(mode=inside):
             values, found = step(measured, lambda to: [to.norm(tensor) for tensor in tensors])
@@ -224,10 +224,10 @@ def test_tensors_made_in_inference_mode_are_measured_in_and_outside_it():
 
 
 def test_a_step_left_in_the_middle_leaves_nothing_to_the_next():
-    measured = Staging()
+    measured = BatchedReductions()
     tensors = [torch.full((4,), float(value)) for value in range(6)]
     step(measured, lambda to: [to.norm(tensor) for tensor in tensors])
-    pack = Pack()
+    pack = HostTransfer()
     measured.begin(pack)
     for _ in range(3):
         measured.norm(torch.full((4,), 99.0))
@@ -237,7 +237,7 @@ def test_a_step_left_in_the_middle_leaves_nothing_to_the_next():
 
 
 def test_a_fault_in_a_step_left_in_the_middle_is_none_of_the_next(monkeypatch):
-    measured = Staging()
+    measured = BatchedReductions()
     tensors = [torch.ones(4) for _ in range(6)]
     step(measured, lambda to: [to.norm(tensor) for tensor in tensors])
     with monkeypatch.context() as patch:
@@ -251,7 +251,7 @@ def test_a_fault_in_a_step_left_in_the_middle_is_none_of_the_next(monkeypatch):
 
 
 def test_stacks_go_when_nothing_comes_for_them_and_stay_through_one_step_without():
-    measured = Staging()
+    measured = BatchedReductions()
     full = [torch.ones(4) for _ in range(16)]
     for tensors, rows in ((full, 0), ([], 16), ([], 8), ([], 4), ([], 0)):
         step(measured, lambda to, tensors=tensors: [to.norm(tensor) for tensor in tensors])
@@ -261,7 +261,7 @@ def test_stacks_go_when_nothing_comes_for_them_and_stay_through_one_step_without
 
 
 def test_memory_stays_within_its_limit():
-    measured = Staging()
+    measured = BatchedReductions()
     shapes = [(entries,) for entries in range(8000, 8192, 2)]
     for _ in range(3):
         step(measured, lambda to: [to.norm(torch.ones(shape)) for shape in shapes for _ in range(9)])
@@ -272,9 +272,9 @@ def test_memory_stays_within_its_limit():
 
 def test_nothing_is_read_back():
     tensors = [torch.randn(5, 6) for _ in range(6)]
-    measured = Staging()
+    measured = BatchedReductions()
     for _ in range(3):
-        pack = Pack()
+        pack = HostTransfer()
         with NoReadBack():
             measured.begin(pack)
             for z in tensors:

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_gradwatch.measure import faults
 from lightning_gradwatch.measure.probe import Probe
 from lightning_gradwatch.measure.units import batched_reductions
-from lightning_gradwatch.measure.units.batched_reductions import Staging
+from lightning_gradwatch.measure.units.batched_reductions import BatchedReductions
 
 
 class Deep(nn.Module):
@@ -38,7 +38,9 @@ def train(watched, *, steps=5, micro_batches=2, fresh=False):
     records = []
     for _ in range(steps):
         if fresh:
-            probe._instruments = replace(probe._instruments, staging=Staging())  # as in a first step: each tensor alone
+            probe._instruments = replace(
+                probe._instruments, staging=BatchedReductions()
+            )  # as in a first step: each tensor alone
         with probe or nullcontext():
             for _ in range(micro_batches):
                 model(torch.randn(5, 6)).square().mean().backward()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.units.silence import RECENT, Chunk, MostEvidence, bar, bits, evidence, unpacked
+from lightning_gradwatch.measure.units.silence import RECENT, MostEvidence, WindowEntry, bar, bits, evidence, unpacked
 
 
 def by_hand(active, silent, observations, before, since):
@@ -61,7 +61,7 @@ def test_there_is_never_more_of_it_than_the_most(data):
     sizes = generator.integers(1, 20, size=steps)
     rates = generator.random(units) * data.draw(st.sampled_from([0.05, 0.5, 1.0]), "rate")
     chunks = [
-        Chunk(int(n * k) - generator.binomial(int(n * k), rates), None, int(n * k), int(n))
+        WindowEntry(int(n * k) - generator.binomial(int(n * k), rates), None, int(n * k), int(n))
         for n, k in zip(sizes, positions, strict=True)
     ]
     observations, elements = np.cumsum([[each.observations, each.batch_elements] for each in chunks[::-1]], axis=0).T
@@ -127,6 +127,11 @@ def test_masks_are_numbers_of_bits_and_back(rows, units, seed):
 
 
 def test_a_step_is_silent_where_a_unit_was_never_otherwise():
-    counts = Chunk(np.array([4, 3, 0, 4]), np.array([0, 1, 4, 4]), 4, 4)
+    counts = WindowEntry(np.array([4, 3, 0, 4]), np.array([0, 1, 4, 4]), 4, 4)
     assert unpacked([counts.silent], 4)[0].tolist() == [True, False, True, True]
-    assert unpacked([Chunk(np.array([4, 3, 0, 4]), None, 4, 4).silent], 4)[0].tolist() == [True, False, False, True]
+    assert unpacked([WindowEntry(np.array([4, 3, 0, 4]), None, 4, 4).silent], 4)[0].tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]

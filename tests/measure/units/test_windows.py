@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.units.silence import WindowEntry
 from lightning_gradwatch.measure.units.window import Window, fractions
 
 
 def chunk(inactive, saturated, batch_elements):
     """Count booleans [observations, units]."""
-    return Chunk(
+    return WindowEntry(
         inactive=inactive.sum(0).astype(np.int64),
         saturated=None if saturated is None else saturated.sum(0).astype(np.int64),
         observations=len(inactive),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lightning_gradwatch.fit.schedule import Schedule
-from lightning_gradwatch.measure.units.silence import Chunk
+from lightning_gradwatch.measure.units.silence import WindowEntry
 from lightning_gradwatch.measure.units.window import Window, fractions
 from lightning_gradwatch.measure.units.windows import Windows
 
@@ -66,7 +66,7 @@ class Layers:
     def look(self, step, *, due):
         active = self.generator.binomial(self.batch, self.rates)
         self.looks.append((step, active == 0))
-        chunks = [Chunk(self.batch - each, None, self.batch, self.batch) for each in active]
+        chunks = [WindowEntry(self.batch - each, None, self.batch, self.batch) for each in active]
         return self.windows.take(self.sites, chunks, due=due)
 
     def held(self, window):
@@ -233,7 +233,7 @@ def test_saturation_is_followed_as_death_is():
     def take(saturated, steps):
         counts = np.array(saturated, dtype=np.int64)
         for _ in range(steps):
-            (window,) = windows.take([site], [Chunk(np.zeros_like(counts), counts, 16, 16)])
+            (window,) = windows.take([site], [WindowEntry(np.zeros_like(counts), counts, 16, 16)])
         return fractions([window])[1].item()
 
     assert take([2, 2, 2, 2], 64) == 0
