@@ -42,7 +42,7 @@ FAULTS = {
     "identifying": ("lightning_gradwatch.measure.trace.tracer.identify", bug, "activations"),
     "after an activation": ("lightning_gradwatch.measure.trace.activation_calls.Activations.after", bug, "activations"),
     "end of a pass": ("lightning_gradwatch.measure.model.sites.Sites.settle", bug, "activations"),
-    "signal": ("lightning_gradwatch.measure.units.site_stats.SiteSums.add_signal", bug, "signal"),
+    "signal": ("lightning_gradwatch.measure.units.site_stats.SiteStatistics.add_signal", bug, "signal"),
     "walking the graph": ("lightning_gradwatch.measure.trace.connections.Connections.end_pass", bug, "signal"),
     "gradients": ("lightning_gradwatch.measure.gradients.l2_norms", bug, "gradients"),
     "snapshot": ("lightning_gradwatch.measure.updates._copy", bug, "updates"),
@@ -53,7 +53,7 @@ FAULTS = {
     "end of the file": ("lightning_gradwatch.fit.writing.writer.Sinks.finish", bug, "writing"),
     "schedule": ("lightning_gradwatch.fit.schedule.Schedule.due", bug, "schedule"),
     "loss": ("lightning_gradwatch.measure.step.StepMeter.add_loss", bug, "schedule"),
-    "packing": ("lightning_gradwatch.measure.transfer.host.Pack.send", bug, "schedule"),
+    "packing": ("lightning_gradwatch.measure.transfer.host.HostTransfer.send", bug, "schedule"),
     "assembling": ("lightning_gradwatch.measure.assemble.assemble", bug, "schedule"),
     "describing": ("lightning_gradwatch.fit.callback.describe", bug, "schedule"),
 }
