@@ -87,12 +87,12 @@ def test_it_is_in_the_event_and_in_the_run_that_is_read(tmp_path):
 def test_one_with_curves_is_drawn_and_described(tmp_path):
     folder, records, _ = run_of(tmp_path)
     drawn = EventAccumulator(str(folder)).Reload()
-    tags = [tag for tag in drawn.TensorStates()["scalars"] if "twice_grad_norm" in tag]
+    tags = [tag for tag in drawn.Tags()["scalars"] if "twice_grad_norm" in tag]
     assert tags == ["gradwatch.twice_grad_norm/000.0", "gradwatch.twice_grad_norm/001.2"]
     assert drawn.SummaryMetadata(tags[0]).summary_description == ADDED[0].description
     values = [scalar.value for scalar in drawn.Scalars(tags[1])]
     assert values == pytest.approx([record.metrics["twice_grad_norm"][1] for record in records], rel=1e-6)
-    assert not [tag for tag in drawn.TensorStates()["scalars"] if "output_norm" in tag]
+    assert not [tag for tag in drawn.Tags()["scalars"] if "output_norm" in tag]
 
 
 def test_two_runs_are_compared_by_it(tmp_path):

@@ -87,6 +87,8 @@ class WrittenOut:
         tag = self._tags.get(z)
         if tag is None or z is None or tag.call is not None or not self._activations.are_features(z):
             return None
+        if z.is_complex():  # its magnitude goes from complex numbers to real ones, of which a function may begin
+            return None
         unknown = is_unknown(name, given)
         root = tag.root if name != "pow" else None  # both factors are functions of it: no mask, nor a step of another
         if unknown and not (
