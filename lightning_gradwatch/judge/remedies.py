@@ -25,6 +25,8 @@ _NAMED = 3
 """Layers that are named one by one, as `listed` does."""
 _START_OF_THEIR_OWN = ("LSTM", "GRU", "RNN", "MultiheadAttention")
 
+CLIP_GRADIENTS = Action("clip_gradients", (), (("norm", 1.0),))
+"""To a norm of 1, the usual limit."""
 SCALE_TARGETS = Remedy(
     "Scale the targets to mean 0 and variance 1, and take the mean of the loss.", (Action("normalize_targets"),)
 )
@@ -52,6 +54,10 @@ class Prescription:
                 f"replace {spelled} at {listed(names, 'activation')} by {either(modules)}",
                 Action("replace_activation", names, (("with", modules[0]),)),
             )
+
+    def clip_gradients(self) -> None:
+        """Bound what a step goes by."""
+        self._add("clip the gradient norm to 1", CLIP_GRADIENTS)
 
     def initialize(self, only: Sequence[int] | None = None) -> None:
         """Start weight layers, None: all, as the functions ask for that the net has when the rest is done."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WATCHED = 16
 """Records whose updates are looked at: what ails a net from the start shows in them, and each costs time."""
-_OVERSIZED = 0.1
+OVERSIZED = 0.1
 """The threshold of GW302: ten such steps replace a layer."""
 _AT_START = 4
 """Steps whose first record shows how a site started."""
@@ -41,7 +41,7 @@ class Drift(NamedTuple):
     @property
     def oversized(self) -> bool:
         """Whether steps were seen that are too large."""
-        return self.update > _OVERSIZED
+        return self.update > OVERSIZED
 
     @property
     def thrown(self) -> bool:
@@ -84,9 +84,9 @@ def note_update(state: State, record: StepRecord, info: RunInfo) -> None:
         known = known[np.isfinite(known)]
         if len(known):
             update = float(np.median(known))
-            if np.count_nonzero(_full(record, info) > _OVERSIZED):
+            if np.count_nonzero(_full(record, info) > OVERSIZED):
                 state["swings"] = state.get("swings", 0) + 1
-            if update > _OVERSIZED:
+            if update > OVERSIZED:
                 state["unscaled"] = state.get("huge", False)
             state["update"] = max(state.get("update", 0.0), update)
 
@@ -124,6 +124,11 @@ def note_passed(state: State, record: StepRecord, info: RunInfo) -> None:
     gains.blank = False
 
 
+def first_steps(state: State) -> Drift:
+    """Return what the memory tells of these updates, of what wasn't so before them."""
+    return Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
+
+
 def drift(state: State, info: RunInfo, where: Mask, whole: Mask) -> Drift:
     """Return what the memory tells of the units of some sites.
 
@@ -136,7 +141,7 @@ def drift(state: State, info: RunInfo, where: Mask, whole: Mask) -> Drift:
     usual = np.array([site.activation.usual_gain for site in info.sites])
     fine = whole & (_started(state, info).values[0] >= _PASSED * usual)
     later = not np.count_nonzero(where & ~fine & (_first(state, info).values[0] == 1))
-    return Drift(state.get("update", 0.0), later, state.get("unscaled", False))
+    return first_steps(state)._replace(later=later)
 
 
 def _first(state: State, info: RunInfo) -> Columns:

@@ -12,7 +12,7 @@ from lightning_gradwatch.judge.evidence.loss_trend import middle
 from lightning_gradwatch.judge.evidence.unscaled_targets import unscaled_targets
 from lightning_gradwatch.judge.rates import rate_factor
 from lightning_gradwatch.judge.readings import hidden_sites, layer_values
-from lightning_gradwatch.judge.remedies import SCALE_TARGETS
+from lightning_gradwatch.judge.remedies import CLIP_GRADIENTS, SCALE_TARGETS
 from lightning_gradwatch.judge.rule import Sentences
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.wording import counted, number
@@ -228,7 +228,7 @@ def _remedy(info: RunInfo, facts: dict[str, Any], kinds: AbstractSet[CauseKind])
         factor = min(rate_factor(info, facts["update"]), 0.1)
         actions += [
             Action("set_learning_rate", (), (("factor", factor),)),
-            Action("clip_gradients", (), (("norm", 1.0),)),
+            CLIP_GRADIENTS,
         ]
         said.append(f"Multiply the learning rate by {factor:g} and clip the gradient norm to 1.")
     if kinds.isdisjoint(_THROWN_OUT):

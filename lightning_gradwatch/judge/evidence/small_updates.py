@@ -11,7 +11,7 @@ from lightning_gradwatch.judge.evidence.branches import stronger_before
 from lightning_gradwatch.judge.evidence.initial_weights import starting_remedy
 from lightning_gradwatch.judge.rates import rate_factor, spelled_rates
 from lightning_gradwatch.judge.readings import hidden_sites, layer_values
-from lightning_gradwatch.judge.remedies import Prescription
+from lightning_gradwatch.judge.remedies import CLIP_GRADIENTS, Prescription
 from lightning_gradwatch.judge.rule import Explanation
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
 from lightning_gradwatch.record.wording import mention, number
@@ -65,7 +65,7 @@ def why_slow(record: StepRecord, info: RunInfo, judged: Mask, top: float, *, at_
                 "Multiply the learning rate by 0.1, or warm it up; clip the gradient norm to 1.",
                 (
                     Action("set_learning_rate", (), (("factor", 0.1),)),
-                    Action("clip_gradients", (), (("norm", 1.0),)),
+                    CLIP_GRADIENTS,
                 ),
             ),
             (Cause(CauseKind.HIGH_LEARNING_RATE), Cause(CauseKind.LARGE_WEIGHTS)),

@@ -14,8 +14,10 @@ from lightning_gradwatch.record.step import LayerState
 from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from lightning_gradwatch.record.run_info import RunInfo
-    from lightning_gradwatch.record.step import StepRecord
+    from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 STARVED = 1e-6
 """Gradient norm of the first layer over the largest of the others below which no scale of a layer's own explains it: a layer
@@ -39,15 +41,19 @@ class Starved(NamedTuple):
 
 def first_share(record: StepRecord, info: RunInfo) -> float | None:
     """Return the gradient norm of the first layer on the path over the largest of the others; None where it can't be told."""
+    norms, there = _with_gradient(record, info)
+    return float(norms[there[0]]) / float(norms[there[1:]].max()) if len(there) > 1 else None
+
+
+def _with_gradient(record: StepRecord, info: RunInfo) -> tuple[FloatVector, npt.NDArray[np.intp]]:
+    """Return the gradient norms, and the columns of the layers that have one."""
     norms = layer_values(record, info, "grad_norm")
-    there = norms[(record.layer_state == _OK) & np.isfinite(norms) & (norms > 0)]
-    return float(there[0]) / float(there[1:].max()) if len(there) > 1 else None
+    return norms, np.flatnonzero((record.layer_state == _OK) & np.isfinite(norms) & (norms > 0))
 
 
 def read_input(record: StepRecord, info: RunInfo, threshold: float) -> Starved | None:
     """Return how little the first layer on the path gets, if that is below a threshold; one that gets exactly 0 is GW104's."""
-    norms = layer_values(record, info, "grad_norm")
-    there = np.flatnonzero((record.layer_state == _OK) & np.isfinite(norms) & (norms > 0))
+    norms, there = _with_gradient(record, info)
     if len(there) < 2:
         return None
     first, others = there[0], there[1:]

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from lightning_gradwatch.judge.evidence.onset import OVERSIZED
 from lightning_gradwatch.judge.evidence.small_updates import LARGE_WEIGHTS, THROWN
 from lightning_gradwatch.judge.rates import spelled_rates
 from lightning_gradwatch.judge.readings import layer_values
 from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import Explanation
-from lightning_gradwatch.record.finding import Action, Cause, CauseKind, Remedy
+from lightning_gradwatch.record.finding import Cause, CauseKind
 from lightning_gradwatch.record.wording import number
 
 if TYPE_CHECKING:
     from lightning_gradwatch.judge.evidence.loss_trend import LossTrend
     from lightning_gradwatch.judge.evidence.onset import Drift
+    from lightning_gradwatch.record.finding import Remedy
     from lightning_gradwatch.record.run_info import RunInfo
     from lightning_gradwatch.record.step import FloatVector, StepRecord
 
 _MOVED = 1e-4
 """Update ratio with which a layer didn't start as one that hardly moves: ten times the threshold."""
-_OVERSIZED = 0.1
-"""The threshold of GW302: ten such steps replace a layer."""
 _HARMED, _CLEARLY = 2.0, 1.25
 """Loss over that at the start from which the steps have done harm; and where most of the first ones were seen to be too large."""
 
@@ -74,8 +74,8 @@ def why_thrown(
         return None
     moved = float(beginning.updates[worst])
     harm = _CLEARLY if beginning.swings else _HARMED
-    too_large = beginning.how.oversized or top > _OVERSIZED
-    if not too_large or not (moved >= _MOVED or (trend.of_first >= harm and top > _OVERSIZED)):
+    too_large = beginning.how.oversized or top > OVERSIZED
+    if not too_large or not (moved >= _MOVED or (trend.of_first >= harm and top > OVERSIZED)):
         return None
     weak = f"The gradient of {name} has an rms of {number(gradient[worst])}, that of {other} {number(gradient[best])}."
     at_first = (
@@ -99,5 +99,5 @@ def _smaller_steps(info: RunInfo, how: Drift, top: float) -> Remedy:
     """Say how to take smaller steps than those of the start, and than the largest now."""
     cure = Prescription(info)
     cure.take_smaller_steps(max(how.update, top), unscaled=how.oversized and how.unscaled)
-    cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
+    cure.clip_gradients()
     return cure.remedy()

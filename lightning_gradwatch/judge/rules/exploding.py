@@ -19,7 +19,7 @@ from lightning_gradwatch.judge.evidence.loops import explain_loop, loop_evidence
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE
 from lightning_gradwatch.judge.readings import weight_layers
-from lightning_gradwatch.judge.remedies import SCALE_TARGETS
+from lightning_gradwatch.judge.remedies import CLIP_GRADIENTS, SCALE_TARGETS
 from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State, count_hit
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, ExplodingGradientWarning, Remedy, Severity
@@ -184,7 +184,7 @@ class ExplodingGradient(Rule):
                 causes=starting_causes(gain),
                 remedy=Remedy(
                     f"{remedy.text} Until then, clip the gradient norm to 1.",
-                    (*remedy.actions, Action("clip_gradients", (), (("norm", 1.0),))),
+                    (*remedy.actions, CLIP_GRADIENTS),
                 ),
                 headline=depth.headline(info, value, was=now is not None),
                 message=evidence,
@@ -206,7 +206,7 @@ class ExplodingGradient(Rule):
                 causes=causes,
                 remedy=Remedy(
                     f"{start.text} Until then, clip the gradient norm to 1.",
-                    (*start.actions, Action("clip_gradients", (), (("norm", 1.0),))),
+                    (*start.actions, CLIP_GRADIENTS),
                 ),
                 headline=loop_headline(worst),
                 message=f"{loop_evidence(worst, self.ratio, self.gain)} {trend.sentence(self.loss_fall)}",

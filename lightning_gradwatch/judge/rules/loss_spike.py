@@ -11,6 +11,7 @@ from lightning_gradwatch.judge.evidence.first_bad_step import first_bad_step
 from lightning_gradwatch.judge.evidence.loss_jump import WINDOW, read_jump
 from lightning_gradwatch.judge.evidence.loss_trend import middle
 from lightning_gradwatch.judge.readings import weight_layers
+from lightning_gradwatch.judge.remedies import CLIP_GRADIENTS
 from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Rule, Sentences, Verdict, cant_judge, not_yet
 from lightning_gradwatch.judge.streaks import State
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, LossSpikeWarning, Remedy, Severity
@@ -137,13 +138,12 @@ def _keep(state: State, record: StepRecord) -> None:
 
 
 def _sentences(spike: dict[str, Any], count: int, begun: FirstBadStep | None) -> Sentences:
-    clip = Action("clip_gradients", (), (("norm", 1.0),))
     if begun is not None and begun.metric in _OF_STEPS:
         kind, cause = CauseKind.HIGH_LEARNING_RATE, "A step was too large for where the net was."
         remedy = Remedy(
             "Nothing about a single one. Where spikes come again, halve the learning rate that they begin at, and clip the "
             "gradient norm to 1.",
-            (Action("set_learning_rate", (), (("factor", 0.5),)), clip),
+            (Action("set_learning_rate", (), (("factor", 0.5),)), CLIP_GRADIENTS),
         )
     else:
         kind = CauseKind.UNUSUAL_BATCH
@@ -151,7 +151,7 @@ def _sentences(spike: dict[str, Any], count: int, begun: FirstBadStep | None) ->
         cause = f"Most likely the batch is unlike the others{within}."
         remedy = Remedy(
             "Nothing about a single one. Where spikes come again, look at their batches, and clip the gradient norm to 1.",
-            (clip,),
+            (CLIP_GRADIENTS,),
         )
     share = f"{percent(spike['given_up'])} of {'what was learned' if spike['fell'] else 'its own size'}"
     return Sentences(

@@ -12,7 +12,7 @@ from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
 from lightning_gradwatch.judge.evidence.unscaled_targets import WHY_HUGE, unscaled_targets
 from lightning_gradwatch.judge.rates import rate_factor, rates_of, warm_up_steps
 from lightning_gradwatch.judge.readings import layer_values, of_full_weights
-from lightning_gradwatch.judge.remedies import SCALE_TARGETS
+from lightning_gradwatch.judge.remedies import CLIP_GRADIENTS, SCALE_TARGETS
 from lightning_gradwatch.judge.rule import HEALTHY, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import Lasting, State, count_hits, lasting, streaks
 from lightning_gradwatch.record.finding import Action, Cause, CauseKind, OversizedUpdateWarning, Remedy, Severity
@@ -269,7 +269,7 @@ class OversizedUpdate(Rule):
                 (
                     Action("set_learning_rate", seen.names if seen.other_rates else (), (("factor", factor),)),
                     *warming,
-                    Action("clip_gradients", (), (("norm", 1.0),)),
+                    CLIP_GRADIENTS,
                 ),
             )
         others = (

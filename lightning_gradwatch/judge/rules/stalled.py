@@ -19,7 +19,7 @@ from lightning_gradwatch.judge.evidence.loss_decrease import (
     why_slow_pace,
 )
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend
-from lightning_gradwatch.judge.evidence.onset import Drift, note_update, swings
+from lightning_gradwatch.judge.evidence.onset import first_steps, note_update, swings
 from lightning_gradwatch.judge.evidence.small_updates import weight_size, why_behind, why_slow
 from lightning_gradwatch.judge.evidence.thrown_layers import Beginning, why_thrown
 from lightning_gradwatch.judge.rates import relative_rates, schedule_phase, spelled_rates
@@ -314,8 +314,7 @@ def _note_beginning(record: StepRecord, info: RunInfo, state: State) -> None:
 def _beginning(info: RunInfo, state: State) -> Beginning:
     """Return what is known of the first steps."""
     weights, updates = columns(state, "beginning", info, "layers", rows=2, fill=math.nan).values
-    how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
-    return Beginning(weights, updates, how, swings(state))
+    return Beginning(weights, updates, first_steps(state), swings(state))
 
 
 def _rising(record: StepRecord, info: RunInfo, state: State) -> Mask:

@@ -14,7 +14,7 @@ from lightning_gradwatch.judge.evidence.depth import Depth, read_depths
 from lightning_gradwatch.judge.evidence.loops import Loop, explain_loop, loop_evidence, loop_headline, read_loops
 from lightning_gradwatch.judge.evidence.loss_trend import LossTrend, loss_trend, middle
 from lightning_gradwatch.judge.evidence.minimum_rms import judge_floor
-from lightning_gradwatch.judge.evidence.onset import Drift, note_update, swings
+from lightning_gradwatch.judge.evidence.onset import Drift, first_steps, note_update, swings
 from lightning_gradwatch.judge.evidence.standing_loss import count_standing, forget_standing
 from lightning_gradwatch.judge.evidence.starved_input import (
     STARVED,
@@ -29,7 +29,6 @@ from lightning_gradwatch.judge.remedies import Prescription
 from lightning_gradwatch.judge.rule import HEALTHY, Explanation, LazyFinding, Line, Rule, Sentences, Verdict
 from lightning_gradwatch.judge.streaks import State, count_hit, has_gone
 from lightning_gradwatch.record.finding import (
-    Action,
     Cause,
     CauseKind,
     Severity,
@@ -372,7 +371,7 @@ def _note_start(record: StepRecord, state: State, signal: _Signal) -> None:
 
 def _harmful_steps(state: State, trend: LossTrend) -> Drift | None:
     """Return what is known of the first steps, where they are seen to be too large, or to have done harm."""
-    how = Drift(state.get("update", 0.0), later=True, unscaled=state.get("unscaled", False))
+    how = first_steps(state)
     harmed = not trend.unknown and trend.of_first >= (1 if swings(state) else _HARMED)
     return how if how.oversized or harmed else None
 
@@ -382,7 +381,7 @@ def _weakened(info: RunInfo, at_first: str, how: Drift) -> Explanation:
     rate = how.sentence() if how.oversized else "Most likely the learning rate is too high."
     cure = Prescription(info)
     cure.take_smaller_steps(how.update, unscaled=how.unscaled)
-    cure.add("clip the gradient norm to 1", Action("clip_gradients", (), (("norm", 1.0),)))
+    cure.clip_gradients()
     return Explanation(
         f"{at_first}: not the start, but what the steps since have done to the net takes it away. {rate}",
         cure.remedy(),

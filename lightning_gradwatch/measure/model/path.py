@@ -59,7 +59,7 @@ class Layer:
     turned: bool | None = None
     """Whether its matrix has a column, not a row, for each output, as a product with data has shown; None: no product was seen."""
     followed_from: int = 0
-    """The first measured step in which a cube of its output was followed to what takes it; 0: none."""
+    """The first measured step in which what its output goes into was followed that can only turn out to be unknown; 0: none."""
     followed: int = 0
     """In how many steps that was looked for since it last had one."""
 

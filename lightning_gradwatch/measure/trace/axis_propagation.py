@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_gradwatch.measure.trace import gates, pieces
 from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, axis_of_data, split_of
 from lightning_gradwatch.measure.trace.cuts import PIECES
-from lightning_gradwatch.measure.trace.handwritten import HandWritten, chain_of, combine, inner_call, steps_of
+from lightning_gradwatch.measure.trace.handwritten import HandWritten, chain_of, combine, steps_of
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
     MOVES,
@@ -22,6 +22,7 @@ from lightning_gradwatch.measure.trace.tensor_state import (
     Sources,
     TensorState,
     TensorStates,
+    inner_call,
     unit_axis,
 )
 from lightning_gradwatch.measure.trace.turned import note_turned
@@ -148,8 +149,7 @@ class AxisPropagation:
         """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
         axis = axis_after(op, func, sources.tensor, None, result)
         new = TensorState(result, axis, sources.user)
-        if sources.user is not None and sources.user.turned is None:
-            self._note_turned(func, sources, arguments)
+        self._note_turned(func, sources, arguments)
         new.weights_only = sources.weights_only
         self._tags.put(result, new)
         self._note_weights(sources, result)

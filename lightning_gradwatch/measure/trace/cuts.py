@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.measure.model.call_site import inside_function
 from lightning_gradwatch.measure.trace.gates import may_gate
-from lightning_gradwatch.measure.trace.handwritten import chain_of, inner_call
-from lightning_gradwatch.measure.trace.tensor_state import is_in_place
+from lightning_gradwatch.measure.trace.handwritten import chain_of
+from lightning_gradwatch.measure.trace.tensor_state import inner_call, is_in_place
 from lightning_gradwatch.measure.units.activations import Call
 from lightning_gradwatch.record.zones import Comparison, Region, Zones
 

@@ -84,6 +84,7 @@ STARTS = frozenset(
 """Calls that may be the first step of a function."""
 _DIRECT = STARTS - {"exp", "exp2", "expm1", "abs", "absolute", "rpow"}
 """Those of which nearly all belong to a norm, a distance or a loss, unless their argument is what a layer has just made."""
+_PRODUCTS = frozenset(("mul", "multiply", "rmul"))
 WHOLE = frozenset(("logaddexp",))
 """Those that may be all of a known one: the sum of exponentials of z and 0 is a softplus."""
 CARRIES = frozenset(
@@ -120,9 +121,7 @@ def may_start(name: str, given: Sequence[Any]) -> bool:
         return False
     if name == "pow":
         return len(given) == 2 and given[1].__class__ in (int, float) and given[1] != 1
-    return name not in ("mul", "multiply", "rmul") or (
-        len(given) == 2 and all(isinstance(each, Tensor) for each in given)
-    )
+    return name not in _PRODUCTS or (len(given) == 2 and all(isinstance(each, Tensor) for each in given))
 
 
 def is_unknown(name: str, given: Sequence[Any]) -> bool:
@@ -130,7 +129,7 @@ def is_unknown(name: str, given: Sequence[Any]) -> bool:
 
     So are cubes, and products of two multiples of one tensor: ``x * (1 - x)``.
     """
-    return (name == "pow" and given[1] == 3) or (name in ("mul", "multiply", "rmul") and given[0] is not given[1])
+    return (name == "pow" and given[1] == 3) or (name in _PRODUCTS and given[0] is not given[1])
 
 
 def wants_layer(name: str) -> bool:

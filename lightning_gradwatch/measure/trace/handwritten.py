@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from lightning_gradwatch.measure.trace.formulas import POINTS
-from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, SiteCall, TensorState, TensorStates
+from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, SiteCall, TensorState, TensorStates, inner_call
 from lightning_gradwatch.record.activations import look_up
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _product(
             continue
         if factor.of is root and (done := _completed(factor, other, root)) is not None:
             return done
-        if (factor.call or factor.within) is not None and (call := _gates_its_own(factor, root)) is not None:
+        if (call := _gates_its_own(factor, root)) is not None:
             return HandWritten("", call, None, root)
     for operand, own, other in zip(operands, known, reversed(known), strict=True):
         if isinstance(operand, nn.Parameter) or (own is not None and own.weights_only):
@@ -92,11 +92,6 @@ def _masked(operands: Sequence[Tensor], roots: Sequence[Origin], tag: TensorStat
     for mask, root in zip(operands, reversed(roots), strict=True):
         if (z := tags.comparisons.compared_in(mask)) is not None and tags.is_of(z, root):
             tag.root, tag.factor = root, None
-
-
-def inner_call(tag: TensorState | None) -> SiteCall | None:
-    """Return the activation call whose output a tensor is, or is a function of, entry by entry."""
-    return None if tag is None else tag.call or tag.within
 
 
 def steps_of(arguments: Sequence[Tensor], tags: TensorStates) -> Sequence[SiteCall]:
@@ -137,9 +132,8 @@ def _gates_its_own(factor: TensorState, root: Origin) -> SiteCall | None:
     Alone it would be taken for a gate, or for a function of its own inside of another: ``x * erf(softplus(x))``.
     """
     call = inner_call(factor)
-    assert call is not None
     # What is flat on no side tells the truth of the product too: that of z and ReLU is dead where ReLU is.
-    if not (factor.gate or look_up(call.site.function).saturates):
+    if call is None or not (factor.gate or look_up(call.site.function).saturates):
         return None
     return call if call.of is root or call.source is root else None
 

@@ -224,7 +224,7 @@ class SiteCall:
         """Of what multiple of `of` it is; None where it is another function of that."""
         self.inner = None if tag is None or tag.shifted or tag.scale != 1.0 else tag.call
         """The call whose output is the argument, as softplus is of the tanh in Mish."""
-        self.within = None if tag is None else tag.call or tag.within
+        self.within = inner_call(tag)
         """The call of whose output the argument is a function, entry by entry."""
         self.formula = None if tag is None else tag.formula
         """What the argument is as a function of another tensor, where that isn't known yet."""
@@ -415,6 +415,11 @@ class TensorStates:
     def unit_axis(self, tensor: Tensor) -> Axis:
         """Return where the units of a tensor lie: along its producer's axis, else 1 for four or more axes, else the last."""
         return unit_axis(tensor, self.get(tensor))
+
+
+def inner_call(tag: TensorState | None) -> SiteCall | None:
+    """Return the activation call whose output a tensor is, or is a function of, entry by entry."""
+    return None if tag is None else tag.call or tag.within
 
 
 def unit_axis(tensor: Tensor, tag: TensorState | None) -> Axis:

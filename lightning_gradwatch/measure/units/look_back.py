@@ -105,7 +105,7 @@ def _look_back(
     most = MostEvidence([window.chunks for window in windows], [window.density for window in windows], seen, active)
     silent = unpacked([stretch.silent for stretch in stretches], active.shape[1])
     settled = set()
-    for place, (stretch, row, at_most) in enumerate(
+    for index, (stretch, row, at_most) in enumerate(
         zip(stretches, rows.tolist(), most.given(silent, rows).tolist(), strict=True)
     ):
         window = windows[row]
@@ -114,7 +114,7 @@ def _look_back(
             continue
         since = np.array(stretch.steps)[:, 1:]
         before = np.maximum(seen[row] - since, 1)
-        alike = [np.broadcast_to(each, (len(since), len(each))) for each in (active[row], silent[place])]
+        alike = [np.broadcast_to(each, (len(since), len(each))) for each in (active[row], silent[index])]
         found = evidence(alike[0], alike[1], before[:, :1], before[:, 1:], since[:, 1:])
         for (back, observations, batch_elements), much in zip(stretch.steps, found.tolist(), strict=True):
             if much < bar:
@@ -124,6 +124,6 @@ def _look_back(
                 continue
             excess = much - height - usual
             hidden = moved[stretch.place].hidden
-            window.suspect(Suspicion(back, silent[place].copy(), observations, batch_elements, excess, hidden), height)
+            window.suspect(Suspicion(back, silent[index].copy(), observations, batch_elements, excess, hidden), height)
             settled.add(row)
             break

@@ -13,6 +13,21 @@ from lightning_gradwatch.judge.rules.saturated import SaturatedUnits
 from lightning_gradwatch.record.finding import DeadUnitsWarning, SaturatedUnitsWarning, Severity
 
 
+def late_window(runs, info, fraction, gains, **given):
+    """Records of a net whose window is full long after its first steps, which began with one gain and went on with another."""
+    first, later = gains
+    return [
+        runs.measure(
+            info,
+            step,
+            **{fraction: 1.0 if step > 60 else np.nan},
+            activation_gain=later if step else first,
+            **given,
+        )
+        for step in (0, 1, 2, 61, 62, 63)
+    ]
+
+
 def dead(runs, fractions, *, losses=None, **given):
     """`fractions`: for each record, net.3's; the others have no dead unit."""
     info = runs.stack(function="relu")
@@ -281,15 +296,7 @@ class TestWhyDead:
     def test_what_was_alive_before_the_window_was_full_was_killed_by_a_step(self, runs, passed, thrown):
         """Batches of 4: the first full window comes after the step. A ReLU at its start passes back 0.71 of the signal."""
         info = runs.stack(function="relu")
-        records = [
-            runs.measure(
-                info,
-                step,
-                dead_fraction=1.0 if step > 60 else np.nan,
-                activation_gain=0.0 if step else passed,
-            )
-            for step in (0, 1, 2, 61, 62, 63)
-        ]
+        records = late_window(runs, info, "dead_fraction", (passed, 0.0))
         finding = runs.feed(DeadUnits(), records, info).only
         assert ("At first they weren't there: most likely a step that was too large" in finding.cause) is thrown
         assert ("set_learning_rate" in kinds(finding), "initialize" in kinds(finding)) == (thrown, not thrown)
@@ -387,16 +394,7 @@ class TestWhySaturated:
     def test_what_passed_the_signal_at_first_was_thrown_before_the_window_was_full(self, runs, passed, thrown):
         """Sigmoid passes back at most 0.25."""
         info = runs.stack(function="sigmoid")
-        records = [
-            runs.measure(
-                info,
-                step,
-                saturated_fraction=1.0 if step > 60 else np.nan,
-                activation_gain=1e-3 if step else passed,
-                weight_gain=9.0,
-            )
-            for step in (0, 1, 2, 61, 62, 63)
-        ]
+        records = late_window(runs, info, "saturated_fraction", (passed, 1e-3), weight_gain=9.0)
         finding = runs.feed(SaturatedUnits(), records, info).only
         assert ("At first they weren't there" in finding.cause) is thrown
         assert ("set_learning_rate" in kinds(finding), "initialize" in kinds(finding)) == (thrown, not thrown)
