@@ -5,6 +5,7 @@ Windows of as many units each are looked at together, as a deep net has hundreds
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,7 +14,6 @@ from lightning_gradwatch.measure.units.silence import (
     FEW,
     RECENT,
     STEPS_SINCE,
-    MostEvidence,
     Suspicion,
     active_counts,
     bits,
@@ -73,21 +73,25 @@ def _stretches(place: int, moved: Moved, silent: int, *, units: int) -> list[_St
     chunks = window.chunks
     fills_observations, fills_elements = window.fills_from
     found: list[_Stretch] = []
+    steps: list[tuple[int, int, int]] = []
+    # From a few units nothing follows until enough was seen since.
+    few = FEW * units
+    matters = hidden and silent.bit_count() > few
     observations = batch_elements = 0
     for back in range(1, min(RECENT, len(chunks) - 1) + 1):
         chunk = chunks[-back]
-        silent &= chunk.silent
-        if not silent:
-            break
+        still = silent & chunk.silent
+        if still != silent:
+            if not still:
+                break
+            silent, steps = still, []
+            matters = hidden and silent.bit_count() > few
         observations += chunk.observations
         batch_elements += chunk.batch_elements
-        # From a few units nothing follows until enough was seen since.
-        matters = hidden and silent.bit_count() > FEW * units
-        settles = back >= STEPS_SINCE and observations >= fills_observations and batch_elements >= fills_elements
-        if matters or settles:
-            if not found or found[-1].silent != silent:
-                found.append(_Stretch(place, silent, []))
-            found[-1].steps.append((back, observations, batch_elements))
+        if matters or (back >= STEPS_SINCE and observations >= fills_observations and batch_elements >= fills_elements):
+            if not steps:
+                found.append(_Stretch(place, silent, steps))
+            steps.append((back, observations, batch_elements))
     return found
 
 
@@ -95,35 +99,28 @@ def _look_back(
     moved: Sequence[Moved], stretches: Sequence[_Stretch], active: npt.NDArray[np.int64], height: float
 ) -> None:
     """Look for the latest step in front of which units of a window have died."""
-    places = list(dict.fromkeys(stretch.place for stretch in stretches))
-    windows = [moved[place].window for place in places]
-    totals = [window.total for window in windows if window.total is not None]
-    seen = np.array([[total.observations, total.batch_elements] for total in totals])
-    active = active[places]
-    row_of = {place: row for row, place in enumerate(places)}
-    rows = np.array([row_of[stretch.place] for stretch in stretches])
-    most = MostEvidence([window.chunks for window in windows], [window.density for window in windows], seen, active)
+    counts = [(stretch.place, *seen) for stretch in stretches for _, *seen in stretch.steps]
+    places, since = np.array(counts)[:, 0], np.array(counts)[:, 1:]
+    steps = [len(stretch.steps) for stretch in stretches]
     silent = unpacked([stretch.silent for stretch in stretches], active.shape[1])
+    totals = [window.total for window, _ in moved if window.total is not None]
+    seen = np.array([[total.observations, total.batch_elements] for total in totals])
+    before = np.maximum(seen[places] - since, 1)
+    found = evidence(active[places], silent.repeat(steps, axis=0), before[:, :1], before[:, 1:], since[:, 1:]).tolist()
     settled = set()
-    for index, (stretch, row, at_most) in enumerate(
-        zip(stretches, rows.tolist(), most.given(silent, rows).tolist(), strict=True)
-    ):
-        window = windows[row]
+    for index, (stretch, first) in enumerate(zip(stretches, accumulate(steps, initial=0), strict=False)):
+        window, hidden = moved[stretch.place]
         bar = height + window.caution
-        if row in settled or at_most < bar:
+        much = found[first : first + len(stretch.steps)]
+        if stretch.place in settled or max(much) < bar:
             continue
-        since = np.array(stretch.steps)[:, 1:]
-        before = np.maximum(seen[row] - since, 1)
-        alike = [np.broadcast_to(each, (len(since), len(each))) for each in (active[row], silent[index])]
-        found = evidence(alike[0], alike[1], before[:, :1], before[:, 1:], since[:, 1:])
-        for (back, observations, batch_elements), much in zip(stretch.steps, found.tolist(), strict=True):
-            if much < bar:
+        for (back, observations, batch_elements), speaks in zip(stretch.steps, much, strict=True):
+            if speaks < bar:
                 continue
-            usual = usual_evidence(window.chunks[:-back], active[row], seen[row])
-            if much < bar + usual:
+            usual = usual_evidence(window.chunks[:-back], active[stretch.place], seen[stretch.place])
+            if speaks < bar + usual:
                 continue
-            excess = much - height - usual
-            hidden = moved[stretch.place].hidden
+            excess = speaks - height - usual
             window.suspect(Suspicion(back, silent[index].copy(), observations, batch_elements, excess, hidden), height)
-            settled.add(row)
+            settled.add(stretch.place)
             break

@@ -62,11 +62,6 @@ class WindowEntry:
         assert self._silent is not None
         return self._silent
 
-    @property
-    def density(self) -> float:
-        """Batch elements per observation."""
-        return self.batch_elements / self.observations if self.observations else math.inf
-
     def joined(self, other: WindowEntry) -> WindowEntry:
         """Return a chunk of the observations of both."""
         return WindowEntry(
@@ -106,8 +101,6 @@ FEW = 1 / 8
 _SHARE = 1 / 3
 """Share of the units that have died, by the second explanation; it is made for a half, and a tenth still shows."""
 _DIED, _LIVES = math.log(_SHARE), math.log1p(-_SHARE)
-_ROUNDING = 1e-6
-_DENSEST = 1e9
 _ONE_IN = 3.0
 """If nothing has changed, the evidence reaches the bar in one look of so many at most, over all sites together; far fewer
 where units are many."""
@@ -142,11 +135,11 @@ def evidence(
     >>> evidence(alive, first_two, *np.array([[[1024]], [[1024]], [[16]]])).round(1)
     array([12.9])
     """
-    rate = active / observations * before
-    unlikely = (rate + 0.5) * np.log1p(since / before)
-    gained = np.logaddexp(_LIVES, _DIED + unlikely)
-    lost = np.count_nonzero(active > 0, axis=1) - np.count_nonzero(silent, axis=1)
-    total: FloatVector = (gained * silent).sum(axis=1) + _LIVES * lost
+    rows, units = silent.nonzero()  # nearly always a few, and logarithms are dear
+    rate = active[rows, units] * (before / observations)[rows, 0]
+    unlikely = (rate + 0.5) * np.log1p(since / before)[rows, 0]
+    gained = np.bincount(rows, np.logaddexp(_LIVES, _DIED + unlikely), len(silent))
+    total: FloatVector = gained + _LIVES * ((active > 0).sum(axis=1) - silent.sum(axis=1))
     return total
 
 
@@ -221,39 +214,6 @@ class Suspicion:
         self.silent &= chunk.flat == chunk.observations
         self.observations += chunk.observations
         self.batch_elements += chunk.batch_elements
-
-
-class MostEvidence:
-    """How much evidence there is at most, however far back one looks: the further, the louder each silent unit speaks.
-
-    Args:
-        windows: The chunks of each.
-        density: Batch elements per observation of each, at most.
-        seen: Observations and batch elements of each, shape [S, 2].
-        active: Observations in which each unit was active, shape [S, U].
-    """
-
-    def __init__(
-        self,
-        windows: Sequence[Sequence[WindowEntry]],
-        density: Sequence[float],
-        seen: npt.NDArray[np.int64],
-        active: npt.NDArray[np.int64],
-    ) -> None:
-        recent = [chunks[max(1, len(chunks) - RECENT) :] for chunks in windows]
-        since = np.array([[sum([chunk.batch_elements for chunk in chunks])] for chunks in recent])
-        before = np.maximum(seen[:, 1:] - since, 1)
-        # Finite also after a step without observations.
-        dense = np.minimum(np.array(density)[:, None], _DENSEST)
-        unlikely = (active * dense + 0.5) * np.log1p(since / before)
-        # What a unit gains by being silent, over what it loses otherwise.
-        self._gained = np.maximum(np.logaddexp(_LIVES, _DIED + unlikely), 0.0) - _LIVES
-        self._lost = _LIVES * np.count_nonzero(active, axis=1) + _ROUNDING
-
-    def given(self, silent: Mask, places: npt.NDArray[np.intp]) -> FloatVector:
-        """Return it for the windows in some places, given the units that may be silent there, shape [P, U]."""
-        most: FloatVector = np.einsum("su,su->s", self._gained[places], silent) + self._lost[places]
-        return most
 
 
 def died_later(chunks: Sequence[WindowEntry], height: float) -> int:

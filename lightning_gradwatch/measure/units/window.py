@@ -69,8 +69,6 @@ class Window:
         self._least = observations if least is None else min(least, observations)
         self._chunks: list[WindowEntry] = []
         self._total: WindowEntry | None = None
-        self.density = 0.0
-        """Batch elements per observation, at most, of what it holds and has held since it began anew."""
         self.suspicion: Suspicion | None = None
         self.caution = 0.0
         """How much more evidence a suspicion takes here than elsewhere, as earlier ones were in vain."""
@@ -87,8 +85,6 @@ class Window:
         chunks = self._chunks
         total.add(chunk)
         chunks.append(chunk)
-        if not 0 < chunk.batch_elements <= self.density * chunk.observations:
-            self.density = max(self.density, chunk.density)
         if self.suspicion is not None:
             self.suspicion.add(chunk)
         if self._believed is not None:
@@ -108,7 +104,6 @@ class Window:
         total = WindowEntry(np.zeros_like(like.inactive), saturated, 0, 0)
         for chunk in chunks:
             total.add(chunk)
-        self.density = max([chunk.density for chunk in chunks], default=0.0)
         self._chunks, self._total, self.suspicion, self._believed = chunks, total, None, None
         return total
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradwatch.measure.units.silence import RECENT, MostEvidence, WindowEntry, bar, bits, evidence, unpacked
+from lightning_gradwatch.measure.units.silence import WindowEntry, bar, bits, evidence, unpacked
 
 
 def by_hand(active, silent, observations, before, since):
@@ -49,34 +49,6 @@ def test_it_is_the_ratio_of_the_likelihoods_unit_by_unit(data):
         )
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-
-
-@settings(max_examples=100, deadline=None)
-@given(data=st.data())
-def test_there_is_never_more_of_it_than_the_most(data):
-    """However far back one looks, and whichever of the units are silent there."""
-    generator = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
-    units, steps = data.draw(st.integers(1, 20), "units"), data.draw(st.integers(2, 40), "steps")
-    positions = generator.integers(0, 5, size=steps)
-    sizes = generator.integers(1, 20, size=steps)
-    rates = generator.random(units) * data.draw(st.sampled_from([0.05, 0.5, 1.0]), "rate")
-    chunks = [
-        WindowEntry(int(n * k) - generator.binomial(int(n * k), rates), None, int(n * k), int(n))
-        for n, k in zip(sizes, positions, strict=True)
-    ]
-    observations, elements = np.cumsum([[each.observations, each.batch_elements] for each in chunks[::-1]], axis=0).T
-    active = np.array([sum(each.observations - each.inactive for each in chunks)])
-    density = max(each.density for each in chunks)
-    seen = np.array([[observations[-1], elements[-1]]])
-    most = MostEvidence([chunks], [density], seen, active)
-    for back in range(1, min(RECENT, steps - 1) + 1):
-        silent = np.all([each.inactive == each.observations for each in chunks[-back:]], axis=0)[None] & (active > 0)
-        before = np.maximum(seen[0] - [observations[back - 1], elements[back - 1]], 1)
-        found = evidence(active, silent, *before.reshape(2, 1, 1), np.array([[elements[back - 1]]]))
-        louder = silent & (generator.random((1, units)) < 0.5)
-        fewer = evidence(active, louder, *before.reshape(2, 1, 1), np.array([[elements[back - 1]]]))
-        assert found <= most.given(silent, np.array([0]))
-        assert fewer <= most.given(louder, np.array([0]))
 
 
 def test_it_holds_for_units_that_are_never_silent():
