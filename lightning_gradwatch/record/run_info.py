@@ -106,6 +106,7 @@ class RunInfo:
                         **_known(LayerInfo, layer),
                         "shapes": tuple(tuple(int(size) for size in shape) for shape in layer["shapes"]),
                         "lost": _read_lost(layer.get("lost")),
+                        "inputs": _read_inputs(layer),
                     }
                 )
                 for layer in data["layers"]
@@ -338,6 +339,13 @@ class RunInfo:
     def known_sites(self) -> int:
         """How many activation sites are known, those that aren't seen included."""
         return len(self.sites) + sum(entry.sites for entry in self.coverage)
+
+
+def _read_inputs(layer: Mapping[str, Any]) -> tuple[int, ...]:
+    inputs = tuple(int(each) for each in layer.get("inputs", ()))
+    if len(inputs) not in (0, len(layer["shapes"])):
+        raise ValueError(f"inputs={list(inputs)!r} are not one for each of {len(layer['shapes'])} shapes")
+    return inputs
 
 
 def _read_lost(data: Mapping[str, Any] | None) -> LostGradient | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -158,6 +158,22 @@ TURNED_KIND = "Conv1D"
 """The linear layer of transformers whose matrix has a column, not a row, for each output."""
 
 
+NOT_TOLD = -1
+"""Of `LayerInfo.inputs`: the shape of the parameter doesn't tell, as of a transposed convolution."""
+
+
+def usual_inputs(kind: str, shape: Sequence[int]) -> int:
+    """Return how many inputs an output of a matrix adds up, by the kind of its layer.
+
+    >>> usual_inputs("Linear", (12, 5)), usual_inputs("Conv1D", (5, 12)), usual_inputs("Conv2d", (12, 5, 3, 3))
+    (5, 5, 45)
+    """
+    if kind == TURNED_KIND:
+        return math.prod(shape[:-1])
+    # A bare parameter may be a table of positions or a mixing matrix: what is added up is its last axis.
+    return shape[-1] if kind == "Parameter" else math.prod(shape[1:])
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """One column of a layer metric."""
@@ -179,15 +195,16 @@ class LayerInfo:
     """The first site on the path that its output reaches through no other; empty where it reaches none, or none is known."""
     place: int | None = None
     """How many layers were known when it first was, which its curves are numbered by; None: as many as its column says."""
-    turned: bool | None = None
-    """Whether its matrix has a column, not a row, for each output, as in ``x @ W``; None: as its kind has it."""
+    inputs: tuple[int, ...] = ()
+    """How many inputs an output of each parameter adds up, where a product with data showed that, and it isn't what the layer's
+    kind has: 0 where it wasn't shown or is none, `NOT_TOLD` where that can't tell; empty where none is."""
 
     @property
     def told(self) -> tuple[Any, ...]:
         """All of it, as the layout is told by."""
         own = (self.name, self.kind, self.shapes, self.parameters, self.weight, self.used)
         lost = () if self.lost is None else (self.lost.told,)
-        own = (*own, *lost) if self.turned is None else (*own, *lost, self.turned)
+        own = (*own, *lost, self.inputs) if self.inputs else (*own, *lost)
         return own if not self.feeds and self.place is None else (*own, self.feeds, self.place)
 
     @property
@@ -209,24 +226,22 @@ class LayerInfo:
         if self.kind.startswith("ConvTranspose"):
             return math.nan  # its stride decides
         units = entries = 0.0
-        turned = self.kind == TURNED_KIND if self.turned is None else self.turned
-        for shape in self._matrices:
-            if turned:
-                inputs = math.prod(shape[:-1])
-            else:
-                # A bare parameter may be a table of positions or a mixing matrix: what is added up is its last axis.
-                inputs = shape[-1] if self.kind == "Parameter" else math.prod(shape[1:])
+        for shape, shown in self._matrices:
+            if shown == NOT_TOLD:
+                return math.nan
+            inputs = shown or usual_inputs(self.kind, shape)
             units += math.prod(shape) / max(inputs, 1)
             entries += math.prod(shape)
         return entries / units if units else math.nan
 
     @property
-    def _matrices(self) -> list[tuple[int, ...]]:
-        """The shapes of two or more dimensions, but for the lengths that weight normalisation holds apart, [n, 1, …]."""
-        matrices = [shape for shape in self.shapes if len(shape) > 1]
+    def _matrices(self) -> list[tuple[tuple[int, ...], int]]:
+        """The shapes of two or more dimensions, but for the lengths that weight normalisation holds apart, [n, 1, …]; with their `inputs`."""
+        inputs = self.inputs or (0,) * len(self.shapes)
+        matrices = [each for each in zip(self.shapes, inputs, strict=True) if len(each[0]) > 1]
         if self.kind.startswith(("LSTM", "GRU", "RNN")):  # one that is given a single feature has such a matrix
             return matrices
-        return [shape for shape in matrices if math.prod(shape[1:]) > 1] or matrices
+        return [each for each in matrices if math.prod(each[0][1:]) > 1] or matrices
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradwatch.record.metrics import RECORD_VECTORS, is_over_layers
 from lightning_gradwatch.record.run_info import RunInfo
 from lightning_gradwatch.record.step import (
+    NOT_TOLD,
     LayerInfo,
     NotCovered,
     OptimizerInfo,
@@ -84,6 +85,10 @@ def _is_shapes(value: Any) -> bool:
     )
 
 
+def _is_inputs(value: Any) -> bool:
+    return len(value) <= _MOST_SHAPES and all(each == NOT_TOLD or _is_count(each) for each in value)
+
+
 def _is_names(value: Any) -> bool:
     return all(map(_is_name, value))
 
@@ -137,7 +142,7 @@ _LAYER: Mapping[str, Callable[[Any], bool]] = {
 _LAYER_LATER: Mapping[str, Callable[[Any], bool]] = {
     "feeds": _is_name,
     "place": _is_count_or_none,
-    "turned": _is_flag_or_none,
+    "inputs": _is_inputs,
 }
 _SITE: Mapping[str, Callable[[Any], bool]] = {
     "name": _is_name,

@@ -82,6 +82,7 @@ class Layers:
             left.discard(layer)
             thawed.discard(layer)
             layer.parameters = parameters
+            layer.seek(again=True)
             _describe(layer, name, modules)
             self._by_name[name] = layer
         self._parameters = held

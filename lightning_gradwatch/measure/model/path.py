@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_gradwatch.measure.model.call_site import spelled
 from lightning_gradwatch.measure.model.number_sets import EMPTY, among, members, single, union
 from lightning_gradwatch.record.segments import path_order, segment_starts
-from lightning_gradwatch.record.step import TURNED_KIND, LayerInfo
+from lightning_gradwatch.record.step import TURNED_KIND, LayerInfo, usual_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.call_site import CallSite
     from lightning_gradwatch.measure.model.number_sets import Span
     from lightning_gradwatch.record.step import LostGradient, Role
+
+_SEEKS = 16
+"""Calls that take parameters of a layer, in which it is looked for how many inputs its matrices add up."""
 
 
 @dataclass(eq=False)
@@ -56,8 +59,10 @@ class Layer:
     """Whether a step was followed for that."""
     lost: LostGradient | None = None
     """Where its gradient is lost, if that was seen."""
-    turned: bool | None = None
-    """Whether its matrix has a column, not a row, for each output, as a product with data has shown; None: no product was seen."""
+    inputs: dict[int, int] = field(default_factory=dict)
+    """How many inputs an output of each matrix adds up, as a product with data has shown; by the `id` of the parameter."""
+    seeks: int = _SEEKS
+    """In how many calls more it is looked for; 0 once all of it is known."""
     followed_from: int = 0
     """The first measured step in which what its output goes into was followed that can only turn out to be unknown; 0: none."""
     followed: int = 0
@@ -68,6 +73,11 @@ class Layer:
         self.lacks = lacks
         if not lacks:
             self.lost, self.followed = None, 0
+
+    def seek(self, *, again: bool) -> None:
+        """Look for what isn't known of `inputs` in some calls, `again` from now on, or in one call less."""
+        known = all(id(matrix) in self.inputs for matrix in self.matrices)
+        self.seeks = 0 if known else _SEEKS if again else self.seeks - 1
 
     @property
     def frozen(self) -> bool:
@@ -87,8 +97,11 @@ class Layer:
     @property
     def features(self) -> int:
         """How many output features it makes, as its first matrix has it; 0 without one."""
-        axis = -1 if (self.kind == TURNED_KIND if self.turned is None else self.turned) else 0
-        return next((each.shape[axis] for each in self.parameters if is_matrix(each)), self.outputs)
+        first = next(iter(self.matrices), None)
+        if first is None:
+            return self.outputs
+        shown = self.inputs.get(id(first), 0)
+        return first.numel() // shown if shown > 0 else first.shape[-1 if self.kind == TURNED_KIND else 0]
 
     def info(self, column: int, *, seen: bool) -> LayerInfo:
         """Describe the layer, in a column; `seen` says whether the forward pass can be watched at all."""
@@ -103,8 +116,16 @@ class Layer:
             lost=self.lost,
             feeds=self.feeds.name if self.feeds is not None else "",
             place=self.place if self.place != column else None,
-            turned=None if self.turned is None or self.turned == (self.kind == TURNED_KIND) else self.turned,
+            inputs=self._shown_inputs(known),
         )
+
+    def _shown_inputs(self, parameters: Sequence[nn.Parameter]) -> tuple[int, ...]:
+        """Return `LayerInfo.inputs`."""
+        shown = tuple(self.inputs.get(id(each), 0) for each in parameters)
+        if self.kind.startswith("ConvTranspose"):
+            return ()
+        usual = (usual_inputs(self.kind, each.shape) if is_matrix(each) else 0 for each in parameters)
+        return () if all(own in (0, by_kind) for own, by_kind in zip(shown, usual, strict=True)) else shown
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:

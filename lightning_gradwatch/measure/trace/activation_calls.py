@@ -13,15 +13,8 @@ from lightning_gradwatch.measure.model.sites import Awaited, Roles
 from lightning_gradwatch.measure.signal import Origin, SignalHooks, node_of
 from lightning_gradwatch.measure.trace.axes import as_flattened, as_units, fitted
 from lightning_gradwatch.measure.trace.gates import may_gate
-from lightning_gradwatch.measure.trace.tensor_state import (
-    LOST,
-    Ended,
-    SiteCall,
-    TensorState,
-    TensorStates,
-    tensors_in,
-    unit_axis,
-)
+from lightning_gradwatch.measure.trace.operands import tensors_in
+from lightning_gradwatch.measure.trace.tensor_state import LOST, Ended, SiteCall, TensorState, TensorStates, unit_axis
 from lightning_gradwatch.measure.trace.uncovered import (
     BY_HAND,
     FUSED,

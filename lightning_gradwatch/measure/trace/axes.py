@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from lightning_gradwatch.measure.trace.tensor_state import LOST, NO_UNITS, Axis, Einsum, Op, Part, Parts, Split
+from lightning_gradwatch.measure.trace.tensor_state import LOST, Axis, Op, Part, Parts, Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ _MOST_REMOVED = 2
 _MATRIX = 2
 _UNFOLDED = (4, 3)
 """How many axes an image has, and what its patches are unfolded to."""
-_CACHED = 1024
+CACHED = 1024
 """Shapes for which it is remembered where units went."""
 _ORDER = ("batch", "positions", "units")
 
@@ -90,7 +90,7 @@ def as_units(tensor: Tensor, axis: Axis) -> tuple[Tensor, int]:
     return apart.reshape([*others, math.prod(units)]), len(others)
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=CACHED)
 def first_unit(
     axis: Axis, shape: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], offset: int
 ) -> tuple[tuple[int, ...], Axis]:
@@ -122,7 +122,7 @@ def first_unit(
             first += [index[place] // after[place]] * (outer.of == "units")
         else:
             first.append(index[place])
-    return tuple(first), _whole(Split(tuple(axes))) if axis != LOST else LOST
+    return tuple(first), whole(Split(tuple(axes))) if axis != LOST else LOST
 
 
 def count_of_units(axis: Axis, shape: Sequence[int]) -> int:
@@ -145,7 +145,7 @@ def put_together(axis: Axis, source: Tensor, count: int, along: int, *, new: boo
         along: The axis of the result along which they were put.
         new: Whether that is a new one.
     """
-    split = split_of(source.shape, (axis,)) if isinstance(axis, int) else _fitted(axis, source.shape)
+    split = split_of(source.shape, (axis,)) if isinstance(axis, int) else fit_split(axis, source.shape)
     if split == LOST:
         return LOST
     axes, own = [*split.axes], (Part(count, "units"),) if count > 1 else ()
@@ -153,15 +153,16 @@ def put_together(axis: Axis, source: Tensor, count: int, along: int, *, new: boo
         axes.insert(along, own)
     else:
         axes[along] = (*own, *axes[along])
-    return _whole(Split(tuple(axes)))
+    return whole(Split(tuple(axes)))
 
 
 def fitted(axis: Axis, shape: Sequence[int]) -> Axis:
     """Return where the units lie in a tensor of this shape, which may be a piece of the one that they were known of."""
-    return axis if isinstance(axis, int) else _fitted(axis, shape)
+    return axis if isinstance(axis, int) else fit_split(axis, shape)
 
 
-def _fitted(split: Split, shape: Sequence[int]) -> Split:
+def fit_split(split: Split, shape: Sequence[int]) -> Split:
+    """Return `fitted` of what isn't one axis."""
     if len(split.axes) != len(shape):
         return LOST
     fitting = [_fit(parts, size) for parts, size in zip(split.axes, shape, strict=True)]
@@ -178,7 +179,7 @@ def _fit(parts: Parts, size: int) -> Parts | None:
     return (Part(size, of),) if size != 1 else ()
 
 
-def _whole(split: Split) -> Axis:
+def whole(split: Split) -> Axis:
     """Return the one axis that has all of the units, where there is one and it has nothing else."""
     places = split.with_units
     if len(places) == 1 and all(part.of == "units" for part in split.axes[places[0]]):
@@ -186,7 +187,7 @@ def _whole(split: Split) -> Axis:
     return split if places else LOST
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=CACHED)
 def _after_reshape(before: tuple[int, ...], axis: Axis, after: tuple[int, ...]) -> Axis | None:
     if isinstance(axis, int):
         if before[: axis + 1] == after[: axis + 1]:
@@ -197,13 +198,13 @@ def _after_reshape(before: tuple[int, ...], axis: Axis, after: tuple[int, ...]) 
         if 0 in before or before[axis] == 1:
             return len(after) - 1 if axis == len(before) - 1 and after else None
         axis = split_of(before, (axis,))
-    axis = _fitted(axis, before)
+    axis = fit_split(axis, before)
     if axis == LOST:
         return LOST
     if math.prod(before) != math.prod(after):
         return _after_repeating(axis, before, after)
     axes = _regrouped([part for parts in axis.axes for part in parts], after)
-    return LOST if axes is None else _whole(Split(axes))
+    return LOST if axes is None else whole(Split(axes))
 
 
 def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | None:
@@ -228,7 +229,7 @@ def _regrouped(parts: list[Part], shape: Sequence[int]) -> tuple[Parts, ...] | N
     return tuple(axes)
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=CACHED)
 def as_flattened(split: Split) -> Axis:
     """Take positions for units where all units were merged with them into one axis, as in front of a linear layer.
 
@@ -239,7 +240,7 @@ def as_flattened(split: Split) -> Axis:
         return split
     axes = [*split.axes]
     axes[places[0]] = tuple(Part(part.size, "units") for part in axes[places[0]])
-    return _whole(Split(tuple(axes)))
+    return whole(Split(tuple(axes)))
 
 
 def _after_repeating(split: Split, before: Sequence[int], after: Sequence[int]) -> Axis:
@@ -267,11 +268,11 @@ def _after_transpose(source: Tensor, axis: Axis, result: Tensor) -> Axis | None:
     return _turned(axis, source.shape, source.stride(), result.shape, result.stride())
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=CACHED)
 def _turned(
     split: Split, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
 ) -> Axis:
-    split = _fitted(split, before)
+    split = fit_split(split, before)
     if split == LOST:
         return LOST
     now = [*zip(after, new, strict=True)]
@@ -281,15 +282,15 @@ def _turned(
             if now.count(own := (before[place], strides[place])) != 1:
                 return LOST
             axes[now.index(own)] = parts
-    return _whole(Split(tuple(axes)))
+    return whole(Split(tuple(axes)))
 
 
-@lru_cache(maxsize=_CACHED)
+@lru_cache(maxsize=CACHED)
 def _at_another_rank(
     axis: Axis, before: tuple[int, ...], strides: tuple[int, ...], after: tuple[int, ...], new: tuple[int, ...]
 ) -> Axis | None:
     """Find where units lie in what has more axes, or fewer; the strides are those of a tensor and a view of it, or none."""
-    split = split_of(before, (axis,)) if isinstance(axis, int) else _fitted(axis, before)
+    split = split_of(before, (axis,)) if isinstance(axis, int) else fit_split(axis, before)
     found: Axis | None = None
     if split != LOST:
         found = (
@@ -337,120 +338,5 @@ def _stacked(split: Split, before: tuple[int, ...], after: tuple[int, ...]) -> A
 
 def _the_only(found: AbstractSet[tuple[Parts, ...]]) -> Axis | None:
     """Return what was found where it is one thing, and has units."""
-    units = _whole(Split(next(iter(found)))) if len(found) == 1 else LOST
+    units = whole(Split(next(iter(found)))) if len(found) == 1 else LOST
     return None if units == LOST else units
-
-
-def axes_of_products(arguments: Sequence[Tensor], weights: Sequence[bool], result: Tensor) -> tuple[int, ...]:
-    """Return which axes of a product of tensors have the features that weights have made; none where nothing tells.
-
-    Args:
-        arguments: The tensors.
-        weights: Which of them are parameters, or made from parameters alone.
-        result: The product.
-
-    In ``W @ x`` that is the last axis but one; of an ``einsum``, those that its output has from weights. Weights that are there
-    for each of several heads or experts make each one's features.
-    """
-    if not any(weights) or all(weights):
-        return ()
-    rank = result.dim()
-    if not isinstance(arguments, Einsum):
-        *_, first, second = weights if len(weights) > 1 else (False, *weights)  # the bias of `addmm` stands before both
-        weight = arguments[-2 if first else -1]
-        left = first and not second and weight.dim() > 1
-        if not left and weight.dim() <= _MATRIX:
-            return ()
-        own = max(rank - 1 - (arguments[-1].dim() > 1), 0) if left else rank - 1
-        shift = rank - weight.dim()
-        each = [axis + shift for axis in range(weight.dim() - _MATRIX) if weight.size(axis) > 1 and axis + shift >= 0]
-        return (*each, own)
-    inputs, arrow, output = arguments.equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if not arrow or len(terms) != len(weights):
-        return ()
-    made = {label for term, weight in zip(terms, weights, strict=True) if weight for label in term} - {"."}
-    before, dots, behind = output.partition("...")
-    if not dots:
-        before, behind = "", output
-    found = [place for place, label in enumerate(before) if label in made]
-    return (*found, *(rank - len(behind) + place for place, label in enumerate(behind) if label in made))
-
-
-def axis_of_data(name: str, arguments: Sequence[Tensor], axes: Sequence[Axis], result: Tensor) -> Axis:
-    """Return where the units of a product of data lie: along each axis that it has from one that has units.
-
-    Args:
-        name: Of the torch function.
-        arguments: The tensors.
-        axes: Where the units of each lie; without any, `NO_UNITS`.
-        result: The product.
-
-    What attention weighs are the features of its values, at the positions of its queries. Where the features of all arguments are
-    added up, as in attention's scores, there are new ones along the last axis.
-    """
-    if isinstance(arguments, Einsum):
-        labels = label_axes(arguments.equation, [each.dim() for each in arguments])
-    else:
-        arguments, axes = arguments[-2:], axes[-2:]
-        if name == "__rmatmul__":
-            arguments, axes = arguments[::-1], axes[::-1]
-        labels = _labels_of_matrices(*(each.dim() for each in arguments))
-    if labels is None:
-        return LOST
-    return _of_data(labels, tuple(each.shape for each in arguments), tuple(axes), result.shape)
-
-
-_Labels: TypeAlias = "tuple[tuple[str, ...], ...]"
-"""Of the axes of each argument, and of the result last."""
-
-
-@lru_cache(maxsize=_CACHED)
-def _labels_of_matrices(one: int, other: int) -> _Labels:
-    batch = [f"batch {place}" for place in range(max(one, other) - _MATRIX, 0, -1)]
-    left = (*batch[len(batch) - max(one - _MATRIX, 0) :], "row", "shared")[-max(one, 1) :]
-    right = (*batch[len(batch) - max(other - _MATRIX, 0) :], *(("shared", "column") if other > 1 else ("shared",)))
-    return left, right, (*batch, *(("row",) if one > 1 else ()), *(("column",) if other > 1 else ()))
-
-
-def label_axes(equation: str, ranks: Sequence[int]) -> _Labels | None:
-    """Return the labels of the axes of each operand of an ``einsum`` and of its output; None for one without an output."""
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if not arrow or len(terms) != len(ranks):
-        return None
-    dots = max(
-        (rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True) if "..." in term),
-        default=0,
-    )
-
-    def spelled(term: str, count: int) -> tuple[str, ...]:
-        before, there, behind = term.partition("...")
-        return (*before, *(f"dots {place}" for place in range(count if there else 0, 0, -1)), *behind)
-
-    each = (spelled(term, rank - len(term.replace("...", ""))) for term, rank in zip(terms, ranks, strict=True))
-    return (*each, spelled(output, dots))
-
-
-@lru_cache(maxsize=_CACHED)
-def _of_data(
-    labels: _Labels, shapes: tuple[tuple[int, ...], ...], axes: tuple[Axis, ...], after: tuple[int, ...]
-) -> Axis:
-    found: dict[str, Parts] = {}
-    kept = False
-    for own, shape, axis in zip(labels, shapes, axes, strict=False):
-        split = _fitted(axis, shape) if isinstance(axis, Split) and axis != NO_UNITS else None
-        if split is None:
-            split = split_of(shape, (axis,) if isinstance(axis, int) else ())
-        if split == LOST or len(own) != len(shape):
-            return LOST
-        units = split.with_units
-        kept = kept or (bool(units) and all(own[place] in labels[-1] for place in units))
-        for place, (label, parts) in enumerate(zip(own, split.axes, strict=True)):
-            if place in units or not found.get(label):
-                found[label] = parts
-    made = Split(tuple(found.get(label, ()) for label in labels[-1]))
-    sizes = [math.prod(part.size for part in parts) for parts in made.axes]
-    if not kept:
-        return max(len(after) - 1, 0)
-    return _whole(made) if sizes == [*after] else LOST

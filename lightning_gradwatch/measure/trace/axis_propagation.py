@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from lightning_gradwatch.measure.trace import gates, pieces
-from lightning_gradwatch.measure.trace.axes import axes_of_products, axis_after, axis_of_data, split_of
+from lightning_gradwatch.measure.trace.axes import axis_after, split_of
 from lightning_gradwatch.measure.trace.cuts import PIECES
+from lightning_gradwatch.measure.trace.fan_in import CHAINS, note_factors, note_inputs, note_sum
 from lightning_gradwatch.measure.trace.handwritten import HandWritten, chain_of, combine, steps_of
+from lightning_gradwatch.measure.trace.operands import EINSUMS, Operands
+from lightning_gradwatch.measure.trace.product_axes import axes_of_products, axis_of_data
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
     MOVES,
     NO_UNITS,
     Op,
-    Operands,
     Sources,
     TensorState,
     TensorStates,
     inner_call,
     unit_axis,
 )
-from lightning_gradwatch.measure.trace.turned import note_turned
 from lightning_gradwatch.measure.trace.uncovered import BY_HAND, FUSED
 from lightning_gradwatch.measure.trace.written_out import STARTS, WrittenOut
 
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.trace.tensor_state import Axis, Ended, SiteCall
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
-_PRODUCTS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "einsum"))
+_PRODUCTS = frozenset(
+    ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linalg_matmul", *EINSUMS, *CHAINS)
+)
 _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 _MULTIPLY, _PIECE, _JOIN, _SHIFT = Op.MULTIPLY, Op.PIECE, Op.JOIN, Op.SHIFT
 _KEEPS = frozenset((Op.KEEP, Op.PIECE))
-_TURNED = frozenset(("einsum", "__rmatmul__"))
+_TURNED = frozenset((*EINSUMS, "__rmatmul__"))
 """Products whose last argument isn't the right one."""
 _PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "masked_select", "take"))
 _LAST, _ERF, _COMPARE, _ZEROS = Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
@@ -149,7 +152,7 @@ class AxisPropagation:
         """Tag what a layer has made, of which nothing goes on: what `_hand_on` would, for most calls of most nets."""
         axis = axis_after(op, func, sources.tensor, None, result)
         new = TensorState(result, axis, sources.user)
-        self._note_turned(func, sources, arguments)
+        self._note_inputs(func, sources, arguments)
         new.weights_only = sources.weights_only
         self._tags.put(result, new)
         self._note_weights(sources, result)
@@ -171,11 +174,9 @@ class AxisPropagation:
         new = TensorState(result, axis, sources.user or (None if tag is None else tag.layer))
         new.piece = piece
         new.weights_only = sources.weights_only
-        if sources.user is not None and op in MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
-            self._turn(new, arguments, result)
-            self._note_turned(func, sources, arguments)
-        elif tag is not None and tag.columns:
-            new.columns = op not in MAKES_FEATURES and op not in MOVES
+        if tag is not None and tag.columns and op not in MAKES_FEATURES:
+            new.columns = op not in MOVES
+        self._note_products(op, func, sources, arguments, new=new, result=result)
         # Before the result has its tag: it may be an argument, changed in place.
         done = self._computes(op, arguments, new, result)
         if sources.gates and not (sources.user is not None and op in MAKES_FEATURES):
@@ -199,6 +200,26 @@ class AxisPropagation:
             self._activations.complete(done, result, unit_axis(result, new), new.layer)
         elif tag is not None and (tag.call is not None or tag.picked is not None):
             self._keep_call(op, func, tag, new, result)
+
+    def _note_products(
+        self,
+        op: Op,
+        func: Callable[..., Any],
+        sources: Sources,
+        arguments: Sequence[Tensor],
+        *,
+        new: TensorState,
+        result: Tensor,
+    ) -> None:
+        """Note what a product of weights and data shows of both."""
+        if sources.users and not sources.weights_only:
+            if op in MAKES_FEATURES and getattr(func, "__name__", "") in _PRODUCTS:
+                self._turn(new, sources.users, arguments, result)
+                self._note_inputs(func, sources, arguments)
+            elif op is _MULTIPLY:
+                note_factors(sources.users, arguments, new, self._made_by)
+        if sources.tag is not None and sources.tag.product is not None and sources.tensor is not None:
+            note_sum(sources.tag.product, func, sources.tensor, result)
 
     @staticmethod
     def _keep_call(op: Op, func: Callable[..., Any], tag: TensorState, new: TensorState, result: Tensor) -> None:
@@ -288,16 +309,21 @@ class AxisPropagation:
             self._activations.gates(site)
         return calls
 
-    @staticmethod
-    def _note_turned(func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor]) -> None:
-        """Note which way round a layer's matrix is, at its first product with data."""
-        if sources.user is not None and sources.user.turned is None and not sources.weights_only:
-            note_turned(sources.user, func, arguments)
+    def _note_inputs(self, func: Callable[..., Any], sources: Sources, arguments: Sequence[Tensor]) -> None:
+        """Note how many inputs the matrices of layers add up, at their first products with data."""
+        for layer in sources.users if not sources.weights_only else ():
+            if layer.seeks:
+                note_inputs(layer, func, arguments, self._made_by)
 
-    def _turn(self, new: TensorState, arguments: Sequence[Tensor], result: Tensor) -> None:
+    def _made_by(self, tensor: Tensor) -> Layer | None:
+        tag = self._tags.get(tensor)
+        return tag.layer if tag is not None and tag.weights_only else None
+
+    def _turn(self, new: TensorState, users: Sequence[Layer], arguments: Sequence[Tensor], result: Tensor) -> None:
         """Find the features of a product of weights and data where its form says that they aren't last."""
         weights = [self._layers.owner(each) is not None or self._made_of_weights(each) for each in arguments]
-        axes = axes_of_products(arguments, weights, result)
+        entries = max((each.numel() for layer in users for each in layer.parameters), default=0)
+        axes = axes_of_products(arguments, weights, result, entries)
         if len(axes) == 1:
             (new.axis,) = axes
             new.columns = axes == (0,) and result.dim() == 2

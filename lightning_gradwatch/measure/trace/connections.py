@@ -19,7 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from lightning_gradwatch.measure.model.autograd_graph import Walk, is_kernel
 from lightning_gradwatch.measure.model.number_sets import EMPTY, among, members, single, union
 from lightning_gradwatch.measure.model.path import FIRST, LOST, UNSEEN
-from lightning_gradwatch.measure.trace.tensor_state import tensors_in
+from lightning_gradwatch.measure.trace.operands import tensors_in
 from lightning_gradwatch.record.activations import function_of_node
 
 if TYPE_CHECKING:

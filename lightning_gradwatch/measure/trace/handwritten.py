@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from lightning_gradwatch.measure.trace.formulas import POINTS
-from lightning_gradwatch.measure.trace.tensor_state import Op, Operands, SiteCall, TensorState, TensorStates, inner_call
+from lightning_gradwatch.measure.trace.tensor_state import Op, SiteCall, TensorState, TensorStates, inner_call
 from lightning_gradwatch.record.activations import look_up
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_gradwatch.measure.signal import Origin
+    from lightning_gradwatch.measure.trace.operands import Operands
 
 
 class HandWritten(NamedTuple):

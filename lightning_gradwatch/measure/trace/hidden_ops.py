@@ -18,7 +18,8 @@ from torch.autograd.function import BackwardCFunction
 from lightning_gradwatch.measure.model.autograd_graph import GENERATED, Walk, edges, foreign_name, is_foreign
 from lightning_gradwatch.measure.trace.compiled import COMPILED
 from lightning_gradwatch.measure.trace.identify import is_activation
-from lightning_gradwatch.measure.trace.tensor_state import Op, classify, tensors_in
+from lightning_gradwatch.measure.trace.operands import tensors_in
+from lightning_gradwatch.measure.trace.tensor_state import Op, classify
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Uncovered
 from lightning_gradwatch.record.activations import function_of_node

@@ -38,7 +38,7 @@ from lightning_gradwatch.measure.trace.followed_calls import (
     operands_of,
 )
 from lightning_gradwatch.measure.trace.lost_reading import Reading
-from lightning_gradwatch.measure.trace.tensor_state import tensors_in
+from lightning_gradwatch.measure.trace.operands import tensors_in
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.unobserved import is_traced, unobserved
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
-from lightning_gradwatch.measure.trace.tensor_state import tensors_in
+from lightning_gradwatch.measure.trace.operands import tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -16,7 +16,8 @@ from lightning_gradwatch.measure.trace.axes import (
     put_together,
     split_of,
 )
-from lightning_gradwatch.measure.trace.tensor_state import LOST, Op, Split, TensorState, tensors_in, unit_axis
+from lightning_gradwatch.measure.trace.operands import tensors_in
+from lightning_gradwatch.measure.trace.tensor_state import LOST, Op, Split, TensorState, unit_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence

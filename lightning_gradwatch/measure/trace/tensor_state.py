@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.measure.signal import Origin
-from lightning_gradwatch.measure.trace.comparisons import Comparisons, plain_number
+from lightning_gradwatch.measure.trace.comparisons import Comparisons
+from lightning_gradwatch.measure.trace.operands import EINSUMS
 from lightning_gradwatch.measure.trace.unknown_functions import UNKNOWN_FUNCTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
+    from torch import nn
     from torch.autograd.graph import Node
     from torch.utils.hooks import RemovableHandle
 
@@ -98,8 +100,8 @@ _NAMES: dict[Op, str] = {
     Op.ARITHMETIC: "div true_divide divide neg negative div_ divide_ neg_ "
     "__truediv__ __itruediv__ __div__ __neg__ float half bfloat16 double to type clone contiguous type_as",
     Op.MULTIPLY: "mul multiply mul_ multiply_ __mul__ __rmul__ __imul__",
-    Op.EINSUM: "einsum",
-    Op.LAST: "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
+    Op.EINSUM: " ".join(EINSUMS),
+    Op.LAST: "linear matmul linalg_matmul linalg_multi_dot chain_matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv bilinear layer_norm rms_norm embedding "
     "embedding_bag scaled_dot_product_attention multi_head_attention_forward lstm gru rnn_tanh rnn_relu lstm_cell "
     "gru_cell rnn_tanh_cell rnn_relu_cell scaled_mm _scaled_mm grouped_mm _grouped_mm native_layer_norm",
     Op.CHANNEL: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution "
@@ -313,6 +315,8 @@ class TensorState:
     """The constant that was added to make it; NaN where it isn't known, 0 where none was."""
     columns = False
     """Whether the samples are its columns, as in ``W @ X``."""
+    product: tuple[Layer, nn.Parameter] | None = None
+    """The matrix of a layer whose entries it is multiplied by one by one, as in ``(x[:, None] * W).sum(-1)``."""
     piece = 0
     """Which of the units that its layer has made it has, by a number (see `pieces`); 0: all, or the first."""
     buffer = False
@@ -429,66 +433,3 @@ def unit_axis(tensor: Tensor, tag: TensorState | None) -> Axis:
     if axis is not None and (axis.__class__ is not int or axis < rank):
         return axis
     return 1 if rank >= 4 else max(rank - 1, 0)
-
-
-class Operands(list["Tensor"]):
-    """The tensors among the arguments of a call that computes values."""
-
-    constant = math.nan
-    """What its one tensor is multiplied by, or what is added to it; NaN where that is something else than a plain number."""
-    sign = 1.0
-    """-1 where the tensor is taken away from that number."""
-    given: Sequence[Any] = ()
-    """All arguments of the call, if they have no names."""
-
-
-def operands_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Operands:
-    """Return the tensors that an operation computes with, and the constant that one is multiplied by."""
-    operands = Operands(tensors_in((*args, *kwargs.values()) if kwargs else args))
-    if not kwargs:
-        operands.given = args
-    name = getattr(func, "__name__", "")
-    if "neg" in name:
-        operands.constant = -1.0
-    elif "div" not in name and "mul" not in name and "add" not in name and "sub" not in name:
-        operands.constant = 1.0  # a cast or a copy; of what else there is nobody asks
-    elif len(args) == 2 and not kwargs and (number := _number_of(args)) is not None:
-        operands.constant = (1.0 / number if number else math.nan) if "div" in name else number
-        if "sub" in name:
-            if "rsub" in name or not (isinstance(args[0], Tensor) and args[0].dim()):
-                operands.sign = -1.0
-            else:
-                operands.constant = -number
-    return operands
-
-
-def _number_of(args: Sequence[Any]) -> float | None:
-    """Return the number among two arguments of which the other is a tensor with axes; None where there is none that is known."""
-    first, second = args
-    number = second if isinstance(first, Tensor) and (first.dim() or not isinstance(second, Tensor)) else first
-    return number if number.__class__ in (int, float) else plain_number(number)
-
-
-class Einsum(list["Tensor"]):
-    """The tensors of an ``einsum``, and what it does with their axes."""
-
-    equation = ""
-
-
-def einsum_of(args: Sequence[Any]) -> Einsum:
-    """Return the operands of an ``einsum``; without its equation where that isn't a text."""
-    operands = Einsum(tensors_in(args))
-    if args and isinstance(args[0], str):
-        operands.equation = args[0]
-    return operands
-
-
-def tensors_in(args: Iterable[Any]) -> list[Tensor]:
-    """Return the tensors among arguments, one level of lists and tuples deep."""
-    found: list[Tensor] = []
-    for arg in args:
-        if isinstance(arg, Tensor):
-            found.append(arg)
-        elif isinstance(arg, (list, tuple)):
-            found += [entry for entry in arg if isinstance(entry, Tensor)]
-    return found

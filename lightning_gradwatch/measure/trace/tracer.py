@@ -19,16 +19,9 @@ from lightning_gradwatch.measure.trace.comparisons import bound_of
 from lightning_gradwatch.measure.trace.cuts import cut
 from lightning_gradwatch.measure.trace.identify import FLOATS, identify, is_activation
 from lightning_gradwatch.measure.trace.manual_gradients import UNSCALES, changes_gradients, clipped_by
+from lightning_gradwatch.measure.trace.operands import einsum_of, operands_of, tensors_in
 from lightning_gradwatch.measure.trace.pieces import joined_by
-from lightning_gradwatch.measure.trace.tensor_state import (
-    Op,
-    TensorStates,
-    classify,
-    einsum_of,
-    is_in_place,
-    operands_of,
-    tensors_in,
-)
+from lightning_gradwatch.measure.trace.tensor_state import Op, TensorStates, classify, is_in_place
 from lightning_gradwatch.measure.units.activations import ERF, Call
 from lightning_gradwatch.measure.unobserved import (
     dispatch_modes,
@@ -297,7 +290,7 @@ class Tracer(TorchFunctionMode):
             if op is _COMPARE:
                 return Compared(bound_of(args) or ())
             if op is _EINSUM or op is _JOIN:
-                return einsum_of(args) if op is _EINSUM else joined_by(func, args, kwargs)
+                return einsum_of(func, args, kwargs) if op is _EINSUM else joined_by(func, args, kwargs)
             if op in _VALUES:
                 tensors: list[Tensor] = operands_of(func, args, kwargs)
                 if func in _in_place:

@@ -16,12 +16,12 @@ from lightning_gradwatch.measure.trace.formulas import (
     recognise,
     wants_layer,
 )
+from lightning_gradwatch.measure.trace.operands import Operands
 from lightning_gradwatch.measure.trace.tensor_state import (
     MAKES_FEATURES,
     MOVES,
     Formula,
     Op,
-    Operands,
     Sources,
     Start,
     TensorState,

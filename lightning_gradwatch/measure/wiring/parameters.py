@@ -12,7 +12,7 @@ from lightning_gradwatch.measure.model.autograd_graph import Walk, edges
 from lightning_gradwatch.measure.model.call_site import line_of_function
 from lightning_gradwatch.measure.model.layers import parameters_of, unwrapped
 from lightning_gradwatch.measure.model.shards import placed
-from lightning_gradwatch.measure.trace.tensor_state import tensors_in
+from lightning_gradwatch.measure.trace.operands import tensors_in
 from lightning_gradwatch.measure.unobserved import is_opaque
 
 if TYPE_CHECKING:

@@ -102,6 +102,16 @@ WAYS = {
     "einsum": lambda x, w: torch.einsum("bi,io->bo", x, w),
     "einsum, the matrix first": lambda x, w: torch.einsum("io, ...i -> ...o", w, x),
     "baddbmm": lambda x, w: torch.baddbmm(torch.zeros(12), x[None], w[None])[0],
+    "tensordot": lambda x, w: torch.tensordot(x, w, 1),
+    "tensordot, the matrix first": lambda x, w: torch.tensordot(w, x, dims=([0], [-1])).T,
+    "inner": lambda x, w: torch.inner(x, w.t()),
+    "multi_dot": lambda x, w: torch.linalg.multi_dot([x, w]),
+    "linalg.matmul": torch.linalg.matmul,
+    "product by product": lambda x, w: (x[:, :, None] * w).sum(1),
+    "product by product, over the last axis": lambda x, w: torch.sum(x.unsqueeze(1) * w.mT, dim=-1),
+    "bmm, for each sample": lambda x, w: torch.bmm(x[:, None], w.expand(7, *w.shape)).squeeze(1),
+    "bmm, repeated": lambda x, w: torch.bmm(x[:, None], w[None].repeat(7, 1, 1))[:, 0],
+    "a function of the matrix": lambda x, w: x @ (w / w.norm(dim=0)),
 }
 
 
@@ -135,6 +145,63 @@ def test_several_matrices_of_one_layer_are_the_same_way_round():
 
     layer, _ = described_of(LowRank())
     assert layer.fan_in == pytest.approx((10 + 24) / (10 / 5 + 24 / 2))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in WAYS if name not in ("(W.T @ x.T).T", "tensordot, the matrix first")]
+)
+def test_the_units_after_it_are_its_outputs(name):
+    net = nn.Sequential(Own((5, 12), WAYS[name]), nn.ReLU(), nn.Linear(12, 1))
+    with Probe(net, optimizer := torch.optim.SGD(net.parameters(), lr=0.1)) as probe:
+        net(torch.randn(7, 5)).sum().backward()
+        optimizer.step()
+    assert [site.units for site in probe.info.sites] == [12]
+
+
+def test_each_matrix_of_a_layer_has_its_own_way_round():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.bias, self.up = (nn.Parameter(torch.randn(size)) for size in ((5, 12), (12,), (12, 5)))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x, self.gate).sigmoid() * F.linear(x, self.up)
+
+    layer, outputs = described_of(Gated())
+    assert (layer.fan_in, layer.inputs, outputs) == (5, (5, 0, 5), 12)
+
+
+def test_parameters_of_the_net_itself_are_layers_of_their_own():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias, self.weight = nn.Parameter(torch.zeros(12)), nn.Parameter(torch.randn(5, 12))
+            self.kernel, self.up = nn.Parameter(torch.randn(8, 12, 1)), nn.Parameter(torch.randn(8, 3, 2))
+
+        def forward(self, x):
+            x = torch.addmm(self.bias, x, self.weight).relu()[:, :, None]
+            return F.conv_transpose1d(F.conv1d(x, self.kernel).relu(), self.up)
+
+    net = Net()
+    with Probe(net, optimizer := torch.optim.SGD(net.parameters(), lr=0.1)) as probe:
+        net(torch.randn(7, 5)).sum().backward()
+        optimizer.step()
+    found = {layer.name: layer.fan_in for layer in probe.info.layers}
+    assert found == {
+        "bias": pytest.approx(math.nan, nan_ok=True),
+        "weight": 5,
+        "kernel": 12,
+        "up": pytest.approx(math.nan, nan_ok=True),
+    }
+    assert RunInfo.from_dict(probe.info.to_dict()) == probe.info
+
+
+def test_one_for_each_parameter_is_stored():
+    layer, _ = described_of(Own((5, 12), WAYS["x @ W"]))
+    stored = RunInfo(layers=(layer,)).to_dict()
+    stored["layers"][0]["inputs"] = [5, 5]
+    with pytest.raises(ValueError, match="not one for each of 1 shapes"):
+        RunInfo.from_dict(stored)
 
 
 def test_a_convolution_that_is_called_conv1d_is_one():
