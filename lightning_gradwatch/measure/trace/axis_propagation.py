@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from torch import Tensor
 
 from lightning_gradwatch.measure.trace import gates, pieces
 from lightning_gradwatch.measure.trace.axes import axis_after, split_of
-from lightning_gradwatch.measure.trace.cuts import PIECES
+from lightning_gradwatch.measure.trace.cuts import PIECES, argument_of
 from lightning_gradwatch.measure.trace.fan_in import CHAINS, note_factors, note_inputs, note_sum
 from lightning_gradwatch.measure.trace.handwritten import HandWritten, chain_of, combine, steps_of
 from lightning_gradwatch.measure.trace.operands import EINSUMS, Operands
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from lightning_gradwatch.measure.model.layers import Layers
     from lightning_gradwatch.measure.model.path import Layer
+    from lightning_gradwatch.measure.signal import Origin
     from lightning_gradwatch.measure.trace.activation_calls import Activations
     from lightning_gradwatch.measure.trace.tensor_state import Axis, Ended, SiteCall
 
@@ -46,11 +47,11 @@ _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
 _MULTIPLY, _PIECE, _JOIN, _SHIFT = Op.MULTIPLY, Op.PIECE, Op.JOIN, Op.SHIFT
-_KEEPS = frozenset((Op.KEEP, Op.PIECE))
+_KEEPS = frozenset((Op.KEEP, Op.PIECE, Op.ALIAS))
 _TURNED = frozenset((*EINSUMS, "__rmatmul__"))
 """Products whose last argument isn't the right one."""
 _PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "masked_select", "take"))
-_LAST, _ERF, _COMPARE, _ZEROS = Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS  # by name, as in `tracer`
+_LAST, _ERF, _COMPARE, _ZEROS, _ALIAS = Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS, Op.ALIAS  # by name, as in `tracer`
 
 
 class _Kind(NamedTuple):
@@ -69,6 +70,10 @@ def _kind(name: str) -> _Kind:
     return _Kind(_TAKES_DATA.search(name) is not None, name not in _PRODUCTS and name not in _PICKS, name in FUSED)
 
 
+def _is_trained(argument: object) -> TypeGuard[Tensor]:
+    return isinstance(argument, Tensor) and argument.requires_grad
+
+
 class Compared(list[Any]):
     """The tensor and the number of a comparison; empty for one of two tensors."""
 
@@ -81,8 +86,8 @@ class AxisPropagation:
         self._activations = activations
         self._tags = tags
         self._written_out = WrittenOut(activations=activations, tags=tags, is_weight=self.is_weight)
-        self._puts_together: tuple[str, str] | None = None
-        """The function whose pieces the call that is running puts together, and why it isn't counted."""
+        self._puts_together: tuple[str, str, Origin | None] | None = None
+        """The function whose pieces the call that is running puts together, why it isn't counted, and of which value it is one."""
         self._kept: Tensor | None = None
         """The argument of an error function that is being computed in place."""
 
@@ -99,7 +104,8 @@ class AxisPropagation:
             return
         calls = (inner_call(self._tags.get(each)) for each in arguments)
         self._activations.are_steps(each for call in calls if call is not None for each in chain_of(call))
-        self._puts_together = function, reason
+        of = next((argument_of(each, self._tags) for each in arguments if _is_trained(each)), None)
+        self._puts_together = function, reason, of
 
     def use(self, arguments: Iterable[Any]) -> list[Layer]:
         """Note the layers whose parameters are among arguments, and return them."""
@@ -116,7 +122,9 @@ class AxisPropagation:
         if op is _COMPARE or op is _ZEROS:
             comparisons.take(func, arguments if op is _COMPARE else None, result)
             return
-        if comparisons.masks and arguments:
+        if op is _ALIAS and arguments:
+            comparisons.detached(arguments[0], result)
+        elif comparisons.masks and arguments:
             comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
         if not isinstance(results, (list, tuple)):
@@ -190,8 +198,12 @@ class AxisPropagation:
             known = self._written_out.follow(op, func, sources, arguments, new)
         self._tags.put(result, new)
         if self._puts_together is not None:
-            self._activations.may_leave_out(*self._puts_together, result)
+            function, reason, of = self._puts_together
             self._puts_together = None
+            self._activations.may_leave_out(function, reason, result)
+            if of is not None:
+                new.root, new.factor = of, None
+                self._tags.named.add(of)
         if sources.user is not None or sources.weights_only:
             self._note_weights(sources, result)
         if known is not None and new.formula is not None:
@@ -290,7 +302,10 @@ class AxisPropagation:
             new.within = inner_call(tag)
         elif isinstance(arguments, Operands):
             if op is _SHIFT and len(arguments) > 1 and (steps := steps_of(arguments, self._tags)):
-                self._activations.are_pieces(steps, result)
+                if any(each.of in self._tags.named for each in steps):
+                    self._activations.are_steps(steps)
+                else:
+                    self._activations.are_pieces(steps, result)
             if (ended := self._awaits(op, arguments)) is None:
                 done = combine(op, arguments, new, self._tags)
                 if done is None or done.function or done.call is None:
@@ -298,6 +313,8 @@ class AxisPropagation:
                 self._activations.are_pieces(chain_of(done.call), result)
                 return None
             self._activations.extend(ended, result)
+            ended.missing /= arguments.constant
+            new.ended = ended if not math.isclose(ended.missing, 1.0, rel_tol=1e-3) else None
         return None
 
     def _gates(
@@ -335,12 +352,13 @@ class AxisPropagation:
         return tag is not None and tag.weights_only
 
     def _awaits(self, op: Op, arguments: Operands) -> Ended | None:
-        """Return the hand-written function whose last constant a call multiplies in, if it does."""
+        """Return the hand-written function that still wants a constant, of which a call multiplies one in, if it does."""
         if op is Op.SHIFT or op is Op.POWER or op is Op.FUNCTION or len(arguments) != 1:
             return None
         tag = self._tags.get(arguments[0])
         ended = None if tag is None else tag.ended
-        return ended if ended is not None and math.isclose(arguments.constant, ended.missing, rel_tol=1e-3) else None
+        known = ended is not None and math.isfinite(ended.missing / (arguments.constant or math.nan))
+        return ended if known and arguments.constant != 1 else None
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter, or made from parameters, buffers and numbers alone."""

@@ -1,4 +1,4 @@
-"""Which tensors of a pass came from comparing another with a number, and which are zeros: without reading any."""
+"""Which tensors of a pass came from another's values alone, as from comparing it with a number, and which are zeros: without reading any."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HOST = frozenset((torch.float16, torch.float32, torch.float64, torch.int32, tor
 
 
 class _Mask(NamedTuple):
-    """What a comparison of a tensor with a number has made."""
+    """What a comparison of a tensor with a number has made, or else its values alone."""
 
     ref: weakref.ref[Tensor]
     of: weakref.ref[Tensor]
@@ -37,7 +37,9 @@ class _Mask(NamedTuple):
     version: int
     """Which state of it: one that is changed in place afterwards is another."""
     where: Region | None
-    """None for what was made of masks and numbers, as the slopes of several pieces."""
+    """None for what was made of masks and numbers, as the slopes of several pieces, and of the values."""
+    same: bool = False
+    """Whether it is that tensor's values as they are: detached."""
 
 
 class Comparisons:
@@ -63,10 +65,18 @@ class Comparisons:
 
     def compared(self, func: Callable[..., Any], z: Tensor, bound: float, result: object) -> None:
         """Note a comparison of a tensor with a number."""
-        comparison = _COMPARISONS[func.__name__]
-        if isinstance(result, Tensor) and z.requires_grad:
-            where = Region(comparison, bound)
+        if not isinstance(result, Tensor):
+            return
+        where = Region(_COMPARISONS[func.__name__], bound)
+        if z.requires_grad:
             self.masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, where)  # noqa: SLF001 - it has no public name
+        elif (alias := self.masks.get(id(z))) is not None and alias.ref() is z and alias.same:
+            self.masks[id(result)] = alias._replace(ref=weakref.ref(result), where=where, same=False)
+
+    def detached(self, z: object, result: object) -> None:
+        """Note that a tensor holds another one's values, and passes no gradient back."""
+        if isinstance(z, Tensor) and isinstance(result, Tensor) and z.requires_grad:
+            self.masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, None, same=True)  # noqa: SLF001 - as above
 
     def cast(self, func: Callable[..., Any], source: object, result: object) -> None:
         """Note that a mask has become another tensor of the same entries, or one that is made of its entries."""
@@ -76,7 +86,7 @@ class Comparisons:
         if func.__name__ in _CASTS:
             self.masks[id(result)] = mask._replace(ref=weakref.ref(result))
         elif isinstance(source, Tensor) and result.shape == source.shape and not result.requires_grad:
-            self.masks[id(result)] = mask._replace(ref=weakref.ref(result), where=None)
+            self.masks[id(result)] = mask._replace(ref=weakref.ref(result), where=None, same=False)
 
     def made_zeros(self, result: object) -> None:
         """Note a tensor that was made of zeros."""
@@ -96,7 +106,7 @@ class Comparisons:
         return found is not None and found.ref() is mask and found.of() is z
 
     def makes_slopes(self, mask: object) -> bool:
-        """Whether a tensor is made of a mask and of numbers, and is none itself."""
+        """Whether a tensor is made of a mask and of numbers, or of the values that are compared, and is no mask itself."""
         found = self.masks.get(id(mask))
         return found is not None and found.ref() is mask and found.where is None
 

@@ -180,6 +180,16 @@ def _masked_fill(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorSta
     return None if region is None or not isinstance(z, Tensor) else _off(z, region, given.get("value"), tags)
 
 
+def _masked_scatter(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates) -> _Found:
+    given = dict(zip(("input", "mask", "source"), args, strict=False)) | dict(kwargs)
+    z, constant = given.get("input"), tags.comparisons.number(given.get("source"))
+    region = tags.comparisons.of(given.get("mask"), z)
+    if region is None or not isinstance(z, Tensor):
+        return None
+    # What isn't everywhere the same doesn't stay where it was: the first entries go to the first places.
+    return (PIECES if _judged(z, tags) else None) if constant is None else _off(z, region, constant, tags)
+
+
 def _product(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates) -> _Found:
     given = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
     one, other = given.get("input"), given.get("other")
@@ -231,4 +241,5 @@ _READERS: Mapping[str, _Reader] = {
     **dict.fromkeys(("minimum", "min", "fmin"), partial(_larger, smaller=True)),
     "where": _where,
     "masked_fill": _masked_fill,
+    "masked_scatter": _masked_scatter,
 }

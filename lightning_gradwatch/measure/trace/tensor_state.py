@@ -79,6 +79,8 @@ class Op(IntEnum):
     """KEEP, and takes some of the entries: a head of several, a step of a sequence."""
     JOIN = 20
     """KEEP, and puts several tensors together."""
+    ALIAS = 21
+    """KEEP, and gives its argument's own values, without a way for gradients."""
 
 
 MAKES_FEATURES = frozenset((Op.LAST, Op.CHANNEL, Op.EINSUM))
@@ -109,14 +111,16 @@ _NAMES: dict[Op, str] = {
     Op.RESHAPE: "view reshape flatten unflatten view_as reshape_as squeeze unsqueeze expand expand_as ravel "
     "_unsafe_view squeeze_ unsqueeze_ repeat",
     Op.CUT: "clamp clip clamp_min clamp_max clamp_ clip_ clamp_min_ clamp_max_ maximum max fmax minimum min fmin where masked_fill "
-    "masked_fill_",
+    "masked_fill_ masked_scatter masked_scatter_",
     Op.COMPARE: "gt ge lt le greater greater_equal less less_equal",
+    Op.ALIAS: "detach",
     Op.ZEROS: "zeros zeros_like new_zeros",
     Op.PIECE: "split chunk tensor_split split_with_sizes unsafe_chunk unsafe_split hsplit vsplit dsplit unbind narrow select "
     "index_select gather take_along_dim __getitem__ sort msort topk",
     Op.JOIN: "cat concat concatenate stack vstack row_stack hstack dstack column_stack",
     Op.TRANSPOSE: "transpose permute t mT movedim moveaxis swapaxes swapdims transpose_ t_ swapaxes_ swapdims_ adjoint",
 }
+_PROPERTIES = {**dict.fromkeys(("T", "mT", "H", "mH"), Op.TRANSPOSE), "data": Op.ALIAS}
 _OP_OF_NAME = {name: op for op, names in _NAMES.items() for name in names.split()}
 
 
@@ -128,9 +132,8 @@ def classify(func: Callable[..., Any]) -> Op:
         return Op.BACKWARD
     name = getattr(func, "__name__", "")
     if name == "__get__":
-        # Properties: T and mT give tensors with their axes exchanged, the others nothing that we follow.
-        owner = getattr(func, "__self__", None)
-        return Op.TRANSPOSE if getattr(owner, "__name__", "") in ("T", "mT", "H", "mH") else Op.IGNORE
+        # Properties: these give tensors, the others nothing that we follow.
+        return _PROPERTIES.get(getattr(getattr(func, "__self__", None), "__name__", ""), Op.IGNORE)
     return _OP_OF_NAME.get(name, Op.KEEP)
 
 
@@ -363,6 +366,8 @@ class TensorStates:
         """The numbers of pieces of layers' features."""
         self.apart = False
         """Whether some of them are pieces of weights."""
+        self.named: set[Origin] = set()
+        """Of the values of which unknown functions are put together that coverage names already."""
         self._starts: deque[Start] = deque()
 
     def get(self, tensor: object) -> TensorState | None:
@@ -381,6 +386,7 @@ class TensorStates:
         self.comparisons.clear()
         self.pieces.clear()
         self.apart = False
+        self.named.clear()
         self._starts.clear()
 
     def hold(self, start: Start) -> None:

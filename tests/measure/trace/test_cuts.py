@@ -59,6 +59,11 @@ WRITTEN = {
     "x.mul_(x > 0) of a copy": (lambda x: _masked(x.clone()), "relu", lambda z: z <= 0),
     "x * (x > 1)": (lambda x: x * (x > 1), "threshold", lambda z: z <= 1),
     "masked_fill": (lambda x: x.masked_fill(x < 0, 0.0), "relu", lambda z: z < 0),
+    "masked_scatter": (lambda x: x.masked_scatter(x < 0, torch.zeros_like(x)), "relu", lambda z: z < 0),
+    "x * (x.detach() > 0)": (lambda x: x * (x.detach() > 0), "relu", lambda z: z <= 0),
+    "x * (x.data > 0).float()": (lambda x: x * (x.data > 0).float(), "relu", lambda z: z <= 0),
+    "where(x.detach() < 0, 0, x)": (lambda x: torch.where(x.detach() < 0, 0.0, x), "relu", lambda z: z < 0),
+    "masked_fill of what is detached": (lambda x: x.masked_fill(x.detach() < 0, 0.0), "relu", lambda z: z < 0),
     "softmin": (lambda x: F.softmin(x, -1), "softmin", None),
     "hard swish of clamp": (lambda x: x * (x + 3).clamp(0, 6) / 6, "hardswish", lambda z: z <= -3),
     "hard swish of clamp in place": (lambda x: x * (x + 3).clamp_(0, 6) / 6, "hardswish", lambda z: z <= -3),
@@ -106,7 +111,16 @@ GUARDS = {
     "of one number a row": lambda x: x * x.mean(-1).clamp(min=0)[:, None],
     "of a state that has changed since": lambda x: _changed(x.clone()),
     "the larger of two": lambda x: torch.maximum(x, x.roll(1, 0)),
+    "a detached state that has changed since": lambda x: _changed_since(x.clone()),
+    "another tensor by its own values": lambda x: x.roll(1, 0) * (x.detach() > 0),
+    "a straight way through": lambda x: x + (x.round() - x).detach(),
+    "by its own scale": lambda x: x / x.detach().norm(dim=-1, keepdim=True),
 }
+
+
+def _changed_since(y):
+    on = y.detach() > 0
+    return y.add_(1.0) * on
 
 
 def _changed(y):

@@ -57,6 +57,7 @@ WRITTEN = {
     "erf form, constant last in place": (lambda x: (x * (1 + torch.erf(x / math.sqrt(2)))).div_(2), "gelu", F.gelu),
     "erf form, constant amid": (lambda x: x * (0.5 + 0.5 * torch.erf(x / math.sqrt(2))), "gelu", F.gelu),
     "hard swish": (lambda x: x * F.relu6(x + 3) / 6, "hardswish", F.hardswish),
+    "erf form, its constant in two": (lambda x: x * (1 + torch.erf(x / math.sqrt(2))) * math.sqrt(0.5) * math.sqrt(0.5), "gelu", F.gelu),
     "hard swish, constant first": (lambda x: x / 6 * F.relu6(x + 3), "hardswish", F.hardswish),
     "hard swish, constant inside": (lambda x: x * (F.relu6(x + 3) * (1 / 6)), "hardswish", F.hardswish),
     "hard swish of hardtanh": (lambda x: x * F.hardtanh(x + 3, 0.0, 6.0) / 6.0, "hardswish", F.hardswish),
@@ -214,3 +215,28 @@ def test_a_hand_written_function_in_a_loop_adds_its_calls_up(measure):
         assert (result.site.function, result.site.fill) == ("silu", 1.0)
         z = torch.cat(model.all).detach().numpy()
         assert result.site.inactive_share == pytest.approx(np.mean(z < -3.298184345921125), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("act", "function"),
+    [
+        (lambda x: x * F.relu6(x + 3) / 3, "hardswish"),
+        (lambda x: 0.5 * x * F.relu6(x + 3) / 6, "hardswish"),
+        (lambda x: -(x * F.relu6(x + 3)), "hardswish"),
+        (lambda x: 0.7 * (x * (1 + torch.erf(x / math.sqrt(2)))), "gelu"),
+        (lambda x: (2 * x) * torch.sigmoid(x) * 3, "silu"),
+    ],
+)
+def test_with_a_constant_of_its_own_it_is_what_that_makes_of_it(act, function):
+    torch.manual_seed(1)
+    x = torch.randn(50, 6).double()
+    probe, z, _ = run(act, x, 1, 4.0)
+    torch.manual_seed(0)
+    z = z.clone().requires_grad_()
+    a = act(z)
+    model = Net(act).double()
+    of_z, of_a = torch.autograd.grad(model.last(a).square().sum(), (z, a))
+    (site,) = probe.info.sites
+    assert (site.function, site.role) == (function, "hidden")
+    assert probe.record.forward_rms[0] == pytest.approx(a.detach().square().mean().sqrt().item(), rel=1e-6)
+    assert probe.record.metrics["activation_gain"][0] == pytest.approx((of_z.norm() / of_a.norm()).item(), rel=1e-6)

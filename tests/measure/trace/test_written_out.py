@@ -247,6 +247,27 @@ def test_what_is_not_known_is_named_where_it_is(name):
     assert entry.reason == "an activation function by hand that isn't counted: which one it is isn't known"
 
 
+OF_TWO = {
+    "leaky, of two where": (lambda x: torch.where(x > 0, x, 0.0) + torch.where(x < 0, 0.1 * x, 0.0), ":where"),
+    "x heaviside(x)": (lambda x: x * torch.heaviside(x.detach(), torch.zeros(())), ":mul"),
+    "x times its own values": (lambda x: x * x.detach(), ":mul"),
+    "masked_scatter of another": (lambda x: x.masked_scatter(x < 0, 0.1 * x), ":masked_scatter"),
+    "leaky, of two where, one of them scaled": (
+        lambda x: torch.where(x > 0, x, torch.zeros_like(x)) - 0.1 * torch.where(x <= 0, -x, 0.0),
+        ":where",
+    ),
+    "two squares": (lambda x: torch.where(x > 0, x.square(), 0.1 * x.square()), ":where"),
+}
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_what_two_pieces_make_is_named_once(name):
+    act, place = OF_TWO[name]
+    entry = named_alone(act)
+    assert (entry.name, entry.sites) == (place, 1)
+    assert entry.reason == "a function of two pieces that isn't known: its units aren't counted"
+
+
 def test_what_becomes_a_piece_in_a_later_step_is_named_then():
     class Late(nn.Module):
         steps = 0
