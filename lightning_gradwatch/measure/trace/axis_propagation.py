@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.measure.trace import gates, pieces
 from lightning_gradwatch.measure.trace.axes import axis_after, split_of
-from lightning_gradwatch.measure.trace.cuts import PIECES, argument_of
+from lightning_gradwatch.measure.trace.cuts import MAXOUT, PIECES, argument_of
 from lightning_gradwatch.measure.trace.fan_in import CHAINS, note_factors, note_inputs, note_sum
 from lightning_gradwatch.measure.trace.handwritten import HandWritten, chain_of, combine, steps_of
 from lightning_gradwatch.measure.trace.operands import EINSUMS, Operands
@@ -99,6 +99,9 @@ class AxisPropagation:
 
     def leaves_out(self, function: str, reason: str, arguments: Iterable[Any]) -> None:
         """Note a call about to run that may be an activation function, and isn't known; with the calls whose outputs it puts together."""
+        if reason is MAXOUT:
+            self._puts_together = function, reason, None
+            return
         if reason is not PIECES:
             self._activations.leaves_out(function, reason)
             return

@@ -37,7 +37,7 @@ class _Mask(NamedTuple):
     version: int
     """Which state of it: one that is changed in place afterwards is another."""
     where: Region | None
-    """None for what was made of masks and numbers, as the slopes of several pieces, and of the values."""
+    """None for what was made of masks and numbers, as the slopes of several pieces, and of the values, also by comparing with a tensor."""
     same: bool = False
     """Whether it is that tensor's values as they are: detached."""
 
@@ -63,11 +63,11 @@ class Comparisons:
             z, bound = compared
             self.compared(func, z, bound, result)
 
-    def compared(self, func: Callable[..., Any], z: Tensor, bound: float, result: object) -> None:
-        """Note a comparison of a tensor with a number."""
+    def compared(self, func: Callable[..., Any], z: Tensor, bound: float | None, result: object) -> None:
+        """Note a comparison of a tensor with a number, or with another tensor, for which None stands."""
         if not isinstance(result, Tensor):
             return
-        where = Region(_COMPARISONS[func.__name__], bound)
+        where = None if bound is None else Region(_COMPARISONS[func.__name__], bound)
         if z.requires_grad:
             self.masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, where)  # noqa: SLF001 - it has no public name
         elif (alias := self.masks.get(id(z))) is not None and alias.ref() is z and alias.same:
@@ -106,7 +106,7 @@ class Comparisons:
         return found is not None and found.ref() is mask and found.of() is z
 
     def makes_slopes(self, mask: object) -> bool:
-        """Whether a tensor is made of a mask and of numbers, or of the values that are compared, and is no mask itself."""
+        """Whether a tensor is made of a mask and of numbers, or of the values that are compared, and no number says where it is True."""
         found = self.masks.get(id(mask))
         return found is not None and found.ref() is mask and found.where is None
 
@@ -134,9 +134,12 @@ def plain_number(value: object) -> float | None:
     return None
 
 
-def bound_of(args: Sequence[Any]) -> tuple[Tensor, float] | None:
-    """Return the tensor and the number that a comparison is given; None for anything else."""
+def bound_of(args: Sequence[Any]) -> tuple[Tensor, float | None] | None:
+    """Return the tensor that is compared, with a number, or with another tensor, for which None stands; None for anything else."""
     if len(args) != 2 or not isinstance(args[0], Tensor):
         return None
-    number = plain_number(args[1])
-    return None if number is None else (args[0], number)
+    z, other = args
+    number = plain_number(other)
+    if number is None and isinstance(other, Tensor) and other.numel() > z.numel():
+        z = other
+    return z, number

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.measure.model.call_site import inside_function
+from lightning_gradwatch.measure.trace.axes import count_of_units
 from lightning_gradwatch.measure.trace.gates import may_gate
 from lightning_gradwatch.measure.trace.handwritten import chain_of
 from lightning_gradwatch.measure.trace.tensor_state import inner_call, is_in_place
@@ -77,6 +78,7 @@ def _may_gate(site: Site) -> bool:
 
 
 _CUT_OFF = frozenset(("hardtanh", "relu6"))
+MAXOUT = "the largest or smallest of several units: what they are together isn't counted"
 PIECES = "a function of two pieces that isn't known: its units aren't counted"
 _Found: TypeAlias = "tuple[Zones, Tensor] | str | None"
 
@@ -120,7 +122,7 @@ def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates, 
     given = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
     one, other = given.get("input"), given.get("other")
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return None  # over an axis
+        return _over_axis([one, given.get("dim", other)], {}, tags)
     for z, bound in ((one, other), (other, one)):
         if (number := tags.comparisons.number(bound)) is not None and z.dim() >= bound.dim():
             return _bounded(None, number, z) if smaller else _bounded(number, None, z)
@@ -130,6 +132,19 @@ def _larger(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates, 
         alike = argument_of(one, tags) is argument_of(other, tags)
         return PIECES if alike and (_judged(one, tags) or _judged(other, tags)) else None
     return _unknown(one if one.requires_grad else other, tags)
+
+
+def _over_axis(args: Sequence[Any], kwargs: Mapping[str, Any], tags: TensorStates) -> _Found:
+    """Judge the largest of each along an axis that has some of the units, and others have more: a Maxout."""
+    given = dict(zip(("input", "dim"), args, strict=False)) | dict(kwargs)
+    z, dim = given.get("input"), given.get("dim")
+    tag = tags.get(z)
+    if tag is None or tag.layer is None or not isinstance(z, Tensor) or not isinstance(dim, int) or inner_call(tag):
+        return None
+    axis = tags.unit_axis(z)
+    if isinstance(axis, int) or dim % z.dim() not in axis.with_units or not _judged(z, tags):
+        return None
+    return MAXOUT if count_of_units(axis, z.shape) > z.size(dim) else None
 
 
 def _unknown(z: Tensor, tags: TensorStates) -> str | None:
@@ -238,6 +253,7 @@ _READERS: Mapping[str, _Reader] = {
     "clamp_min": partial(_clamp, names=("input", "min")),
     "clamp_max": partial(_clamp, names=("input", "max")),
     **dict.fromkeys(("maximum", "max", "fmax"), _larger),
+    **dict.fromkeys(("amax", "amin"), _over_axis),
     **dict.fromkeys(("minimum", "min", "fmin"), partial(_larger, smaller=True)),
     "where": _where,
     "masked_fill": _masked_fill,

@@ -110,7 +110,7 @@ _NAMES: dict[Op, str] = {
     "batch_norm group_norm instance_norm native_batch_norm native_group_norm local_response_norm",
     Op.RESHAPE: "view reshape flatten unflatten view_as reshape_as squeeze unsqueeze expand expand_as ravel "
     "_unsafe_view squeeze_ unsqueeze_ repeat",
-    Op.CUT: "clamp clip clamp_min clamp_max clamp_ clip_ clamp_min_ clamp_max_ maximum max fmax minimum min fmin where masked_fill "
+    Op.CUT: "clamp clip clamp_min clamp_max clamp_ clip_ clamp_min_ clamp_max_ maximum max fmax amax amin minimum min fmin where masked_fill "
     "masked_fill_ masked_scatter masked_scatter_",
     Op.COMPARE: "gt ge lt le greater greater_equal less less_equal",
     Op.ALIAS: "detach",
