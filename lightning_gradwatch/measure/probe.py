@@ -329,6 +329,11 @@ class Probe:
             self._unseen.take_signals(measured.sums)
         if meter.activations.by_grad and measured.steps and not (measured.losses or measured.activations_only):
             self._unseen.note(BY_GRAD, Note("", BY_GRAD, len(self._sites.ordered)))
+        if not measured.activations_only:
+            passed = (
+                bool(measured.losses and self._optimizers) and measured.scale is None
+            )  # a scaler may have held it back
+            self._unseen.take_steps(stepped=bool(measured.steps), passed=passed)
         self._unseen.take_units()
         if meter.lost:
             self._unseen.note(TOO_LARGE, Note("", TOO_LARGE, 0))

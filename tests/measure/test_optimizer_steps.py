@@ -185,6 +185,26 @@ def test_a_wrapper_that_leaves_its_step_out_has_not_stepped():
     assert told == [(True, False), (False, True)] * 2
 
 
+def test_where_none_is_seen_to_step_coverage_says_so_until_one_does():
+    class TwoSteps(torch.optim.SGD):
+        def second_step(self):
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter.sub_(parameter.grad, alpha=0.1)
+
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = TwoSteps(net.parameters(), lr=0.1)
+    probe = Probe(net, optimizer)
+    said = []
+    for step in (optimizer.second_step, optimizer.second_step, optimizer.step, optimizer.second_step):
+        with probe:
+            optimizer.zero_grad()
+            net(torch.randn(5, 4)).square().mean().backward()
+            step()
+        said.append([entry.reason[:57] for entry in probe.info.coverage])
+    assert said == [["a backward pass was made and no optimizer was seen to step"[:57]]] * 2 + [[], []]
+
+
 def test_an_exception_in_the_step_leaves_nothing():
     class Breaks(Lookahead):
         def step(self, closure=None):

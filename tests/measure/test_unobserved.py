@@ -132,6 +132,33 @@ def test_a_tensor_class_of_the_users_is_called_as_it_would_be_without_us():
     assert probe.record.loss == pytest.approx(alone.record.loss)
 
 
+LOSSES = {
+    "cross entropy": lambda y: F.cross_entropy(y, torch.arange(5) % 3),
+    "of probabilities": lambda y: F.nll_loss(y.softmax(-1).log(), torch.arange(5) % 3),
+    "with a sigmoid": lambda y: F.binary_cross_entropy_with_logits(y, torch.zeros(5, 3)),
+    "of a norm and dropout": lambda y: F.dropout(F.batch_norm(y, None, None, training=True), 0.0).abs().max(),
+    "of cuts and squares": lambda y: (y.detach() > 0).float().mul(y).clamp(min=0).add(y.square()).sum(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_tensor_class_is_called_so_whatever_the_loss_is(loss):
+    seen = []
+    for probed in (False, True):
+        Counted.seen = []
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        probe = Probe(net, optimizer) if probed else contextlib.nullcontext()
+        for _ in range(3):
+            with probe:
+                optimizer.zero_grad()
+                loss(net(torch.randn(5, 4).as_subclass(Counted))).backward()
+                optimizer.step()
+        seen.append(Counted.seen)
+    assert seen[1] == seen[0]
+
+
 def test_a_tensor_class_that_refuses_what_it_does_not_know_refuses_nothing_of_ours():
     class Strict(torch.Tensor):
         @classmethod

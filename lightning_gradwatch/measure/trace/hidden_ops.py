@@ -22,6 +22,7 @@ from lightning_gradwatch.measure.trace.operands import tensors_in
 from lightning_gradwatch.measure.trace.tensor_state import Op, classify
 from lightning_gradwatch.measure.trace.tracer import Tracer
 from lightning_gradwatch.measure.trace.uncovered import FUSED, OUTSIDE, Note, Uncovered
+from lightning_gradwatch.measure.unobserved import unobserved
 from lightning_gradwatch.record.activations import function_of_node
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class AuditedTracer(Tracer):
         if torch.compiler.is_compiling():
             return func(*args, **(kwargs or {}))
         if self.recording and self._faults.on("wiring"):
-            with self._faults.guard("wiring"):
+            with self._faults.guard("wiring"), unobserved():
                 self._sees(func, args, kwargs or {})
         start = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001 - as above
         try:

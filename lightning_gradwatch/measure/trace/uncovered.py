@@ -48,6 +48,10 @@ _UNMASKED = "all of its positions count: its shape isn't the mask's"
 BY_GRAD = (
     "gradients are taken by torch.autograd.grad, so neither the loss nor a signal is measured; call loss.backward()"
 )
+NO_STEP = (
+    "a backward pass was made and no optimizer was seen to step, so gradients, weights and updates aren't measured; call the "
+    "optimizer's step() inside the measured step"
+)
 NO_TENSOR = "it returns something else than one tensor: it isn't measured"
 NOT_PASSED = "no backward pass goes through it"
 
@@ -90,6 +94,8 @@ class Uncovered:
         self._notes: dict[Hashable, Note] = {}
         self._passed: set[Site] = set()
         """Sites that had a signal once."""
+        self._stepped = False
+        """Whether an optimizer was ever seen to step."""
         self.alone: dict[Site, Literal["checkpoint", "function"]] = {}
         """Sites inside an autograd function that has a backward of its own."""
         self.unmasked: set[Site] = set()
@@ -116,6 +122,14 @@ class Uncovered:
     def knows(self, location: CallSite, function: str) -> bool:
         """Whether a call was noted."""
         return (location, function) in self._notes
+
+    def take_steps(self, *, stepped: bool, passed: bool) -> None:
+        """Note that no optimizer stepped after a backward pass, until one does."""
+        if stepped and not self._stepped:
+            self._stepped = True
+            self.changes += self._notes.pop(NO_STEP, None) is not None
+        elif passed and not self._stepped:
+            self.note(NO_STEP, Note("", NO_STEP, 0))
 
     def call(self, location: CallSite, function: str, reason: str) -> None:
         """Note an activation function, or a torch call that holds one, at its place."""
