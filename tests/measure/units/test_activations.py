@@ -134,10 +134,14 @@ def written_out(name, inner):
 @pytest.mark.parametrize(("name", "inner"), [key for key, zones in COMPOSITES.items() if zones.inactive])
 def test_a_function_written_out_is_inactive_where_autograd_has_no_slope(name, inner):
     function, argument = written_out(name, inner)
-    z = GRID.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(function(z).sum(), z)
-    kink = (argument(GRID) - COMPOSITES[name, inner].inactive[0].bound).abs() < 1e-9
-    assert torch.equal(inside(COMPOSITES[name, inner].inactive, argument(GRID)) | kink, (slope == 0) | kink)
+
+    def flat(shift):
+        z = (GRID + shift).requires_grad_()
+        return torch.autograd.grad(function(z).sum(), z)[0] == 0
+
+    # At a minimum it is exactly 0 in one arithmetic, and nearly so in another.
+    undecided = ~flat(-1e-3) & ~flat(1e-3) | ((argument(GRID) - COMPOSITES[name, inner].inactive[0].bound).abs() < 1e-9)
+    assert torch.equal(inside(COMPOSITES[name, inner].inactive, argument(GRID)) | undecided, flat(0.0) | undecided)
 
 
 @pytest.mark.parametrize(("name", "inner"), [key for key, zones in COMPOSITES.items() if zones.saturated])
