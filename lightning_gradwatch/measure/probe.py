@@ -123,6 +123,8 @@ class Probe:
         """How often the optimizers were replaced."""
         self._audited = -1
         """Sites there were when the last audit had ended."""
+        self._writes = 0
+        """Into parameters, when the step began; not asked any more once an optimizer was seen to step."""
         self._followed = 0
         """Steps in which the gradients of some layers were looked for."""
         try:
@@ -278,6 +280,8 @@ class Probe:
         opaque_modules = find_opaque(self._model)
         self._compiled = sum(map(is_compiled, opaque_modules))
         self._layers.step += 1
+        if not self._unseen.stepped:
+            self._writes = self._layers.writes
         suspects = () if activations_only else self._suspects()
         audited = not activations_only and not suspects and self._audited != len(self._sites.ordered)
         self._meter = StepMeter(
@@ -330,10 +334,8 @@ class Probe:
         if meter.activations.by_grad and measured.steps and not (measured.losses or measured.activations_only):
             self._unseen.note(BY_GRAD, Note("", BY_GRAD, len(self._sites.ordered)))
         if not measured.activations_only:
-            passed = (
-                bool(measured.losses and self._optimizers) and measured.scale is None
-            )  # a scaler may have held it back
-            self._unseen.take_steps(stepped=bool(measured.steps), passed=passed)
+            changed = not self._unseen.stepped and bool(self._optimizers) and self._layers.writes != self._writes
+            self._unseen.take_steps(stepped=bool(measured.steps), changed=changed)
         self._unseen.take_units()
         if meter.lost:
             self._unseen.note(TOO_LARGE, Note("", TOO_LARGE, 0))

@@ -180,6 +180,11 @@ class Layers:
         """Return the parameters of all layers, with their names."""
         return self._parameters.items()
 
+    @property
+    def writes(self) -> int:
+        """How often something was written into their parameters, as far as torch counts that."""
+        return sum(0 if each.is_inference() else each._version for each in self._parameters.values())  # noqa: SLF001 - it has no public name
+
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor of which nothing else is known is no data: a buffer of the model, or a single number."""
         if tensor.requires_grad:

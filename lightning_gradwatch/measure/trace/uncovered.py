@@ -49,8 +49,8 @@ BY_GRAD = (
     "gradients are taken by torch.autograd.grad, so neither the loss nor a signal is measured; call loss.backward()"
 )
 NO_STEP = (
-    "a backward pass was made and no optimizer was seen to step, so gradients, weights and updates aren't measured; call the "
-    "optimizer's step() inside the measured step"
+    "parameters change and no optimizer was seen to step, so gradients, weights and updates aren't measured; call the optimizer's "
+    "step() inside the measured step"
 )
 NO_TENSOR = "it returns something else than one tensor: it isn't measured"
 NOT_PASSED = "no backward pass goes through it"
@@ -94,7 +94,7 @@ class Uncovered:
         self._notes: dict[Hashable, Note] = {}
         self._passed: set[Site] = set()
         """Sites that had a signal once."""
-        self._stepped = False
+        self.stepped = False
         """Whether an optimizer was ever seen to step."""
         self.alone: dict[Site, Literal["checkpoint", "function"]] = {}
         """Sites inside an autograd function that has a backward of its own."""
@@ -123,12 +123,12 @@ class Uncovered:
         """Whether a call was noted."""
         return (location, function) in self._notes
 
-    def take_steps(self, *, stepped: bool, passed: bool) -> None:
-        """Note that no optimizer stepped after a backward pass, until one does."""
-        if stepped and not self._stepped:
-            self._stepped = True
+    def take_steps(self, *, stepped: bool, changed: bool) -> None:
+        """Note that parameters have changed and no optimizer stepped, until one does."""
+        if stepped and not self.stepped:
+            self.stepped = True
             self.changes += self._notes.pop(NO_STEP, None) is not None
-        elif passed and not self._stepped:
+        elif changed and not self.stepped:
             self.note(NO_STEP, Note("", NO_STEP, 0))
 
     def call(self, location: CallSite, function: str, reason: str) -> None:
