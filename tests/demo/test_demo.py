@@ -164,7 +164,7 @@ def test_ctrl_c_ends_it_cleanly(tmp_path):
             out, err = running.communicate(timeout=60)
         finally:
             running.kill()
-    assert running.returncode == 130
+    assert running.returncode == 130, err
     assert "Stopped. What was measured is in gradwatch-demo." in out
     assert "Traceback" not in err
 
