@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_gradwatch.measure.trace import gates, pieces
 from lightning_gradwatch.measure.trace.axes import axis_after, split_of
 from lightning_gradwatch.measure.trace.cuts import MAXOUT, PIECES, argument_of
-from lightning_gradwatch.measure.trace.fan_in import CHAINS, note_factors, note_inputs, note_sum
+from lightning_gradwatch.measure.trace.fan_in import CHAINS, MATMULS, note_factors, note_inputs, note_sum
 from lightning_gradwatch.measure.trace.handwritten import HandWritten, chain_of, combine, steps_of
 from lightning_gradwatch.measure.trace.operands import EINSUMS, Operands
 from lightning_gradwatch.measure.trace.product_axes import axes_of_products, axis_of_data
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.trace.tensor_state import Axis, Ended, SiteCall
 
 _ARITHMETIC = frozenset((Op.ARITHMETIC, Op.SHIFT, Op.POWER, Op.MULTIPLY, Op.ERF))
-_PRODUCTS = frozenset(
-    ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linalg_matmul", *EINSUMS, *CHAINS)
-)
+_PRODUCTS = MATMULS | CHAINS | {*EINSUMS}
 _ARRANGES = frozenset((Op.RESHAPE, Op.TRANSPOSE, Op.LAST, Op.CHANNEL))
 """What may give the units another axis where a tensor keeps the number of its axes."""
 _TAKES_DATA = re.compile("linear|conv|lstm|gru|rnn")
@@ -51,7 +49,8 @@ _KEEPS = frozenset((Op.KEEP, Op.PIECE, Op.ALIAS))
 _TURNED = frozenset((*EINSUMS, "__rmatmul__"))
 """Products whose last argument isn't the right one."""
 _PICKS = frozenset(("gather", "__getitem__", "index_select", "take_along_dim", "masked_select", "take"))
-_LAST, _ERF, _COMPARE, _ZEROS, _ALIAS = Op.LAST, Op.ERF, Op.COMPARE, Op.ZEROS, Op.ALIAS  # by name, as in `tracer`
+_LAST, _ERF = Op.LAST, Op.ERF  # by name, as in `tracer`
+_OF_VALUES = frozenset((Op.COMPARE, Op.ZEROS, Op.ALIAS))
 
 
 class _Kind(NamedTuple):
@@ -122,11 +121,9 @@ class AxisPropagation:
     def follow(self, op: Op, func: Callable[..., Any], arguments: Sequence[Any], result: Any) -> None:
         """Hand what is known of a call's arguments on to its results."""
         comparisons = self._tags.comparisons
-        if op is _COMPARE or op is _ZEROS:
-            comparisons.take(func, arguments if op is _COMPARE else None, result)
-            return
-        if op is _ALIAS and arguments:
-            comparisons.detached(arguments[0], result)
+        if op in _OF_VALUES:
+            if self._takes_values(op, func, arguments, result):
+                return
         elif comparisons.masks and arguments:
             comparisons.cast(func, arguments[0], result)
         results = (result,) if isinstance(result, Tensor) else result
@@ -146,6 +143,17 @@ class AxisPropagation:
                 self._make(op, func, sources, arguments, each)
             elif isinstance(each, Tensor):
                 self._hand_on(op, func, sources, arguments, each)
+
+    def _takes_values(self, op: Op, func: Callable[..., Any], arguments: Sequence[Any], result: Any) -> bool:
+        """Note what a call makes of values alone; whether that is all there is to it."""
+        comparisons = self._tags.comparisons
+        if op is not Op.ALIAS:
+            comparisons.take(func, arguments if op is Op.COMPARE else None, result)
+            return True
+        source = arguments[0] if arguments else None
+        comparisons.detached(source, result)
+        # Reading a parameter's `data`, as an average of weights does, is no use of a layer.
+        return func.__name__ == "__get__" and self._layers.owner(source) is not None
 
     def _hides(self, func: Callable[..., Any], results: Sequence[Any]) -> None:
         """Note a call of a function that holds activation functions."""

@@ -75,7 +75,7 @@ class Comparisons:
 
     def detached(self, z: object, result: object) -> None:
         """Note that a tensor holds another one's values, and passes no gradient back."""
-        if isinstance(z, Tensor) and isinstance(result, Tensor) and z.requires_grad:
+        if isinstance(z, Tensor) and isinstance(result, Tensor) and z.requires_grad and not z.is_leaf:
             self.masks[id(result)] = _Mask(weakref.ref(result), weakref.ref(z), z._version, None, same=True)  # noqa: SLF001 - as above
 
     def cast(self, func: Callable[..., Any], source: object, result: object) -> None:

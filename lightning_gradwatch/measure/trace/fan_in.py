@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from lightning_gradwatch.measure.model.path import Layer
     from lightning_gradwatch.measure.trace.tensor_state import TensorState
 
+MATMULS = frozenset(("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "linalg_matmul"))
+"""Products of two matrices, or stacks of such; what is added to them comes first."""
 CHAINS = frozenset(("linalg_multi_dot", "chain_matmul"))
 """Products of any number of matrices."""
+_LOOKED_UP = frozenset(("embedding", "embedding_bag"))
 
 
 def note_inputs(
@@ -59,7 +62,7 @@ def note_sum(product: tuple[Layer, nn.Parameter], func: Callable[..., Any], prod
         return
     layer, matrix = product
     inputs = products.numel() // result.numel()
-    if matrix.numel() % inputs == 0 and inputs in matrix.shape:
+    if inputs and matrix.numel() % inputs == 0 and inputs in matrix.shape:
         layer.inputs[id(matrix)] = inputs
     layer.seek(again=False)
 
@@ -92,7 +95,7 @@ def _added_up(func: Callable[..., Any], arguments: Sequence[Tensor], place: int)
         return NOT_TOLD if "transpose" in name else math.prod(shape[1:])
     if name in CHAINS:
         return shape[-2] if place else shape[-1]
-    right = last - 1 if name == "__rmatmul__" else last
-    if place == right:
-        return shape[-2] if len(shape) > 1 else shape[-1]
-    return shape[-1] if place >= last - 1 else 0
+    if (name in MATMULS and place >= last - 1) or name in _LOOKED_UP:
+        right = last - 1 if name == "__rmatmul__" else last
+        return shape[-2] if place == right and len(shape) > 1 else shape[-1]
+    return 0

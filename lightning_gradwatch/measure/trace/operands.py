@@ -67,34 +67,36 @@ def einsum_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
     if args and isinstance(args[0], str):
         operands.equation = args[0]
     elif func.__name__ == "tensordot":
-        operands.equation = _equation_of(
-            operands, kwargs.get("dims", args[2] if len(args) > 2 else 2)
-        )  # torch's default
-    elif func.__name__ == "inner" and all(each.dim() for each in operands):
+        operands.equation = _equation_of(operands, kwargs.get("dims", args[2] if len(args) > 2 else _USUAL_DIMS))
+    elif func.__name__ == "inner":
         operands.equation = _equation_of(operands, ([-1], [-1]))
     return operands
 
 
 def _equation_of(operands: Sequence[Tensor], dims: Any) -> str:
-    """Return the equation of ``tensordot``; empty where its axes aren't plain numbers."""
+    """Return the equation of ``tensordot``; empty where its axes aren't plain numbers, or aren't those of its tensors."""
     ranks = [each.dim() for each in operands]
     if len(ranks) != 2 or sum(ranks) > len(_LABELS):
         return ""
+    try:
+        return _spelled_equation(ranks, dims)
+    except (LookupError, TypeError, ValueError):  # torch itself is about to refuse it
+        return ""
+
+
+def _spelled_equation(ranks: Sequence[int], dims: Any) -> str:
     one, other = _LABELS[: ranks[0]], _LABELS[ranks[0] : sum(ranks)]
     if isinstance(dims, int):
         dims = list(range(ranks[0] - dims, ranks[0])), list(range(dims))
-    if not (isinstance(dims, (tuple, list)) and len(dims) == 2):
-        return ""
-    pairs = [each if isinstance(each, (tuple, list)) else (each,) for each in dims]
-    if not all(isinstance(axis, int) for each in pairs for axis in each):
-        return ""
-    shared = {other[there]: one[here] for here, there in zip(*pairs, strict=True)}
+    here_and_there = [each if isinstance(each, (tuple, list)) else (each,) for each in dims]
+    shared = {other[there]: one[here] for here, there in zip(*here_and_there, strict=True)}
     named = "".join(shared.get(label, label) for label in other)
     left = "".join(label for label in one + named if label not in shared.values())
     return f"{one},{named}->{left}"
 
 
 _LABELS = string.ascii_letters
+_USUAL_DIMS = 2
 
 
 def tensors_in(args: Iterable[Any]) -> list[Tensor]:

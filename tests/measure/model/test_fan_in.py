@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -194,6 +195,46 @@ def test_parameters_of_the_net_itself_are_layers_of_their_own():
         "up": pytest.approx(math.nan, nan_ok=True),
     }
     assert RunInfo.from_dict(probe.info.to_dict()) == probe.info
+
+
+def test_what_is_no_product_of_matrices_leaves_it_as_the_kind_has_it():
+    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU())
+    bilinear, table = nn.Bilinear(6, 6, 4), nn.Embedding(9, 6)
+    parameters = [*net.parameters(), *bilinear.parameters(), *table.parameters()]
+    model = nn.ModuleList([net, bilinear, table])
+    with Probe(model, optimizer := torch.optim.SGD(parameters, lr=0.1)) as probe:
+        bilinear(net(torch.randn(7, 5)), table(torch.arange(7))).relu().sum().backward()
+        optimizer.step()
+    assert {layer.kind: layer.fan_in for layer in probe.info.layers if layer.weight} == {"Linear": 5, "Bilinear": 36}
+
+
+def test_an_empty_batch_and_what_torch_refuses_are_no_faults_of_ours():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 12))
+
+        def forward(self, x):
+            for dims in (3, ([0], [0, 1]), ([7], [0])):
+                with contextlib.suppress(RuntimeError, IndexError):
+                    torch.tensordot(x, self.weight, dims)
+            return ((x[:0, :, None] * self.weight).sum(0) + self.weight).relu()
+
+    net = Net()
+    with Probe(net, optimizer := torch.optim.SGD(net.parameters(), lr=0.1)) as probe:
+        net(torch.randn(7, 5)).sum().backward()
+        optimizer.step()
+    assert probe.info.layers[0].fan_in == 12  # as a bare parameter's; nothing of it showed
+
+
+def test_reading_the_data_of_a_parameter_is_no_use_of_its_layer():
+    net = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1))
+    net.spare = nn.Linear(6, 6)
+    with Probe(net, optimizer := torch.optim.SGD(net.parameters(), lr=0.1)) as probe:
+        net[2](net[1](net[0](torch.randn(7, 5)))).sum().backward()
+        assert net.spare.weight.data.norm() > 0
+        optimizer.step()
+    assert {layer.name: layer.used for layer in probe.info.layers} == {"0": True, "2": True, "spare": False}
 
 
 def test_one_for_each_parameter_is_stored():
