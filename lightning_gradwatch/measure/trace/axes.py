@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _RANK_OF_CONVOLUTION = {f"conv{transposed}{n}d": n + 2 for n in (1, 2, 3) for transposed in ("", "_transpose")}
 _LAST, _RESHAPE, _TRANSPOSE = Op.LAST, Op.RESHAPE, Op.TRANSPOSE  # by name, as in `tracer`
 _MOST_REMOVED = 2
-_MATRIX = 2
 _UNFOLDED = (4, 3)
 """How many axes an image has, and what its patches are unfolded to."""
 CACHED = 1024

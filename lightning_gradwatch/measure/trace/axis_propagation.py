@@ -74,7 +74,7 @@ def _is_trained(argument: object) -> TypeGuard[Tensor]:
 
 
 class Compared(list[Any]):
-    """The tensor and the number of a comparison; empty for one of two tensors."""
+    """What `bound_of` finds in a comparison's arguments; empty where it finds nothing."""
 
 
 class AxisPropagation:

@@ -152,6 +152,60 @@ def test_what_may_be_one_and_isnt_known_is_in_coverage(act, name):
     assert name in [entry.name for entry in probe.info.coverage]
 
 
+# Functions of two pieces.
+OF_TWO = {
+    "the four largest": (lambda x: x * (x >= x.topk(4, -1).values[:, -1:]), ":mul"),
+    "a threshold that is learned": (lambda x: torch.where(x > x.new_full((12,), 0.1), x, 0.1 * x), ":where"),
+    "leaky, of two where": (lambda x: torch.where(x > 0, x, 0.0) + torch.where(x < 0, 0.1 * x, 0.0), ":where"),
+    "x heaviside(x)": (lambda x: x * torch.heaviside(x.detach(), torch.zeros(())), ":mul"),
+    "x times its own values": (lambda x: x * x.detach(), ":mul"),
+    "masked_scatter of another": (lambda x: x.masked_scatter(x < 0, 0.1 * x), ":masked_scatter"),
+    "leaky, of two where, one of them scaled": (
+        lambda x: torch.where(x > 0, x, torch.zeros_like(x)) - 0.1 * torch.where(x <= 0, -x, 0.0),
+        ":where",
+    ),
+    "two squares": (lambda x: torch.where(x > 0, x.square(), 0.1 * x.square()), ":where"),
+}
+
+# The largest, or smallest, of several units.
+MAXOUTS = {
+    "max": (lambda x: x.view(-1, 6, 2).max(-1).values.repeat(1, 2), ":max"),
+    "max, by name": (lambda x: torch.max(x.unflatten(-1, (2, 6)), dim=1)[0].repeat(1, 2), ":max"),
+    "amax": (lambda x: x.view(-1, 3, 4).amax(1).repeat(1, 3), ":amax"),
+}
+
+
+@pytest.mark.parametrize(
+    ("act", "place", "reason"),
+    [
+        *((*each, "a function of two pieces that isn't known: its units aren't counted") for each in OF_TWO.values()),
+        *(
+            (*each, "the largest or smallest of several units: what they are together isn't counted")
+            for each in MAXOUTS.values()
+        ),
+    ],
+    ids=[*OF_TWO, *MAXOUTS],
+)
+def test_what_is_not_known_is_named_once_with_its_reason(act, place, reason):
+    _, probe, _ = measured(act, steps=2)
+    assert not probe.info.sites
+    (entry,) = probe.info.coverage
+    assert (entry.name, entry.sites, entry.reason) == (place, 1, reason)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda x: x / x.amax(-1, keepdim=True),
+        lambda x: x.view(-1, 6, 2).relu().amax(-1).repeat(1, 2),  # pools what an activation function has made
+        lambda x: x - x.max(0).values,
+    ],
+)
+def test_the_largest_of_other_things_is_none(act):
+    _, probe, _ = measured(act, steps=2)
+    assert not probe.info.coverage
+
+
 def test_weights_that_are_clamped_are_no_site():
     class Clamped(nn.Linear):
         def forward(self, x):

@@ -247,57 +247,6 @@ def test_what_is_not_known_is_named_where_it_is(name):
     assert entry.reason == "an activation function by hand that isn't counted: which one it is isn't known"
 
 
-OF_TWO = {
-    "the four largest": (lambda x: x * (x >= x.topk(4, -1).values[:, -1:]), ":mul"),
-    "a threshold that is learned": (lambda x: torch.where(x > x.new_full((12,), 0.1), x, 0.1 * x), ":where"),
-    "leaky, of two where": (lambda x: torch.where(x > 0, x, 0.0) + torch.where(x < 0, 0.1 * x, 0.0), ":where"),
-    "x heaviside(x)": (lambda x: x * torch.heaviside(x.detach(), torch.zeros(())), ":mul"),
-    "x times its own values": (lambda x: x * x.detach(), ":mul"),
-    "masked_scatter of another": (lambda x: x.masked_scatter(x < 0, 0.1 * x), ":masked_scatter"),
-    "leaky, of two where, one of them scaled": (
-        lambda x: torch.where(x > 0, x, torch.zeros_like(x)) - 0.1 * torch.where(x <= 0, -x, 0.0),
-        ":where",
-    ),
-    "two squares": (lambda x: torch.where(x > 0, x.square(), 0.1 * x.square()), ":where"),
-}
-
-
-MAXOUTS = {
-    "max": (lambda x: x.view(-1, 6, 2).max(-1).values.repeat(1, 2), ":max"),
-    "max, by name": (lambda x: torch.max(x.unflatten(-1, (2, 6)), dim=1)[0].repeat(1, 2), ":max"),
-    "amax": (lambda x: x.view(-1, 3, 4).amax(1).repeat(1, 3), ":amax"),
-}
-
-
-@pytest.mark.parametrize("name", MAXOUTS)
-def test_the_largest_of_several_units_is_named(name):
-    act, place = MAXOUTS[name]
-    entry = named_alone(act)
-    assert (entry.name, entry.sites) == (place, 1)
-    assert entry.reason == "the largest or smallest of several units: what they are together isn't counted"
-
-
-@pytest.mark.parametrize(
-    "act",
-    [
-        lambda x: x / x.amax(-1, keepdim=True),
-        lambda x: x.view(-1, 6, 2).relu().amax(-1).repeat(1, 2),  # pools what an activation function has made
-        lambda x: x - x.max(0).values,
-    ],
-)
-def test_the_largest_of_other_things_is_none(act):
-    _, probe, _ = measured(act, steps=2)
-    assert not probe.info.coverage
-
-
-@pytest.mark.parametrize("name", OF_TWO)
-def test_what_two_pieces_make_is_named_once(name):
-    act, place = OF_TWO[name]
-    entry = named_alone(act)
-    assert (entry.name, entry.sites) == (place, 1)
-    assert entry.reason == "a function of two pieces that isn't known: its units aren't counted"
-
-
 def test_what_becomes_a_piece_in_a_later_step_is_named_then():
     class Late(nn.Module):
         steps = 0
