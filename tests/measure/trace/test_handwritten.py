@@ -240,3 +240,9 @@ def test_with_a_constant_of_its_own_it_is_what_that_makes_of_it(act, function):
     assert (site.function, site.role) == (function, "hidden")
     assert probe.record.forward_rms[0] == pytest.approx(a.detach().square().mean().sqrt().item(), rel=1e-6)
     assert probe.record.metrics["activation_gain"][0] == pytest.approx((of_z.norm() / of_a.norm()).item(), rel=1e-6)
+
+
+def test_what_is_multiplied_once_it_is_complete_is_left_as_it_is():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)).double()
+    probe, z, _ = run(lambda x: 3 * (0.5 * (x * (1 + torch.erf(x / math.sqrt(2))))), x, 1, 4.0)
+    assert probe.record.forward_rms[0] == pytest.approx(F.gelu(z).square().mean().sqrt().item(), rel=1e-6)
